@@ -1,0 +1,29 @@
+#pragma once
+
+#include <mlx/array.h>
+
+#include <optional>
+
+namespace lquant::kernels {
+
+namespace mx = mlx::core;
+
+struct AttentionArgs {
+  float scale = 1.0f;
+  /// Keys a query may see: itself and window − 1 before it; 0 means all before it.
+  int window = 0;
+  /// Scores become softcap·tanh(score / softcap) before the mask (Gemma 2); 0 means off.
+  float softcap = 0.0f;
+  /// Position of the first query among the keys (decoding with a KV cache): query t sees keys up to offset + t.
+  int offset = 0;
+  bool causal = true;
+};
+
+/// Causal grouped-head attention, softmax in f32. q [B, T, H, D], k [B, S, Hkv, D], v [B, S, Hkv, Dv]; H a multiple of
+/// Hkv. segments int32 [B, S] (optional, then S = T): a query sees only keys with its own number, which keeps packed
+/// texts apart. Result [B, T, H, Dv] in q's dtype (f32, bf16). Memory is linear in T and S, forward and backward
+/// (FlashAttention, arXiv 2205.14135). Gradients flow to q, k and v. Throws std::invalid_argument when shapes disagree.
+mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v, const AttentionArgs& args,
+                    const std::optional<mx::array>& segments = std::nullopt);
+
+}  // namespace lquant::kernels

@@ -1,0 +1,33 @@
+#pragma once
+
+#include <mlx/array.h>
+
+#include <optional>
+#include <vector>
+
+namespace lquant::kernels {
+
+namespace mx = mlx::core;
+
+/// y_i = x · W_iᵀ (+ b_i) (+ residual_i), several weights reading one input (q/k/v, gate/up): the gradient to x is then
+/// one accumulated product, not a sum of tensors.
+/// x [..., K]; W_i [N_i, K]; b_i [N_i]; residual [..., N] only with a single weight (fused into the product's accumulator).
+/// dtypes: f32 or bf16, all alike; products accumulate in f32. Gradients flow to x, every W_i (dtype of dW: f32), b_i, residual.
+/// Throws std::invalid_argument when shapes disagree.
+struct LinearWeight {
+  mx::array weight;
+  std::optional<mx::array> bias;
+};
+std::vector<mx::array> linears(const mx::array& x, const std::vector<LinearWeight>& weights);
+mx::array linear(const mx::array& x, const LinearWeight& weight, const std::optional<mx::array>& residual = std::nullopt);
+
+/// Products over rows sorted by expert: rows offsets[e] … offsets[e+1] of x [R, K] meet W[e] of W [E, N, K] (+ b [E, N]).
+/// offsets [E+1] int32, ascending from 0 to R. Result [R, N]. Gradients flow to x, W and b.
+mx::array grouped_linear(const mx::array& x, const mx::array& weight, const std::optional<mx::array>& bias, const mx::array& offsets);
+
+/// W = scale·q + bias from MLX's packed affine codes, once, for a product with many rows after it.
+/// codes u32 [..., N, K·bits/32]; scales, biases [..., N, K/group]; result [..., N, K] of `dtype`, computed as MLX's
+/// dequantize does when scales have `dtype`. Gradients flow to scales (Σ dW·q over the group) and biases (Σ dW), f32 inside.
+mx::array dequantize_affine(const mx::array& codes, const mx::array& scales, const mx::array& biases, int bits, int group_size, mx::Dtype dtype);
+
+}  // namespace lquant::kernels

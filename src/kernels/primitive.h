@@ -1,0 +1,38 @@
+#pragma once
+
+#include <mlx/array.h>
+#include <mlx/device.h>
+
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace lquant::kernels {
+
+namespace mx = mlx::core;
+
+/// True when the CPU kernels of this folder serve the default device; false on a GPU, or where they are not built.
+/// Every op asks this and runs on MLX's own ops otherwise.
+bool cpu_kernels();
+
+/// Computes one op on the CPU. Inputs are evaluated and row-contiguous; outputs are allocated and row-contiguous.
+/// Runs on MLX's stream thread; may use all cores through parallel_for and oneDNN.
+using Compute = std::function<void(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs)>;
+
+/// Gradients of the op for the inputs named by argnums, in that order. `outputs` are the forward results, so what the
+/// backward pass needs (say, a row's log-sum-exp) is made an extra output. A cotangent of an output that nobody used
+/// arrives as zeros.
+using Vjp = std::function<std::vector<mx::array>(const std::vector<mx::array>& inputs, const std::vector<mx::array>& cotangents,
+                                                 const std::vector<int>& argnums, const std::vector<mx::array>& outputs)>;
+
+struct Output {
+  mx::Shape shape;
+  mx::Dtype dtype;
+};
+
+/// A lazy MLX op evaluated on the CPU by `compute`, differentiable when `vjp` is given (else asking throws).
+/// Throws std::invalid_argument when no CPU kernels are built in.
+std::vector<mx::array> make_op(const char* name, const std::vector<mx::array>& inputs, const std::vector<Output>& outputs, Compute compute,
+                               Vjp vjp = nullptr);
+
+}  // namespace lquant::kernels
