@@ -5,6 +5,8 @@
 #include <optional>
 #include <vector>
 
+#include "kernels/dequantize.h"
+
 namespace lquant::kernels {
 
 namespace mx = mlx::core;
@@ -24,10 +26,5 @@ mx::array linear(const mx::array& x, const LinearWeight& weight, const std::opti
 /// Products over rows sorted by expert: rows offsets[e] … offsets[e+1] of x [R, K] meet W[e] of W [E, N, K] (+ b [E, N]).
 /// offsets [E+1] int32, ascending from 0 to R. Result [R, N]. Gradients flow to x, W and b.
 mx::array grouped_linear(const mx::array& x, const mx::array& weight, const std::optional<mx::array>& bias, const mx::array& offsets);
-
-/// W = scale·q + bias from MLX's packed affine codes, once, for a product with many rows after it.
-/// codes u32 [..., N, K·bits/32]; scales, biases [..., N, K/group]; result [..., N, K] of `dtype`, computed as MLX's
-/// dequantize does when scales have `dtype`. Gradients flow to scales (Σ dW·q over the group) and biases (Σ dW), f32 inside.
-mx::array dequantize_affine(const mx::array& codes, const mx::array& scales, const mx::array& biases, int bits, int group_size, mx::Dtype dtype);
 
 }  // namespace lquant::kernels
