@@ -1,0 +1,184 @@
+// Data comes in as rows of JSON or as plain text and leaves as token ids. The rows keep the keys and the treatment that
+// mlx_lm gives them, so that the same file trains both programs on the same tokens.
+#include "calibration/examples.h"
+
+#include <algorithm>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/files.h"
+#include "base/hash.h"
+#include "base/random.h"
+
+namespace lquant::calibration {
+namespace {
+
+namespace fs = std::filesystem;
+using json = nlohmann::json;
+
+/// The lines of a .jsonl file that hold something, with their numbers.
+struct Line {
+  std::size_t number;
+  std::string text;
+};
+
+std::vector<Line> read_lines(const fs::path& file) {
+  std::ifstream in(file);
+  if (!in) fail("calibration", "{}: cannot be read; check --data-path", file.string());
+  std::vector<Line> lines;
+  std::string text;
+  for (std::size_t number = 1; std::getline(in, text); ++number)
+    if (text.find_first_not_of(" \t\r") != std::string::npos) lines.push_back({number, text});
+  if (lines.empty()) fail("calibration", "{}: holds no rows; give a .jsonl file with a JSON object on each line", file.string());
+  return lines;
+}
+
+class RowReader {
+ public:
+  RowReader(const fs::path& file, const text::Tokenizer& tokenizer, const SourceOptions& options)
+      : file_(file), tokenizer_(tokenizer), options_(options) {}
+
+  Example read(const Line& line) const {
+    json row;
+    try {
+      row = json::parse(line.text);
+    } catch (const json::exception&) {
+      complain(line, "is not JSON");
+    }
+    if (!row.is_object()) complain(line, "is not a JSON object");
+    Example example;
+    try {
+      if (row.contains("prompt") && row.contains("completion")) {
+        example = chat({{{"role", "user"}, {"content", row.at("prompt").get<std::string>()}},
+                        {{"role", "assistant"}, {"content", row.at("completion").get<std::string>()}}},
+                       row);
+      } else if (row.contains("messages")) {
+        if (!row.at("messages").is_array() || row.at("messages").empty()) complain(line, "has \"messages\" that is not a list of messages");
+        example = chat(row.at("messages"), row);
+      } else if (row.contains("text")) {
+        if (options_.mask_prompt) complain(line, "is plain text, which has no prompt to mask; drop --mask-prompt");
+        example = plain(row.at("text").get<std::string>());
+      } else {
+        complain(line, "has none of the keys \"text\", \"messages\", or \"prompt\" with \"completion\"");
+      }
+    } catch (const json::exception&) {
+      complain(line, "has a text that is not a string");
+    }
+    if (static_cast<int>(example.tokens.size()) > options_.max_tokens) example.tokens.resize(options_.max_tokens);
+    return example;
+  }
+
+ private:
+  [[noreturn]] void complain(const Line& line, const char* what) const {
+    fail("calibration", "{}: row {} {}; mend or remove that row", file_.string(), line.number, what);
+  }
+
+  Example plain(const std::string& text) const {
+    Example example{tokenizer_.encode(text), 0};
+    const auto& eos = tokenizer_.eos_ids();
+    if (!eos.empty() && (example.tokens.empty() || std::find(eos.begin(), eos.end(), example.tokens.back()) == eos.end()))
+      example.tokens.push_back(eos.front());
+    return example;
+  }
+
+  Example chat(const json& messages, const json& row) const {
+    const json tools = row.contains("tools") ? row.at("tools") : json();
+    // The template writes every special token itself; adding them again would double the first one.
+    Example example{tokenizer_.encode(tokenizer_.apply_chat_template(messages, false, tools), false), 0};
+    if (options_.mask_prompt) {
+      const json prompt(messages.begin(), messages.end() - 1);
+      const bool answer_last = messages.back().value("role", "") == "assistant";
+      example.prompt = static_cast<int>(tokenizer_.encode(tokenizer_.apply_chat_template(prompt, answer_last, tools), false).size());
+    }
+    return example;
+  }
+
+  const fs::path& file_;
+  const text::Tokenizer& tokenizer_;
+  const SourceOptions& options_;
+};
+
+std::vector<Example> cut_text(const fs::path& file, const text::Tokenizer& tokenizer, const SourceOptions& options) {
+  if (options.mask_prompt) fail("calibration", "{}: plain text has no prompt to mask; drop --mask-prompt", file.string());
+  const auto ids = tokenizer.encode(read_file("calibration", file));
+  std::vector<Example> pieces;
+  for (std::size_t begin = 0; begin < ids.size(); begin += options.max_tokens) {
+    const auto end = std::min(ids.size(), begin + options.max_tokens);
+    pieces.push_back({{ids.begin() + static_cast<std::ptrdiff_t>(begin), ids.begin() + static_cast<std::ptrdiff_t>(end)}, 0});
+  }
+  if (pieces.empty()) fail("calibration", "{}: is empty; give a text of at least one token", file.string());
+  return pieces;
+}
+
+bool is_text(const fs::path& file) {
+  const auto extension = file.extension();
+  if (extension == ".jsonl" || extension == ".json") return false;
+  if (extension == ".txt" || extension == ".raw" || extension == ".md") return true;
+  fail("calibration", "{}: unknown kind of data; give a .jsonl or a .txt file, a folder with train.jsonl, or 'self'", file.string());
+}
+
+}  // namespace
+
+std::vector<Example> read_examples(const fs::path& file, const text::Tokenizer& tokenizer, const SourceOptions& options,
+                                   const std::vector<std::size_t>& wanted) {
+  std::vector<Example> examples;
+  auto select = [&](std::size_t count, const auto& get) {
+    if (wanted.empty()) {
+      for (std::size_t i = 0; i < count; ++i) examples.push_back(get(i));
+    } else {
+      for (const auto i : wanted) examples.push_back(get(i));
+    }
+  };
+  if (is_text(file)) {
+    const auto pieces = cut_text(file, tokenizer, options);
+    select(pieces.size(), [&](std::size_t i) { return pieces.at(i); });
+  } else {
+    const auto lines = read_lines(file);
+    const RowReader reader(file, tokenizer, options);
+    select(lines.size(), [&](std::size_t i) { return reader.read(lines.at(i)); });
+  }
+  return examples;
+}
+
+std::size_t count_examples(const fs::path& file, const text::Tokenizer& tokenizer, const SourceOptions& options) {
+  return is_text(file) ? cut_text(file, tokenizer, options).size() : read_lines(file).size();
+}
+
+Split load_split(const fs::path& path, const text::Tokenizer& tokenizer, const SourceOptions& options, int num_train, int num_valid, std::uint64_t seed) {
+  if (!fs::exists(path)) fail("calibration", "{}: no such file or folder; check --data-path", path.string());
+  fs::path train = path, valid;
+  if (fs::is_directory(path)) {
+    train = path / "train.jsonl";
+    if (!fs::exists(train)) fail("calibration", "{}: holds no train.jsonl; put one there or name a file", path.string());
+    if (fs::exists(path / "valid.jsonl")) valid = path / "valid.jsonl";
+  }
+  const auto draw = [&](const fs::path& file, std::size_t skip, std::size_t take) {
+    const auto order = permutation(count_examples(file, tokenizer, options), seed);
+    const auto begin = std::min(skip, order.size()), end = std::min(order.size(), skip + take);
+    std::vector<std::size_t> chosen(order.begin() + static_cast<std::ptrdiff_t>(begin), order.begin() + static_cast<std::ptrdiff_t>(end));
+    return chosen.empty() ? std::vector<Example>{} : read_examples(file, tokenizer, options, chosen);
+  };
+  Split split;
+  split.manifest["train"] = {{"file", train.filename().string()}, {"sha256", sha256_file(train)}};
+  if (!valid.empty()) {
+    split.train = draw(train, 0, num_train);
+    split.valid = draw(valid, 0, num_valid);
+    split.manifest["valid"] = {{"file", valid.filename().string()}, {"sha256", sha256_file(valid)}};
+  } else {
+    const auto rows = count_examples(train, tokenizer, options);
+    // Enough for both, or a tenth (at least one row) for validation; a single row must do for both.
+    const auto held = std::min<std::size_t>(num_valid, rows >= static_cast<std::size_t>(num_train) + num_valid ? num_valid : std::max<std::size_t>(1, rows / 10));
+    const auto used = std::min<std::size_t>(num_train, rows > held ? rows - held : 1);
+    split.train = draw(train, 0, used);
+    split.valid = rows > 1 ? draw(train, used, held) : split.train;
+  }
+  const auto drop_empty = [](std::vector<Example>& list) { std::erase_if(list, [](const Example& e) { return e.tokens.empty(); }); };
+  drop_empty(split.train);
+  drop_empty(split.valid);
+  if (split.train.empty() || split.valid.empty()) fail("calibration", "{}: every row drawn is empty; give rows with text", train.string());
+  split.manifest["rows"] = {{"train", split.train.size()}, {"valid", split.valid.size()}};
+  return split;
+}
+
+}  // namespace lquant::calibration

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "text/tokenizer.h"
+
+namespace lquant::calibration {
+
+/// One text of the data as token ids. The first `prompt` tokens carry no loss when prompts are masked.
+struct Example {
+  std::vector<std::int32_t> tokens;
+  int prompt = 0;
+};
+
+struct SourceOptions {
+  int max_tokens = 2048;     ///< longer examples are cut at the end; a .txt file is cut into pieces of this length
+  bool mask_prompt = false;  ///< for prompt/completion and chat rows; refused for plain text
+};
+
+/// Reads a .jsonl file of rows {"text"}, {"prompt","completion"} or {"messages"} (optionally with "tools"), the last two
+/// through the chat template, as mlx_lm's data sets do; or a .txt file, cut into pieces of max_tokens. Rows are read in
+/// order; only those whose index is in `wanted` (ascending) are tokenized, all of them when it is empty.
+/// Throws Error with the file and the row's number (from 1) for a row that is not JSON, has no known key or the wrong type,
+/// and for a file with no rows.
+std::vector<Example> read_examples(const std::filesystem::path& file, const text::Tokenizer& tokenizer, const SourceOptions& options,
+                                   const std::vector<std::size_t>& wanted = {});
+
+/// How many rows (of a .jsonl file) or pieces (of a .txt file) there are.
+std::size_t count_examples(const std::filesystem::path& file, const text::Tokenizer& tokenizer, const SourceOptions& options);
+
+struct Split {
+  std::vector<Example> train, valid;
+  /// What was read, with hashes: for lquant.json and for keys of cached work.
+  nlohmann::json manifest;
+};
+
+/// `train` and `valid` examples drawn without replacement in a seeded random order. `path` is a file as above, or a folder with
+/// train.jsonl and, optionally, valid.jsonl (else both parts are drawn from train.jsonl). When there are fewer rows than asked
+/// for, validation takes at most a tenth of them.
+Split load_split(const std::filesystem::path& path, const text::Tokenizer& tokenizer, const SourceOptions& options, int num_train, int num_valid,
+                 std::uint64_t seed);
+
+}  // namespace lquant::calibration
