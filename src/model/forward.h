@@ -1,0 +1,89 @@
+#pragma once
+
+#include <mlx/array.h>
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "model/spec.h"
+#include "model/tensors.h"
+
+// The forward pass as pure functions of (spec, tensors): nothing is kept between calls, so the same code serves training
+// (put traced arrays in the tensors), streaming of one block, and decoding with a cache. x is [B, T, H] in the compute
+// dtype (bf16, f32; f16 on a GPU); weights of another float dtype are cast to x's. A packed linear is dequantized once per
+// call and multiplied as dense; gradients reach its scales and biases.
+namespace lquant::model {
+
+/// Told of each linear's input before the product: [B, T, in]; of an expert's linear the rows sorted by expert [R, in] with
+/// expert_offsets int32 [E + 1] (rows offsets[e] … offsets[e + 1] are expert e's), else nullptr. Inputs are lazy.
+using Observer = std::function<void(const std::string& linear_path, const mx::array& input, const mx::array* expert_offsets)>;
+
+/// Keys and values of the positions seen so far, per block [B, capacity, Hkv, D]; memory grows by steps. Give one to every block
+/// call in Context and call advance(T) after the last block.
+class Cache {
+ public:
+  explicit Cache(int blocks) : layers_(blocks) {}
+  int length() const { return length_; }
+  void advance(int positions) { length_ += positions; }
+  /// Stores k and v [B, T, Hkv, D] behind the first length() positions; returns all length() + T of them.
+  std::pair<mx::array, mx::array> append(int block, const mx::array& k, const mx::array& v);
+  /// Keeps only these rows of the batch, in this order (int32 [B′]).
+  void select(const mx::array& rows);
+  /// What to evaluate so that no graph grows from step to step.
+  std::vector<mx::array> arrays() const;
+
+ private:
+  struct Layer {
+    std::optional<mx::array> k, v;
+  };
+  std::vector<Layer> layers_;
+  int length_ = 0;
+};
+
+struct Context {
+  /// int32 [B, T]: a token sees only tokens of its own segment (packed texts). Not together with a cache.
+  std::optional<mx::array> segments = std::nullopt;
+  /// Position of the first token; with a cache it is the cache's length instead.
+  int offset = 0;
+  Cache* cache = nullptr;
+  const Observer* observer = nullptr;
+};
+
+/// ids int32 [B, T] → x [B, T, H] of `dtype`.
+mx::array embed(const ModelSpec& spec, const Tensors& tensors, const Formats& formats, const mx::array& ids, mx::Dtype dtype);
+
+/// One block: x [B, T, H] → [B, T, H].
+mx::array block(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const mx::array& x, const Context& context = {});
+
+/// The norm before the head.
+mx::array final_norm(const ModelSpec& spec, const Tensors& tensors, const mx::array& x);
+
+/// What makes logits of normed hidden states; made for kernels::kl_loss and its like. logits = softcap(multiplier · h · weightᵀ + bias).
+struct Head {
+  mx::array weight;  ///< [V, H], dense
+  std::optional<mx::array> bias;
+  float softcap = 0;
+  float multiplier = 1;
+};
+/// The head's own weight or the tied embedding's, dequantized when packed.
+Head head(const ModelSpec& spec, const Tensors& tensors, const Formats& formats, mx::Dtype dtype);
+
+/// h [..., H] behind the final norm → [..., V] in h's dtype. The overload with an observer reports the head's input.
+mx::array logits(const Head& head, const mx::array& h);
+mx::array logits(const ModelSpec& spec, const Tensors& tensors, const Formats& formats, const mx::array& h, const Context& context = {});
+
+/// ids [B, T] → final hidden states [B, T, H], normed; → logits [B, T, V].
+mx::array hidden_states(const ModelSpec& spec, const Tensors& tensors, const Formats& formats, const mx::array& ids, mx::Dtype dtype,
+                        const Context& context = {});
+mx::array forward(const ModelSpec& spec, const Tensors& tensors, const Formats& formats, const mx::array& ids, mx::Dtype dtype,
+                  const Context& context = {});
+
+/// The weight of a linear (or of the embedding) as a dense array of `dtype`: itself, or dequantized from its codes.
+mx::array dense_weight(const Tensors& tensors, const Formats& formats, const std::string& path, mx::Dtype dtype);
+
+/// Replaces every packed linear by a dense one of `dtype` and forgets its format: for loops that read weights often.
+void densify(Tensors& tensors, Formats& formats, mx::Dtype dtype);
+
+}  // namespace lquant::model

@@ -1,0 +1,61 @@
+#pragma once
+
+#include <mlx/array.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "checkpoint/checkpoint.h"
+#include "model/forward.h"
+#include "model/spec.h"
+#include "model/tensors.h"
+
+namespace lquant::model {
+
+/// A checkpoint understood: its architecture, the number format of each linear, and loading by parts. Holds no tensor.
+class Model {
+ public:
+  /// Reads config.json and the tensors' headers; checks that every tensor of the architecture is there and has its shape.
+  /// Formats come from the "quantization" block (global, per path, or false) and, where it says nothing, from the shapes of codes and
+  /// scales, as mlx_lm does. Throws Error naming the tensor: missing, of another shape, in a format that cannot be.
+  /// The checkpoint must outlive the model.
+  static Model open(const checkpoint::Checkpoint& checkpoint);
+
+  const ModelSpec& spec() const { return spec_; }
+  const Formats& formats() const { return formats_; }
+  const checkpoint::Checkpoint& checkpoint() const { return *checkpoint_; }
+
+  /// The dtype of the checkpoint's own float tensors, and the one to compute in on the default device: the same on a GPU;
+  /// on the CPU, whose kernels know bf16 and f32, f16 becomes f32.
+  mx::Dtype stored_dtype() const { return stored_dtype_; }
+  mx::Dtype compute_dtype() const;
+
+  /// Lazy tensors by the names of tensors.h, float ones cast to `dtype` (default: compute_dtype()). Experts that
+  /// the checkpoint keeps one by one arrive stacked.
+  Tensors load_block(int i, std::optional<mx::Dtype> dtype = std::nullopt) const;
+  Tensors load_embedding(std::optional<mx::Dtype> dtype = std::nullopt) const;
+  /// The final norm and what the head reads: its own tensors, or the tied embedding's.
+  Tensors load_final(std::optional<mx::Dtype> dtype = std::nullopt) const;
+  Tensors load_all(std::optional<mx::Dtype> dtype = std::nullopt) const;
+
+  /// Names that load_block(i) gives, and those of load_embedding and load_final together.
+  std::vector<std::string> block_names(int i) const;
+  std::vector<std::string> outer_names() const;
+  /// Tensors of the checkpoint that the architecture has no use for (rotary tables, a tied head's copy, …), sorted.
+  std::vector<std::string> unused_names() const;
+
+ private:
+  Model() = default;
+  Tensors load(const std::vector<std::string>& names, std::optional<mx::Dtype> dtype) const;
+
+  const checkpoint::Checkpoint* checkpoint_ = nullptr;
+  ModelSpec spec_;
+  Formats formats_;
+  mx::Dtype stored_dtype_ = mx::bfloat16;
+};
+
+/// Tensor names of one linear (".weight", ".scales", ".biases" as its format asks, ".bias" when it has one).
+std::vector<std::string> tensor_names(const LinearSpec& linear, const Formats& formats);
+
+}  // namespace lquant::model

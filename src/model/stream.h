@@ -1,0 +1,30 @@
+#pragma once
+
+#include <mlx/array.h>
+
+#include <functional>
+#include <optional>
+#include <vector>
+
+#include "model/model.h"
+
+namespace lquant::model {
+
+/// Block-by-block running of a whole calibration set with one block's weights resident.
+struct StreamOptions {
+  std::optional<mx::Dtype> dtype = std::nullopt;           ///< to compute in; default: the model's compute_dtype()
+  std::optional<mx::Dtype> boundary_dtype = std::nullopt;  ///< to keep activations in between blocks; default: the compute dtype
+  /// int32 [B, T] per batch, or empty: as Context::segments.
+  std::vector<mx::array> segments = {};
+  const Observer* observer = nullptr;
+  /// Called when a block's tensors are loaded and before they are used; may replace them (say, by quantized ones).
+  std::function<void(int block, Tensors& tensors)> before_block = nullptr;
+  /// Called with the outputs of block i (−1: the embedding), all evaluated; they are the inputs of block i + 1 and may be changed.
+  std::function<void(int block, std::vector<mx::array>& activations)> after_block = nullptr;
+};
+
+/// ids int32 [B, T] per batch → hidden states [B, T, H] before the final norm, evaluated. At any moment: one block's tensors,
+/// the activations of all batches once, and the work of one batch.
+std::vector<mx::array> stream_blocks(const Model& model, const std::vector<mx::array>& ids, const StreamOptions& options = {});
+
+}  // namespace lquant::model
