@@ -46,7 +46,7 @@ Batch pack(const std::vector<Example>& examples, int max_tokens, bool mask_promp
   }
   const int count = static_cast<int>(rows.size());
   const std::size_t cells = static_cast<std::size_t>(count) * length;
-  std::vector<std::int32_t> ids(cells, 0), segments(cells, -1), positions(cells, 0), targets(cells, 0);
+  std::vector<std::int32_t> ids(cells, 0), segments(cells, -1), targets(cells, 0);
   std::vector<float> mask(cells, 0), next_mask(cells, 0);
   double tokens = 0;
   for (int r = 0; r < count; ++r) {
@@ -57,7 +57,6 @@ Batch pack(const std::vector<Example>& examples, int max_tokens, bool mask_promp
       for (int t = 0; t < size; ++t, ++at) {
         ids[at] = example.tokens[t];
         segments[at] = static_cast<std::int32_t>(s);
-        positions[at] = t;
         // Position t predicts token t + 1; it counts when that token belongs to the answer.
         const bool counts = !mask_prompt || t + 1 >= example.prompt;
         mask[at] = counts ? 1.0f : 0.0f;
@@ -70,7 +69,7 @@ Batch pack(const std::vector<Example>& examples, int max_tokens, bool mask_promp
     }
   }
   const mx::Shape shape{count, length};
-  return {mx::array(ids.begin(), shape, mx::int32),     mx::array(segments.begin(), shape, mx::int32), mx::array(positions.begin(), shape, mx::int32),
+  return {mx::array(ids.begin(), shape, mx::int32),     mx::array(segments.begin(), shape, mx::int32),
           mx::array(mask.begin(), shape, mx::float32),  mx::array(targets.begin(), shape, mx::int32),  mx::array(next_mask.begin(), shape, mx::float32),
           tokens};
 }
@@ -86,7 +85,7 @@ std::vector<Batch> make_batches(const std::vector<Example>& examples, int batch_
 
 Batch slice_rows(const Batch& batch, int begin, int end) {
   const auto part = [&](const mx::array& a) { return mx::contiguous(mx::slice(a, {begin, 0}, {end, a.shape(1)})); };
-  Batch out{part(batch.ids), part(batch.segments), part(batch.positions), part(batch.mask), part(batch.targets), part(batch.next_mask), 0};
+  Batch out{part(batch.ids), part(batch.segments), part(batch.mask), part(batch.targets), part(batch.next_mask), 0};
   mx::array total = mx::sum(out.mask);
   out.tokens = total.item<float>();
   return out;
@@ -101,8 +100,8 @@ std::vector<Batch> text_rows(const std::vector<std::int32_t>& ids, int length, i
     const mx::Shape shape{count, length};
     const auto at = ids.begin() + static_cast<std::ptrdiff_t>(begin * length);
     const auto ones = mx::ones(shape, mx::float32);
-    batches.push_back({mx::array(at, shape, mx::int32), mx::zeros(shape, mx::int32), mx::broadcast_to(mx::arange(length), shape), ones,
-                       mx::array(at + 1, shape, mx::int32), ones, static_cast<double>(count) * length});
+    batches.push_back({mx::array(at, shape, mx::int32), mx::zeros(shape, mx::int32), ones, mx::array(at + 1, shape, mx::int32), ones,
+                       static_cast<double>(count) * length});
   }
   return batches;
 }

@@ -15,7 +15,6 @@ namespace mx = mlx::core;
 struct Batch {
   mx::array ids;        ///< int32
   mx::array segments;   ///< int32: which example of the row; −1 for padding
-  mx::array positions;  ///< int32, counted from 0 in every example
   mx::array mask;       ///< f32: 1 where the prediction counts
   mx::array targets;    ///< int32: the next token (0 where the mask of next tokens is 0)
   mx::array next_mask;  ///< f32: 1 where a next token exists and counts (perplexity)

@@ -1,0 +1,128 @@
+// Perplexity and KL are means over tokens, but tokens of one row are not independent: the standard error is taken over the
+// rows' sums (the ratio estimator), which is honest where a per-token error would be too small.
+#include "evaluate/quality.h"
+
+#include <mlx/mlx.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+#include "kernels/head_loss.h"
+
+namespace lquant::evaluate {
+
+LoadedModel LoadedModel::load(const model::Model& model, std::optional<mx::Dtype> dtype) {
+  LoadedModel loaded{model.spec(), {}, model.formats(), dtype.value_or(model.compute_dtype())};
+  loaded.tensors = model.load_all(loaded.dtype);
+  model::densify(loaded.tensors, loaded.formats, loaded.dtype);
+  std::vector<mx::array> all;
+  for (auto& [name, tensor] : loaded.tensors) all.push_back(tensor);
+  mx::eval(all);
+  return loaded;
+}
+
+mx::array LoadedModel::hidden(const calibration::Batch& batch) const {
+  model::Context context;
+  context.segments = batch.segments;
+  const auto h = model::hidden_states(spec, tensors, formats, batch.ids, dtype, context);
+  return mx::reshape(h, {-1, h.shape(-1)});
+}
+
+double Quality::perplexity() const { return std::exp(nll); }
+double Quality::teacher_perplexity() const { return std::exp(teacher_nll); }
+double Quality::perplexity_se() const { return perplexity() * nll_se; }
+
+nlohmann::json Quality::to_json() const {
+  nlohmann::json out{{"tokens", tokens}, {"nll", nll}, {"nll_se", nll_se}, {"perplexity", perplexity()}, {"perplexity_se", perplexity_se()}};
+  if (has_teacher)
+    out.update({{"teacher_perplexity", teacher_perplexity()}, {"kl", kl}, {"kl_se", kl_se}, {"kl_p99", kl_p99}, {"top1_agreement", top1}});
+  return out;
+}
+
+namespace {
+
+/// A mean over tokens whose error is taken over rows: Var(Σ_r s_r / Σ_r n_r) ≈ R/(R−1) · Σ_r (s_r − m·n_r)² / (Σ_r n_r)².
+class RowMean {
+ public:
+  void add_row(double sum, double count) {
+    if (count > 0) rows_.push_back({sum, count});
+  }
+  double mean() const { return total(1) > 0 ? total(0) / total(1) : 0; }
+  double error() const {
+    if (rows_.size() < 2) return 0;
+    const double m = mean(), n = total(1), rows = static_cast<double>(rows_.size());
+    double squares = 0;
+    for (const auto& [sum, count] : rows_) squares += (sum - m * count) * (sum - m * count);
+    return std::sqrt(squares * rows / (rows - 1)) / n;
+  }
+
+ private:
+  double total(int which) const {
+    double t = 0;
+    for (const auto& [sum, count] : rows_) t += which == 0 ? sum : count;
+    return t;
+  }
+  std::vector<std::pair<double, double>> rows_;
+};
+
+model::Head head_of(const LoadedModel& m) { return model::head(m.spec, m.tensors, m.formats, m.dtype); }
+
+}  // namespace
+
+Quality measure(const LoadedModel& student, const LoadedModel* teacher, const std::vector<calibration::Batch>& batches,
+                const std::function<void(std::int64_t)>& progress) {
+  if (teacher && teacher->spec.vocab != student.spec.vocab)
+    fail("evaluate", "the teacher has a vocabulary of {} and the model one of {}; they must be the same for KL", teacher->spec.vocab, student.spec.vocab);
+  const auto head = head_of(student);
+  std::optional<model::Head> teacher_head;
+  if (teacher) teacher_head = head_of(*teacher);
+  kernels::HeadLossArgs args;
+  args.softcap = head.softcap;
+  args.multiplier = head.multiplier;
+  if (teacher) {
+    args.teacher_softcap = teacher_head->softcap;
+    args.teacher_multiplier = teacher_head->multiplier;
+  }
+  RowMean nll, teacher_nll, kl;
+  std::vector<float> all_kl;
+  double agree = 0;
+  Quality quality;
+  quality.has_teacher = teacher != nullptr;
+  for (const auto& batch : batches) {
+    std::optional<kernels::TeacherHidden> told;
+    if (teacher) told = kernels::TeacherHidden{teacher->hidden(batch), teacher_head->weight, teacher_head->bias};
+    auto scores = kernels::score_tokens(student.hidden(batch), head.weight, head.bias, mx::reshape(batch.targets, {-1}), told, args);
+    auto mask_array = mx::reshape(batch.next_mask, {-1});
+    mx::eval(scores.nll, scores.teacher_nll, scores.kl, scores.agree, mask_array);
+    const float *mask = mask_array.data<float>(), *n = scores.nll.data<float>(), *t = scores.teacher_nll.data<float>(), *k = scores.kl.data<float>(),
+                *a = scores.agree.data<float>();
+    for (int r = 0; r < batch.rows(); ++r) {
+      double sums[4] = {};
+      for (std::int64_t i = std::int64_t{r} * batch.length(), end = i + batch.length(); i < end; ++i) {
+        if (mask[i] == 0) continue;
+        sums[0] += 1, sums[1] += n[i], sums[2] += t[i], sums[3] += k[i];
+        agree += a[i];
+        if (teacher) all_kl.push_back(k[i]);
+      }
+      nll.add_row(sums[1], sums[0]);
+      teacher_nll.add_row(sums[2], sums[0]);
+      kl.add_row(sums[3], sums[0]);
+      quality.tokens += static_cast<std::int64_t>(sums[0]);
+    }
+    if (progress) progress(quality.tokens);
+  }
+  if (quality.tokens == 0) fail("evaluate", "no token to score; give data with more text");
+  quality.nll = nll.mean(), quality.nll_se = nll.error();
+  if (teacher) {
+    quality.teacher_nll = teacher_nll.mean();
+    quality.kl = kl.mean(), quality.kl_se = kl.error();
+    quality.top1 = agree / static_cast<double>(quality.tokens);
+    const auto at = all_kl.begin() + static_cast<std::ptrdiff_t>(0.99 * static_cast<double>(all_kl.size() - 1));
+    std::nth_element(all_kl.begin(), at, all_kl.end());
+    quality.kl_p99 = *at;
+  }
+  return quality;
+}
+
+}  // namespace lquant::evaluate

@@ -1,0 +1,48 @@
+#pragma once
+
+#include <mlx/array.h>
+
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <vector>
+
+#include "calibration/batches.h"
+#include "model/model.h"
+
+namespace lquant::evaluate {
+
+namespace mx = mlx::core;
+
+/// A model ready to be asked again and again: tensors in memory, packed weights made dense.
+struct LoadedModel {
+  model::ModelSpec spec;
+  model::Tensors tensors;
+  model::Formats formats;
+  mx::Dtype dtype;
+  static LoadedModel load(const model::Model& model, std::optional<mx::Dtype> dtype = std::nullopt);
+  /// Hidden states [R·L, H] behind the final norm.
+  mx::array hidden(const calibration::Batch& batch) const;
+};
+
+/// How well a model predicts a text, and how far it is from its teacher. All per token, in nats.
+struct Quality {
+  std::int64_t tokens = 0;
+  double nll = 0, nll_se = 0;        ///< mean of −log p(next token); standard error over rows (tokens of a row hang together)
+  double teacher_nll = 0;
+  double kl = 0, kl_se = 0;          ///< KL(teacher ‖ student)
+  double kl_p99 = 0;                 ///< its 99th percentile over tokens
+  double top1 = 0;                   ///< share of tokens at which both have the same likeliest token
+  bool has_teacher = false;
+  double perplexity() const;
+  double teacher_perplexity() const;
+  /// Half the width of perplexity's ±1 standard error interval (delta method: perplexity · nll_se).
+  double perplexity_se() const;
+  nlohmann::json to_json() const;
+};
+
+/// `progress(tokens)` is called after each batch.
+Quality measure(const LoadedModel& student, const LoadedModel* teacher, const std::vector<calibration::Batch>& batches,
+                const std::function<void(std::int64_t)>& progress = nullptr);
+
+}  // namespace lquant::evaluate

@@ -1,0 +1,89 @@
+// A plan is made from shapes before any tensor is read, so that a run can print what it will write and how large it gets.
+#include "plan/plan.h"
+
+#include "base/error.h"
+
+namespace lquant::plan {
+namespace {
+
+bool divides(const model::LinearSpec& linear, const codec::Format& format) { return linear.in % format.group_size == 0; }
+
+std::int64_t quantized_bytes(const model::LinearSpec& linear, const codec::Format& format, int scale_bytes) {
+  const std::int64_t groups = linear.parameters() / format.group_size;
+  const std::int64_t codes = linear.parameters() * format.bits / 8;
+  return codes + groups * (format.mode == codec::Mode::affine ? 2 * scale_bytes : 1);
+}
+
+nlohmann::json block_of(const codec::Format& format) {
+  return {{"group_size", format.group_size}, {"bits", format.bits}, {"mode", codec::to_string(format.mode)}};
+}
+
+}  // namespace
+
+QuantPlan uniform_plan(const model::ModelSpec& spec, const codec::Format& format) {
+  codec::check(format);
+  QuantPlan plan{format, {}, {}};
+  for (const auto* linear : spec.linears()) {
+    const auto wanted = linear->fixed_format.value_or(format);
+    if (divides(*linear, format) && divides(*linear, wanted))
+      plan.formats[linear->path] = wanted;
+    else
+      plan.dense[linear->path] = fmt::format("its {} inputs are not a multiple of the group size {}", linear->in, format.group_size);
+  }
+  if (plan.formats.empty()) fail("plan", "no linear's width is a multiple of the group size {}; choose a smaller --group-size", format.group_size);
+  return plan;
+}
+
+QuantPlan plan_of(const model::ModelSpec& spec, const model::Formats& formats, const nlohmann::json& config) {
+  QuantPlan plan;
+  for (const char* key : {"quantization", "quantization_config"}) {
+    if (!config.contains(key) || !config.at(key).contains("bits")) continue;
+    const auto& block = config.at(key);
+    plan.base = {codec::parse_mode(block.value("mode", "affine")), block.at("bits").get<int>(), block.at("group_size").get<int>()};
+    break;
+  }
+  for (const auto* linear : spec.linears()) {
+    if (const auto it = formats.find(linear->path); it != formats.end())
+      plan.formats[linear->path] = it->second;
+    else
+      plan.dense[linear->path] = "dense in the checkpoint";
+  }
+  return plan;
+}
+
+nlohmann::json quantization_block(const model::ModelSpec& spec, const QuantPlan& plan) {
+  auto block = block_of(plan.base);
+  for (const auto* linear : spec.linears()) {
+    const auto it = plan.formats.find(linear->path);
+    if (it == plan.formats.end()) {
+      // mlx_lm decides by the presence of scales; naming the path keeps other readers from guessing.
+      if (divides(*linear, plan.base)) block[linear->path] = false;
+    } else if (!(it->second == plan.base)) {
+      block[linear->path] = block_of(it->second);
+    }
+  }
+  return block;
+}
+
+Size size_of(const model::ModelSpec& spec, const QuantPlan& plan, int dense_bytes) {
+  Size size;
+  const auto add_dense = [&](std::int64_t count) {
+    size.parameters += count;
+    size.bytes += count * dense_bytes;
+  };
+  for (const auto* linear : spec.linears()) {
+    if (linear->bias) add_dense(std::int64_t{linear->out} * std::max(1, linear->experts));
+    if (const auto it = plan.formats.find(linear->path); it != plan.formats.end()) {
+      size.parameters += linear->parameters();
+      size.bytes += quantized_bytes(*linear, it->second, dense_bytes);
+    } else {
+      add_dense(linear->parameters());
+    }
+  }
+  for (const auto& block : spec.blocks)
+    for (const auto* norm : block.norms()) add_dense(norm->size);
+  add_dense(spec.final_norm.size);
+  return size;
+}
+
+}  // namespace lquant::plan
