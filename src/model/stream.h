@@ -17,8 +17,8 @@ struct StreamOptions {
   /// int32 [B, T] per batch, or empty: as Context::segments.
   std::vector<mx::array> segments = {};
   const Observer* observer = nullptr;
-  /// Called when a block's tensors are loaded and before they are used; may replace them (say, by quantized ones).
-  std::function<void(int block, Tensors& tensors)> before_block = nullptr;
+  /// Called when a block's tensors are loaded and before they are used; may replace them (say, by quantized ones) and their formats.
+  std::function<void(int block, Tensors& tensors, Formats& formats)> before_block = nullptr;
   /// Called with the outputs of block i (−1: the embedding), all evaluated; they are the inputs of block i + 1 and may be changed.
   std::function<void(int block, std::vector<mx::array>& activations)> after_block = nullptr;
 };

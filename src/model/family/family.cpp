@@ -1,0 +1,172 @@
+// The table of families and what they share. model_type picks the row; mlx_lm gives some types the code of another, and so do
+// we, since what we write is run there.
+#include "model/family/family.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <map>
+
+#include "base/error.h"
+
+namespace lquant::model {
+namespace {
+
+using Family = ModelSpec (*)(const family::Config&);
+
+const std::map<std::string, Family>& families() {
+  static const std::map<std::string, Family> table = {
+      {"gemma2", family::gemma2},   {"gemma3_text", family::gemma3_text}, {"iquestcoder", family::llama}, {"llama", family::llama},
+      {"mistral", family::llama},   {"phi3", family::phi3},               {"qwen2", family::qwen2},       {"qwen3", family::qwen3},
+      {"qwen3_moe", family::qwen3_moe}, {"smollm3", family::smollm3},     {"xverse", family::llama},
+  };
+  return table;
+}
+
+}  // namespace
+
+std::vector<std::string> known_model_types() {
+  std::vector<std::string> names;
+  for (const auto& [name, function] : families()) names.push_back(name);
+  return names;
+}
+
+ModelSpec spec_from_config(const nlohmann::json& config) {
+  if (!config.is_object()) fail("model", "config.json: not an object; take the config.json of the original model");
+  if (!config.contains("model_type") || !config["model_type"].is_string())
+    fail("model", "config.json: \"model_type\" is missing; take the config.json of the original model");
+  const auto type = config["model_type"].get<std::string>();
+  const auto row = families().find(type);
+  if (row == families().end()) {
+    std::string known;
+    for (const auto& name : known_model_types()) known += (known.empty() ? "" : ", ") + name;
+    fail("model", "config.json: model_type \"{}\" is not supported; supported: {}", type, known);
+  }
+  try {
+    return row->second(family::Config(config));
+  } catch (const nlohmann::json::exception& e) {
+    fail("model", "config.json: a field of the wrong type ({}); take the config.json of the original model", e.what());
+  }
+}
+
+namespace family {
+
+int Config::count(const char* key, int least) const {
+  const double value = number(key);
+  // Above a thousand million no model has layers, heads or vocabulary, and products of two such sizes still fit in 64 bits.
+  if (value != std::floor(value) || value < least || value > 1e9) fail("model", "config.json: \"{}\" is {}; a whole number from {} is needed", key, value, least);
+  return static_cast<int>(value);
+}
+
+double Config::number(const char* key) const {
+  if (!has(key)) fail("model", "config.json: \"{}\" is missing; take the config.json of the original model", key);
+  const auto& value = fields_.at(key);
+  if (!value.is_number()) fail("model", "config.json: \"{}\" is {}, not a number", key, value.dump());
+  return value.get<double>();
+}
+
+bool Config::flag(const char* key) const {
+  if (!has(key)) fail("model", "config.json: \"{}\" is missing; take the config.json of the original model", key);
+  const auto& value = fields_.at(key);
+  if (!value.is_boolean()) fail("model", "config.json: \"{}\" is {}, neither true nor false", key, value.dump());
+  return value.get<bool>();
+}
+
+std::vector<int> Config::counts(const char* key, int size) const {
+  if (!has(key) || !fields_.at(key).is_array()) fail("model", "config.json: \"{}\" must be a list of whole numbers", key);
+  const auto values = fields_.at(key).get<std::vector<int>>();
+  if (size > 0 && static_cast<int>(values.size()) != size)
+    fail("model", "config.json: \"{}\" has {} entries where the model has {} layers", key, values.size(), size);
+  return values;
+}
+
+Decoder Decoder::read(const Config& config) {
+  Decoder d;
+  d.hidden = config.count("hidden_size");
+  d.layers = config.count("num_hidden_layers");
+  // The deepest published decoders have some two hundred layers; a file that claims more than this is damaged.
+  if (d.layers > 10000) fail("model", "config.json: \"num_hidden_layers\" is {}; take the config.json of the original model", d.layers);
+  d.intermediate = config.count("intermediate_size");
+  d.heads = config.count("num_attention_heads");
+  d.kv_heads = config.count_or("num_key_value_heads", d.heads);
+  d.vocab = config.count("vocab_size");
+  d.eps = static_cast<float>(config.number("rms_norm_eps"));
+  d.head_dim = config.count_or("head_dim", 0, 0);
+  if (d.head_dim == 0) d.head_dim = d.hidden / d.heads;
+  if (d.head_dim == 0) fail("model", "config.json: \"num_attention_heads\" {} exceeds \"hidden_size\" {}", d.heads, d.hidden);
+  if (d.heads % d.kv_heads != 0)
+    fail("model", "config.json: \"num_attention_heads\" {} is no multiple of \"num_key_value_heads\" {}", d.heads, d.kv_heads);
+  if (std::int64_t{1} * d.heads * d.head_dim > std::numeric_limits<int>::max() / 4)
+    fail("model", "config.json: {} heads of {} features are too many", d.heads, d.head_dim);
+  return d;
+}
+
+LinearSpec block_linear(int block, const std::string& name, Role role, int out, int in, bool bias) {
+  LinearSpec linear;
+  linear.path = "model.layers." + std::to_string(block) + "." + name;
+  linear.role = role;
+  linear.out = out;
+  linear.in = in;
+  linear.bias = bias;
+  linear.block = block;
+  return linear;
+}
+
+ModelSpec Decoder::build(const std::string& family, const std::optional<RopeSpec>& rope) const {
+  ModelSpec spec;
+  spec.family = family;
+  spec.hidden = hidden;
+  spec.vocab = vocab;
+  spec.embedding = {.path = "model.embed_tokens", .role = Role::embed, .out = vocab, .in = hidden};
+  spec.final_norm = {"model.norm", hidden, eps, norm_offset};
+  if (!tied) spec.head = LinearSpec{.path = "lm_head", .role = Role::head, .out = vocab, .in = hidden};
+  const int q = heads * head_dim, kv = kv_heads * head_dim;
+
+  for (int i = 0; i < layers; ++i) {
+    const auto norm = [&](const std::string& name, int size) {
+      return NormSpec{"model.layers." + std::to_string(i) + "." + name, size, eps, norm_offset};
+    };
+    BlockSpec block;
+    block.attention_norm = norm("input_layernorm", hidden);
+    block.mlp_norm = norm(sandwich ? "pre_feedforward_layernorm" : "post_attention_layernorm", hidden);
+    if (sandwich) {
+      block.attention_post_norm = norm("post_attention_layernorm", hidden);
+      block.mlp_post_norm = norm("post_feedforward_layernorm", hidden);
+    }
+
+    auto& attention = block.attention;
+    attention.heads = heads;
+    attention.kv_heads = kv_heads;
+    attention.head_dim = head_dim;
+    attention.scale = scale > 0 ? scale : 1 / std::sqrt(static_cast<float>(head_dim));
+    attention.rope = rope;
+    if (qk_norm) {
+      attention.q_norm = norm("self_attn.q_norm", head_dim);
+      attention.k_norm = norm("self_attn.k_norm", head_dim);
+    }
+    if (fused) {
+      attention.inputs = {block_linear(i, "self_attn.qkv_proj", Role::qkv, q + 2 * kv, hidden, qkv_bias)};
+    } else {
+      attention.inputs = {block_linear(i, "self_attn.q_proj", Role::q, q, hidden, qkv_bias),
+                          block_linear(i, "self_attn.k_proj", Role::k, kv, hidden, qkv_bias),
+                          block_linear(i, "self_attn.v_proj", Role::v, kv, hidden, qkv_bias)};
+    }
+    attention.output = block_linear(i, "self_attn.o_proj", Role::o, hidden, q, o_bias);
+
+    DenseMlp mlp;
+    mlp.activation = activation;
+    if (fused) {
+      mlp.inputs = {block_linear(i, "mlp.gate_up_proj", Role::gate_up, 2 * intermediate, hidden, mlp_bias)};
+    } else {
+      mlp.inputs = {block_linear(i, "mlp.gate_proj", Role::gate, intermediate, hidden, mlp_bias),
+                    block_linear(i, "mlp.up_proj", Role::up, intermediate, hidden, mlp_bias)};
+    }
+    mlp.down = block_linear(i, "mlp.down_proj", Role::down, hidden, intermediate, mlp_bias);
+    block.mlp = std::move(mlp);
+    spec.blocks.push_back(std::move(block));
+  }
+  return spec;
+}
+
+}  // namespace family
+}  // namespace lquant::model

@@ -1,0 +1,65 @@
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "model/spec.h"
+
+// One file a family, one row in family.cpp. A family's function reads its fields of config.json (with the defaults of mlx_lm's
+// ModelArgs, since its output must mean the same there), fills a Decoder, and changes in the result what is its own.
+namespace lquant::model::family {
+
+/// config.json's fields with a type and a range; null counts as absent. Throws Error naming the field.
+class Config {
+ public:
+  explicit Config(const nlohmann::json& fields) : fields_(fields) {}
+  bool has(const char* key) const { return fields_.contains(key) && !fields_.at(key).is_null(); }
+  /// A size or count, at least 1 (`least` 0 where zero has a meaning).
+  int count(const char* key, int least = 1) const;
+  int count_or(const char* key, int otherwise, int least = 1) const { return has(key) ? count(key, least) : otherwise; }
+  double number(const char* key) const;
+  double number_or(const char* key, double otherwise) const { return has(key) ? number(key) : otherwise; }
+  bool flag(const char* key) const;
+  bool flag_or(const char* key, bool otherwise) const { return has(key) ? flag(key) : otherwise; }
+  /// Any value; null when absent.
+  nlohmann::json value(const char* key) const { return has(key) ? fields_.at(key) : nlohmann::json(); }
+  /// A list of whole numbers of this length; of any length when `size` is 0.
+  std::vector<int> counts(const char* key, int size = 0) const;
+
+ private:
+  const nlohmann::json& fields_;
+};
+
+/// The decoder that most families vary: RMS norms before attention and MLP, rotary grouped-head attention, gated MLP.
+struct Decoder {
+  int hidden = 0, layers = 0, intermediate = 0, heads = 0, kv_heads = 0, head_dim = 0, vocab = 0;
+  float eps = 1e-6f;
+  bool tied = true;
+  bool qkv_bias = false, o_bias = false, mlp_bias = false;
+  bool fused = false;    ///< qkv_proj and gate_up_proj
+  bool qk_norm = false;  ///< q_norm and k_norm over each head
+  bool sandwich = false; ///< Gemma 2 and 3: norms before and after each sub-layer, under Gemma's names
+  float norm_offset = 0;
+  kernels::Activation activation = kernels::Activation::silu;
+  float scale = 0;  ///< of attention scores; 0: 1 / sqrt(head_dim)
+
+  /// hidden_size, num_hidden_layers, intermediate_size, heads, rms_norm_eps, vocab_size; kv heads default to heads, head_dim to
+  /// hidden_size / heads (also when it is 0 or absent).
+  static Decoder read(const Config& config);
+  /// Every block alike, with the given rope.
+  ModelSpec build(const std::string& family, const std::optional<RopeSpec>& rope) const;
+};
+
+/// A linear of block i under "model.layers.i.": block_linear(3, "mlp.down_proj", Role::down, out, in).
+LinearSpec block_linear(int block, const std::string& name, Role role, int out, int in, bool bias = false);
+
+ModelSpec llama(const Config& config);
+ModelSpec smollm3(const Config& config);
+ModelSpec qwen2(const Config& config);
+ModelSpec qwen3(const Config& config);
+ModelSpec qwen3_moe(const Config& config);
+ModelSpec phi3(const Config& config);
+ModelSpec gemma2(const Config& config);
+ModelSpec gemma3_text(const Config& config);
+
+}  // namespace lquant::model::family

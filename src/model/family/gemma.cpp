@@ -1,0 +1,61 @@
+// Gemma 2 (arXiv 2408.00118) and the text part of Gemma 3 (arXiv 2503.19786): norms on both sides of each sub-layer with weight
+// 1 + w, tanh-GELU, embeddings times sqrt(hidden). Gemma 2 caps scores and logits softly; mlx_lm gives all its layers the
+// whole context. Gemma 3 norms q and k and alternates local layers, with a rope base of their own, with global ones.
+#include <mlx/types/bf16.h>
+
+#include <cmath>
+
+#include "model/family/family.h"
+
+namespace lquant::model::family {
+namespace {
+
+Decoder gemma(const Config& config) {
+  auto decoder = Decoder::read(config);
+  decoder.sandwich = true;
+  decoder.norm_offset = 1;
+  decoder.activation = kernels::Activation::gelu_tanh;
+  return decoder;
+}
+
+}  // namespace
+
+ModelSpec gemma2(const Config& config) {
+  auto decoder = gemma(config);
+  decoder.head_dim = config.count("head_dim");
+  decoder.scale = static_cast<float>(1 / std::sqrt(config.number_or("query_pre_attn_scalar", 144)));
+  auto spec = decoder.build("gemma2", make_rope(decoder.head_dim, config.number_or("rope_theta", 10000), config.flag_or("rope_traditional", false), nullptr, 0));
+  spec.embedding_multiplier = std::sqrt(static_cast<float>(decoder.hidden));
+  spec.logit_softcap = static_cast<float>(config.number_or("final_logit_softcapping", 30));
+  for (auto& block : spec.blocks) block.attention.softcap = static_cast<float>(config.number_or("attn_logit_softcapping", 50));
+  return spec;
+}
+
+ModelSpec gemma3_text(const Config& config) {
+  // Published files leave out what equals the 1B model's values.
+  nlohmann::json fields = {{"hidden_size", 1152}, {"num_hidden_layers", 26}, {"intermediate_size", 6912}, {"num_attention_heads", 4},
+                           {"head_dim", 256},     {"rms_norm_eps", 1e-6},    {"vocab_size", 262144},      {"num_key_value_heads", 1}};
+  for (auto& [key, value] : fields.items())
+    if (config.has(key.c_str())) value = config.value(key.c_str());
+  auto decoder = gemma(Config(fields));
+  decoder.tied = false;
+  decoder.qk_norm = true;
+  decoder.scale = static_cast<float>(1 / std::sqrt(config.number_or("query_pre_attn_scalar", 256)));
+  const auto global = make_rope(decoder.head_dim, config.number_or("rope_theta", 1e6), false, config.value("rope_scaling"),
+                                config.count_or("max_position_embeddings", 32768));
+  const auto local = make_rope(decoder.head_dim, config.number_or("rope_local_base_freq", 1e4), false, nullptr, 0);
+
+  auto spec = decoder.build("gemma3_text", global);
+  spec.head_if_present = true;
+  // mlx_lm rounds this one to bf16 whatever the compute dtype.
+  spec.embedding_multiplier = static_cast<float>(mlx::core::bfloat16_t(std::sqrt(static_cast<float>(decoder.hidden))));
+  const int window = config.count_or("sliding_window", 512), pattern = config.count_or("sliding_window_pattern", 6);
+  for (int i = 0; i < decoder.layers; ++i) {
+    if ((i + 1) % pattern == 0) continue;
+    spec.blocks[i].attention.rope = local;
+    spec.blocks[i].attention.window = window;
+  }
+  return spec;
+}
+
+}  // namespace lquant::model::family

@@ -1,0 +1,27 @@
+// Llama 1 to 3 (arXiv 2302.13971, 2307.09288, 2407.21783), and Mistral and others that mlx_lm runs with the same code. Layers named
+// "sliding_attention" in layer_types see `sliding_window` keys; Mistral's bare sliding_window has no effect there.
+#include "base/error.h"
+#include "model/family/family.h"
+
+namespace lquant::model::family {
+
+ModelSpec llama(const Config& config) {
+  auto decoder = Decoder::read(config);
+  decoder.tied = config.flag_or("tie_word_embeddings", true);
+  decoder.qkv_bias = decoder.o_bias = config.flag_or("attention_bias", false);
+  decoder.mlp_bias = config.flag_or("mlp_bias", false);
+  const auto rope = make_rope(decoder.head_dim, config.number_or("rope_theta", 10000), config.flag_or("rope_traditional", false),
+                              config.value("rope_scaling"), config.count_or("max_position_embeddings", 0));
+  auto spec = decoder.build("llama", rope);
+
+  if (config.has("layer_types")) {
+    const auto types = config.value("layer_types").get<std::vector<std::string>>();
+    if (static_cast<int>(types.size()) != decoder.layers)
+      fail("model", "config.json: \"layer_types\" has {} entries where the model has {} layers", types.size(), decoder.layers);
+    for (int i = 0; i < decoder.layers; ++i)
+      if (types[i] == "sliding_attention") spec.blocks[i].attention.window = config.count("sliding_window");
+  }
+  return spec;
+}
+
+}  // namespace lquant::model::family

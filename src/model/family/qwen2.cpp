@@ -1,0 +1,15 @@
+// Qwen2 and Qwen2.5 (arXiv 2407.10671): Llama with biases on q, k and v. Its sliding window is not used by mlx_lm.
+#include "model/family/family.h"
+
+namespace lquant::model::family {
+
+ModelSpec qwen2(const Config& config) {
+  auto decoder = Decoder::read(config);
+  decoder.head_dim = decoder.hidden / decoder.heads;
+  decoder.tied = config.flag_or("tie_word_embeddings", true);
+  decoder.qkv_bias = true;
+  return decoder.build("qwen2", make_rope(decoder.head_dim, config.number_or("rope_theta", 1e6), config.flag_or("rope_traditional", false),
+                                          config.value("rope_scaling"), config.count_or("max_position_embeddings", 32768)));
+}
+
+}  // namespace lquant::model::family

@@ -1,0 +1,19 @@
+// Qwen3 (arXiv 2505.09388): norms over each head of q and k, no biases. transformers 5 writes rope_theta and the
+// scaling into one "rope_parameters".
+#include "model/family/family.h"
+
+namespace lquant::model::family {
+
+ModelSpec qwen3(const Config& config) {
+  auto decoder = Decoder::read(config);
+  decoder.head_dim = config.count("head_dim");
+  decoder.tied = config.flag("tie_word_embeddings");
+  decoder.qk_norm = true;
+  const auto nested = config.value("rope_parameters");
+  const bool theta_nested = !config.has("rope_theta") && nested.is_object();
+  const double theta = theta_nested ? Config(nested).number("rope_theta") : config.number("rope_theta");
+  const auto scaling = config.has("rope_scaling") ? config.value("rope_scaling") : nested;
+  return decoder.build("qwen3", make_rope(decoder.head_dim, theta, false, scaling, config.count("max_position_embeddings")));
+}
+
+}  // namespace lquant::model::family

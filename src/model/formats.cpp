@@ -1,0 +1,96 @@
+// mlx_lm trusts the shapes over the config's global values wherever a path is not named, since mixed checkpoints
+// exist whose block names only some paths; so do we, or the same folder would mean two things.
+#include "model/formats.h"
+
+#include "base/error.h"
+
+namespace lquant::model {
+namespace {
+
+using codec::Format;
+using codec::Mode;
+using nlohmann::json;
+
+const json& block_of(const json& config) {
+  static const json none = json::object();
+  if (config.contains("quantization") && config["quantization"].is_object()) return config["quantization"];
+  if (config.contains("quantization_config") && config["quantization_config"].is_object()) {
+    const auto& block = config["quantization_config"];
+    // The microscaling exports (mxfp4, mxfp8) hold MLX's own tensors and are told by their shapes; the others do not.
+    const std::string method = block.value("quant_method", "");
+    if (!method.empty() && method != "mxfp4" && method != "mxfp8")
+      fail("model", "config.json: quantized by \"{}\", which is not one of MLX's formats; give the unquantized model, or convert it with mlx_lm first", method);
+    return block;
+  }
+  return none;
+}
+
+Format named_format(const std::string& path, const json& entry, const json& global) {
+  const auto& source = entry.is_object() ? entry : global;  // `true` means the global values
+  try {
+    auto format = codec::default_format(codec::parse_mode(source.value("mode", "affine")));
+    format.bits = source.value("bits", format.bits);
+    format.group_size = source.value("group_size", format.group_size);
+    codec::check(format);
+    return format;
+  } catch (const json::exception& e) {
+    fail("model", "config.json: the quantization of {} has a field of the wrong type ({})", path, e.what());
+  }
+}
+
+Format told_by_shapes(const checkpoint::Checkpoint& checkpoint, const LinearSpec& linear) {
+  const auto codes = checkpoint.info(linear.path + ".weight"), scales = checkpoint.info(linear.path + ".scales");
+  if (codes.shape.empty() || scales.shape.empty() || scales.shape.back() < 1 || linear.in % scales.shape.back() != 0)
+    fail("model", "{}.scales does not divide the {} inputs of its linear; the checkpoint is damaged or not in MLX's format", linear.path, linear.in);
+  Format format;
+  format.group_size = linear.in / static_cast<int>(scales.shape.back());
+  format.bits = static_cast<int>(std::int64_t{32} * codes.shape.back() / linear.in);
+  if (scales.dtype == mx::uint8) format.mode = format.bits == 8 ? Mode::mxfp8 : format.group_size == 16 ? Mode::nvfp4 : Mode::mxfp4;
+  codec::check(format);
+  return format;
+}
+
+}  // namespace
+
+Formats read_formats(const checkpoint::Checkpoint& checkpoint, const ModelSpec& spec) {
+  const auto& block = block_of(checkpoint.config());
+  Formats formats;
+  for (const auto* linear : spec.linears()) {
+    if (checkpoint.has(linear->path + ".global_scale"))
+      fail("model", "{}.global_scale: NVFP4 with a scale of the whole tensor is not supported; quantize the model without it", linear->path);
+    if (block.contains(linear->path) && !block[linear->path].is_null()) {
+      const auto& entry = block[linear->path];
+      if (entry.is_object() || (entry.is_boolean() && entry.get<bool>())) formats.emplace(linear->path, named_format(linear->path, entry, block));
+    } else if (checkpoint.has(linear->path + ".scales") && checkpoint.has(linear->path + ".weight")) {
+      formats.emplace(linear->path, told_by_shapes(checkpoint, *linear));
+    }
+  }
+  return formats;
+}
+
+std::vector<Expected> expected_tensors(const LinearSpec& linear, const Formats& formats) {
+  const auto shape = [&](std::initializer_list<int> last) {
+    mx::Shape all(last);
+    if (linear.experts > 0) all.insert(all.begin(), linear.experts);
+    return all;
+  };
+  std::vector<Expected> expected;
+  const auto found = formats.find(linear.path);
+  if (found == formats.end()) {
+    expected.push_back({linear.path + ".weight", shape({linear.out, linear.in})});
+  } else {
+    const auto& format = found->second;
+    if (linear.in % format.group_size != 0)
+      fail("model", "{}: {} inputs cannot be cut into groups of {}; its quantization in config.json is wrong", linear.path, linear.in, format.group_size);
+    const int words = static_cast<int>(std::int64_t{1} * linear.in * format.bits / 32), groups = linear.in / format.group_size;
+    expected.push_back({linear.path + ".weight", shape({linear.out, words}), true});
+    expected.push_back({linear.path + ".scales", shape({linear.out, groups})});
+    if (format.mode == Mode::affine) expected.push_back({linear.path + ".biases", shape({linear.out, groups})});
+  }
+  if (linear.bias) expected.push_back({linear.path + ".bias", shape({linear.out})});
+  return expected;
+}
+
+Expected expected_tensor(const NormSpec& norm) { return {norm.path + ".weight", {norm.size}}; }
+
+}  // namespace lquant::model

@@ -1,0 +1,30 @@
+#pragma once
+
+#include <mlx/array.h>
+
+#include <string>
+#include <vector>
+
+#include "checkpoint/checkpoint.h"
+#include "model/spec.h"
+#include "model/tensors.h"
+
+// Which number format each linear of a checkpoint is in, and what tensors follow; used inside this room.
+namespace lquant::model {
+
+/// Reads the "quantization" block and the tensors' headers as mlx_lm's loader does: a path that the block names is as it says (false:
+/// dense); any other is packed when it has scales, with bits, group and mode told by the shapes. Throws Error for a checkpoint
+/// quantized by other tools (AWQ, GPTQ, …) or in a format that MLX lacks.
+Formats read_formats(const checkpoint::Checkpoint& checkpoint, const ModelSpec& spec);
+
+struct Expected {
+  std::string name;
+  mx::Shape shape;
+  bool packed = false;  ///< u32 codes
+};
+
+/// The tensors of one linear in its format, and of one norm.
+std::vector<Expected> expected_tensors(const LinearSpec& linear, const Formats& formats);
+Expected expected_tensor(const NormSpec& norm);
+
+}  // namespace lquant::model

@@ -1,0 +1,188 @@
+// One block builder for every family. The residual stream x is read once for both its uses (residual_norm), linears that share an
+// input are one product, and the residual is added inside the closing product: what is left between products are
+// the kernels' fused ops, so no pass over tokens × width is spent on MLX's single-threaded element-wise loops.
+#include "model/forward.h"
+
+#include <mlx/mlx.h>
+
+#include <stdexcept>
+#include <tuple>
+
+#include "kernels/attention.h"
+#include "kernels/elementwise.h"
+#include "kernels/linear.h"
+#include "kernels/moe.h"
+#include "model/weights.h"
+
+namespace lquant::model {
+namespace {
+
+/// What every part of a block reads.
+struct Scope {
+  const Tensors& tensors;
+  const Formats& formats;
+  const Context& context;
+  mx::Dtype dtype;
+  int block;
+
+  const mx::array& norm(const NormSpec& norm) const { return tensor(tensors, norm.path + ".weight"); }
+  kernels::LinearWeight weight(const LinearSpec& linear, Rows rows = {}) const { return linear_weight(tensors, formats, linear.path, dtype, rows); }
+  void observe(const LinearSpec& linear, const mx::array& input, const mx::array* offsets = nullptr) const {
+    if (context.observer && *context.observer) (*context.observer)(linear.path, input, offsets);
+  }
+};
+
+mx::array normed(const Scope& scope, const NormSpec& norm, const mx::array& x) { return kernels::rms_norm(x, scope.norm(norm), norm.eps, norm.offset); }
+
+/// residual + [post norm of] y.
+mx::array close(const Scope& scope, const std::optional<NormSpec>& post, const mx::array& residual, const mx::array& y) {
+  return post ? kernels::add_norm(residual, y, scope.norm(*post), post->eps, post->offset) : kernels::add(residual, y);
+}
+
+/// The linear that ends a sub-layer, with the residual inside its product when no norm stands between.
+mx::array close(const Scope& scope, const std::optional<NormSpec>& post, const mx::array& residual, const mx::array& y, const LinearSpec& linear) {
+  scope.observe(linear, y);
+  if (!post) return kernels::linear(y, scope.weight(linear), residual);
+  return close(scope, post, residual, kernels::linear(y, scope.weight(linear)));
+}
+
+/// q, k, v [B, T, heads · head_dim]; a fused linear is read as three cuts of its rows.
+std::vector<mx::array> project(const Scope& scope, const AttentionSpec& attention, const mx::array& h) {
+  for (const auto& linear : attention.inputs) scope.observe(linear, h);
+  std::vector<kernels::LinearWeight> weights;
+  if (attention.inputs.size() == 1) {
+    const int q = attention.heads * attention.head_dim, kv = attention.kv_heads * attention.head_dim;
+    for (const Rows rows : {Rows{0, q}, Rows{q, kv}, Rows{q + kv, kv}}) weights.push_back(scope.weight(attention.inputs[0], rows));
+  } else {
+    for (const auto& linear : attention.inputs) weights.push_back(scope.weight(linear));
+  }
+  return kernels::linears(h, weights);
+}
+
+/// The heads' outputs side by side [B, T, heads · head_dim], before the output linear.
+mx::array attend(const Scope& scope, const AttentionSpec& attention, const mx::array& h) {
+  const auto& context = scope.context;
+  if (context.cache && context.segments) throw std::invalid_argument("[model] segments and a cache exclude each other");
+  const int batch = h.shape(0), length = h.shape(1);
+  const auto projected = project(scope, attention, h);
+  const auto split = [&](const mx::array& x, int heads) { return mx::reshape(x, {batch, length, heads, attention.head_dim}); };
+  auto q = split(projected[0], attention.heads), k = split(projected[1], attention.kv_heads), v = split(projected[2], attention.kv_heads);
+  if (attention.q_norm) q = normed(scope, *attention.q_norm, q);
+  if (attention.k_norm) k = normed(scope, *attention.k_norm, k);
+
+  const int offset = context.cache ? context.cache->length() : context.offset;
+  if (attention.rope) {
+    const auto& rope = *attention.rope;
+    const auto inv_freq = inverse_frequencies(rope, offset + length);
+    q = kernels::rope(q, inv_freq, offset, rope.magnitude, rope.interleaved);
+    k = kernels::rope(k, inv_freq, offset, rope.magnitude, rope.interleaved);
+  }
+  kernels::AttentionArgs args;
+  args.scale = attention.scale;
+  args.window = attention.window;
+  args.softcap = attention.softcap;
+  if (context.cache) {
+    args.offset = offset;
+    std::tie(k, v) = context.cache->append(scope.block, k, v);
+  }
+  const auto out = kernels::attention(q, k, v, args, context.segments);
+  return mx::reshape(out, {batch, length, attention.heads * attention.head_dim});
+}
+
+mx::array activate(const Scope& scope, const DenseMlp& mlp, const mx::array& h) {
+  for (const auto& linear : mlp.inputs) scope.observe(linear, h);
+  if (mlp.inputs.size() == 1) return kernels::gated_fused(kernels::linear(h, scope.weight(mlp.inputs[0])), mlp.activation);
+  const auto both = kernels::linears(h, {scope.weight(mlp.inputs[0]), scope.weight(mlp.inputs[1])});
+  return kernels::gated(both[0], both[1], mlp.activation);
+}
+
+/// Each token's top_k experts, weighted. Tokens are sorted by expert so that an expert's rows meet its weights in one product.
+mx::array mix_experts(const Scope& scope, const ExpertMlp& mlp, const mx::array& h) {
+  const int width = h.shape(-1);
+  const auto tokens = mx::reshape(h, {-1, width});
+  scope.observe(mlp.router, h);
+  const auto gates = mx::softmax(kernels::linear(tokens, scope.weight(mlp.router)), -1, /*precise=*/true);
+  const int first = mlp.experts - mlp.top_k;
+  const auto ranked = mx::argpartition(mx::stop_gradient(gates), first, -1);
+  const auto chosen = mx::slice(ranked, {0, first}, {ranked.shape(0), mlp.experts});
+  auto weights = mx::take_along_axis(gates, chosen, -1);
+  if (mlp.normalize) weights = mx::divide(weights, mx::sum(weights, -1, /*keepdims=*/true));
+
+  const auto routing = kernels::sort_by_expert(mx::astype(chosen, mx::int32), mlp.experts);
+  const auto rows = kernels::gather_rows(tokens, routing, mlp.top_k);
+  const auto product = [&](const LinearSpec& linear, const mx::array& x) {
+    scope.observe(linear, x, &routing.offsets);
+    const auto weight = scope.weight(linear);
+    return kernels::grouped_linear(x, weight.weight, weight.bias, routing.offsets);
+  };
+  const auto gate = product(mlp.gate, rows);
+  const auto inner = kernels::gated(gate, product(mlp.up, rows), mlp.activation);
+  return mx::reshape(kernels::combine_rows(product(mlp.down, inner), weights, routing, mlp.top_k), h.shape());
+}
+
+}  // namespace
+
+mx::array embed(const ModelSpec& spec, const Tensors& tensors, const Formats& formats, const mx::array& ids, mx::Dtype dtype) {
+  const auto& path = spec.embedding.path;
+  // A Python scalar meets an array in the array's dtype in MLX; rounding it so keeps our embeddings equal to mlx_lm's.
+  const float multiplier =
+      spec.embedding_multiplier == 1 ? 1 : mx::astype(mx::array(spec.embedding_multiplier, dtype), mx::float32).item<float>();
+  const auto packed = formats.find(path);
+  if (packed != formats.end() && packed->second.mode == codec::Mode::affine) {
+    return kernels::embedding_affine(ids, tensor(tensors, path + ".weight"), tensor(tensors, path + ".scales"), tensor(tensors, path + ".biases"),
+                                     packed->second.bits, packed->second.group_size, dtype, multiplier);
+  }
+  return kernels::embedding(ids, dense_weight(tensors, formats, path, dtype), multiplier);
+}
+
+mx::array block(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const mx::array& x, const Context& context) {
+  const auto& block = spec.blocks.at(i);
+  const Scope scope{tensors, formats, context, x.dtype(), i};
+  const auto enter = [&](const NormSpec& norm, const mx::array& y) { return kernels::residual_norm(y, scope.norm(norm), norm.eps, norm.offset); };
+
+  const auto [residual, h] = enter(block.attention_norm, x);
+  const auto middle = close(scope, block.attention_post_norm, residual, attend(scope, block.attention, h), block.attention.output);
+
+  const auto [second, g] = enter(block.mlp_norm, middle);
+  if (const auto* dense = std::get_if<DenseMlp>(&block.mlp)) return close(scope, block.mlp_post_norm, second, activate(scope, *dense, g), dense->down);
+  return close(scope, block.mlp_post_norm, second, mix_experts(scope, std::get<ExpertMlp>(block.mlp), g));
+}
+
+mx::array final_norm(const ModelSpec& spec, const Tensors& tensors, const mx::array& x) {
+  return kernels::rms_norm(x, tensor(tensors, spec.final_norm.path + ".weight"), spec.final_norm.eps, spec.final_norm.offset);
+}
+
+Head head(const ModelSpec& spec, const Tensors& tensors, const Formats& formats, mx::Dtype dtype) {
+  auto linear = linear_weight(tensors, formats, spec.head ? spec.head->path : spec.embedding.path, dtype);
+  return {std::move(linear.weight), std::move(linear.bias), spec.logit_softcap, spec.logit_multiplier};
+}
+
+mx::array logits(const Head& head, const mx::array& h) {
+  auto out = kernels::linear(h, {head.weight, head.bias});
+  if (head.multiplier != 1) out = mx::multiply(out, mx::array(head.multiplier, out.dtype()));
+  if (head.softcap != 0) {
+    const mx::array cap(head.softcap, out.dtype());
+    out = mx::multiply(mx::tanh(mx::divide(out, cap)), cap);
+  }
+  return out;
+}
+
+mx::array logits(const ModelSpec& spec, const Tensors& tensors, const Formats& formats, const mx::array& h, const Context& context) {
+  if (spec.head && context.observer && *context.observer) (*context.observer)(spec.head->path, h, nullptr);
+  return logits(head(spec, tensors, formats, h.dtype()), h);
+}
+
+mx::array hidden_states(const ModelSpec& spec, const Tensors& tensors, const Formats& formats, const mx::array& ids, mx::Dtype dtype,
+                        const Context& context) {
+  auto x = embed(spec, tensors, formats, ids, dtype);
+  for (int i = 0; i < static_cast<int>(spec.blocks.size()); ++i) x = block(spec, i, tensors, formats, x, context);
+  if (context.cache) context.cache->advance(ids.shape(1));
+  return final_norm(spec, tensors, x);
+}
+
+mx::array forward(const ModelSpec& spec, const Tensors& tensors, const Formats& formats, const mx::array& ids, mx::Dtype dtype,
+                  const Context& context) {
+  return logits(spec, tensors, formats, hidden_states(spec, tensors, formats, ids, dtype, context), context);
+}
+
+}  // namespace lquant::model

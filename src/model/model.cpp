@@ -1,0 +1,167 @@
+// A model is opened from headers alone: the spec says which tensors must be there and how large, the checkpoint which are. All
+// that can be wrong with a folder is found here, before any work begins; loading afterwards only fetches and casts.
+#include "model/model.h"
+
+#include <mlx/mlx.h>
+
+#include <algorithm>
+#include <unordered_set>
+
+#include "base/error.h"
+#include "kernels/primitive.h"
+#include "model/formats.h"
+
+namespace lquant::model {
+namespace {
+
+std::string text(const mx::Shape& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
+
+bool is_float(mx::Dtype dtype) { return mx::issubdtype(dtype, mx::floating); }
+
+/// "….switch_mlp.gate_proj.weight" → the name of expert e's own tensor, for the stacked weights of a mixture of experts; else empty.
+std::string unstacked_name(const ModelSpec& spec, const std::string& name, int e) {
+  for (const auto& block : spec.blocks) {
+    const auto* mlp = std::get_if<ExpertMlp>(&block.mlp);
+    if (!mlp || mlp->unstacked_path.empty()) continue;
+    for (const auto* linear : {&mlp->gate, &mlp->up, &mlp->down}) {
+      if (name.size() > linear->path.size() && name.compare(0, linear->path.size(), linear->path) == 0 && name[linear->path.size()] == '.')
+        return fmt::format("{}.{}.{}{}", mlp->unstacked_path, e, linear->path.substr(linear->path.rfind('.') + 1), name.substr(linear->path.size()));
+    }
+  }
+  return "";
+}
+
+void check_one(const checkpoint::Checkpoint& checkpoint, const std::string& name, const mx::Shape& shape, bool packed) {
+  const auto info = checkpoint.info(name);
+  const mx::Shape found(info.shape.begin(), info.shape.end());
+  if (found != shape)
+    fail("model", "tensor {} has shape {} where config.json asks for {}; the files of the folder do not belong together", name, text(found), text(shape));
+  if (packed && info.dtype != mx::uint32) fail("model", "tensor {} should hold packed codes (U32); its quantization in config.json is wrong", name);
+}
+
+void check(const checkpoint::Checkpoint& checkpoint, const ModelSpec& spec, const Expected& expected) {
+  if (checkpoint.has(expected.name)) {
+    check_one(checkpoint, expected.name, expected.shape, expected.packed);
+  } else if (const auto first = unstacked_name(spec, expected.name, 0); !first.empty() && checkpoint.has(first)) {
+    const mx::Shape shape(expected.shape.begin() + 1, expected.shape.end());
+    for (int e = 0; e < expected.shape[0]; ++e) {
+      const auto name = unstacked_name(spec, expected.name, e);
+      if (!checkpoint.has(name)) fail("model", "{}: missing tensor {} of shape {}", checkpoint.folder().string(), name, text(shape));
+      check_one(checkpoint, name, shape, expected.packed);
+    }
+  } else {
+    fail("model", "{}: missing tensor {} of shape {}", checkpoint.folder().string(), expected.name, text(expected.shape));
+  }
+}
+
+std::vector<Expected> expected_of(const BlockSpec& block, const Formats& formats) {
+  std::vector<Expected> all;
+  for (const auto* norm : block.norms()) all.push_back(expected_tensor(*norm));
+  for (const auto* linear : block.linears())
+    for (auto& expected : expected_tensors(*linear, formats)) all.push_back(std::move(expected));
+  return all;
+}
+
+std::vector<Expected> expected_outside(const ModelSpec& spec, const Formats& formats) {
+  auto all = expected_tensors(spec.embedding, formats);
+  all.push_back(expected_tensor(spec.final_norm));
+  if (spec.head)
+    for (auto& expected : expected_tensors(*spec.head, formats)) all.push_back(std::move(expected));
+  return all;
+}
+
+std::vector<std::string> names_of(const std::vector<Expected>& all) {
+  std::vector<std::string> names;
+  for (const auto& expected : all) names.push_back(expected.name);
+  return names;
+}
+
+mx::Dtype float_dtype_of(const checkpoint::Checkpoint& checkpoint, const ModelSpec& spec) {
+  for (const char* suffix : {".weight", ".scales"}) {
+    const auto name = spec.embedding.path + suffix;
+    if (checkpoint.has(name) && is_float(checkpoint.info(name).dtype)) return checkpoint.info(name).dtype;
+  }
+  return checkpoint.info(spec.final_norm.path + ".weight").dtype;  // an embedding of the microscaling formats has u8 scales
+}
+
+}  // namespace
+
+Model Model::open(const checkpoint::Checkpoint& checkpoint) {
+  Model model;
+  model.checkpoint_ = &checkpoint;
+  model.spec_ = spec_from_config(checkpoint.config());
+  auto& spec = model.spec_;
+  if (spec.head_if_present && spec.head && !checkpoint.has(spec.head->path + ".weight")) spec.head.reset();
+  model.formats_ = read_formats(checkpoint, spec);
+  for (const auto& expected : expected_outside(spec, model.formats_)) check(checkpoint, spec, expected);
+  for (const auto& block : spec.blocks)
+    for (const auto& expected : expected_of(block, model.formats_)) check(checkpoint, spec, expected);
+  model.stored_dtype_ = float_dtype_of(checkpoint, spec);
+  return model;
+}
+
+mx::Dtype Model::compute_dtype() const { return kernels::cpu_kernels() && stored_dtype_ != mx::bfloat16 ? mx::float32 : stored_dtype_; }
+
+Tensors Model::load(const std::vector<std::string>& names, std::optional<mx::Dtype> dtype) const {
+  const auto target = dtype.value_or(compute_dtype());
+  Tensors tensors;
+  for (const auto& name : names) {
+    auto value = [&] {
+      if (checkpoint_->has(name)) return checkpoint_->load(name);
+      std::vector<mx::array> experts;
+      for (int e = 0;; ++e) {
+        const auto one = unstacked_name(spec_, name, e);
+        if (one.empty() || !checkpoint_->has(one)) break;
+        experts.push_back(checkpoint_->load(one));
+      }
+      return mx::stack(experts);
+    }();
+    if (is_float(value.dtype()) && value.dtype() != target) value = mx::astype(value, target);
+    tensors.emplace(name, std::move(value));
+  }
+  return tensors;
+}
+
+Tensors Model::load_block(int i, std::optional<mx::Dtype> dtype) const { return load(block_names(i), dtype); }
+
+Tensors Model::load_embedding(std::optional<mx::Dtype> dtype) const { return load(tensor_names(spec_.embedding, formats_), dtype); }
+
+Tensors Model::load_final(std::optional<mx::Dtype> dtype) const {
+  auto names = tensor_names(spec_.head ? *spec_.head : spec_.embedding, formats_);
+  names.push_back(expected_tensor(spec_.final_norm).name);
+  return load(names, dtype);
+}
+
+Tensors Model::load_all(std::optional<mx::Dtype> dtype) const {
+  auto names = outer_names();
+  for (int i = 0; i < static_cast<int>(spec_.blocks.size()); ++i)
+    for (auto& name : block_names(i)) names.push_back(std::move(name));
+  return load(names, dtype);
+}
+
+std::vector<std::string> Model::block_names(int i) const { return names_of(expected_of(spec_.blocks.at(i), formats_)); }
+
+std::vector<std::string> Model::outer_names() const { return names_of(expected_outside(spec_, formats_)); }
+
+std::vector<std::string> Model::unused_names() const {
+  std::unordered_set<std::string> used;
+  const auto use = [&](const Expected& expected) {
+    if (checkpoint_->has(expected.name)) {
+      used.insert(expected.name);
+    } else {
+      for (int e = 0; e < expected.shape[0]; ++e) used.insert(unstacked_name(spec_, expected.name, e));
+    }
+  };
+  for (const auto& expected : expected_outside(spec_, formats_)) use(expected);
+  for (const auto& block : spec_.blocks)
+    for (const auto& expected : expected_of(block, formats_)) use(expected);
+  std::vector<std::string> unused;
+  for (const auto& name : checkpoint_->names())
+    if (!used.count(name)) unused.push_back(name);
+  std::sort(unused.begin(), unused.end());
+  return unused;
+}
+
+std::vector<std::string> tensor_names(const LinearSpec& linear, const Formats& formats) { return names_of(expected_tensors(linear, formats)); }
+
+}  // namespace lquant::model
