@@ -1,14 +1,25 @@
 // One MLX primitive serves every CPU op of this folder: it carries two functions, the computation and its gradient.
 // MLX then sees our ops as its own: lazy, freed when unused, differentiated by its vjp and value_and_grad.
+//
+// MLX encodes an op on the thread that called eval and runs it later on the stream's thread. Ours instead waits until
+// the stream is idle and computes on the calling thread. That keeps MLX from allocating the results of dozens of large
+// ops ahead of the one that runs, lets an exception travel straight to the caller of eval, and leaves one OpenMP team
+// (that of the caller) for all ops; the hand-over costs microseconds where an op takes milliseconds.
 #include "kernels/primitive.h"
 
-#include <mlx/mlx.h>
+#include <mlx/allocator.h>
+#include <mlx/primitives.h>
+#include <mlx/stream.h>
 
+#include <cstring>
 #include <future>
+#include <memory>
 #include <stdexcept>
 
 #ifdef LQUANT_ONEDNN
 #include <mlx/backend/cpu/encoder.h>
+
+#include "kernels/parallel.h"
 #endif
 
 namespace lquant::kernels {
@@ -24,26 +35,71 @@ bool cpu_kernels() {
 #ifdef LQUANT_ONEDNN
 namespace {
 
+/// Returns when all that MLX has given the stream so far is done.
+void wait_until_idle(const mx::Stream& stream) {
+  auto reached = std::make_shared<std::promise<void>>();
+  auto idle = reached->get_future();
+  mx::cpu::get_command_encoder(stream).dispatch([reached = std::move(reached)] { reached->set_value(); });
+  try {
+    idle.get();
+  } catch (const std::future_error&) {
+    // The stream drops its tasks once one of MLX's own ops has failed: report that failure.
+    mx::scheduler::check_error(stream);
+    throw std::runtime_error("[kernels] an earlier operation of the same stream failed");
+  }
+}
+
+template <class Word>
+void copy_strided(const mx::array& from, Word* to) {
+  const int axes = static_cast<int>(from.ndim());
+  const std::int64_t length = from.shape(-1), step = from.strides(-1), rows = static_cast<std::int64_t>(from.size()) / length;
+  const Word* base = reinterpret_cast<const Word*>(from.data<char>());
+  const std::int64_t grain = 1 + (1 << 14) / length;  // 16 Ki elements take microseconds, as starting a thread team does
+  parallel_for(rows, grain, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      std::int64_t rest = row, offset = 0;
+      for (int axis = axes - 2; axis >= 0; --axis) {
+        offset += rest % from.shape(axis) * from.strides(axis);
+        rest /= from.shape(axis);
+      }
+      const Word* source = base + offset;
+      Word* target = to + row * length;
+      if (step == 1) {
+        std::memcpy(target, source, length * sizeof(Word));
+      } else {
+        for (std::int64_t i = 0; i < length; ++i) target[i] = source[i * step];
+      }
+    }
+  });
+}
+
+/// The array itself when its rows lie one after the other, else such a copy. (MLX's contiguous() also copies any part
+/// of a larger buffer, one layer of a stack of weights for example.)
+mx::array row_contiguous(const mx::array& x) {
+  if (x.flags().row_contiguous || x.size() == 0 || x.ndim() == 0) return x;
+  mx::array copy(x.shape(), x.dtype(), nullptr, {});
+  copy.set_data(mx::allocator::malloc(copy.nbytes()));
+  switch (x.itemsize()) {
+    case 1: copy_strided(x, copy.data<std::uint8_t>()); break;
+    case 2: copy_strided(x, reinterpret_cast<std::uint16_t*>(copy.data<char>())); break;
+    case 4: copy_strided(x, reinterpret_cast<std::uint32_t*>(copy.data<char>())); break;
+    default: copy_strided(x, reinterpret_cast<std::uint64_t*>(copy.data<char>())); break;
+  }
+  return copy;
+}
+
 class FunctionPrimitive : public mx::Primitive {
  public:
   FunctionPrimitive(mx::Stream stream, const char* name, Compute compute, Vjp vjp)
       : Primitive(stream), name_(name), compute_(std::move(compute)), vjp_(std::move(vjp)) {}
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    wait_until_idle(stream());
+    std::vector<mx::array> rows;
+    rows.reserve(inputs.size());
+    for (const auto& x : inputs) rows.push_back(row_contiguous(x));
     for (auto& out : outputs) out.set_data(mx::allocator::malloc(out.nbytes()));
-    // Waiting here keeps MLX from encoding, and so allocating, dozens of large ops ahead of the one that runs; the
-    // hand-over costs microseconds where an op takes milliseconds. It also brings exceptions back to the caller.
-    std::promise<void> done;
-    auto finished = done.get_future();
-    mx::cpu::get_command_encoder(stream()).dispatch([&] {
-      try {
-        compute_(inputs, outputs);
-        done.set_value();
-      } catch (...) {
-        done.set_exception(std::current_exception());
-      }
-    });
-    finished.get();
+    compute_(rows, outputs);
   }
   void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
     throw std::runtime_error(std::string("[kernels] ") + name_ + " has no GPU form; it must not be made there");
@@ -67,9 +123,6 @@ class FunctionPrimitive : public mx::Primitive {
 std::vector<mx::array> make_op(const char* name, const std::vector<mx::array>& inputs, const std::vector<Output>& outputs, Compute compute, Vjp vjp) {
 #ifdef LQUANT_ONEDNN
   const auto stream = mx::default_stream(mx::Device::cpu);
-  std::vector<mx::array> rows;
-  rows.reserve(inputs.size());
-  for (const auto& x : inputs) rows.push_back(mx::contiguous(x, false, stream));
   std::vector<mx::Shape> shapes;
   std::vector<mx::Dtype> dtypes;
   for (const auto& out : outputs) {
@@ -77,7 +130,7 @@ std::vector<mx::array> make_op(const char* name, const std::vector<mx::array>& i
     dtypes.push_back(out.dtype);
   }
   auto primitive = std::make_shared<FunctionPrimitive>(stream, name, std::move(compute), std::move(vjp));
-  return mx::array::make_arrays(std::move(shapes), dtypes, primitive, rows);
+  return mx::array::make_arrays(std::move(shapes), dtypes, primitive, inputs);
 #else
   throw std::invalid_argument(std::string("[kernels] ") + name + " needs the CPU kernels, which this build has not");
 #endif

@@ -16,7 +16,8 @@ namespace mx = mlx::core;
 bool cpu_kernels();
 
 /// Computes one op on the CPU. Inputs are evaluated and row-contiguous; outputs are allocated and row-contiguous.
-/// Runs on MLX's stream thread; may use all cores through parallel_for and oneDNN.
+/// Runs on the thread that called eval; may use all cores through parallel_for and oneDNN. What it throws reaches the
+/// caller of eval, and the arrays of that graph can be evaluated again.
 using Compute = std::function<void(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs)>;
 
 /// Gradients of the op for the inputs named by argnums, in that order. `outputs` are the forward results, so what the

@@ -1,0 +1,126 @@
+// Checks, and the same functions in MLX's own ops for devices without CPU kernels. There MLX differentiates; the gradients
+// to weights are cast to f32 so that both paths give the caller one dtype.
+#include "kernels/linear.h"
+
+#include <mlx/ops.h>
+#include <mlx/transforms.h>
+
+#include <functional>
+#include <stdexcept>
+#include <string>
+
+#include "kernels/primitive.h"
+#ifdef LQUANT_ONEDNN
+#include "kernels/linear_cpu.h"
+#endif
+
+namespace lquant::kernels {
+namespace {
+
+void require(bool condition, const char* sentence) {
+  if (!condition) throw std::invalid_argument(std::string("[kernels] ") + sentence);
+}
+
+bool is_float(mx::Dtype dtype) { return dtype == mx::float32 || dtype == mx::bfloat16; }
+
+void check(const mx::array& x, const std::vector<LinearWeight>& weights, const std::optional<mx::array>& residual) {
+  require(x.ndim() >= 1 && is_float(x.dtype()), "linear: x must be [..., K] of float32 or bfloat16");
+  require(!weights.empty(), "linears: at least one weight is needed");
+  for (const auto& [weight, bias] : weights) {
+    require(weight.ndim() == 2 && weight.shape(1) == x.shape(-1), "linear: a weight must be [N, K] with the K of x [..., K]");
+    require(weight.dtype() == x.dtype(), "linear: a weight must have the dtype of x");
+    if (bias) require(bias->ndim() == 1 && bias->shape(0) == weight.shape(0) && bias->dtype() == x.dtype(), "linear: a bias must be [N] in the dtype of x");
+  }
+  if (residual) {
+    auto shape = x.shape();
+    shape.back() = weights[0].weight.shape(0);
+    require(weights.size() == 1 && residual->shape() == shape && residual->dtype() == x.dtype(),
+            "linear: the residual must be [..., N] in the dtype of x");
+  }
+}
+
+using Function = std::function<std::vector<mx::array>(const std::vector<mx::array>&)>;
+
+/// The function with gradients of all inputs from number `first` to below `last` in f32.
+std::vector<mx::array> with_f32_gradients(const Function& function, const std::vector<mx::array>& inputs, std::size_t first, std::size_t last) {
+  auto gradient = [=](const std::vector<mx::array>& primals, const std::vector<mx::array>& cotangents, const std::vector<mx::array>&) {
+    auto gradients = mx::vjp(function, primals, cotangents).second;
+    for (auto i = first; i < last; ++i) gradients[i] = mx::astype(gradients[i], mx::float32);
+    return gradients;
+  };
+  return mx::custom_vjp(function, gradient)(inputs);
+}
+
+std::vector<mx::array> linears_mlx(const mx::array& x, const std::vector<LinearWeight>& weights, const std::optional<mx::array>& residual) {
+  std::vector<mx::array> inputs{x};
+  for (const auto& w : weights) {
+    inputs.push_back(w.weight);
+    if (w.bias) inputs.push_back(*w.bias);
+  }
+  const auto parameters_end = inputs.size();
+  if (residual) inputs.push_back(*residual);
+  std::vector<bool> has_bias;
+  for (const auto& w : weights) has_bias.push_back(w.bias.has_value());
+  auto function = [has_bias, with_residual = residual.has_value()](const std::vector<mx::array>& in) {
+    std::vector<mx::array> out;
+    std::size_t next = 1;
+    for (bool bias : has_bias) {
+      const auto w = mx::transpose(in[next]);
+      out.push_back(bias ? mx::addmm(in[next + 1], in[0], w) : mx::matmul(in[0], w));
+      next += bias ? 2 : 1;
+    }
+    if (with_residual) out[0] = mx::add(out[0], in.back());
+    return out;
+  };
+  return with_f32_gradients(function, inputs, 1, parameters_end);
+}
+
+mx::array grouped_mlx(const mx::array& x, const mx::array& weight, const std::optional<mx::array>& bias, const mx::array& offsets) {
+  const int rows = x.shape(0), experts = weight.shape(0);
+  // The expert of row r is the number of experts that end at or before it.
+  const auto ends = mx::slice(offsets, {1}, {experts + 1});
+  const auto passed = mx::greater_equal(mx::expand_dims(mx::arange(rows), 1), mx::expand_dims(ends, 0));
+  const auto ids = mx::astype(mx::sum(passed, 1), mx::uint32);
+  auto function = [ids](const std::vector<mx::array>& in) {
+    const auto product = mx::gather_mm(mx::expand_dims(in[0], 1), mx::swapaxes(in[1], 1, 2), std::nullopt, ids, true);
+    const auto y = mx::squeeze(product, 1);
+    return std::vector<mx::array>{in.size() > 2 ? mx::add(y, mx::take(in[2], ids, 0)) : y};
+  };
+  std::vector<mx::array> inputs{x, weight};
+  if (bias) inputs.push_back(*bias);
+  return with_f32_gradients(function, inputs, 1, inputs.size())[0];
+}
+
+std::vector<mx::array> dispatch(const mx::array& x, const std::vector<LinearWeight>& weights, const std::optional<mx::array>& residual) {
+  check(x, weights, residual);
+#ifdef LQUANT_ONEDNN
+  if (cpu_kernels()) return cpu::linears(x, weights, residual);
+#endif
+  return linears_mlx(x, weights, residual);
+}
+
+}  // namespace
+
+std::vector<mx::array> linears(const mx::array& x, const std::vector<LinearWeight>& weights) { return dispatch(x, weights, std::nullopt); }
+
+mx::array linear(const mx::array& x, const LinearWeight& weight, const std::optional<mx::array>& residual) {
+  return dispatch(x, {weight}, residual)[0];
+}
+
+mx::array grouped_linear(const mx::array& x, const mx::array& weight, const std::optional<mx::array>& bias, const mx::array& offsets) {
+  require(x.ndim() == 2 && is_float(x.dtype()), "grouped_linear: x must be [R, K] of float32 or bfloat16");
+  require(weight.ndim() == 3 && weight.shape(2) == x.shape(1) && weight.dtype() == x.dtype(),
+          "grouped_linear: the weight must be [E, N, K] in the dtype of x");
+  if (bias) {
+    require(bias->ndim() == 2 && bias->shape(0) == weight.shape(0) && bias->shape(1) == weight.shape(1) && bias->dtype() == x.dtype(),
+            "grouped_linear: the bias must be [E, N] in the dtype of x");
+  }
+  require(offsets.ndim() == 1 && offsets.shape(0) == weight.shape(0) + 1 && offsets.dtype() == mx::int32,
+          "grouped_linear: offsets must be int32 [E + 1]");
+#ifdef LQUANT_ONEDNN
+  if (cpu_kernels()) return cpu::grouped_linear(x, weight, bias, offsets);
+#endif
+  return grouped_mlx(x, weight, bias, offsets);
+}
+
+}  // namespace lquant::kernels
