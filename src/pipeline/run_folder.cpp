@@ -15,6 +15,7 @@
 
 namespace lquant::pipeline {
 namespace fs = std::filesystem;
+namespace mx = mlx::core;
 using json = nlohmann::json;
 
 namespace {

@@ -1,0 +1,195 @@
+// Final hidden states are the smallest exact form of a teacher's answer: H numbers a token, from which one matrix product makes
+// all V logits. The largest logits alone (as mlx_lm caches them) need no teacher afterwards, but lose the tail.
+#include "calibration/targets.h"
+
+#include <mlx/mlx.h>
+
+#include "base/error.h"
+#include "base/files.h"
+#include "model/stream.h"
+
+namespace lquant::calibration {
+namespace {
+
+namespace fs = std::filesystem;
+using json = nlohmann::json;
+
+constexpr const char* kKeyFile = "targets.json";
+// Boundary activations kept at once while a cache is made; a larger set is worked through in turns, reading the teacher again.
+constexpr double kActivationBytes = 512e6;
+
+mx::array take_rows(const mx::array& a, int begin, int end, int length) {
+  const int width = a.shape(-1);
+  return mx::reshape(mx::slice(a, {begin, 0, 0}, {end, length, width}), {-1, width});
+}
+
+class LiveTargets : public Targets {
+ public:
+  explicit LiveTargets(const model::Model& teacher)
+      : spec_(teacher.spec()), tensors_(teacher.load_all()), formats_(teacher.formats()), dtype_(teacher.compute_dtype()), head_{mx::array(0), std::nullopt} {
+    model::densify(tensors_, formats_, dtype_);
+    head_ = model::head(spec_, tensors_, formats_, dtype_);
+  }
+
+  Target rows(const std::string&, std::size_t, const Batch& batch, int begin, int end) override {
+    const auto part = begin == 0 && end == batch.rows() ? batch : slice_rows(batch, begin, end);
+    model::Context context;
+    context.segments = part.segments;
+    auto hidden = model::hidden_states(spec_, tensors_, formats_, part.ids, dtype_, context);
+    hidden = mx::reshape(hidden, {-1, hidden.shape(-1)});
+    mx::eval(hidden);  // so that the student's graph never holds the teacher's
+    return {hidden, std::nullopt, std::nullopt};
+  }
+  const model::Head& head() const override { return head_; }
+
+ private:
+  model::ModelSpec spec_;
+  model::Tensors tensors_;
+  model::Formats formats_;
+  mx::Dtype dtype_;
+  model::Head head_;
+};
+
+fs::path batch_file(const TargetCache& cache, const std::string& split, std::size_t index) {
+  return cache.folder / split / fmt::format("{:010d}.safetensors", index);
+}
+
+class CachedTargets : public Targets {
+ public:
+  CachedTargets(const TargetCache& cache, const model::Model* teacher) : cache_(cache) {
+    if (cache.kind != TargetKind::hidden) return;
+    if (!teacher) fail("calibration", "{}: cached hidden states need the teacher's head; name the teacher by --model", cache.folder.string());
+    auto tensors = teacher->load_final();
+    auto head = model::head(teacher->spec(), tensors, teacher->formats(), teacher->compute_dtype());
+    mx::eval(head.weight);
+    head_ = std::move(head);
+  }
+
+  Target rows(const std::string& split, std::size_t index, const Batch& batch, int begin, int end) override {
+    const auto file = batch_file(cache_, split, index);
+    std::unordered_map<std::string, mx::array> tensors;
+    try {
+      tensors = mx::load_safetensors(file.string(), mx::default_stream(mx::Device::cpu)).first;
+    } catch (const std::exception& e) {
+      fail("calibration", "{}: cannot be read ({}); remove the folder and compute the targets again", file.string(), e.what());
+    }
+    const auto part = [&](const char* name) -> std::optional<mx::array> {
+      const auto it = tensors.find(name);
+      if (it == tensors.end()) return std::nullopt;
+      if (it->second.ndim() != 3 || it->second.shape(0) != batch.rows() || it->second.shape(1) != batch.length())
+        fail("calibration", "{}: holds targets of another shape; remove the folder and compute the targets again", file.string());
+      return take_rows(it->second, begin, end, batch.length());
+    };
+    return {part("hidden"), part("logits"), part("indices")};
+  }
+  const model::Head& head() const override { return *head_; }
+
+ private:
+  TargetCache cache_;
+  std::optional<model::Head> head_;
+};
+
+void save(const fs::path& file, const std::unordered_map<std::string, mx::array>& tensors) {
+  const auto partial = fs::path(file.string() + ".partial.safetensors");
+  try {
+    mx::save_safetensors(partial.string(), tensors);
+    sync_path("calibration", partial);
+    fs::rename(partial, file);
+  } catch (const Error&) {
+    throw;
+  } catch (const std::exception& e) {
+    std::error_code ignored;
+    fs::remove(partial, ignored);
+    fail("calibration", "{}: cannot be written ({}); free space or pick another --target-dir", file.string(), e.what());
+  }
+}
+
+/// Batches begin … end of one split, whose activations fit in memory together.
+void compute_part(const TargetCache& cache, const model::Model& teacher, const model::Tensors& final_tensors, const model::Head& head,
+                  const std::string& split, const std::vector<Batch>& batches, std::size_t begin, std::size_t end) {
+  std::vector<mx::array> ids;
+  model::StreamOptions options;
+  for (std::size_t i = begin; i < end; ++i) {
+    ids.push_back(batches[i].ids);
+    options.segments.push_back(batches[i].segments);
+  }
+  const auto states = model::stream_blocks(teacher, ids, options);
+  for (std::size_t i = begin; i < end; ++i) {
+    const auto hidden = model::final_norm(teacher.spec(), final_tensors, states[i - begin]);
+    if (cache.kind == TargetKind::hidden) {
+      save(batch_file(cache, split, i), {{"hidden", hidden}});
+      continue;
+    }
+    std::vector<mx::array> kept, where;  // row by row: full logits of a whole batch need not fit
+    for (int r = 0; r < batches[i].rows(); ++r) {
+      const auto logits = mx::astype(model::logits(head, mx::slice(hidden, {r, 0, 0}, {r + 1, hidden.shape(1), hidden.shape(2)})), mx::float32);
+      const int k = std::min(cache.top_k, logits.shape(-1)), vocab = logits.shape(-1);
+      const auto order = mx::argpartition(logits, vocab - k, -1);
+      auto indices = mx::astype(mx::slice(order, {0, 0, vocab - k}, {1, logits.shape(1), vocab}), mx::int32);
+      auto values = mx::take_along_axis(logits, indices, -1);
+      mx::eval(indices, values);
+      where.push_back(indices);
+      kept.push_back(values);
+    }
+    save(batch_file(cache, split, i), {{"logits", mx::concatenate(kept, 0)}, {"indices", mx::concatenate(where, 0)}});
+  }
+}
+
+json full_key(const TargetCache& cache) {
+  json key = cache.key;
+  key["kind"] = cache.kind == TargetKind::hidden ? "hidden" : "topk";
+  if (cache.kind == TargetKind::topk) key["top_k"] = cache.top_k;
+  return json::parse(key.dump());
+}
+
+}  // namespace
+
+std::unique_ptr<Targets> live_targets(const model::Model& teacher) { return std::make_unique<LiveTargets>(teacher); }
+
+bool has_targets(const TargetCache& cache) {
+  if (!fs::exists(cache.folder / kKeyFile)) {
+    if (fs::exists(cache.folder) && !fs::is_empty(cache.folder))
+      fail("calibration", "{}: not empty and not a folder of targets made by lquant; pick another --target-dir", cache.folder.string());
+    return false;
+  }
+  const auto stored = read_json("calibration", cache.folder / kKeyFile);
+  if (stored.value("key", json()) != full_key(cache))
+    fail("calibration", "{}: holds targets of another model, other data or other options; pick another --target-dir or remove it", cache.folder.string());
+  return stored.value("complete", false);
+}
+
+void compute_targets(const TargetCache& cache, const model::Model& teacher, const std::vector<Batch>& train, const std::vector<Batch>& valid,
+                     const std::function<void(std::int64_t, std::int64_t)>& progress) {
+  std::error_code ec;
+  for (const char* split : {"train", "valid"}) fs::create_directories(cache.folder / split, ec);
+  if (ec) fail("calibration", "{}: cannot be made ({}); pick another --target-dir", cache.folder.string(), ec.message());
+  write_file_atomically("calibration", cache.folder / kKeyFile, json{{"key", full_key(cache)}, {"complete", false}}.dump(1) + "\n");
+  const auto final_tensors = teacher.load_final();
+  const auto head = model::head(teacher.spec(), final_tensors, teacher.formats(), teacher.compute_dtype());
+  const std::int64_t total = static_cast<std::int64_t>(train.size() + valid.size());
+  std::int64_t done = 0;
+  for (const auto& [split, batches] : {std::pair<std::string, const std::vector<Batch>&>{"valid", valid}, {"train", train}}) {
+    for (std::size_t begin = 0; begin < batches.size();) {
+      if (fs::exists(batch_file(cache, split, begin))) {  // an earlier run's
+        ++begin;
+        progress(++done, total);
+        continue;
+      }
+      std::size_t end = begin;
+      double bytes = 0;
+      while (end < batches.size() && !fs::exists(batch_file(cache, split, end)) && (end == begin || bytes < kActivationBytes)) {
+        bytes += 4.0 * static_cast<double>(batches[end].ids.size()) * teacher.spec().hidden;
+        ++end;
+      }
+      compute_part(cache, teacher, final_tensors, head, split, batches, begin, end);
+      done += static_cast<std::int64_t>(end - begin);
+      progress(done, total);
+      begin = end;
+    }
+  }
+  write_file_atomically("calibration", cache.folder / kKeyFile, json{{"key", full_key(cache)}, {"complete", true}}.dump(1) + "\n");
+}
+
+std::unique_ptr<Targets> cached_targets(const TargetCache& cache, const model::Model* teacher) { return std::make_unique<CachedTargets>(cache, teacher); }
+
+}  // namespace lquant::calibration

@@ -1,0 +1,192 @@
+// One step: the student's weights are made dense once; the batch is worked through in parts that fit in memory; each part
+// gives the gradient of every dense weight, which is reduced at once to scales, biases and latents and dropped, from the last
+// linear to the first, so that few dense gradients exist at a time. Then every linear takes its step.
+#include "quantize/dwq.h"
+
+#include <mlx/distributed/ops.h>
+#include <mlx/mlx.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "base/error.h"
+#include "kernels/head_loss.h"
+#include "kernels/primitive.h"
+#include "model/forward.h"
+
+namespace lquant::quantize {
+namespace {
+
+/// Warm-up, then half a cosine down to 0.
+float rate_at(int step, int steps, float warmup) {
+  const double rise = std::max(1.0, std::floor(double{warmup} * steps));
+  if (step < rise) return static_cast<float>((step + 1) / rise);
+  const double t = (step + 1 - rise) / std::max(1.0, steps - rise);
+  return static_cast<float>(0.5 * (1 + std::cos(std::numbers::pi * std::min(1.0, t))));
+}
+
+/// Rows [begin, end) of each part: as many as micro_tokens holds, at least one.
+std::vector<std::pair<int, int>> parts_of(const calibration::Batch& batch, int micro_tokens, int rank, int ranks) {
+  // Each rank takes a run of rows; parts never cross it.
+  const int from = batch.rows() * rank / ranks, to = batch.rows() * (rank + 1) / ranks;
+  const int rows = std::max(1, micro_tokens / batch.length());
+  std::vector<std::pair<int, int>> parts;
+  for (int begin = from; begin < to; begin += rows) parts.push_back({begin, std::min(to, begin + rows)});
+  return parts;
+}
+
+}  // namespace
+
+DwqTrainer::DwqTrainer(const model::ModelSpec& spec, Student& student, mx::Dtype dtype, const std::vector<calibration::Batch>& train,
+                       const std::vector<calibration::Batch>& valid, calibration::Targets& targets, const DwqOptions& options, mx::distributed::Group group)
+    : spec_(spec), student_(student), dtype_(dtype), train_(train), valid_(valid), targets_(targets), options_(options), group_(std::move(group)) {}
+
+double DwqTrainer::sum_over_ranks(double value) const {
+  if (group_.size() == 1) return value;
+  auto total = mx::distributed::all_sum(mx::array(static_cast<float>(value)), group_);
+  return total.item<float>();
+}
+
+mx::array DwqTrainer::loss(const std::vector<mx::array>& weights, const calibration::Batch& part, const calibration::Target& target, float temperature,
+                           bool needs_gradient) const {
+  const auto tensors = student_.with(weights);
+  const auto& formats = student_.fixed_formats();
+  model::Context context;
+  context.segments = part.segments;
+  mx::array hidden(0);
+  if (options_.grad_checkpoint && needs_gradient) {
+    hidden = model::embed(spec_, tensors, formats, part.ids, dtype_);
+    for (int i = 0; i < static_cast<int>(spec_.blocks.size()); ++i) {
+      // Everything that gradients flow to must be an input of the checkpointed function.
+      std::vector<std::string> names;
+      std::vector<mx::array> inputs{hidden};
+      for (const auto* linear : spec_.blocks[i].linears()) {
+        names.push_back(linear->path + ".weight");
+        inputs.push_back(tensors.at(names.back()));
+      }
+      hidden = mx::checkpoint([&, i, names](const std::vector<mx::array>& in) {
+        auto own = tensors;
+        for (std::size_t n = 0; n < names.size(); ++n) own.insert_or_assign(names[n], in[n + 1]);
+        return std::vector<mx::array>{model::block(spec_, i, own, formats, in[0], context)};
+      })(inputs)[0];
+    }
+    hidden = model::final_norm(spec_, tensors, hidden);
+  } else {
+    hidden = model::hidden_states(spec_, tensors, formats, part.ids, dtype_, context);
+  }
+  hidden = mx::reshape(hidden, {-1, hidden.shape(-1)});
+  const auto head = model::head(spec_, tensors, formats, dtype_);
+  kernels::HeadLossArgs args;
+  args.temperature = temperature;
+  args.softcap = head.softcap;
+  args.multiplier = head.multiplier;
+  const auto mask = mx::reshape(part.mask, {-1});
+  if (!target.hidden)
+    return kernels::kl_loss(hidden, head.weight, head.bias, kernels::TeacherTopK{*target.logits, *target.ids}, mask, args, needs_gradient);
+  const auto& teacher = targets_.head();
+  args.teacher_softcap = teacher.softcap;
+  args.teacher_multiplier = teacher.multiplier;
+  return kernels::kl_loss(hidden, head.weight, head.bias, kernels::TeacherHidden{*target.hidden, teacher.weight, teacher.bias}, mask, args, needs_gradient);
+}
+
+std::pair<double, std::vector<mx::array>> DwqTrainer::loss_and_gradients(const std::vector<mx::array>& weights, const calibration::Batch& part,
+                                                                         const calibration::Target& target) const {
+  auto [values, gradients] = mx::vjp(
+      [&](const std::vector<mx::array>& w) { return std::vector<mx::array>{loss(w, part, target, options_.temperature, true)}; }, weights, {mx::array(1.0f)});
+  if (!kernels::cpu_kernels()) {  // a GPU is kept busy by one long graph
+    auto all = gradients;
+    all.push_back(values[0]);
+    mx::eval(all);
+  }
+  return {values[0].item<float>(), std::move(gradients)};
+}
+
+double DwqTrainer::train_step(int step, double* tokens) {
+  const auto& batch = train_[step];
+  auto weights = student_.weights();
+  mx::eval(weights);
+  double loss = 0;
+  for (const auto& [begin, end] : parts_of(batch, options_.micro_tokens, group_.rank(), group_.size())) {
+    const auto target = targets_.rows("train", step, batch, begin, end);
+    auto [value, gradients] = loss_and_gradients(weights, calibration::slice_rows(batch, begin, end), target);
+    loss += value;
+    for (std::size_t i = student_.size(); i-- > 0;) {
+      student_.linear(i).accumulate(gradients[i]);
+      gradients.pop_back();
+    }
+  }
+  weights.clear();
+  *tokens = batch.tokens;  // of all ranks: every rank holds the whole batch's mask
+  loss = sum_over_ranks(loss);
+  if (!std::isfinite(loss)) fail("quantize", "the loss is not a number at step {}; check the model's weights, or give a smaller --learning-rate", step + 1);
+  const float rate = rate_at(step, steps(), options_.warmup);
+  for (std::size_t i = 0; i < student_.size(); ++i) {
+    auto& linear = student_.linear(i);
+    if (group_.size() > 1)
+      for (auto* part : linear.gradient()) *part = mx::distributed::all_sum(*part, group_);
+    linear.step({rate * options_.scale_rate, rate * options_.code_rate, step + 1});
+  }
+  return loss / *tokens;
+}
+
+double DwqTrainer::validate() {
+  auto weights = student_.weights();
+  mx::eval(weights);
+  double loss = 0, tokens = 0;
+  for (std::size_t i = 0; i < valid_.size(); ++i) {
+    for (const auto& [begin, end] : parts_of(valid_[i], options_.micro_tokens, group_.rank(), group_.size())) {
+      const auto target = targets_.rows("valid", i, valid_[i], begin, end);
+      loss += this->loss(weights, calibration::slice_rows(valid_[i], begin, end), target, 1.0f, false).item<float>();
+    }
+    tokens += valid_[i].tokens;
+  }
+  return sum_over_ranks(loss) / tokens;
+}
+
+void DwqTrainer::run(DwqProgress& progress, const std::function<bool(const DwqReport&)>& report, const std::function<void()>& keep_best) {
+  if (progress.step == 0) {
+    progress.start = progress.best = validate();
+    progress.best_step = 0;
+    keep_best();
+  }
+  const int every = std::max(1, steps() / (options_.validations + 1));
+  while (progress.step < steps()) {
+    DwqReport now;
+    now.steps = steps();
+    now.loss = train_step(progress.step, &now.tokens);
+    now.step = ++progress.step;
+    progress.losses.push_back(now.loss);
+    if (progress.step % every == 0 || progress.step == steps()) {
+      now.validation = validate();
+      if (*now.validation < progress.best) {
+        progress.best = *now.validation;
+        progress.best_step = progress.step;
+        now.best = true;
+        keep_best();
+      }
+    }
+    if (!report(now)) return;
+  }
+}
+
+std::string diagnose(const std::vector<double>& losses, double start, double best) {
+  // Below 20 steps the noise of single batches says more than the trend.
+  if (losses.size() < 20) return "";
+  if (best >= start) return "Validation never improved on the start, which is kept. The learning rate is probably too high: give a smaller --learning-rate.";
+  const std::size_t quarter = losses.size() / 4;
+  const auto mean = [&](std::size_t from, std::size_t to) {
+    double sum = 0;
+    for (std::size_t i = from; i < to; ++i) sum += losses[i];
+    return sum / static_cast<double>(to - from);
+  };
+  const double first = mean(0, quarter), last = mean(losses.size() - quarter, losses.size());
+  double swings = 0;
+  for (std::size_t i = losses.size() / 2; i < losses.size(); ++i) swings += std::abs(losses[i] - losses[i - 1]);
+  swings /= static_cast<double>(losses.size() - losses.size() / 2);
+  if (last > 1.02 * first || swings > last) return "The loss oscillates instead of going down: give a smaller --learning-rate.";
+  if (best > 0.97 * start) return "The loss barely moved: give a larger --learning-rate or more --num-samples.";
+  return "";
+}
+
+}  // namespace lquant::quantize

@@ -1,0 +1,80 @@
+#pragma once
+
+#include <mlx/array.h>
+#include <mlx/distributed/distributed.h>
+
+#include <functional>
+#include <optional>
+#include <vector>
+
+#include "base/progress.h"
+#include "calibration/batches.h"
+#include "calibration/targets.h"
+#include "quantize/student.h"
+
+// Distilled weight quantization: the quantized student learns the teacher's distribution over the next token.
+// docs/methods/dwq.md holds the formulas, the sources and what each choice brought.
+namespace lquant::quantize {
+
+struct DwqOptions {
+  float temperature = 2;
+  float scale_rate = 5e-3f;     ///< peak of Adam's relative step for scales and biases
+  float code_rate = 3e-3f;      ///< peak step of the latents, in codes
+  float warmup = 0.05f;         ///< share of the steps in which the rates rise; then they fall by a cosine to 0
+  int micro_tokens = 1024;      ///< tokens in memory at once: a batch is worked through in parts of whole rows
+  bool grad_checkpoint = false; ///< keep block boundaries alone and compute each block again in the backward pass
+  int validations = 8;          ///< during training, besides the first and the last
+};
+
+/// What the trainer tells its caller, who prints and saves.
+struct DwqReport {
+  int step = 0, steps = 0;
+  double loss = 0;               ///< mean KL per token of this step at the training temperature
+  double tokens = 0;             ///< tokens of this step, all ranks
+  std::optional<double> validation;  ///< when this step ended with one
+  bool best = false;                 ///< and it was the best so far
+};
+
+/// The loop's own state beside the student's.
+struct DwqProgress {
+  int step = 0;  ///< finished steps
+  double best = 0, start = 0;
+  int best_step = 0;
+  std::vector<double> losses;
+};
+
+class DwqTrainer {
+ public:
+  /// `train` and `valid` give the batches; targets answers for both. All must outlive the trainer.
+  DwqTrainer(const model::ModelSpec& spec, Student& student, mx::Dtype dtype, const std::vector<calibration::Batch>& train,
+             const std::vector<calibration::Batch>& valid, calibration::Targets& targets, const DwqOptions& options, mx::distributed::Group group);
+
+  /// Mean KL per token on the validation batches at temperature 1.
+  double validate();
+  /// Runs from progress.step to the end. `report` is called after every step and returns false to stop there (interrupt): the
+  /// state is then that of a finished step. Validates at the start unless resumed. `keep_best` is called whenever validation
+  /// finds a new best, first for the start itself.
+  void run(DwqProgress& progress, const std::function<bool(const DwqReport&)>& report, const std::function<void()>& keep_best);
+  int steps() const { return static_cast<int>(train_.size()); }
+
+ private:
+  double train_step(int step, double* tokens);
+  std::pair<double, std::vector<mx::array>> loss_and_gradients(const std::vector<mx::array>& weights, const calibration::Batch& part,
+                                                               const calibration::Target& target) const;
+  mx::array loss(const std::vector<mx::array>& weights, const calibration::Batch& part, const calibration::Target& target, float temperature,
+                 bool needs_gradient) const;
+  double sum_over_ranks(double value) const;
+
+  const model::ModelSpec& spec_;
+  Student& student_;
+  mx::Dtype dtype_;
+  const std::vector<calibration::Batch>&train_, &valid_;
+  calibration::Targets& targets_;
+  DwqOptions options_;
+  mx::distributed::Group group_;
+};
+
+/// Words for the user on how the losses behaved, or empty: oscillating (lower the rate), barely moving (raise it).
+std::string diagnose(const std::vector<double>& losses, double start, double best);
+
+}  // namespace lquant::quantize

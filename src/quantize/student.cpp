@@ -1,0 +1,208 @@
+// Training never differentiates through the rounding: the model sees dense weights as leaves, and this file carries their
+// gradient on to scales, biases and latents by hand, one pass over each matrix.
+#include "quantize/student.h"
+
+#include <mlx/mlx.h>
+
+#include <cmath>
+
+#include "base/error.h"
+#include "codec/quantize.h"
+#include "kernels/elementwise.h"
+#include "kernels/latent.h"
+
+namespace lquant::quantize {
+namespace {
+
+// Adam's usual β1; a short memory for the second moment, since a run has hundreds of steps, not millions.
+constexpr float kBeta1 = 0.9f, kBeta2 = 0.95f;
+// Below every gradient that matters: the loss is a mean over tokens of nats, its gradients lie far above 1e-20.
+constexpr float kAdamTiny = 1e-20f;
+
+mx::array scalar(double value) { return mx::array(static_cast<float>(value)); }
+mx::array f32(const mx::array& a) { return mx::astype(a, mx::float32); }
+
+struct Adam {
+  mx::array value, m, v;
+};
+
+Adam adam_step(const Adam& now, const mx::array& gradient, float rate, int step) {
+  const auto m = mx::add(mx::multiply(now.m, scalar(kBeta1)), mx::multiply(gradient, scalar(1 - kBeta1)));
+  const auto v = mx::add(mx::multiply(now.v, scalar(kBeta2)), mx::multiply(mx::square(gradient), scalar(1 - kBeta2)));
+  const auto root = mx::add(mx::sqrt(mx::divide(v, scalar(1 - std::pow(kBeta2, step)))), scalar(kAdamTiny));
+  const auto delta = mx::divide(mx::multiply(m, scalar(rate / (1 - std::pow(kBeta1, step)))), root);
+  return {mx::subtract(now.value, delta), m, v};
+}
+
+}  // namespace
+
+TrainedLinear::TrainedLinear(const codec::Packed& packed, const codec::Format& format, const mx::array* teacher, bool move_codes)
+    : format_(format),
+      dtype_(packed.scales.dtype()),
+      move_codes_(move_codes),
+      latents_(mx::array(0)),
+      s0_(f32(packed.scales)),
+      b0_(f32(packed.biases.value())),
+      pivot_(mx::array(0)),
+      spread_(1),
+      a_(mx::zeros_like(s0_)),
+      c_(a_),
+      ma_(a_),
+      va_(a_),
+      mc_(a_),
+      vc_(a_),
+      v_(a_) {
+  const auto codes = codec::unpack_codes(packed.codes, format.bits);
+  const auto known = teacher ? *teacher : f32(codec::dequantize(packed, format, dtype_));
+  latents_ = kernels::make_latents(known, codes, s0_, b0_, format.bits, format.group_size);
+  auto shape = codes.shape();
+  shape.back() /= format.group_size;
+  shape.push_back(format.group_size);
+  const auto q = f32(mx::reshape(codes, shape));
+  pivot_ = mx::mean(q, -1);
+  auto spread = mx::sqrt(mx::mean(mx::square(mx::subtract(q, mx::expand_dims(pivot_, -1)))));
+  mx::eval(latents_, s0_, b0_, pivot_, spread, a_);
+  // A matrix whose groups are all constant has no spread; its scales then have no gradient either.
+  spread_ = std::max(spread.item<float>(), 1e-3f);
+}
+
+mx::array TrainedLinear::scales_f32() const { return mx::multiply(s0_, mx::add(mx::multiply(a_, scalar(1 / spread_)), scalar(1))); }
+mx::array TrainedLinear::stored_scales() const { return mx::astype(scales_f32(), dtype_); }
+mx::array TrainedLinear::stored_biases() const {
+  const auto shift = mx::subtract(c_, mx::multiply(mx::multiply(pivot_, a_), scalar(1 / spread_)));
+  return mx::astype(mx::add(b0_, mx::multiply(s0_, shift)), dtype_);
+}
+
+mx::array TrainedLinear::weight() const {
+  return kernels::latent_weight(latents_, stored_scales(), stored_biases(), format_.bits, format_.group_size);
+}
+
+void TrainedLinear::accumulate(const mx::array& dw) {
+  const auto [ds, db] = kernels::latent_gradients(dw, latents_, format_.bits, format_.group_size);
+  if (gradient_.empty()) {
+    gradient_ = {ds, db};
+    if (move_codes_) gradient_.push_back(f32(dw));
+  } else {
+    gradient_[0] = mx::add(gradient_[0], ds);
+    gradient_[1] = mx::add(gradient_[1], db);
+    if (move_codes_) gradient_[2] = kernels::add(gradient_[2], f32(dw));
+  }
+  mx::eval(gradient_);
+}
+
+std::vector<mx::array*> TrainedLinear::gradient() {
+  if (gradient_.empty()) {  // this rank had no rows: it adds nothing, but takes part in the sum
+    gradient_ = {mx::zeros_like(s0_), mx::zeros_like(s0_)};
+    if (move_codes_) gradient_.push_back(mx::zeros(latents_.shape(), mx::float32));
+  }
+  std::vector<mx::array*> parts;
+  for (auto& part : gradient_) parts.push_back(&part);
+  return parts;
+}
+
+void TrainedLinear::step(const StepRates& rates) {
+  if (gradient_.empty()) return;
+  const auto &ds = gradient_[0], &db = gradient_[1];
+  const auto scales_before = scales_f32();
+  const auto ga = mx::multiply(mx::multiply(s0_, scalar(1 / spread_)), mx::subtract(ds, mx::multiply(pivot_, db)));
+  const auto a = adam_step({a_, ma_, va_}, ga, rates.scales, rates.step), c = adam_step({c_, mc_, vc_}, mx::multiply(s0_, db), rates.scales, rates.step);
+  if (move_codes_) {
+    const kernels::LatentStep step{rates.codes, kBeta2, static_cast<float>(1 - std::pow(kBeta2, rates.step))};
+    const auto [latents, v] = kernels::latent_step(latents_, gradient_[2], scales_before, v_, step, format_.bits, format_.group_size);
+    latents_ = latents;
+    v_ = v;
+  }
+  a_ = a.value, ma_ = a.m, va_ = a.v;
+  c_ = c.value, mc_ = c.m, vc_ = c.v;
+  mx::eval(a_, ma_, va_, c_, mc_, vc_, latents_, v_);
+  gradient_.clear();
+}
+
+codec::Packed TrainedLinear::pack() const {
+  return {codec::pack_codes(kernels::latent_codes(latents_, format_.bits), format_.bits), stored_scales(), stored_biases()};
+}
+
+std::map<std::string, mx::array> TrainedLinear::state() const {
+  std::map<std::string, mx::array> state{{"a", a_}, {"c", c_}, {"ma", ma_}, {"va", va_}, {"mc", mc_}, {"vc", vc_}};
+  if (move_codes_) {
+    state.insert({"u", latents_});
+    state.insert({"v", v_});
+  }
+  return state;
+}
+
+void TrainedLinear::restore(const std::map<std::string, mx::array>& state) {
+  a_ = state.at("a"), c_ = state.at("c"), ma_ = state.at("ma"), va_ = state.at("va"), mc_ = state.at("mc"), vc_ = state.at("vc");
+  if (move_codes_) latents_ = state.at("u"), v_ = state.at("v");
+}
+
+Student::Student(const model::ModelSpec& spec, const model::Formats& formats, model::Tensors tensors, const model::Tensors& teacher, bool move_codes)
+    : fixed_(std::move(tensors)), fixed_formats_(formats) {
+  for (const auto* linear : spec.linears()) {
+    const auto it = formats.find(linear->path);
+    if (it == formats.end() || it->second.mode != codec::Mode::affine || it->second.bits >= 8) continue;
+    const auto take = [&](const char* suffix) {
+      const auto found = fixed_.find(linear->path + suffix);
+      if (found == fixed_.end()) fail("quantize", "{}{} is missing from the quantized model; make it again with lquant convert -q", linear->path, suffix);
+      mx::array tensor = found->second;
+      fixed_.erase(found);
+      return tensor;
+    };
+    const codec::Packed packed{take(".weight"), take(".scales"), take(".biases")};
+    const auto dense = teacher.find(linear->path + ".weight");
+    const bool known = dense != teacher.end() && dense->second.dtype() != mx::uint32;
+    linears_.emplace_back(packed, it->second, known ? &dense->second : nullptr, move_codes);
+    paths_.push_back(linear->path);
+    fixed_formats_.erase(linear->path);
+  }
+  if (linears_.empty()) fail("quantize", "the quantized model has no affine linear of fewer than 8 bits, so there is nothing to train; quantize with --bits 2 … 6");
+}
+
+std::int64_t Student::trained_parameters() const {
+  std::int64_t count = 0;
+  for (const auto& linear : linears_)
+    for (const auto& [name, tensor] : linear.state())
+      if (name == "a" || name == "c" || name == "u") count += static_cast<std::int64_t>(tensor.size());
+  return count;
+}
+
+std::vector<mx::array> Student::weights() const {
+  std::vector<mx::array> weights;
+  for (const auto& linear : linears_) weights.push_back(linear.weight());
+  return weights;
+}
+
+model::Tensors Student::with(const std::vector<mx::array>& weights) const {
+  auto tensors = fixed_;
+  for (std::size_t i = 0; i < paths_.size(); ++i) tensors.insert({paths_[i] + ".weight", weights[i]});
+  return tensors;
+}
+
+model::Tensors Student::pack() const {
+  auto tensors = fixed_;
+  for (std::size_t i = 0; i < paths_.size(); ++i) {
+    const auto packed = linears_[i].pack();
+    tensors.insert({paths_[i] + ".weight", packed.codes});
+    tensors.insert({paths_[i] + ".scales", packed.scales});
+    tensors.insert({paths_[i] + ".biases", *packed.biases});
+  }
+  return tensors;
+}
+
+model::Tensors Student::state() const {
+  model::Tensors state;
+  for (std::size_t i = 0; i < paths_.size(); ++i)
+    for (const auto& [name, tensor] : linears_[i].state()) state.insert({paths_[i] + "." + name, tensor});
+  return state;
+}
+
+void Student::restore(const model::Tensors& state) {
+  for (std::size_t i = 0; i < paths_.size(); ++i) {
+    std::map<std::string, mx::array> own;
+    for (const char* name : {"a", "c", "ma", "va", "mc", "vc", "u", "v"})
+      if (const auto it = state.find(paths_[i] + "." + name); it != state.end()) own.insert({name, it->second});
+    linears_[i].restore(own);
+  }
+}
+
+}  // namespace lquant::quantize
