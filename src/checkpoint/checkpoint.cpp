@@ -1,0 +1,192 @@
+// Opening reads only headers: which tensors there are, where they lie, and whether the files agree with each other and with the
+// index. The files stay open, so that what is loaded later is what was checked here, even if someone replaces the folder meanwhile.
+#include "checkpoint/checkpoint.h"
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <set>
+
+#include "base/error.h"
+#include "base/files.h"
+#include "base/hash.h"
+#include "checkpoint/tensor.h"
+
+namespace lquant::checkpoint {
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+namespace {
+
+constexpr const char* kIndex = "model.safetensors.index.json";
+
+// "org/name" that is no folder here is most likely meant as a model of the Hugging Face hub.
+bool looks_like_hub_id(const std::string& text) {
+  const auto slash = text.find('/');
+  if (slash == std::string::npos || slash == 0 || slash + 1 == text.size() || text.find('/', slash + 1) != std::string::npos) return false;
+  if (text[0] == '.' || text[0] == '~') return false;
+  return std::all_of(text.begin(), text.end(), [](unsigned char c) { return std::isalnum(c) || c == '/' || c == '-' || c == '_' || c == '.'; });
+}
+
+void check_folder(const fs::path& folder) {
+  std::error_code ignored;
+  if (fs::is_directory(folder, ignored)) return;
+  const auto text = folder.string();
+  if (fs::exists(folder, ignored)) fail("checkpoint", "{}: is a file; give the folder that holds config.json and model.safetensors", text);
+  if (looks_like_hub_id(text)) {
+    fail("checkpoint",
+         "{}: there is no such folder. If a model of the Hugging Face hub is meant, download it first (hf download {} --local-dir {}) and give that "
+         "folder",
+         text, text, text.substr(text.find('/') + 1));
+  }
+  fail("checkpoint", "{}: there is no such folder; check the path", text);
+}
+
+// What mlx_lm reads: the glob model*.safetensors.
+std::set<std::string> weight_files(const fs::path& folder) {
+  std::set<std::string> files;
+  std::error_code error;
+  fs::directory_iterator entries(folder, error);
+  if (error) fail("checkpoint", "{}: cannot be listed ({}); check its permissions", folder.string(), error.message());
+  for (const auto& entry : entries) {
+    const auto name = entry.path().filename().string();
+    if (name.starts_with("model") && name.ends_with(".safetensors")) files.insert(name);
+  }
+  return files;
+}
+
+// The index's map from tensor to file, its file names checked to be plain names of files that are there.
+std::map<std::string, std::string> read_index(const fs::path& folder) {
+  const auto path = folder / kIndex;
+  std::error_code ignored;
+  if (!fs::exists(path, ignored)) return {};
+  const auto index = read_json("checkpoint", path);
+  if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object()) {
+    fail("checkpoint", "{}: has no weight_map from tensors to files; download it again", path.string());
+  }
+  std::map<std::string, std::string> map;
+  for (const auto& [tensor, value] : index["weight_map"].items()) {
+    if (!value.is_string()) fail("checkpoint", "{}: the file of tensor {} is not a name; download it again", path.string(), in_quotes(tensor));
+    const auto& file = value.get_ref<const std::string&>();
+    if (file.find_first_of(std::string_view("/\\\0", 3)) != std::string::npos || !file.ends_with(".safetensors") || file.starts_with('.')) {
+      fail("checkpoint", "{}: names {}, which is not the name of a safetensors file in the same folder; do not trust this checkpoint", path.string(),
+           in_quotes(file));
+    }
+    if (!fs::exists(folder / file, ignored)) fail("checkpoint", "{}: names {}, which is not there; download it", path.string(), in_quotes(file));
+    map.emplace(tensor, file);
+  }
+  return map;
+}
+
+}  // namespace
+
+struct Checkpoint::State {
+  fs::path folder;
+  json config;
+  std::map<std::string, File> files;  // by name in the folder
+  std::map<std::string, TensorInfo, std::less<>> tensors;
+  mutable std::mutex fingerprint_mutex;
+  mutable std::string fingerprint;
+
+  void add_file(const std::string& name);
+  void check_index(const std::map<std::string, std::string>& index) const;
+};
+
+void Checkpoint::State::add_file(const std::string& name) {
+  const auto& file = files.emplace(name, File::open(folder / name)).first->second;
+  for (auto& [tensor, info] : read_header(file).tensors) {
+    const auto [place, is_new] = tensors.emplace(tensor, std::move(info));
+    if (!is_new) {
+      fail("checkpoint", "tensor {} lies in both {} and {}; remove the file that does not belong to this model", in_quotes(tensor),
+           place->second.file.string(), file.path().string());
+    }
+  }
+}
+
+void Checkpoint::State::check_index(const std::map<std::string, std::string>& index) const {
+  for (const auto& [tensor, file] : index) {
+    const auto found = tensors.find(tensor);
+    if (found == tensors.end() || found->second.file.filename() != file) {
+      fail("checkpoint", "{}: places tensor {} in {}, which does not hold it; download the folder again", (folder / kIndex).string(),
+           in_quotes(tensor), in_quotes(file));
+    }
+  }
+}
+
+Checkpoint Checkpoint::open(const fs::path& folder) {
+  check_folder(folder);
+  auto state = std::make_shared<State>();
+  state->folder = folder;
+  const auto config = folder / "config.json";
+  std::error_code ignored;
+  if (!fs::exists(config, ignored))
+    fail("checkpoint", "{}: there is no config.json in it; give the folder of a model, or download the file", folder.string());
+  state->config = read_json("checkpoint", config);
+  if (!state->config.is_object()) fail("checkpoint", "{}: is not a JSON object; download it again", config.string());
+
+  const auto index = read_index(folder);
+  auto files = weight_files(folder);
+  for (const auto& [tensor, file] : index) files.insert(file);
+  if (files.empty()) {
+    fail("checkpoint", "{}: there is no model*.safetensors in it; download the weights, or convert them to safetensors first", folder.string());
+  }
+  for (const auto& file : files) state->add_file(file);
+  state->check_index(index);
+  return Checkpoint(std::move(state));
+}
+
+const json& Checkpoint::config() const { return state_->config; }
+const fs::path& Checkpoint::folder() const { return state_->folder; }
+bool Checkpoint::has(std::string_view name) const { return state_->tensors.find(name) != state_->tensors.end(); }
+
+const TensorInfo& Checkpoint::info(const std::string& name) const {
+  const auto found = state_->tensors.find(name);
+  if (found == state_->tensors.end()) {
+    fail("checkpoint", "{}: has no tensor {}; the download is not complete, or config.json belongs to another model", state_->folder.string(),
+         in_quotes(name));
+  }
+  return found->second;
+}
+
+std::vector<std::string> Checkpoint::names() const {
+  std::vector<std::string> names;
+  for (const auto& entry : state_->tensors) names.push_back(entry.first);
+  return names;
+}
+
+mx::array Checkpoint::load(const std::string& name, CheckFinite check) const {
+  const auto& tensor = info(name);
+  auto value = read_tensor(state_->files.at(tensor.file.filename().string()), tensor);
+  if (check == CheckFinite::yes) check_finite(value, name);
+  return value;
+}
+
+std::string Checkpoint::fingerprint() const {
+  const std::lock_guard lock(state_->fingerprint_mutex);
+  if (!state_->fingerprint.empty()) return state_->fingerprint;
+  Sha256 hash;
+  const auto add = [&](const std::string& name, const File& file) { hash.update(fmt::format("{} {}\n", name, sha256_from(file, 0))); };
+  auto texts = tokenizer_files();
+  texts.push_back("config.json");
+  for (const auto& name : texts) {
+    std::error_code ignored;
+    if (fs::exists(state_->folder / name, ignored)) add(name, File::open(state_->folder / name));
+  }
+  for (const auto& [name, file] : state_->files) add(name, file);
+  return state_->fingerprint = hash.hex();
+}
+
+std::uint64_t Checkpoint::bytes() const {
+  std::uint64_t sum = 0;
+  for (const auto& entry : state_->tensors) sum += entry.second.end - entry.second.begin;
+  return sum;
+}
+
+const std::vector<std::string>& tokenizer_files() {
+  static const std::vector<std::string> names = {"added_tokens.json", "chat_template.jinja",     "chat_template.json", "generation_config.json",
+                                                 "merges.txt",        "special_tokens_map.json", "tiktoken.model",     "tokenizer.json",
+                                                 "tokenizer.model",   "tokenizer_config.json",   "vocab.json"};
+  return names;
+}
+
+}  // namespace lquant::checkpoint
