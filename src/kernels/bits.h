@@ -1,0 +1,94 @@
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/multiversion.h"
+
+// MLX's bit packing: a row of codes is one little-endian string of bits, code i in bits i·b … i·b + b − 1. Codes of 3, 5 and 6
+// bits so straddle the u32 words. Eight codes always fill `bits` whole bytes, which is the unit here.
+namespace lquant::kernels {
+
+/// The codes that one call of spread_chunk or squeeze_chunk moves: 32 codes fill `bits` whole words, and every group size of the
+/// affine formats is a multiple of it.
+inline constexpr int kChunk = 32;
+
+/// Eight codes from the low 8·bits of `packed`, each in a byte of its own. Halves, quarters, then eighths are moved apart:
+/// three shifts for eight codes, on any processor.
+template <int bits>
+LQUANT_INLINE std::uint64_t spread(std::uint64_t packed) {
+  if constexpr (bits == 8) return packed;
+  constexpr std::uint64_t code = ((1ull << bits) - 1) * 0x0001000100010001ull, pair = ((1ull << (2 * bits)) - 1) * 0x0000000100000001ull;
+  constexpr std::uint64_t four = (1ull << (4 * bits)) - 1;
+  packed = (packed & four) | ((packed & (four << (4 * bits))) << (32 - 4 * bits));
+  packed = (packed & pair) | ((packed & (pair << (2 * bits))) << (16 - 2 * bits));
+  return (packed & code) | ((packed & (code << bits)) << (8 - bits));
+}
+
+/// The inverse of spread: bits above `bits` of each byte must be zero.
+template <int bits>
+LQUANT_INLINE std::uint64_t squeeze(std::uint64_t bytes) {
+  if constexpr (bits == 8) return bytes;
+  constexpr std::uint64_t code = ((1ull << bits) - 1) * 0x0001000100010001ull, pair = ((1ull << (2 * bits)) - 1) * 0x0000000100000001ull;
+  constexpr std::uint64_t four = (1ull << (4 * bits)) - 1;
+  bytes = (bytes & code) | ((bytes >> (8 - bits)) & (code << bits));
+  bytes = (bytes & pair) | ((bytes >> (16 - 2 * bits)) & (pair << (2 * bits)));
+  return (bytes & four) | ((bytes >> (32 - 4 * bits)) & (four << (4 * bits)));
+}
+
+template <int bits>
+LQUANT_INLINE void spread_chunk(const std::uint32_t* words, std::uint8_t* codes) {
+  const auto* bytes = reinterpret_cast<const std::uint8_t*>(words);
+  for (int i = 0; i < kChunk / 8; ++i) {
+    std::uint64_t packed = 0;
+    std::memcpy(&packed, bytes + i * bits, bits);
+    packed = spread<bits>(packed);
+    std::memcpy(codes + i * 8, &packed, 8);
+  }
+}
+
+template <int bits>
+LQUANT_INLINE void squeeze_chunk(const std::uint8_t* codes, std::uint32_t* words) {
+  auto* bytes = reinterpret_cast<std::uint8_t*>(words);
+  for (int i = 0; i < kChunk / 8; ++i) {
+    std::uint64_t eight;
+    std::memcpy(&eight, codes + i * 8, 8);
+    eight = squeeze<bits>(eight);
+    std::memcpy(bytes + i * bits, &eight, bits);
+  }
+}
+
+template <int bits>
+LQUANT_INLINE void spread_chunks(const std::uint32_t* words, std::uint8_t* codes, std::int64_t chunks) {
+  for (std::int64_t i = 0; i < chunks; ++i) spread_chunk<bits>(words + i * bits, codes + i * kChunk);
+}
+
+template <int bits>
+LQUANT_INLINE void squeeze_chunks(const std::uint8_t* codes, std::uint32_t* words, std::int64_t chunks) {
+  for (std::int64_t i = 0; i < chunks; ++i) squeeze_chunk<bits>(codes + i * kChunk, words + i * bits);
+}
+
+/// Moves `chunks` times 32 codes; bits is 2, 3, 4, 5, 6 or 8 (others do nothing).
+LQUANT_INLINE void spread_codes(const std::uint32_t* words, std::uint8_t* codes, std::int64_t chunks, int bits) {
+  switch (bits) {
+    case 2: return spread_chunks<2>(words, codes, chunks);
+    case 3: return spread_chunks<3>(words, codes, chunks);
+    case 4: return spread_chunks<4>(words, codes, chunks);
+    case 5: return spread_chunks<5>(words, codes, chunks);
+    case 6: return spread_chunks<6>(words, codes, chunks);
+    case 8: return spread_chunks<8>(words, codes, chunks);
+  }
+}
+
+LQUANT_INLINE void squeeze_codes(const std::uint8_t* codes, std::uint32_t* words, std::int64_t chunks, int bits) {
+  switch (bits) {
+    case 2: return squeeze_chunks<2>(codes, words, chunks);
+    case 3: return squeeze_chunks<3>(codes, words, chunks);
+    case 4: return squeeze_chunks<4>(codes, words, chunks);
+    case 5: return squeeze_chunks<5>(codes, words, chunks);
+    case 6: return squeeze_chunks<6>(codes, words, chunks);
+    case 8: return squeeze_chunks<8>(codes, words, chunks);
+  }
+}
+
+}  // namespace lquant::kernels
