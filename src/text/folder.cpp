@@ -1,0 +1,171 @@
+// A tokenizer is one file, tokenizer.json, and a few more around it that say which token plays which role and how a chat is
+// written down. Those were made by many versions of many programs, so the same fact may stand in several places and shapes;
+// the order of precedence here is that of transformers 5, by which mlx_lm reads the same folder.
+
+#include "text/folder.h"
+
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <utility>
+
+#include "base/error.h"
+#include "base/files.h"
+
+namespace lquant::text {
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+namespace {
+
+// The largest tokenizer.json in use (a 262,144-token vocabulary) has 33 MB; what is 15 times that is no tokenizer.
+constexpr std::size_t kLargestTokenizer = std::size_t{1} << 29;
+
+std::optional<json> read_object(const fs::path& path) {
+  if (!fs::exists(path)) return std::nullopt;
+  auto value = read_json("text", path);
+  if (!value.is_object()) fail("text", "{}: should hold a JSON object; download or write the file again", path.string());
+  return value;
+}
+
+/// A token is written as its text, or as an object whose "content" is the text.
+std::optional<std::string> token_text(const json& value) {
+  if (value.is_string()) return value.get<std::string>();
+  if (value.is_object() && value.contains("content") && value["content"].is_string()) return value["content"].get<std::string>();
+  return std::nullopt;
+}
+
+/// With the defaults of the `tokenizers` package for what is left out: a special token is matched before normalization.
+json added_token(const json& value, bool special, const char* on_clash) {
+  const json fields = value.is_object() ? value : json::object();
+  const auto flag = [&](const char* name, bool otherwise) {
+    const auto found = fields.find(name);
+    return found != fields.end() && found->is_boolean() ? found->get<bool>() : otherwise;
+  };
+  special = flag("special", false) || special;
+  return {{"content", *token_text(value)},
+          {"single_word", flag("single_word", false)},
+          {"lstrip", flag("lstrip", false)},
+          {"rstrip", flag("rstrip", false)},
+          {"normalized", flag("normalized", !special)},
+          {"special", special},
+          {"on_clash", on_clash}};
+}
+
+bool names_a_token(const std::string& key, const json& value) { return key.ends_with("_token") && token_text(value).has_value(); }
+
+/// added_tokens_decoder maps ids, written as text, to tokens; they are added in the order of the ids.
+void read_added_tokens_decoder(const json& decoder, const fs::path& path, json& added) {
+  if (!decoder.is_object()) fail("text", "{}: added_tokens_decoder should be an object; mend the file", path.string());
+  std::map<long long, json> by_id;
+  for (const auto& [id, token] : decoder.items()) {
+    if (id.empty() || id.size() > 10 || id.find_first_not_of("0123456789") != std::string::npos || !token.is_object() || !token_text(token)) {
+      fail("text", "{}: entry \"{}\" of added_tokens_decoder should be an id with a token's \"content\"; mend the file", path.string(), id);
+    }
+    by_id[std::stoll(id)] = added_token(token, false, "replace");
+  }
+  for (auto& [id, token] : by_id) added.push_back(std::move(token));
+}
+
+/// Roles, and with them the tokens that must exist because something names them.
+void read_special_tokens(const fs::path& folder, TokenizerFolder& out) {
+  json fields = out.config;
+  if (fields.contains("added_tokens_decoder")) {
+    read_added_tokens_decoder(fields["added_tokens_decoder"], folder / "tokenizer_config.json", out.added_tokens);
+  } else if (const auto legacy = read_object(folder / "special_tokens_map.json")) {
+    fields.update(*legacy);
+  }
+  json extra = fields.value("extra_special_tokens", json());
+  if (extra.empty()) extra = fields.value("additional_special_tokens", json());
+  if (extra.is_object()) fields.update(extra);
+  for (const auto& [role, value] : fields.items()) {
+    if (!names_a_token(role, value) && !(extra.is_object() && extra.contains(role) && token_text(value))) continue;
+    out.special_tokens[role] = *token_text(value);
+    out.added_tokens.push_back(added_token(value, true, "make_special"));
+  }
+  if (!extra.is_array()) return;
+  for (const auto& token : extra) {
+    if (token_text(token)) out.added_tokens.push_back(added_token(token, true, "keep"));
+  }
+}
+
+std::vector<int> read_ids(const json& value, const fs::path& path) {
+  std::vector<int> ids;
+  for (const auto& id : value.is_array() ? value : json::array({value})) {
+    if (id.is_null()) continue;
+    const bool fits = id.is_number_unsigned() && id.get<std::uint64_t>() <= std::numeric_limits<int>::max();
+    const bool none = id.is_number_integer() && !id.is_number_unsigned() && id.get<std::int64_t>() < 0;  // how some models say it
+    if (fits) {
+      ids.push_back(id.get<int>());
+    } else if (!none) {
+      fail("text", "{}: eos_token_id should be a token id or a list of them, not {}; mend the file", path.string(),
+           id.is_structured() ? id.type_name() : id.dump(-1, ' ', true, json::error_handler_t::replace));
+    }
+  }
+  return ids;
+}
+
+std::vector<int> read_model_eos_ids(const fs::path& folder) {
+  for (const auto* name : {"generation_config.json", "config.json"}) {
+    const auto path = folder / name;
+    const auto object = read_object(path);
+    if (!object || !object->contains("eos_token_id")) continue;
+    auto ids = read_ids(object->at("eos_token_id"), path);
+    if (!ids.empty()) return ids;
+  }
+  return {};
+}
+
+/// One template, or a list of {"name", "template"}.
+void read_template_field(const json& field, const fs::path& path, std::map<std::string, ChatTemplate>& out) {
+  if (field.is_null()) return;
+  if (field.is_string()) {
+    out["default"] = {path.string() + " (chat_template)", field.get<std::string>()};
+    return;
+  }
+  const auto wrong = [&] {
+    fail("text", "{}: chat_template should be a text or a list of {{\"name\", \"template\"}}; mend the file", path.string());
+  };
+  if (!field.is_array()) wrong();
+  for (const auto& entry : field) {
+    if (!entry.is_object() || !entry.contains("name") || !entry["name"].is_string() || !entry.contains("template") ||
+        !entry["template"].is_string()) {
+      wrong();
+    }
+    const auto name = entry["name"].get<std::string>();
+    out[name] = {path.string() + " (chat_template \"" + name + "\")", entry["template"].get<std::string>()};
+  }
+}
+
+void read_templates(const fs::path& folder, TokenizerFolder& out) {
+  if (const auto path = folder / "chat_template.jinja"; fs::exists(path)) {
+    out.templates["default"] = {path.string(), read_file("text", path, kLargestTokenizer)};
+    return;
+  }
+  read_template_field(out.config.value("chat_template", json()), folder / "tokenizer_config.json", out.templates);
+  if (!out.templates.empty()) return;
+  const auto path = folder / "chat_template.json";
+  if (const auto object = read_object(path)) read_template_field(object->value("chat_template", json()), path, out.templates);
+}
+
+}  // namespace
+
+TokenizerFolder read_tokenizer_folder(const fs::path& folder) {
+  const auto path = folder / "tokenizer.json";
+  if (!fs::exists(path)) {
+    fail("text",
+         "{}: not found; lquant reads the tokenizer from this file: download it, or write it with "
+         "transformers' AutoTokenizer.from_pretrained(…).save_pretrained(…)",
+         path.string());
+  }
+  TokenizerFolder out;
+  out.tokenizer_json = read_file("text", path, kLargestTokenizer);
+  out.config = read_object(folder / "tokenizer_config.json").value_or(json::object());
+  out.added_tokens = json::array();
+  read_special_tokens(folder, out);
+  out.model_eos_ids = read_model_eos_ids(folder);
+  read_templates(folder, out);
+  return out;
+}
+
+}  // namespace lquant::text
