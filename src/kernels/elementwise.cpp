@@ -1,0 +1,29 @@
+#include "kernels/elementwise.h"
+
+#include <mlx/mlx.h>
+
+#include <stdexcept>
+
+#include "kernels/elementwise_cpu.h"
+
+namespace lquant::kernels {
+
+mx::array add(const mx::array& a, const mx::array& b) {
+  if (a.shape() != b.shape() || a.dtype() != b.dtype()) throw std::invalid_argument("[kernels] add: both must have one shape and one dtype");
+  if constexpr (cpu::built) {
+    if (cpu::serves(a.dtype())) return cpu::add(a, b);
+  }
+  return mx::add(a, b);
+}
+
+mx::array second_moment(const mx::array& x) {
+  if (x.ndim() < 1 || !mx::issubdtype(x.dtype(), mx::floating)) throw std::invalid_argument("[kernels] second_moment: x must be float [..., K]");
+  const auto fixed = mx::stop_gradient(x);
+  if constexpr (cpu::built) {
+    if (cpu::serves(x.dtype())) return cpu::second_moment(fixed);
+  }
+  const int width = x.shape(-1), rows = width ? static_cast<int>(x.size() / width) : 0;
+  return mx::sum(mx::square(mx::astype(mx::reshape(fixed, {rows, width}), mx::float32)), 0);
+}
+
+}  // namespace lquant::kernels
