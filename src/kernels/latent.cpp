@@ -28,10 +28,7 @@ mx::Shape grouped(const mx::array& matrix, int group_size) {
 mx::array by_group(const mx::array& a, int group_size) { return mx::reshape(a, grouped(a, group_size)); }
 mx::array per_group(const mx::array& a) { return mx::expand_dims(a, -1); }
 
-mx::array codes_i32(const mx::array& latents, int bits) {
-  const auto half = mx::array(latent_one(bits) / 2, mx::int32);
-  return mx::right_shift(mx::add(mx::astype(latents, mx::int32), half), mx::array(15 - bits, mx::int32));
-}
+mx::array codes_u16(const mx::array& latents, int bits) { return mx::right_shift(latents, mx::array(16 - bits, mx::uint16)); }
 
 }  // namespace
 
@@ -41,24 +38,25 @@ mx::array make_latents(const mx::array& w, const mx::array& codes, const mx::arr
   const auto q = by_group(mx::astype(codes, mx::float32), group_size);
   const auto zero = mx::equal(s, mx::array(0.0f));
   const auto u = mx::divide(mx::subtract(by_group(mx::astype(w, mx::float32), group_size), b), mx::where(zero, mx::array(1.0f), s));
-  const float one = static_cast<float>(latent_one(bits)), half = one / 2 - 1;
-  const auto side = mx::clip(mx::round(mx::multiply(mx::subtract(mx::where(zero, q, u), q), mx::array(one))), mx::array(-half), mx::array(half));
-  return mx::reshape(mx::astype(mx::add(mx::multiply(q, mx::array(one)), side), mx::int16), w.shape());
+  const float one = static_cast<float>(latent_one(bits));
+  const auto place = mx::multiply(mx::add(mx::subtract(mx::where(zero, q, u), q), mx::array(0.5f)), mx::array(one));
+  const auto side = mx::clip(mx::round(place), mx::array(0.0f), mx::array(one - 1));
+  return mx::reshape(mx::astype(mx::add(mx::multiply(q, mx::array(one)), side), mx::uint16), w.shape());
 }
 
-mx::array latent_codes(const mx::array& latents, int bits) { return mx::astype(codes_i32(latents, bits), mx::uint8); }
+mx::array latent_codes(const mx::array& latents, int bits) { return mx::astype(codes_u16(latents, bits), mx::uint8); }
 
 mx::array latent_weight(const mx::array& latents, const mx::array& scales, const mx::array& biases, int bits, int group_size) {
   check(latents, scales, bits, group_size);
   if (latent_cpu::serves(scales.dtype())) return latent_cpu::weight(latents, scales, biases, bits, group_size);
-  const auto q = by_group(mx::astype(codes_i32(latents, bits), scales.dtype()), group_size);
+  const auto q = by_group(mx::astype(codes_u16(latents, bits), scales.dtype()), group_size);
   return mx::reshape(mx::add(mx::multiply(q, per_group(scales)), per_group(biases)), latents.shape());
 }
 
 std::pair<mx::array, mx::array> latent_gradients(const mx::array& dw, const mx::array& latents, int bits, int group_size) {
   if (latent_cpu::serves(dw.dtype())) return latent_cpu::gradients(dw, latents, bits, group_size);
   const auto g = by_group(mx::astype(dw, mx::float32), group_size);
-  const auto q = by_group(mx::astype(codes_i32(latents, bits), mx::float32), group_size);
+  const auto q = by_group(mx::astype(codes_u16(latents, bits), mx::float32), group_size);
   return {mx::sum(mx::multiply(g, q), -1), mx::sum(g, -1)};
 }
 
@@ -71,8 +69,8 @@ std::pair<mx::array, mx::array> latent_step(const mx::array& latents, const mx::
   const auto rms = mx::sqrt(mx::divide(next_v, mx::array(step.correction)));
   const auto factor = mx::divide(mx::multiply(mx::sign(mx::astype(scales, mx::float32)), mx::array(step.rate * latent_one(bits))), mx::maximum(rms, mx::array(kLatentTiny)));
   const auto moved = mx::subtract(by_group(mx::astype(latents, mx::float32), group_size), mx::multiply(g, per_group(factor)));
-  const auto clipped = mx::clip(mx::round(moved), mx::array(static_cast<float>(latent_min(bits))), mx::array(static_cast<float>(latent_max(bits))));
-  return {mx::reshape(mx::astype(clipped, mx::int16), latents.shape()), next_v};
+  const auto clipped = mx::clip(mx::round(moved), mx::array(0.0f), mx::array(static_cast<float>(kLatentMax)));
+  return {mx::reshape(mx::astype(clipped, mx::uint16), latents.shape()), next_v};
 }
 
 }  // namespace lquant::kernels

@@ -5,14 +5,14 @@
 #include <utility>
 
 // Codes that can be trained. Each weight keeps a latent: its code as a continuous number, of which the forward pass sees the
-// nearest integer and to which the gradient passes straight through (Bengio et al., arXiv 1308.3432). A latent is 16-bit
-// fixed point with 15 − bits binary places: two bytes a weight, a step of 1/2048 of a code at 4 bits.
+// nearest integer and to which the gradient passes straight through (Bengio et al., arXiv 1308.3432). A latent is 16 bits:
+// the code in the upper `bits` of them, below it where between the code's two borders the weight lies (1/4096 of a code at 4 bits).
 // Matrices are [..., K] with groups of `group_size` along K; scales and biases [..., K/group_size].
 namespace lquant::kernels {
 
 namespace mx = mlx::core;
 
-/// The latents int16 [..., K] of weights whose codes (u8 [..., K]) are given: (w − bias)/scale, kept less than half a code from the
+/// The latents u16 [..., K] of weights whose codes (u8 [..., K]) are given: (w − bias)/scale, kept less than half a code from the
 /// given one, so that the latents start with these codes and remember on which side of them the weight lies. A group whose scale is 0
 /// gets its codes themselves.
 mx::array make_latents(const mx::array& w, const mx::array& codes, const mx::array& scales, const mx::array& biases, int bits, int group_size);

@@ -13,20 +13,18 @@
 HWY_BEFORE_NAMESPACE();
 namespace lquant::kernels::HWY_NAMESPACE {
 
-using Shorts = hn::Rebind<std::int16_t, Lanes>;
+using Shorts = hn::Rebind<std::uint16_t, Lanes>;
 using Ints = hn::Rebind<std::int32_t, Lanes>;
 
-HWY_INLINE hn::Vec<Ints> load_latents(const std::int16_t* p) { return hn::PromoteTo(Ints(), hn::LoadU(Shorts(), p)); }
+HWY_INLINE hn::Vec<Ints> load_latents(const std::uint16_t* p) { return hn::PromoteTo(Ints(), hn::LoadU(Shorts(), p)); }
 
 /// The codes of one vector of latents, as floats.
-HWY_INLINE Vector codes_of(const std::int16_t* p, int bits) {
-  const Ints d;
-  const auto shifted = hn::ShiftRightSame(hn::Add(load_latents(p), hn::Set(d, latent_one(bits) / 2)), 15 - bits);
-  return hn::ConvertTo(Lanes(), shifted);
+HWY_INLINE Vector codes_of(const std::uint16_t* p, int bits) {
+  return hn::ConvertTo(Lanes(), hn::ShiftRightSame(load_latents(p), 16 - bits));
 }
 
 template <class T>
-void weight_groups(const std::int16_t* u, const T* scales, const T* biases, T* out, std::int64_t begin, std::int64_t end, int bits, int group_size) {
+void weight_groups(const std::uint16_t* u, const T* scales, const T* biases, T* out, std::int64_t begin, std::int64_t end, int bits, int group_size) {
   const std::int64_t lanes = hn::Lanes(Lanes());
   for (std::int64_t g = begin; g < end; ++g) {
     const Vector s = set(static_cast<float>(scales[g])), b = set(static_cast<float>(biases[g]));
@@ -38,7 +36,7 @@ void weight_groups(const std::int16_t* u, const T* scales, const T* biases, T* o
 }
 
 template <class T>
-void gradient_groups(const T* dw, const std::int16_t* u, float* ds, float* db, std::int64_t begin, std::int64_t end, int bits, int group_size) {
+void gradient_groups(const T* dw, const std::uint16_t* u, float* ds, float* db, std::int64_t begin, std::int64_t end, int bits, int group_size) {
   const std::int64_t lanes = hn::Lanes(Lanes());
   for (std::int64_t g = begin; g < end; ++g) {
     Vector scaled = set(0), plain = set(0);
@@ -53,10 +51,10 @@ void gradient_groups(const T* dw, const std::int16_t* u, float* ds, float* db, s
 }
 
 template <class T>
-void step_groups(const std::int16_t* u, const T* dw, const float* scales, const float* v, std::int16_t* next_u, float* next_v, std::int64_t begin,
+void step_groups(const std::uint16_t* u, const T* dw, const float* scales, const float* v, std::uint16_t* next_u, float* next_v, std::int64_t begin,
                  std::int64_t end, const LatentStep& step, int bits, int group_size) {
   const std::int64_t lanes = hn::Lanes(Lanes());
-  const Vector low = set(static_cast<float>(latent_min(bits))), high = set(static_cast<float>(latent_max(bits)));
+  const Vector low = set(0), high = set(static_cast<float>(kLatentMax));
   for (std::int64_t g = begin; g < end; ++g) {
     Vector squares = set(0);
     for (std::int64_t i = g * group_size; i < (g + 1) * group_size; i += lanes) {
@@ -74,7 +72,7 @@ void step_groups(const std::int16_t* u, const T* dw, const float* scales, const 
   }
 }
 
-void weight_any(const std::int16_t* u, const void* scales, const void* biases, void* out, bool bf16, std::int64_t begin, std::int64_t end, int bits,
+void weight_any(const std::uint16_t* u, const void* scales, const void* biases, void* out, bool bf16, std::int64_t begin, std::int64_t end, int bits,
                 int group_size) {
   if (bf16)
     weight_groups(u, static_cast<const Bf16*>(scales), static_cast<const Bf16*>(biases), static_cast<Bf16*>(out), begin, end, bits, group_size);
@@ -82,14 +80,14 @@ void weight_any(const std::int16_t* u, const void* scales, const void* biases, v
     weight_groups(u, static_cast<const float*>(scales), static_cast<const float*>(biases), static_cast<float*>(out), begin, end, bits, group_size);
 }
 
-void gradient_any(const void* dw, bool bf16, const std::int16_t* u, float* ds, float* db, std::int64_t begin, std::int64_t end, int bits, int group_size) {
+void gradient_any(const void* dw, bool bf16, const std::uint16_t* u, float* ds, float* db, std::int64_t begin, std::int64_t end, int bits, int group_size) {
   if (bf16)
     gradient_groups(static_cast<const Bf16*>(dw), u, ds, db, begin, end, bits, group_size);
   else
     gradient_groups(static_cast<const float*>(dw), u, ds, db, begin, end, bits, group_size);
 }
 
-void step_any(const std::int16_t* u, const void* dw, bool bf16, const float* scales, const float* v, std::int16_t* next_u, float* next_v,
+void step_any(const std::uint16_t* u, const void* dw, bool bf16, const float* scales, const float* v, std::uint16_t* next_u, float* next_v,
               std::int64_t begin, std::int64_t end, const LatentStep& step, int bits, int group_size) {
   if (bf16)
     step_groups(u, static_cast<const Bf16*>(dw), scales, v, next_u, next_v, begin, end, step, bits, group_size);
@@ -124,7 +122,7 @@ mx::array weight(const mx::array& latents, const mx::array& scales, const mx::ar
                  [bits, group_size](const std::vector<mx::array>& in, std::vector<mx::array>& out) {
                    const bool bf16 = in[1].dtype() == mx::bfloat16;
                    parallel_for(static_cast<std::int64_t>(in[1].size()), kGroupGrain, [&](std::int64_t begin, std::int64_t end) {
-                     HWY_DYNAMIC_DISPATCH(weight_any)(in[0].data<std::int16_t>(), raw(in[1]), raw(in[2]), raw(out[0]), bf16, begin, end, bits, group_size);
+                     HWY_DYNAMIC_DISPATCH(weight_any)(in[0].data<std::uint16_t>(), raw(in[1]), raw(in[2]), raw(out[0]), bf16, begin, end, bits, group_size);
                    });
                  })[0];
 }
@@ -137,7 +135,7 @@ std::pair<mx::array, mx::array> gradients(const mx::array& dw, const mx::array& 
                              const bool bf16 = in[0].dtype() == mx::bfloat16;
                              parallel_for(static_cast<std::int64_t>(out[0].size()), kGroupGrain, [&](std::int64_t begin, std::int64_t end) {
                                HWY_DYNAMIC_DISPATCH(gradient_any)
-                               (raw(in[0]), bf16, in[1].data<std::int16_t>(), out[0].data<float>(), out[1].data<float>(), begin, end, bits, group_size);
+                               (raw(in[0]), bf16, in[1].data<std::uint16_t>(), out[0].data<float>(), out[1].data<float>(), begin, end, bits, group_size);
                              });
                            });
   return {out[0], out[1]};
@@ -145,12 +143,12 @@ std::pair<mx::array, mx::array> gradients(const mx::array& dw, const mx::array& 
 
 std::pair<mx::array, mx::array> step(const mx::array& latents, const mx::array& dw, const mx::array& scales, const mx::array& v, const LatentStep& step,
                                      int bits, int group_size) {
-  const auto out = make_op("LatentStep", {latents, dw, mx::astype(scales, mx::float32), v}, {{latents.shape(), mx::int16}, {v.shape(), mx::float32}},
+  const auto out = make_op("LatentStep", {latents, dw, mx::astype(scales, mx::float32), v}, {{latents.shape(), mx::uint16}, {v.shape(), mx::float32}},
                            [bits, group_size, step](const std::vector<mx::array>& in, std::vector<mx::array>& out) {
                              const bool bf16 = in[1].dtype() == mx::bfloat16;
                              parallel_for(static_cast<std::int64_t>(in[3].size()), kGroupGrain, [&](std::int64_t begin, std::int64_t end) {
                                HWY_DYNAMIC_DISPATCH(step_any)
-                               (in[0].data<std::int16_t>(), raw(in[1]), bf16, in[2].data<float>(), in[3].data<float>(), out[0].data<std::int16_t>(),
+                               (in[0].data<std::uint16_t>(), raw(in[1]), bf16, in[2].data<float>(), in[3].data<float>(), out[0].data<std::uint16_t>(),
                                 out[1].data<float>(), begin, end, step, bits, group_size);
                              });
                            });

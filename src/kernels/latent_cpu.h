@@ -6,11 +6,10 @@
 // What latent.cpp and its CPU loops share: the fixed-point format and the functions' CPU forms.
 namespace lquant::kernels {
 
-/// One code in fixed point; the range keeps a latent less than half a code outside 0 … 2^bits − 1, so that it never rounds
-/// to a code that is not there.
-constexpr int latent_one(int bits) { return 1 << (15 - bits); }
-constexpr int latent_min(int bits) { return 1 - latent_one(bits) / 2; }
-constexpr int latent_max(int bits) { return ((1 << bits) - 1) * latent_one(bits) + latent_one(bits) / 2 - 1; }
+/// One code in a latent's units. A latent x stands for the value (x − one/2)/one, so that x >> (16 − bits) rounds it to the nearest
+/// code and all of 0 … 65535 are codes that exist.
+constexpr int latent_one(int bits) { return 1 << (16 - bits); }
+inline constexpr int kLatentMax = 65535;
 /// Below it a group's gradient counts as none; smaller than any gradient that matters, larger than f32's subnormals.
 inline constexpr float kLatentTiny = 1e-30f;
 

@@ -170,6 +170,8 @@ void DwqTrainer::run(DwqProgress& progress, const std::function<bool(const DwqRe
   }
 }
 
+float default_code_rate(int steps) { return std::min(0.008f, 0.048f / std::sqrt(static_cast<float>(std::max(1, steps)))); }
+
 std::string diagnose(const std::vector<double>& losses, double start, double best) {
   // Below 20 steps the noise of single batches says more than the trend.
   if (losses.size() < 20) return "";

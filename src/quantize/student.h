@@ -17,7 +17,7 @@ namespace mx = mlx::core;
 
 struct StepRates {
   float scales = 0;  ///< Adam's step for the relative scales and biases
-  float codes = 0;   ///< step of the latents, in codes
+  float codes = 0;   ///< step of the latents of 4-bit codes, in codes; others follow by 2^((4 − bits)/3)
   int step = 1;      ///< counted from 1, for the bias corrections
 };
 
@@ -53,7 +53,7 @@ class TrainedLinear {
   codec::Format format_;
   mx::Dtype dtype_;
   bool move_codes_;
-  mx::array latents_;          // int16 [..., K]; without moving codes they never change
+  mx::array latents_;          // u16 [..., K]; without moving codes they never change
   mx::array s0_, b0_, pivot_;  // f32 [..., K/group]
   float spread_;               // r above
   mx::array a_, c_, ma_, va_, mc_, vc_, v_;

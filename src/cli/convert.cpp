@@ -1,0 +1,49 @@
+// `lquant convert`: mlx_lm.convert's flags.
+#include "pipeline/convert.h"
+
+#include <memory>
+
+#include "base/error.h"
+#include "cli/command.h"
+
+namespace lquant::cli {
+namespace {
+
+struct Options {
+  pipeline::ConvertOptions convert;
+  std::string mode = "affine";
+  std::optional<int> bits, group_size;
+  bool trust_remote_code = false;
+};
+
+int run(Options& o) {
+  auto& format = o.convert.format;
+  format = codec::default_format(codec::parse_mode(o.mode));
+  if (o.bits) format.bits = *o.bits;
+  if (o.group_size) format.group_size = *o.group_size;
+  if (o.convert.quantize) codec::check(format);
+  Log log;
+  if (o.trust_remote_code) log.line("--trust-remote-code is not needed: lquant never runs code from a model folder");
+  pipeline::convert(o.convert, log);
+  return 0;
+}
+
+}  // namespace
+
+void add_convert(CLI::App& app, Run& chosen) {
+  auto* command = app.add_subcommand("convert", "Quantize by plain rounding, change the dtype, or dequantize");
+  auto o = std::make_shared<Options>();
+  command->add_option("--hf-path,--model", o->convert.model, "Model folder")->required();
+  command->add_option("--mlx-path", o->convert.output, "Where to save the result")->capture_default_str();
+  command->add_flag("-q,--quantize", o->convert.quantize, "Quantize");
+  command->add_option("--q-bits", o->bits, "Bits per weight (default: the mode's, 4 for affine)");
+  command->add_option("--q-group-size", o->group_size, "Weights that share a scale (default: the mode's, 64 for affine)");
+  command->add_option("--q-mode", o->mode, "affine, mxfp4, mxfp8 or nvfp4")->capture_default_str();
+  command->add_option("--dtype", o->convert.dtype, "float16, bfloat16 or float32, of what stays dense and of scales and biases (default: the model's)");
+  command->add_flag("-d,--dequantize", o->convert.dequantize, "Turn a quantized model back into a dense one");
+  command->add_flag("--fresh", o->convert.fresh, "Start over instead of continuing an interrupted run");
+  command->add_flag("--trust-remote-code", o->trust_remote_code, "Accepted for mlx_lm's sake; no remote code is ever run");
+  command->callback([o, &chosen] { chosen = [o] { return run(*o); }; });
+}
+
+}  // namespace lquant::cli

@@ -1,0 +1,49 @@
+// `lquant perplexity`: how well a model predicts a text and, with a teacher, how far it is from it.
+#include "pipeline/perplexity.h"
+
+#include <fmt/format.h>
+
+#include <memory>
+
+#include "cli/command.h"
+
+namespace lquant::cli {
+namespace {
+
+struct Options {
+  pipeline::PerplexityOptions run;
+  bool json = false, trust_remote_code = false;
+};
+
+int run(const Options& o) {
+  Log log = o.json ? Log(Log::Style::quiet) : Log();
+  const auto q = pipeline::perplexity(o.run, log);
+  if (o.json) {
+    fmt::print("{}\n", q.to_json().dump(1));
+    return 0;
+  }
+  fmt::print("tokens      {}\nperplexity  {:.4f} ± {:.4f}\n", q.tokens, q.perplexity(), q.perplexity_se());
+  if (q.has_teacher)
+    fmt::print("teacher     {:.4f}\nKL          {:.5f} ± {:.5f} nats/token\nKL p99      {:.4f}\nsame top-1  {:.2f} %\n", q.teacher_perplexity(), q.kl, q.kl_se,
+               q.kl_p99, 100 * q.top1);
+  return 0;
+}
+
+}  // namespace
+
+void add_perplexity(CLI::App& app, Run& chosen) {
+  auto* command = app.add_subcommand("perplexity", "Measure perplexity and, against a teacher, KL divergence");
+  auto o = std::make_shared<Options>();
+  command->add_option("--model", o->run.model, "Model folder")->required();
+  command->add_option("--teacher", o->run.teacher, "The full-precision model to compare with");
+  command->add_option("--data-path,--text", o->run.data, "A .txt or .jsonl file, or a folder with train.jsonl")->required();
+  command->add_option("--batch-size", o->run.batch_size, "Rows at a time")->capture_default_str()->check(CLI::PositiveNumber);
+  command->add_option("--sequence-length", o->run.sequence_length, "Tokens a row")->capture_default_str()->check(CLI::PositiveNumber);
+  command->add_option("--num-samples", o->run.num_samples, "Rows to score; -1: all")->capture_default_str();
+  command->add_option("--seed", o->run.seed, "Seed of the order of .jsonl rows")->capture_default_str();
+  command->add_flag("--json", o->json, "Print JSON");
+  command->add_flag("--trust-remote-code", o->trust_remote_code, "Accepted for mlx_lm's sake; no remote code is ever run");
+  command->callback([o, &chosen] { chosen = [o] { return run(*o); }; });
+}
+
+}  // namespace lquant::cli

@@ -1,0 +1,107 @@
+// Conversion is a walk over the blocks: load, change, journal; then one sequential write of the journalled parts.
+#include "pipeline/convert.h"
+
+#include <mlx/mlx.h>
+
+#include "base/error.h"
+#include "codec/quantize.h"
+#include "pipeline/output.h"
+#include "pipeline/run_folder.h"
+
+namespace lquant::pipeline {
+namespace mx = mlx::core;
+using json = nlohmann::json;
+
+namespace {
+
+mx::Dtype parse_dtype(const std::string& name) {
+  if (name == "bfloat16") return mx::bfloat16;
+  if (name == "float16") return mx::float16;
+  if (name == "float32") return mx::float32;
+  throw UsageError(fmt::format("--dtype {} is not one of float16, bfloat16, float32", name));
+}
+
+/// The tensors of one part with every linear of the plan packed (or, without plan, every packed one made dense).
+model::Tensors changed(model::Tensors tensors, const model::Model& model, const plan::QuantPlan* plan, mx::Dtype dtype) {
+  if (!plan) {
+    auto formats = model.formats();
+    // Only the packed linears of this part may be named.
+    std::erase_if(formats, [&](const auto& entry) { return !tensors.contains(entry.first + ".scales"); });
+    model::densify(tensors, formats, dtype);
+  } else {
+    for (const auto& [path, format] : plan->formats) {
+      const auto it = tensors.find(path + ".weight");
+      if (it == tensors.end()) continue;
+      const auto packed = codec::quantize(it->second, format);
+      it->second = packed.codes;
+      tensors.insert_or_assign(path + ".scales", packed.scales);
+      if (packed.biases) tensors.insert_or_assign(path + ".biases", *packed.biases);
+    }
+  }
+  std::vector<mx::array> all;
+  for (auto& [name, tensor] : tensors) all.push_back(tensor);
+  mx::eval(all);
+  return tensors;
+}
+
+}  // namespace
+
+void convert(const ConvertOptions& options, Log& log) {
+  if (options.quantize && options.dequantize) throw UsageError("--quantize and --dequantize exclude each other; give one of them");
+  check_output(options.output);
+  const auto checkpoint = checkpoint::Checkpoint::open(options.model);
+  const auto model = model::Model::open(checkpoint);
+  if (options.quantize && !model.formats().empty())
+    fail("pipeline", "{}: is quantized already; dequantize it first (lquant convert --dequantize) or start from the original", options.model.string());
+  if (options.dequantize && model.formats().empty()) fail("pipeline", "{}: is not quantized; there is nothing to dequantize", options.model.string());
+  if (!options.quantize && !options.dequantize && !model.formats().empty() && options.dtype)
+    fail("pipeline", "{}: is quantized; --dtype needs --dequantize with it", options.model.string());
+  const auto dtype = options.dtype ? parse_dtype(*options.dtype) : model.stored_dtype();
+
+  std::optional<plan::QuantPlan> plan;
+  if (options.quantize) plan = plan::uniform_plan(model.spec(), options.format);
+  const bool keep_packed = !options.quantize && !options.dequantize && !model.formats().empty();
+  if (keep_packed) plan = plan::plan_of(model.spec(), model.formats(), checkpoint.config());
+  if (plan)
+    for (const auto& [path, why] : plan->dense) log.line(fmt::format("{} stays dense: {}", path, why));
+
+  json recipe{{"quantize", options.quantize}, {"dequantize", options.dequantize}, {"dtype", dtype_name(dtype)}};
+  if (options.quantize)
+    recipe.update({{"bits", options.format.bits}, {"group_size", options.format.group_size}, {"mode", codec::to_string(options.format.mode)}});
+  RunFolder run(options.output, {{"command", "convert"}, {"options", recipe}, {"model", checkpoint.fingerprint()}}, options.fresh);
+  if (run.resumed()) log.line(fmt::format("continuing the run in {}", run.path().string()));
+
+  InterruptGuard guard;
+  const int blocks = static_cast<int>(model.spec().blocks.size());
+  std::vector<std::string> units{"embedding"};
+  for (int i = 0; i < blocks; ++i) units.push_back(fmt::format("block-{:05d}", i));
+  units.push_back("final");
+  Progress progress(log, "converting", static_cast<std::int64_t>(units.size()));
+  const auto load = [&](std::size_t u) {
+    if (u == 0) return model.load_embedding(dtype);
+    if (u + 1 < units.size()) return model.load_block(static_cast<int>(u) - 1, dtype);
+    auto tensors = model.load_final(dtype);
+    if (model.spec().tied())  // the embedding is written once, with the first unit
+      std::erase_if(tensors, [&](const auto& entry) { return entry.first.starts_with(model.spec().embedding.path + "."); });
+    return tensors;
+  };
+  for (std::size_t u = 0; u < units.size(); ++u) {
+    if (InterruptGuard::requested()) throw Interrupted(fmt::format("[pipeline] interrupted; give the same command again to continue ({} of {} parts are done)", u, units.size()));
+    if (run.has(units[u])) {
+      progress.skip(1);
+      continue;
+    }
+    auto tensors = load(u);
+    if (!keep_packed) tensors = changed(std::move(tensors), model, plan ? &*plan : nullptr, dtype);
+    run.save(units[u], tensors);
+    progress.advance(1);
+  }
+  ModelWriter writer(options.output, model);
+  for (const auto& unit : units) writer.add(run.load(unit)->tensors);
+  writer.finish(plan ? &*plan : nullptr, dtype, {"convert", recipe, nullptr, nullptr});
+  run.remove();
+  const auto size = plan::size_of(model.spec(), plan.value_or(plan::QuantPlan{}), static_cast<int>(mx::size_of(dtype)));
+  progress.finish(fmt::format("{} at {:.3f} bits per weight in {}", format_bytes(static_cast<double>(size.bytes)), size.bits_per_weight(), options.output.string()));
+}
+
+}  // namespace lquant::pipeline

@@ -1,0 +1,293 @@
+// From a command's options to a folder: every step reads what the one before it left in the run folder, or makes it.
+#include "pipeline/dwq.h"
+
+#include <mlx/distributed/ops.h>
+#include <mlx/mlx.h>
+
+#include <chrono>
+
+#include "base/error.h"
+#include "calibration/self.h"
+#include "calibration/targets.h"
+#include "pipeline/memory.h"
+#include "pipeline/output.h"
+#include "pipeline/run_folder.h"
+#include "pipeline/start.h"
+
+namespace lquant::pipeline {
+namespace fs = std::filesystem;
+using json = nlohmann::json;
+using Clock = std::chrono::steady_clock;
+
+namespace {
+
+// Rows that the range search looks at: 64 of 512 tokens were enough for a moment's diagonal (docs/methods/dwq.md).
+constexpr std::size_t kStartTokens = 32768;
+// How much work a kill may cost.
+constexpr double kSaveSeconds = 120;
+// Self-sampled texts are no longer than this: sampling is slow, and short texts teach as well.
+constexpr int kSelfTokens = 512;
+
+json identity_of(const DwqRun& o, const std::string& model_hash, const std::string& student_hash, int ranks) {
+  json options{{"bits", o.format.bits},         {"group_size", o.format.group_size}, {"num_samples", o.num_samples}, {"num_valid", o.num_valid},
+               {"max_seq_length", o.max_seq_length}, {"seed", o.seed},               {"batch_size", o.batch_size},   {"data_path", o.data},
+               {"mask_prompt", o.mask_prompt},  {"temperature", o.temperature},      {"move_codes", o.move_codes},   {"grad_checkpoint", o.grad_checkpoint}};
+  options["learning_rate"] = o.learning_rate ? json(*o.learning_rate) : json("auto");
+  if (o.target_dir) options["targets"] = o.targets;
+  json identity{{"command", "dwq"}, {"model", model_hash}, {"ranks", ranks}, {"device", mx::default_device() == mx::Device::gpu ? "gpu" : "cpu"}};
+  if (!student_hash.empty()) identity["quantized_model"] = student_hash;
+  identity.update(options);
+  return identity;
+}
+
+/// The rows of the data as they were drawn, kept as a unit: sampling them again from the teacher would be slow.
+calibration::Split self_data(const DwqRun& o, const model::Model& teacher, const text::Tokenizer& tokenizer, RunFolder& run, Log& log) {
+  const int wanted = o.num_samples + o.num_valid, longest = std::min(o.max_seq_length, kSelfTokens);
+  std::vector<calibration::Example> examples;
+  if (const auto unit = run.load("self")) {
+    const auto& tokens = unit->tensors.at("tokens");
+    const auto* at = tokens.data<std::int32_t>();
+    for (const auto& size : unit->meta.at("sizes")) {
+      examples.push_back({{at, at + size.get<int>()}, 0});
+      at += size.get<int>();
+    }
+  } else {
+    Progress progress(log, "sampling texts from the model", wanted);
+    std::int64_t before = 0;
+    examples = calibration::sample_self(teacher, tokenizer, wanted, longest, o.seed, [&](std::int64_t done, std::int64_t) {
+      progress.advance(done - before);
+      before = done;
+      if (InterruptGuard::requested()) throw Interrupted("[pipeline] interrupted; give the same command again to continue");
+    });
+    std::vector<std::int32_t> flat;
+    json sizes = json::array();
+    for (const auto& e : examples) {
+      flat.insert(flat.end(), e.tokens.begin(), e.tokens.end());
+      sizes.push_back(e.tokens.size());
+    }
+    run.save("self", {{"tokens", mx::array(flat.data(), {static_cast<int>(flat.size())}, mx::int32)}}, {{"sizes", sizes}});
+    progress.finish();
+  }
+  calibration::Split split;
+  split.train.assign(examples.begin(), examples.begin() + o.num_samples);
+  split.valid.assign(examples.begin() + o.num_samples, examples.end());
+  split.manifest = {{"source", "self"}, {"seed", o.seed}, {"rows", {{"train", split.train.size()}, {"valid", split.valid.size()}}}, {"max_tokens", longest}};
+  return split;
+}
+
+/// Batches whose tokens together suffice for the range search.
+std::vector<calibration::Batch> first_batches(const std::vector<calibration::Batch>& batches) {
+  std::vector<calibration::Batch> first;
+  std::size_t tokens = 0;
+  for (const auto& batch : batches) {
+    if (tokens >= kStartTokens) break;
+    first.push_back(batch);
+    tokens += batch.ids.size();
+  }
+  return first;
+}
+
+void advise(const DwqRun& o, Log& log) {
+  if (o.format.bits >= 5 && !o.quantized_model)
+    log.line(fmt::format("At {} bits the loss starts out so low that there is little to be gained; DWQ works best from 2 to 4 bits.", o.format.bits));
+}
+
+/// Saves and restores the trainer's and the student's state between steps.
+class Journal {
+ public:
+  Journal(RunFolder& run, quantize::Student& student, quantize::DwqProgress& progress) : run_(run), student_(student), progress_(progress) {}
+
+  bool restore() {
+    const auto unit = run_.load("state");
+    if (!unit) return false;
+    progress_.step = unit->meta.at("step");
+    progress_.best = unit->meta.at("best");
+    progress_.start = unit->meta.at("start");
+    progress_.best_step = unit->meta.at("best_step");
+    progress_.losses = unit->meta.at("losses").get<std::vector<double>>();
+    student_.restore(unit->tensors);
+    return true;
+  }
+  void save() {
+    run_.save("state", student_.state(),
+              {{"step", progress_.step}, {"best", progress_.best}, {"start", progress_.start}, {"best_step", progress_.best_step}, {"losses", progress_.losses}});
+    saved_ = Clock::now();
+  }
+  void save_if_due() {
+    if (std::chrono::duration<double>(Clock::now() - saved_).count() > kSaveSeconds) save();
+  }
+
+ private:
+  RunFolder& run_;
+  quantize::Student& student_;
+  quantize::DwqProgress& progress_;
+  Clock::time_point saved_ = Clock::now();
+};
+
+/// Rank 0's state reaches the other ranks as a sum to which they add nothing.
+void share_state(quantize::Student& student, quantize::DwqProgress& progress, const mx::distributed::Group& group) {
+  if (group.size() == 1) return;
+  const bool first = group.rank() == 0;
+  const auto shared = [&](const mx::array& a) {
+    return mx::distributed::all_sum(first ? a : mx::zeros_like(a), group);
+  };
+  auto state = student.state();
+  std::vector<std::string> names;
+  for (const auto& [name, tensor] : state) names.push_back(name);
+  std::sort(names.begin(), names.end());
+  for (const auto& name : names) {
+    auto& tensor = state.at(name);
+    // Sums of 16-bit latents are made as 32-bit integers, which every backend knows.
+    tensor = tensor.dtype() == mx::uint16 ? mx::astype(shared(mx::astype(tensor, mx::int32)), mx::uint16) : shared(tensor);
+    tensor.eval();
+  }
+  student.restore(state);
+  auto numbers = shared(mx::array({static_cast<float>(progress.step), static_cast<float>(progress.best), static_cast<float>(progress.start),
+                                   static_cast<float>(progress.best_step)}));
+  numbers.eval();
+  if (!first) {
+    const auto* n = numbers.data<float>();
+    progress.step = static_cast<int>(n[0]), progress.best = n[1], progress.start = n[2], progress.best_step = static_cast<int>(n[3]);
+    progress.losses.assign(progress.step, 0);
+  }
+}
+
+}  // namespace
+
+json DwqResult::to_json() const {
+  return {{"validation_kl_start", start_kl}, {"validation_kl", best_kl}, {"steps", steps}, {"best_step", best_step}, {"tokens", tokens}, {"seconds", seconds},
+          {"tokens_per_second", seconds > 0 ? tokens / seconds : 0}, {"bits_per_weight", bits_per_weight}, {"bytes", bytes}, {"peak_memory", peak_memory()}};
+}
+
+DwqResult dwq(const DwqRun& o, mx::distributed::Group group, Log& log) {
+  if (o.format.mode != codec::Mode::affine) throw UsageError("dwq trains scales and biases, which only the affine mode has; drop --q-mode");
+  if (o.targets_only && !o.target_dir) throw UsageError("--targets-only needs --target-dir, the folder to write them to");
+  if (!o.targets_only) check_output(o.output);
+  const bool first = group.rank() == 0;
+  const auto teacher_checkpoint = checkpoint::Checkpoint::open(o.model);
+  const auto teacher = model::Model::open(teacher_checkpoint);
+  std::optional<checkpoint::Checkpoint> student_checkpoint;
+  std::optional<model::Model> student_model;
+  if (o.quantized_model) {
+    student_checkpoint = checkpoint::Checkpoint::open(*o.quantized_model);
+    student_model = model::Model::open(*student_checkpoint);
+    if (student_model->formats().empty()) fail("pipeline", "{}: is not quantized; give a quantized model to --quantized-model", o.quantized_model->string());
+  }
+  const auto plan = student_model ? plan::plan_of(student_model->spec(), student_model->formats(), student_checkpoint->config())
+                                  : plan::uniform_plan(teacher.spec(), o.format);
+  if (!student_model)
+    for (const auto& [path, why] : plan.dense) log.line(fmt::format("{} stays dense: {}", path, why));
+  advise(o, log);
+  advise_memory(teacher.spec(), plan, {o.batch_size, o.max_seq_length, o.grad_checkpoint, o.move_codes}, log);
+  const auto tokenizer = text::Tokenizer::open(o.model);
+
+  auto identity = identity_of(o, teacher_checkpoint.fingerprint(), student_checkpoint ? student_checkpoint->fingerprint() : "", group.size());
+  if (o.data != "self" && !fs::is_directory(o.data) && fs::exists(o.data)) identity["data"] = sha256_file(o.data);
+  const fs::path run_name = o.targets_only ? fs::path(*o.target_dir) : o.output;
+  RunFolder run(run_name, identity, o.fresh, first);
+  InterruptGuard guard;
+  if (run.resumed()) log.line(fmt::format("continuing the run in {}", run.path().string()));
+
+  const auto split = o.data == "self" ? self_data(o, teacher, tokenizer, run, log)
+                                      : calibration::load_split(o.data, tokenizer, {o.max_seq_length, o.mask_prompt}, o.num_samples, o.num_valid, o.seed);
+  const auto train = calibration::make_batches(split.train, o.batch_size, o.max_seq_length, o.mask_prompt);
+  const auto valid = calibration::make_batches(split.valid, o.batch_size, o.max_seq_length, o.mask_prompt);
+  if (static_cast<int>(split.train.size()) < o.num_samples)
+    log.line(fmt::format("{} rows were asked for and {} found; all of them are used", o.num_samples, split.train.size()));
+
+  std::unique_ptr<calibration::Targets> targets;
+  if (o.target_dir) {
+    const calibration::TargetCache cache{*o.target_dir,
+                                         {{"model", teacher_checkpoint.fingerprint()}, {"data", split.manifest}, {"batch_size", o.batch_size},
+                                          {"max_seq_length", o.max_seq_length}, {"seed", o.seed}, {"mask_prompt", o.mask_prompt}},
+                                         o.targets == "topk" ? calibration::TargetKind::topk : calibration::TargetKind::hidden};
+    if (!has_targets(cache)) {
+      if (!first) fail("pipeline", "{}: holds no targets yet; make them by one process first (--targets-only)", o.target_dir->string());
+      Progress progress(log, "computing the teacher's targets", static_cast<std::int64_t>(train.size() + valid.size()));
+      std::int64_t before = 0;
+      calibration::compute_targets(cache, teacher, train, valid, [&](std::int64_t done, std::int64_t) {
+        progress.advance(done - before);
+        before = done;
+        if (InterruptGuard::requested()) throw Interrupted("[pipeline] interrupted; give the same command again to continue");
+      });
+      progress.finish();
+    }
+    if (o.targets_only) {
+      run.remove();
+      return {};
+    }
+    targets = calibration::cached_targets(cache, &teacher);
+  } else {
+    targets = calibration::live_targets(teacher);
+  }
+
+  auto start = student_model ? student_model->load_all(student_model->stored_dtype()) : search_start(teacher, plan, first_batches(train), run, log);
+  const auto dense_teacher = o.move_codes && teacher.formats().empty() ? teacher.load_all(teacher.stored_dtype()) : model::Tensors{};
+  quantize::Student student(teacher.spec(), plan.by_path(), start, dense_teacher, o.move_codes);
+  start.clear();
+
+  quantize::DwqOptions settings;
+  settings.temperature = o.temperature;
+  settings.code_rate = quantize::default_code_rate(static_cast<int>(train.size()));
+  if (o.learning_rate) {
+    settings.code_rate *= static_cast<float>(*o.learning_rate) / settings.scale_rate;
+    settings.scale_rate = static_cast<float>(*o.learning_rate);
+  }
+  settings.grad_checkpoint = o.grad_checkpoint;
+  settings.micro_tokens = micro_tokens(teacher.spec());
+  quantize::DwqProgress progress;
+  Journal journal(run, student, progress);
+  const bool resumed = first && journal.restore();
+  share_state(student, progress, group);
+
+  quantize::DwqTrainer trainer(teacher.spec(), student, teacher.compute_dtype(), train, valid, *targets, settings, group);
+  log.line(fmt::format("training {} parameters of {} linears: {} steps of {} rows, learning rate {:.2g}, codes {}", student.trained_parameters(), student.size(),
+                       trainer.steps(), o.batch_size, settings.scale_rate, o.move_codes ? fmt::format("move by {:.2g}", settings.code_rate) : "fixed"));
+  DwqResult result;
+  Progress bar(log, "step", trainer.steps());
+  bar.skip(progress.step);
+  const auto began = Clock::now();
+  bool stopped = false;
+  trainer.run(
+      progress,
+      [&](const quantize::DwqReport& now) {
+        result.tokens += now.tokens;
+        const double rate = result.tokens / std::chrono::duration<double>(Clock::now() - began).count();
+        bar.advance(1, fmt::format("loss {:.4f}, {:.0f} tokens/s, peak {}", now.loss, rate, format_bytes(static_cast<double>(peak_memory()))));
+        if (now.validation) log.line(fmt::format("step {}/{}: validation KL {:.5f}{}", now.step, now.steps, *now.validation, now.best ? ", the best so far" : ""));
+        stopped = InterruptGuard::requested();
+        if (stopped && now.step < now.steps) {
+          journal.save();
+          return false;
+        }
+        journal.save_if_due();
+        return true;
+      },
+      [&] {
+        if (progress.step == 0) log.line(fmt::format("before training: validation KL {:.5f}", progress.start));
+        run.save("best", student.pack(), {{"step", progress.step}});
+      });
+  result.seconds = std::chrono::duration<double>(Clock::now() - began).count();
+  if (progress.step < trainer.steps()) throw Interrupted(fmt::format("[pipeline] interrupted after step {} of {}; give the same command again to continue", progress.step, trainer.steps()));
+  static_cast<void>(resumed);
+
+  const auto size = plan::size_of(teacher.spec(), plan, static_cast<int>(mx::size_of(teacher.stored_dtype())));
+  result.start_kl = progress.start, result.best_kl = progress.best;
+  result.steps = trainer.steps(), result.best_step = progress.best_step;
+  result.bits_per_weight = size.bits_per_weight(), result.bytes = size.bytes;
+  bar.finish(fmt::format("validation KL {:.5f} → {:.5f}, {:.3f} bits per weight", result.start_kl, result.best_kl, result.bits_per_weight));
+  if (const auto words = quantize::diagnose(progress.losses, progress.start, progress.best); !words.empty()) log.line(words);
+  if (!first) return result;
+
+  ModelWriter writer(o.output, student_model ? *student_model : teacher);
+  writer.add(run.load("best")->tensors);
+  json options = identity;
+  for (const char* key : {"command", "model", "device"}) options.erase(key);
+  writer.finish(&plan, teacher.stored_dtype(),
+                {"dwq", options, split.manifest,
+                 {{"validation_kl_start", result.start_kl}, {"validation_kl", result.best_kl}, {"steps", result.steps}, {"best_step", result.best_step}}});
+  run.remove();
+  return result;
+}
+
+}  // namespace lquant::pipeline

@@ -1,0 +1,59 @@
+#include "pipeline/memory.h"
+
+#include <mlx/mlx.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "kernels/primitive.h"
+
+namespace lquant::pipeline {
+namespace mx = mlx::core;
+
+namespace {
+
+/// Values that one token leaves behind in one block for the backward pass: inputs and outputs of norms, products and the gate.
+double kept_per_token(const model::BlockSpec& block) {
+  double width = 0;
+  for (const auto* linear : block.linears()) width += linear->experts > 0 ? 0 : linear->in + linear->out;
+  return width;
+}
+
+}  // namespace
+
+int micro_tokens(const model::ModelSpec& spec) {
+  if (kernels::cpu_kernels()) return 1024;
+  double kept = 0;
+  for (const auto& block : spec.blocks) kept += 2 * kept_per_token(block);
+  // A quarter of the memory for activations leaves room for weights, gradients and the head's chunks.
+  const double room = available_memory() / 4;
+  return std::clamp(static_cast<int>(room / std::max(1.0, kept)), 1024, 65536);
+}
+
+double available_memory() {
+  const auto& info = mx::device_info();
+  for (const char* key : {"memory_size", "total_memory"})
+    if (const auto it = info.find(key); it != info.end())
+      if (const auto* bytes = std::get_if<std::size_t>(&it->second); bytes && *bytes > 0) return static_cast<double>(*bytes);
+  return static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
+}
+
+double expected_memory(const model::ModelSpec& spec, const plan::QuantPlan& plan, const MemoryUse& use) {
+  double parameters = 0;
+  for (const auto* linear : spec.linears()) parameters += static_cast<double>(linear->parameters());
+  // Teacher and the student's dense weights, 2 bytes each; latents 2; the batch's gradient 4 when codes move; scales, biases and Adam.
+  double bytes = parameters * (4 + (use.move_codes ? 6 : 0) + 8.0 * 4 / plan.base.group_size);
+  const double tokens = std::max<double>(use.max_seq_length, micro_tokens(spec));
+  for (const auto& block : spec.blocks) bytes += tokens * (use.grad_checkpoint ? 2.0 * spec.hidden : 2 * kept_per_token(block));
+  return bytes + 2.0 * 128e6;  // the head's chunks
+}
+
+void advise_memory(const model::ModelSpec& spec, const plan::QuantPlan& plan, const MemoryUse& use, Log& log) {
+  const double need = expected_memory(spec, plan, use), have = available_memory();
+  if (have <= 0 || need < 0.8 * have) return;
+  log.warn(fmt::format("about {} of memory will be needed and there are {}. To need less: distil from an 8-bit model (--model), "
+                       "shorten the sequences (--max-seq-length 512), use --batch-size 1, or add --grad-checkpoint.",
+                       format_bytes(need), format_bytes(have)));
+}
+
+}  // namespace lquant::pipeline

@@ -1,0 +1,27 @@
+#pragma once
+
+#include "base/progress.h"
+#include "model/spec.h"
+#include "plan/plan.h"
+
+namespace lquant::pipeline {
+
+struct MemoryUse {
+  int batch_size, max_seq_length;
+  bool grad_checkpoint, move_codes;
+};
+
+/// Bytes that a dwq run is expected to need at its peak, from shapes alone.
+double expected_memory(const model::ModelSpec& spec, const plan::QuantPlan& plan, const MemoryUse& use);
+
+/// Bytes that this device has (GPU: the device's; CPU: the machine's), 0 when unknown.
+double available_memory();
+
+/// Says what to do when the expected peak comes near what there is: distil from an 8-bit model, shorter sequences, a smaller batch, --grad-checkpoint.
+void advise_memory(const model::ModelSpec& spec, const plan::QuantPlan& plan, const MemoryUse& use, Log& log);
+
+/// Tokens that are worked through at once: on a CPU, whose products are as fast with 1,024 rows as with more, 1,024; a GPU wants
+/// more of them, as far as its memory goes.
+int micro_tokens(const model::ModelSpec& spec);
+
+}  // namespace lquant::pipeline

@@ -1,0 +1,85 @@
+#include "pipeline/output.h"
+
+#include <mlx/version.h>
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "lquant/version.h"
+
+namespace lquant::pipeline {
+namespace fs = std::filesystem;
+namespace mx = mlx::core;
+using json = nlohmann::json;
+
+namespace {
+
+/// The model's config with our formats: keys of the source's own quantization make way, all else is kept.
+json output_config(const model::Model& source, const plan::QuantPlan* plan, mx::Dtype dtype) {
+  json config = source.checkpoint().config();
+  for (const char* key : {"quantization", "quantization_config", "_name_or_path", "vision_config"}) config.erase(key);
+  config[config.contains("dtype") ? "dtype" : "torch_dtype"] = dtype_name(dtype);
+  if (plan) config["quantization"] = config["quantization_config"] = plan::quantization_block(source.spec(), *plan);
+  return config;
+}
+
+json record_json(const model::Model& source, const plan::QuantPlan* plan, const plan::Size& size, const Record& record) {
+  json out{{"lquant", LQUANT_VERSION},
+           {"mlx", fmt::format("{}.{}.{}", MLX_VERSION_MAJOR, MLX_VERSION_MINOR, MLX_VERSION_PATCH)},
+           {"command", record.command},
+           {"options", record.options},
+           {"source", {{"name", source.checkpoint().folder().filename().string()}, {"sha256", source.checkpoint().fingerprint()}}},
+           {"bits_per_weight", size.bits_per_weight()},
+           {"parameters", size.parameters},
+           {"bytes", size.bytes}};
+  if (plan) out["left_dense"] = plan->dense;
+  if (!record.data.is_null()) out["data"] = record.data;
+  if (!record.quality.is_null()) out["quality"] = record.quality;
+  return out;
+}
+
+std::string model_card(const model::Model& source, const plan::QuantPlan* plan, const plan::Size& size, const Record& record, const std::string& name) {
+  std::string card = "---\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n- lquant\n---\n\n";
+  card += fmt::format("# {}\n\nMade from `{}` by `lquant {}` {}.\n\n", name, source.checkpoint().folder().filename().string(), record.command, LQUANT_VERSION);
+  card += fmt::format("| | |\n| --- | --- |\n| parameters | {} |\n| bits per weight | {:.3f} |\n| size of the weights | {} bytes |\n", size.parameters,
+                      size.bits_per_weight(), size.bytes);
+  if (plan) card += fmt::format("| format | {} {} bits, groups of {} |\n", codec::to_string(plan->base.mode), plan->base.bits, plan->base.group_size);
+  if (record.quality.contains("validation_kl"))
+    card += fmt::format("| KL to the teacher on held-out rows | {:.4f} nats/token (before training {:.4f}) |\n",
+                        record.quality.at("validation_kl").get<double>(), record.quality.at("validation_kl_start").get<double>());
+  card += fmt::format("\nThe recipe, versions and hashes are in `lquant.json`.\n\n```\npython -m mlx_lm generate --model {} --prompt \"Hello\"\n```\n", name);
+  return card;
+}
+
+}  // namespace
+
+std::string dtype_name(mx::Dtype dtype) { return dtype == mx::bfloat16 ? "bfloat16" : dtype == mx::float16 ? "float16" : "float32"; }
+
+void check_output(const fs::path& output) {
+  if (fs::exists(fs::symlink_status(output))) fail("pipeline", "{}: exists already; choose another --mlx-path or remove it", output.string());
+}
+
+ModelWriter::ModelWriter(const fs::path& output, const model::Model& source) : source_(source), writer_(output) {}
+
+void ModelWriter::add(const model::Tensors& tensors) {
+  std::vector<std::string> names;
+  for (const auto& [name, tensor] : tensors) names.push_back(name);
+  std::sort(names.begin(), names.end());
+  for (const auto& name : names) writer_.add(name, tensors.at(name));
+}
+
+void ModelWriter::finish(const plan::QuantPlan* plan, mx::Dtype dtype, const Record& record) {
+  const plan::QuantPlan dense;
+  const auto size = plan::size_of(source_.spec(), plan ? *plan : dense, static_cast<int>(mx::size_of(dtype)));
+  const auto& folder = source_.checkpoint().folder();
+  writer_.set_total_parameters(size.parameters);
+  writer_.write_json("config.json", output_config(source_, plan, dtype));
+  writer_.write_json("lquant.json", record_json(source_, plan, size, record));
+  writer_.write_text("README.md", model_card(source_, plan, size, record, folder.filename().string() + (plan ? fmt::format("-{}bit", plan->base.bits) : "")));
+  for (const auto& file : checkpoint::tokenizer_files())
+    if (fs::is_regular_file(folder / file)) writer_.copy_file(folder / file, file);
+  if (fs::is_regular_file(folder / "generation_config.json")) writer_.copy_file(folder / "generation_config.json", "generation_config.json");
+  writer_.commit();
+}
+
+}  // namespace lquant::pipeline

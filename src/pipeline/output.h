@@ -1,0 +1,42 @@
+#pragma once
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "checkpoint/writer.h"
+#include "model/model.h"
+#include "plan/plan.h"
+
+namespace lquant::pipeline {
+
+/// What an output folder says of itself beside its tensors (docs/format.md).
+struct Record {
+  std::string command;           ///< "dwq", "convert"
+  nlohmann::json options;        ///< all that the result depends on
+  nlohmann::json data;           ///< the calibration manifest, or null
+  nlohmann::json quality;        ///< measured figures, or null
+};
+
+/// Refuses at once, before any work, an output that exists. Throws Error.
+void check_output(const std::filesystem::path& output);
+
+/// One output folder: tensors in the order added, then config.json, lquant.json, README.md and the tokenizer's files of `source`.
+/// All or nothing appears under the output's name (checkpoint::Writer).
+class ModelWriter {
+ public:
+  ModelWriter(const std::filesystem::path& output, const model::Model& source);
+  /// Sorted by name within the call.
+  void add(const model::Tensors& tensors);
+  /// `plan` null: a dense model. `dtype` is that of its float tensors.
+  void finish(const plan::QuantPlan* plan, mx::Dtype dtype, const Record& record);
+
+ private:
+  const model::Model& source_;
+  checkpoint::Writer writer_;
+};
+
+/// "bfloat16", "float16", "float32".
+std::string dtype_name(mx::Dtype dtype);
+
+}  // namespace lquant::pipeline

@@ -1,0 +1,56 @@
+#include "pipeline/perplexity.h"
+
+#include <limits>
+
+#include "base/error.h"
+#include "base/files.h"
+#include "base/random.h"
+
+namespace lquant::pipeline {
+namespace {
+
+constexpr int kNoLimit = std::numeric_limits<int>::max();
+
+/// All tokens to score, in order.
+std::vector<std::int32_t> read_tokens(const PerplexityOptions& o, const text::Tokenizer& tokenizer) {
+  std::filesystem::path file = o.data;
+  if (std::filesystem::is_directory(file)) file /= "train.jsonl";
+  if (file.extension() != ".jsonl" && file.extension() != ".json") return tokenizer.encode(read_file("pipeline", file), false);
+  const std::size_t wanted = o.num_samples < 0 ? std::numeric_limits<std::size_t>::max() : static_cast<std::size_t>(o.num_samples) * o.sequence_length + 1;
+  const calibration::SourceOptions source{kNoLimit, false};
+  const auto rows = calibration::read_examples(file, tokenizer, source);
+  std::vector<std::int32_t> tokens;
+  for (const auto i : permutation(rows.size(), o.seed)) {
+    if (tokens.size() >= wanted) break;
+    tokens.insert(tokens.end(), rows[i].tokens.begin(), rows[i].tokens.end());
+  }
+  return tokens;
+}
+
+}  // namespace
+
+evaluate::Quality perplexity(const PerplexityOptions& o, Log& log) {
+  const auto checkpoint = checkpoint::Checkpoint::open(o.model);
+  const auto model = model::Model::open(checkpoint);
+  std::optional<checkpoint::Checkpoint> teacher_checkpoint;
+  std::optional<evaluate::LoadedModel> teacher;
+  if (o.teacher) {
+    teacher_checkpoint = checkpoint::Checkpoint::open(*o.teacher);
+    teacher = evaluate::LoadedModel::load(model::Model::open(*teacher_checkpoint));
+  }
+  const auto tokenizer = text::Tokenizer::open(o.model);
+  const std::int64_t most = o.num_samples < 0 ? std::numeric_limits<std::int64_t>::max() : o.num_samples * o.sequence_length;
+  const auto batches = calibration::text_rows(read_tokens(o, tokenizer), o.sequence_length, o.batch_size, most);
+  std::int64_t total = 0, before = 0;
+  for (const auto& batch : batches) total += static_cast<std::int64_t>(batch.tokens);
+  const auto student = evaluate::LoadedModel::load(model);
+  Progress progress(log, "scoring tokens", total);
+  const auto quality = evaluate::measure(student, teacher ? &*teacher : nullptr, batches, [&](std::int64_t done) {
+    progress.advance(done - before);
+    before = done;
+  });
+  progress.finish();
+  return quality;
+}
+
+}  // namespace lquant::pipeline

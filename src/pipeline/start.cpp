@@ -1,0 +1,118 @@
+// The statistics come from the full-precision model as it streams by: while block i runs on all calibration rows, an observer
+// sums the squares of what each linear reads; when the block is done, its linears are quantized with those sums and dropped.
+#include "pipeline/start.h"
+
+#include <mlx/mlx.h>
+
+#include <cmath>
+
+#include "base/error.h"
+#include "codec/quantize.h"
+#include "codec/range_search.h"
+#include "kernels/elementwise.h"
+#include "model/stream.h"
+
+namespace lquant::pipeline {
+namespace mx = mlx::core;
+
+namespace {
+
+/// Second moments by linear: f32 [K], or [E, K] for experts, whose rows arrive sorted.
+using Moments = std::map<std::string, mx::array>;
+
+void add_moment(Moments& moments, const std::string& path, const mx::array& input, const mx::array* offsets) {
+  mx::array sum(0);
+  if (!offsets) {
+    sum = kernels::second_moment(input);
+  } else {
+    mx::array host = *offsets;
+    host.eval();
+    const auto* at = host.data<std::int32_t>();
+    std::vector<mx::array> rows;
+    for (int e = 0; e + 1 < host.size(); ++e)
+      rows.push_back(at[e] == at[e + 1] ? mx::zeros({input.shape(-1)}, mx::float32)
+                                        : kernels::second_moment(mx::slice(input, {at[e], 0}, {at[e + 1], input.shape(-1)})));
+    sum = mx::stack(rows);
+  }
+  const auto it = moments.find(path);
+  if (it == moments.end())
+    moments.insert({path, sum});
+  else
+    it->second = mx::add(it->second, sum);
+  moments.at(path).eval();
+}
+
+/// Quantizes what the plan names among `tensors`, in place. A teacher that is quantized itself (8 bits, say) is made dense first.
+void pack_linears(model::Tensors& tensors, model::Formats formats, const plan::QuantPlan& plan, const Moments& moments, mx::Dtype dtype) {
+  std::erase_if(formats, [&](const auto& entry) { return !tensors.contains(entry.first + ".scales"); });
+  model::densify(tensors, formats, dtype);
+  for (const auto& [path, format] : plan.formats) {
+    const auto it = tensors.find(path + ".weight");
+    if (it == tensors.end()) continue;
+    const auto weight = mx::astype(it->second, dtype);
+    const auto moment = moments.find(path);
+    std::optional<mx::array> importance;
+    if (moment != moments.end()) importance = moment->second;
+    const auto packed = format.mode == codec::Mode::affine ? codec::range_search(weight, format, importance).packed : codec::quantize(weight, format);
+    it->second = packed.codes;
+    tensors.insert_or_assign(path + ".scales", packed.scales);
+    if (packed.biases) tensors.insert_or_assign(path + ".biases", *packed.biases);
+  }
+}
+
+}  // namespace
+
+model::Tensors search_start(const model::Model& model, const plan::QuantPlan& plan, const std::vector<calibration::Batch>& batches, RunFolder& run, Log& log) {
+  const auto& spec = model.spec();
+  const auto dtype = model.stored_dtype();
+  const int blocks = static_cast<int>(spec.blocks.size());
+  const auto unit = [](int i) { return fmt::format("start-{:05d}", i); };
+  Progress progress(log, "searching ranges", blocks + 1);
+  model::Tensors result;
+
+  Moments moments;
+  const model::Observer observer = [&](const std::string& path, const mx::array& input, const mx::array* offsets) { add_moment(moments, path, input, offsets); };
+  const auto finish = [&](int i, const std::function<model::Tensors()>& load) {
+    if (auto done = run.load(unit(i))) {
+      result.merge(done->tensors);
+      progress.skip(1);
+    } else {
+      auto tensors = load();
+      pack_linears(tensors, model.formats(), plan, moments, dtype);
+      run.save(unit(i), tensors);
+      result.merge(tensors);
+      progress.advance(1);
+    }
+    moments.clear();
+    if (InterruptGuard::requested()) throw Interrupted("[pipeline] interrupted; give the same command again to continue");
+  };
+
+  bool all_done = true;
+  for (int i = 0; i <= blocks; ++i) all_done = all_done && run.has(unit(i));
+  if (all_done) {
+    for (int i = 0; i <= blocks; ++i) finish(i, nullptr);
+    return result;
+  }
+  model::StreamOptions options;
+  options.observer = &observer;
+  std::vector<mx::array> ids;
+  for (const auto& batch : batches) {
+    ids.push_back(batch.ids);
+    options.segments.push_back(batch.segments);
+  }
+  options.after_block = [&](int i, std::vector<mx::array>&) {
+    if (i >= 0) finish(i, [&] { return model.load_block(i, dtype); });
+  };
+  const auto states = model::stream_blocks(model, ids, options);
+  const auto final_tensors = model.load_final();
+  for (const auto& state : states) add_moment(moments, spec.head ? spec.head->path : spec.embedding.path, model::final_norm(spec, final_tensors, state), nullptr);
+  finish(blocks, [&] {
+    auto tensors = model.load_embedding(dtype);
+    tensors.merge(model.load_final(dtype));
+    return tensors;
+  });
+  progress.finish();
+  return result;
+}
+
+}  // namespace lquant::pipeline
