@@ -39,11 +39,11 @@ Format named_format(const std::string& path, const json& entry, const json& glob
 }
 
 Format told_by_shapes(const checkpoint::Checkpoint& checkpoint, const LinearSpec& linear) {
-  const auto codes = checkpoint.info(linear.path + ".weight"), scales = checkpoint.info(linear.path + ".scales");
+  const auto &codes = checkpoint.info(linear.path + ".weight"), &scales = checkpoint.info(linear.path + ".scales");
   if (codes.shape.empty() || scales.shape.empty() || scales.shape.back() < 1 || linear.in % scales.shape.back() != 0)
     fail("model", "{}.scales does not divide the {} inputs of its linear; the checkpoint is damaged or not in MLX's format", linear.path, linear.in);
   Format format;
-  format.group_size = linear.in / static_cast<int>(scales.shape.back());
+  format.group_size = linear.in / scales.shape.back();
   format.bits = static_cast<int>(std::int64_t{32} * codes.shape.back() / linear.in);
   if (scales.dtype == mx::uint8) format.mode = format.bits == 8 ? Mode::mxfp8 : format.group_size == 16 ? Mode::nvfp4 : Mode::mxfp4;
   codec::check(format);
@@ -83,9 +83,10 @@ std::vector<Expected> expected_tensors(const LinearSpec& linear, const Formats& 
     if (linear.in % format.group_size != 0)
       fail("model", "{}: {} inputs cannot be cut into groups of {}; its quantization in config.json is wrong", linear.path, linear.in, format.group_size);
     const int words = static_cast<int>(std::int64_t{1} * linear.in * format.bits / 32), groups = linear.in / format.group_size;
-    expected.push_back({linear.path + ".weight", shape({linear.out, words}), true});
-    expected.push_back({linear.path + ".scales", shape({linear.out, groups})});
-    if (format.mode == Mode::affine) expected.push_back({linear.path + ".biases", shape({linear.out, groups})});
+    expected.push_back({linear.path + ".weight", shape({linear.out, words}), Holds::codes});
+    const bool affine = format.mode == Mode::affine;
+    expected.push_back({linear.path + ".scales", shape({linear.out, groups}), affine ? Holds::numbers : Holds::bytes});
+    if (affine) expected.push_back({linear.path + ".biases", shape({linear.out, groups})});
   }
   if (linear.bias) expected.push_back({linear.path + ".bias", shape({linear.out})});
   return expected;

@@ -17,10 +17,12 @@ namespace lquant::model {
 /// quantized by other tools (AWQ, GPTQ, …) or in a format that MLX lacks.
 Formats read_formats(const checkpoint::Checkpoint& checkpoint, const ModelSpec& spec);
 
+enum class Holds { numbers, codes, bytes };  ///< floats, u32 codes, u8 scales
+
 struct Expected {
   std::string name;
   mx::Shape shape;
-  bool packed = false;  ///< u32 codes
+  Holds holds = Holds::numbers;
 };
 
 /// The tensors of one linear in its format, and of one norm.

@@ -31,23 +31,25 @@ std::string unstacked_name(const ModelSpec& spec, const std::string& name, int e
   return "";
 }
 
-void check_one(const checkpoint::Checkpoint& checkpoint, const std::string& name, const mx::Shape& shape, bool packed) {
-  const auto info = checkpoint.info(name);
-  const mx::Shape found(info.shape.begin(), info.shape.end());
-  if (found != shape)
-    fail("model", "tensor {} has shape {} where config.json asks for {}; the files of the folder do not belong together", name, text(found), text(shape));
-  if (packed && info.dtype != mx::uint32) fail("model", "tensor {} should hold packed codes (U32); its quantization in config.json is wrong", name);
+void check_one(const checkpoint::Checkpoint& checkpoint, const std::string& name, const mx::Shape& shape, Holds holds) {
+  const auto& info = checkpoint.info(name);
+  if (info.shape != shape)
+    fail("model", "tensor {} has shape {} where config.json asks for {}; the files of the folder do not belong together", name, text(info.shape), text(shape));
+  const bool right = holds == Holds::codes ? info.dtype == mx::uint32 : holds == Holds::bytes ? info.dtype == mx::uint8 : is_float(info.dtype);
+  if (!right)
+    fail("model", "tensor {} is stored as {} but should hold {}; the quantization in config.json does not fit the files", name, info.stored,
+         holds == Holds::codes ? "packed codes (U32)" : holds == Holds::bytes ? "scales of a microscaling format (U8)" : "floating-point numbers");
 }
 
 void check(const checkpoint::Checkpoint& checkpoint, const ModelSpec& spec, const Expected& expected) {
   if (checkpoint.has(expected.name)) {
-    check_one(checkpoint, expected.name, expected.shape, expected.packed);
+    check_one(checkpoint, expected.name, expected.shape, expected.holds);
   } else if (const auto first = unstacked_name(spec, expected.name, 0); !first.empty() && checkpoint.has(first)) {
     const mx::Shape shape(expected.shape.begin() + 1, expected.shape.end());
     for (int e = 0; e < expected.shape[0]; ++e) {
       const auto name = unstacked_name(spec, expected.name, e);
       if (!checkpoint.has(name)) fail("model", "{}: missing tensor {} of shape {}", checkpoint.folder().string(), name, text(shape));
-      check_one(checkpoint, name, shape, expected.packed);
+      check_one(checkpoint, name, shape, expected.holds);
     }
   } else {
     fail("model", "{}: missing tensor {} of shape {}", checkpoint.folder().string(), expected.name, text(expected.shape));
@@ -87,8 +89,7 @@ mx::Dtype float_dtype_of(const checkpoint::Checkpoint& checkpoint, const ModelSp
 }  // namespace
 
 Model Model::open(const checkpoint::Checkpoint& checkpoint) {
-  Model model;
-  model.checkpoint_ = &checkpoint;
+  Model model(checkpoint);
   model.spec_ = spec_from_config(checkpoint.config());
   auto& spec = model.spec_;
   if (spec.head_if_present && spec.head && !checkpoint.has(spec.head->path + ".weight")) spec.head.reset();
@@ -107,12 +108,12 @@ Tensors Model::load(const std::vector<std::string>& names, std::optional<mx::Dty
   Tensors tensors;
   for (const auto& name : names) {
     auto value = [&] {
-      if (checkpoint_->has(name)) return checkpoint_->load(name);
+      if (checkpoint_.has(name)) return checkpoint_.load(name);
       std::vector<mx::array> experts;
       for (int e = 0;; ++e) {
         const auto one = unstacked_name(spec_, name, e);
-        if (one.empty() || !checkpoint_->has(one)) break;
-        experts.push_back(checkpoint_->load(one));
+        if (one.empty() || !checkpoint_.has(one)) break;
+        experts.push_back(checkpoint_.load(one));
       }
       return mx::stack(experts);
     }();
@@ -146,7 +147,7 @@ std::vector<std::string> Model::outer_names() const { return names_of(expected_o
 std::vector<std::string> Model::unused_names() const {
   std::unordered_set<std::string> used;
   const auto use = [&](const Expected& expected) {
-    if (checkpoint_->has(expected.name)) {
+    if (checkpoint_.has(expected.name)) {
       used.insert(expected.name);
     } else {
       for (int e = 0; e < expected.shape[0]; ++e) used.insert(unstacked_name(spec_, expected.name, e));
@@ -156,7 +157,7 @@ std::vector<std::string> Model::unused_names() const {
   for (const auto& block : spec_.blocks)
     for (const auto& expected : expected_of(block, formats_)) use(expected);
   std::vector<std::string> unused;
-  for (const auto& name : checkpoint_->names())
+  for (const auto& name : checkpoint_.names())
     if (!used.count(name)) unused.push_back(name);
   std::sort(unused.begin(), unused.end());
   return unused;

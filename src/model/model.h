@@ -4,6 +4,7 @@
 
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "checkpoint/checkpoint.h"
@@ -13,25 +14,24 @@
 
 namespace lquant::model {
 
-/// A checkpoint understood: its architecture, the number format of each linear, and loading by parts. Holds no tensor.
+/// A checkpoint understood: its architecture, the number format of each linear, and loading by parts. Holds no tensor; cheap to copy.
 class Model {
  public:
   /// Reads config.json and the tensors' headers; checks that every tensor of the architecture is there and has its shape.
   /// Formats come from the "quantization" block (global, per path, or false) and, where it says nothing, from the shapes of codes and
   /// scales, as mlx_lm does. Throws Error naming the tensor: missing, of another shape, in a format that cannot be.
-  /// The checkpoint must outlive the model.
   static Model open(const checkpoint::Checkpoint& checkpoint);
 
   const ModelSpec& spec() const { return spec_; }
   const Formats& formats() const { return formats_; }
-  const checkpoint::Checkpoint& checkpoint() const { return *checkpoint_; }
+  const checkpoint::Checkpoint& checkpoint() const { return checkpoint_; }
 
   /// The dtype of the checkpoint's own float tensors, and the one to compute in on the default device: the same on a GPU;
   /// on the CPU, whose kernels know bf16 and f32, f16 becomes f32.
   mx::Dtype stored_dtype() const { return stored_dtype_; }
   mx::Dtype compute_dtype() const;
 
-  /// Lazy tensors by the names of tensors.h, float ones cast to `dtype` (default: compute_dtype()). Experts that
+  /// Tensors by the names of tensors.h, read now, float ones cast lazily to `dtype` (default: compute_dtype()). Experts that
   /// the checkpoint keeps one by one arrive stacked.
   Tensors load_block(int i, std::optional<mx::Dtype> dtype = std::nullopt) const;
   Tensors load_embedding(std::optional<mx::Dtype> dtype = std::nullopt) const;
@@ -46,10 +46,10 @@ class Model {
   std::vector<std::string> unused_names() const;
 
  private:
-  Model() = default;
+  explicit Model(checkpoint::Checkpoint checkpoint) : checkpoint_(std::move(checkpoint)) {}
   Tensors load(const std::vector<std::string>& names, std::optional<mx::Dtype> dtype) const;
 
-  const checkpoint::Checkpoint* checkpoint_ = nullptr;
+  checkpoint::Checkpoint checkpoint_;
   ModelSpec spec_;
   Formats formats_;
   mx::Dtype stored_dtype_ = mx::bfloat16;

@@ -1,0 +1,167 @@
+// `lquant generate`: a text from a prompt, with the flags and the output of `mlx_lm.generate`.
+#include <fmt/format.h>
+#include <mlx/mlx.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <iostream>
+#include <iterator>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "checkpoint/checkpoint.h"
+#include "cli/command.h"
+#include "model/generate.h"
+#include "model/model.h"
+#include "text/stream.h"
+#include "text/tokenizer.h"
+
+namespace lquant::cli {
+namespace {
+
+namespace mx = mlx::core;
+using Clock = std::chrono::steady_clock;
+
+struct Options {
+  std::string model, prompt = "hello", chat_template_config, verbose = "True";
+  std::optional<std::string> system_prompt;
+  std::vector<std::string> extra_eos_tokens;
+  bool ignore_chat_template = false;
+  std::optional<std::uint64_t> seed;
+  model::SampleOptions sample;
+};
+
+void replace_all(std::string& text, const std::string& from, const std::string& to) {
+  for (auto at = text.find(from); at != std::string::npos; at = text.find(from, at + to.size())) text.replace(at, from.size(), to);
+}
+
+std::string read_prompt(const Options& options) {
+  if (options.prompt == "-") return {std::istreambuf_iterator<char>(std::cin), {}};
+  auto prompt = options.prompt;  // shells pass "\n" as two characters; mlx_lm means a line break by them
+  replace_all(prompt, "\\n", "\n");
+  replace_all(prompt, "\\t", "\t");
+  return prompt;
+}
+
+std::vector<int> encode_prompt(const text::Tokenizer& tokenizer, const Options& options) {
+  const auto prompt = read_prompt(options);
+  if (options.ignore_chat_template || !tokenizer.has_chat_template()) return tokenizer.encode(prompt);
+  auto messages = nlohmann::ordered_json::array();
+  if (options.system_prompt) messages.push_back({{"role", "system"}, {"content", *options.system_prompt}});
+  messages.push_back({{"role", "user"}, {"content", prompt}});
+  nlohmann::ordered_json extra = nullptr;
+  if (!options.chat_template_config.empty()) {
+    extra = nlohmann::ordered_json::parse(options.chat_template_config, nullptr, /*allow_exceptions=*/false);
+    if (!extra.is_object()) fail("generate", "--chat-template-config must be a JSON object, such as '{{\"enable_thinking\": false}}'");
+  }
+  return tokenizer.encode(tokenizer.apply_chat_template(messages, /*add_generation_prompt=*/true, nullptr, extra), /*add_special_tokens=*/false);
+}
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+/// Prints pieces of text as they become known, and counts.
+class Printer {
+ public:
+  Printer(const text::Tokenizer& tokenizer, std::vector<int> stop) : decoder_(tokenizer), stop_(std::move(stop)) {}
+  bool operator()(int token) {
+    if (count_++ == 0) {
+      prompt_seconds_ = seconds_since(start_);
+      start_ = Clock::now();
+    }
+    if (std::count(stop_.begin(), stop_.end(), token) == 0) print(decoder_.add(token));
+    return true;
+  }
+  void finish(std::size_t prompt_tokens, bool verbose) {
+    print(decoder_.finish());
+    fmt::print("\n");
+    if (!verbose) return;
+    const double seconds = std::max(seconds_since(start_), 1e-9);
+    fmt::print("==========\n");
+    if (!printed_) {
+      fmt::print("No text generated for this prompt\n");
+      return;
+    }
+    fmt::print("Prompt: {} tokens, {:.3f} tokens-per-sec\n", prompt_tokens, prompt_tokens / prompt_seconds_);
+    fmt::print("Generation: {} tokens, {:.3f} tokens-per-sec\n", count_, count_ / seconds);
+    fmt::print("Peak memory: {:.3f} GB\n", mx::get_peak_memory() / 1e9);
+  }
+
+ private:
+  void print(const std::string& piece) {
+    printed_ = printed_ || !piece.empty();
+    fmt::print("{}", piece);
+    std::fflush(stdout);
+  }
+
+  text::StreamDecoder decoder_;
+  std::vector<int> stop_;
+  Clock::time_point start_ = Clock::now();
+  double prompt_seconds_ = 0;
+  std::size_t count_ = 0;
+  bool printed_ = false;
+};
+
+int run(Options options) {
+  if (options.sample.max_tokens == 0) throw UsageError("[generate] --max-tokens must not be 0 (-1: until the model stops)");
+  if (options.sample.max_tokens < 0) options.sample.max_tokens = std::numeric_limits<int>::max();
+  options.sample.seed = options.seed ? *options.seed : std::random_device{}();
+
+  const auto tokenizer = text::Tokenizer::open(options.model);
+  const auto prompt = encode_prompt(tokenizer, options);
+  options.sample.stop = tokenizer.eos_ids();
+  for (const auto& token : options.extra_eos_tokens) {
+    const auto id = tokenizer.token_id(token);
+    if (!id) fail("generate", "--extra-eos-token {}: no single token of this model", token);
+    options.sample.stop.push_back(*id);
+  }
+
+  const auto model = model::Model::open(checkpoint::Checkpoint::open(options.model));
+  const auto dtype = model.compute_dtype();
+  auto tensors = model.load_all(dtype);
+  auto formats = model.formats();
+  model::densify(tensors, formats, dtype);
+
+  std::string verbose = options.verbose;
+  std::transform(verbose.begin(), verbose.end(), verbose.begin(), [](unsigned char c) { return std::tolower(c); });
+  const bool talk = verbose != "false" && verbose != "f";
+  if (talk) fmt::print("==========\n");
+  Printer printer(tokenizer, options.sample.stop);
+  model::sample(model.spec(), tensors, formats, dtype, {prompt}, options.sample, [&](int, int token) { return printer(token); });
+  printer.finish(prompt.size(), talk);
+  return 0;
+}
+
+}  // namespace
+
+void add_generate(CLI::App& app, Run& chosen) {
+  auto* command = app.add_subcommand("generate", "Continue a prompt, as mlx_lm.generate does");
+  auto options = std::make_shared<Options>();
+  auto& sample = options->sample;
+  sample.max_tokens = 100;
+  sample.top_p = 1;
+  command->add_option("--model", options->model, "Model folder")->required();
+  command->add_option("--prompt,-p", options->prompt, "Message to be processed by the model ('-' reads from stdin)")->capture_default_str();
+  command->add_option("--system-prompt", options->system_prompt, "System prompt for the chat template");
+  command->add_option("--max-tokens,-m", sample.max_tokens, "Maximum number of tokens to generate (-1: until the model stops)")->capture_default_str();
+  command->add_option("--temp", sample.temperature, "Sampling temperature; 0 takes the likeliest token")->capture_default_str();
+  command->add_option("--top-p", sample.top_p, "Keep the likeliest tokens that hold this share of the probability")->capture_default_str();
+  command->add_option("--min-p", sample.min_p, "Keep tokens with this share of the likeliest one's probability")->capture_default_str();
+  command->add_option("--top-k", sample.top_k, "Keep this many of the likeliest tokens (0: all)")->capture_default_str();
+  command->add_option("--seed", options->seed, "Seed of the draws (default: a new one each time)");
+  command->add_option("--extra-eos-token", options->extra_eos_tokens, "Further tokens that stop generation");
+  command->add_flag("--ignore-chat-template", options->ignore_chat_template, "Use the raw prompt without the tokenizer's chat template");
+  command->add_option("--chat-template-config", options->chat_template_config, "JSON object of further variables for the chat template");
+  command->add_option("--prefill-step-size", sample.prefill_step, "Prompt tokens to process at a time; smaller values need less memory")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--verbose", options->verbose, "'False' or 'F' prints the text alone")->capture_default_str();
+  command->callback([options, &chosen] { chosen = [options] { return run(*options); }; });
+}
+
+}  // namespace lquant::cli
