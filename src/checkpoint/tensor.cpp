@@ -69,7 +69,9 @@ float fp8_value(Fp8 format, unsigned code) {
   const int exponent = static_cast<int>(code & 0x7f) >> mantissa;
   const int fraction = static_cast<int>(code & ((1u << mantissa) - 1));
   const float sign = code & 0x80 ? -1.0f : 1.0f;
-  if (format == Fp8::e4m3 ? (code & 0x7f) == 0x7f : exponent == 31 && fraction != 0) return std::numeric_limits<float>::quiet_NaN();
+  if (format == Fp8::e4m3 ? (code & 0x7f) == 0x7f : exponent == 31 && fraction != 0) {
+    return std::copysign(std::numeric_limits<float>::quiet_NaN(), sign);
+  }
   if (format == Fp8::e5m2 && exponent == 31) return sign * std::numeric_limits<float>::infinity();
   const int hidden = exponent > 0 ? 1 << mantissa : 0;
   return sign * std::ldexp(static_cast<float>(hidden + fraction), std::max(exponent, 1) - bias - mantissa);
