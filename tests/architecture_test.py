@@ -1,0 +1,145 @@
+"""The rooms of docs/architecture.md, held to what the code does.
+
+CMakeLists.txt says which room may use which (`lquant_room` rows). Every include, and the page's picture and table, must
+say the same. The rest are rules of the house that a reader would otherwise have to watch for: small files, headers that
+guard themselves, nothing of one developer's machine in the repository.
+"""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FRONT = "cli"  # above all rooms, may use any; has no row since it is the program itself
+LONGEST_FILE = 500  # lines; a longer file holds a second idea
+
+
+def rooms():
+    """{room: rooms it may use}, in the order of CMakeLists.txt."""
+    rows = re.findall(r"^lquant_room\(([^)]*)\)", (ROOT / "CMakeLists.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    table = {}
+    for row in rows:
+        name, *words = row.split()
+        uses = words[words.index("USES") + 1 :] if "USES" in words else []
+        table[name] = set(uses[: uses.index("LINK")] if "LINK" in uses else uses)
+    return table
+
+
+def files():
+    """Everything that belongs to the repository, also where a copy without .git is tested."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode == 0 and listed.stdout:
+        paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+    else:
+        made = re.compile(r"\..*|build.*|target|dist|__pycache__")
+        paths = [p for p in ROOT.rglob("*") if not any(made.fullmatch(part) for part in p.relative_to(ROOT).parts)]
+    return [p for p in paths if p.is_file()]
+
+
+def code(*folders):
+    return [p for p in files() if p.suffix in (".h", ".cpp") and p.relative_to(ROOT).parts[0] in folders]
+
+
+def quoted_includes(path):
+    return re.findall(r'^\s*#\s*include\s+"([^"]+)"', path.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def section(page, title):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL).group(1)
+
+
+def needed_arrows(table):
+    """The uses that do not follow from others: what is left when every detour is taken out of the picture."""
+
+    def reach(room):
+        return table[room] | {far for near in table[room] for far in reach(near)}
+
+    return {(room, near) for room in table for near in table[room] if not any(near in reach(other) for other in table[room] - {near})}
+
+
+def test_a_room_uses_only_rooms_above_it():
+    seen = set()
+    for room, uses in rooms().items():
+        assert uses <= seen, f"{room} uses {uses - seen}, whose rows come later: rows stand in the order that data flows"
+        seen.add(room)
+    assert len(seen) > 5, "no lquant_room rows found"
+
+
+def test_every_folder_is_a_room():
+    folders = {p.relative_to(ROOT / "src").parts[0] for p in code("src")}
+    assert folders - {FRONT, "hub"} <= set(rooms())
+
+
+def test_includes_stay_within_the_rooms():
+    table = rooms()
+    wrong = []
+    public = {p.relative_to(ROOT / "include").as_posix(): p for p in code("include")}
+    for path in code("src", "include"):
+        parts = path.relative_to(ROOT).parts
+        # The public headers are a face of the whole; the program may call anything.
+        room = parts[1] if parts[0] == "src" else None
+        allowed = set(table) if room in (None, FRONT) else {room, "base"} | table[room]
+        for include in quoted_includes(path):
+            first = include.split("/")[0]
+            if include in public:
+                # A room may read a public header as long as no other room comes in with it.
+                fine = room in (None, FRONT) or not quoted_includes(public[include])
+            else:
+                fine = (first in allowed or first == room) and (ROOT / "src" / include).is_file()
+            if not fine:
+                wrong.append(f"{path.relative_to(ROOT)} includes {include}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_picture_shows_the_rooms():
+    picture = re.search(r"```mermaid\n(.*?)```", section("architecture.md", "The rooms"), re.DOTALL).group(1)
+    drawn = set()
+    for left, right in re.findall(r"^\s*(\w+) --> (.+?)\s*$", picture, re.MULTILINE):
+        drawn |= {(left, name.strip()) for name in right.split("&")}
+    table = {room: uses - {"base"} for room, uses in rooms().items() if room != "base"}
+    expected = needed_arrows(table) | {(FRONT, room) for room, uses in table.items() if not any(room in u for u in table.values())}
+    assert drawn == expected
+
+
+def test_the_table_shows_the_rooms():
+    shown = {}
+    for room, uses in re.findall(r"^\| `(\w+)/` \|[^|]*\|([^|]*)\|", section("architecture.md", "The rooms"), re.MULTILINE):
+        shown[room] = set(re.findall(r"`(\w+)`", uses))
+    assert "all" in shown.pop(FRONT)
+    assert shown == {room: uses - {"base"} for room, uses in rooms().items()}
+
+
+def test_files_are_small():
+    long = {str(p.relative_to(ROOT)): n for p in code("src", "include") if (n := len(p.read_text(encoding="utf-8").splitlines())) > LONGEST_FILE}
+    assert not long
+
+
+def test_headers_guard_themselves():
+    # Highway's *-inl.h files are read once per instruction set and have the toggle that it asks for.
+    for header in (p for p in code("src", "include", "tests", "benchmarks") if p.suffix == ".h"):
+        first = next(line for line in header.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+        assert first == "#pragma once" or (header.name.endswith("-inl.h") and "HWY_TARGET_TOGGLE" in first), header.relative_to(ROOT)
+
+
+# What must not be in a file that others clone: a developer's folders, and the hosts and settings of a private package mirror.
+MACHINE = {
+    "an absolute path of one machine": re.compile(r"(?<![\w.~])/(?:work|root|Users|home/[a-z]\w*)/\w"),
+    "an address of a private network": re.compile(r"https?://(?:[^/\s\"']*@|10\.|192\.168\.|172\.(?:1[6-9]|2\d|3[01])\.|[\w-]+[:/]|[\w.-]+\.(?:internal|local|lan|corp)\b)"),
+    "a package index other than the public one": re.compile(r"--(?:extra-)?index-url|^\s*(?:extra-)?index-url\s*=|^\s*replace-with\s*=", re.MULTILINE),
+}
+
+
+@pytest.mark.parametrize("what", MACHINE)
+def test_nothing_of_one_machine(what):
+    found = []
+    for path in files():
+        data = path.read_bytes()
+        if path == Path(__file__).resolve() or b"\0" in data:
+            continue
+        match = MACHINE[what].search(data.decode("utf-8", "replace"))
+        if match:
+            found.append(f"{path.relative_to(ROOT)}: {match.group()}")
+    assert not found, "\n".join(found)
