@@ -9,8 +9,7 @@
 // bits so straddle the u32 words. Eight codes always fill `bits` whole bytes, which is the unit here.
 namespace lquant::kernels {
 
-/// The codes that one call of spread_chunk or squeeze_chunk moves: 32 codes fill `bits` whole words, and every group size of the
-/// affine formats is a multiple of it.
+/// Every affine group size is a multiple of it, and so many codes fill `bits` whole words.
 inline constexpr int kChunk = 32;
 
 /// Eight codes from the low 8·bits of `packed`, each in a byte of its own. Halves, quarters, then eighths are moved apart:
@@ -37,9 +36,9 @@ LQUANT_INLINE std::uint64_t squeeze(std::uint64_t bytes) {
 }
 
 template <int bits>
-LQUANT_INLINE void spread_chunk(const std::uint32_t* words, std::uint8_t* codes) {
+LQUANT_INLINE void spread_count(const std::uint32_t* words, std::uint8_t* codes, std::int64_t count) {
   const auto* bytes = reinterpret_cast<const std::uint8_t*>(words);
-  for (int i = 0; i < kChunk / 8; ++i) {
+  for (std::int64_t i = 0; i < count / 8; ++i) {
     std::uint64_t packed = 0;
     std::memcpy(&packed, bytes + i * bits, bits);
     packed = spread<bits>(packed);
@@ -48,9 +47,9 @@ LQUANT_INLINE void spread_chunk(const std::uint32_t* words, std::uint8_t* codes)
 }
 
 template <int bits>
-LQUANT_INLINE void squeeze_chunk(const std::uint8_t* codes, std::uint32_t* words) {
+LQUANT_INLINE void squeeze_count(const std::uint8_t* codes, std::uint32_t* words, std::int64_t count) {
   auto* bytes = reinterpret_cast<std::uint8_t*>(words);
-  for (int i = 0; i < kChunk / 8; ++i) {
+  for (std::int64_t i = 0; i < count / 8; ++i) {
     std::uint64_t eight;
     std::memcpy(&eight, codes + i * 8, 8);
     eight = squeeze<bits>(eight);
@@ -58,36 +57,27 @@ LQUANT_INLINE void squeeze_chunk(const std::uint8_t* codes, std::uint32_t* words
   }
 }
 
-template <int bits>
-LQUANT_INLINE void spread_chunks(const std::uint32_t* words, std::uint8_t* codes, std::int64_t chunks) {
-  for (std::int64_t i = 0; i < chunks; ++i) spread_chunk<bits>(words + i * bits, codes + i * kChunk);
-}
-
-template <int bits>
-LQUANT_INLINE void squeeze_chunks(const std::uint8_t* codes, std::uint32_t* words, std::int64_t chunks) {
-  for (std::int64_t i = 0; i < chunks; ++i) squeeze_chunk<bits>(codes + i * kChunk, words + i * bits);
-}
-
-/// Moves `chunks` times 32 codes; bits is 2, 3, 4, 5, 6 or 8 (others do nothing).
-LQUANT_INLINE void spread_codes(const std::uint32_t* words, std::uint8_t* codes, std::int64_t chunks, int bits) {
+/// Unpacks `count` codes, a multiple of 8; bits is 2, 3, 4, 5, 6 or 8 (others do nothing).
+LQUANT_INLINE void spread_codes(const std::uint32_t* words, std::uint8_t* codes, std::int64_t count, int bits) {
   switch (bits) {
-    case 2: return spread_chunks<2>(words, codes, chunks);
-    case 3: return spread_chunks<3>(words, codes, chunks);
-    case 4: return spread_chunks<4>(words, codes, chunks);
-    case 5: return spread_chunks<5>(words, codes, chunks);
-    case 6: return spread_chunks<6>(words, codes, chunks);
-    case 8: return spread_chunks<8>(words, codes, chunks);
+    case 2: return spread_count<2>(words, codes, count);
+    case 3: return spread_count<3>(words, codes, count);
+    case 4: return spread_count<4>(words, codes, count);
+    case 5: return spread_count<5>(words, codes, count);
+    case 6: return spread_count<6>(words, codes, count);
+    case 8: return spread_count<8>(words, codes, count);
   }
 }
 
-LQUANT_INLINE void squeeze_codes(const std::uint8_t* codes, std::uint32_t* words, std::int64_t chunks, int bits) {
+/// Packs `count` codes, a multiple of 8, each below 2^bits.
+LQUANT_INLINE void squeeze_codes(const std::uint8_t* codes, std::uint32_t* words, std::int64_t count, int bits) {
   switch (bits) {
-    case 2: return squeeze_chunks<2>(codes, words, chunks);
-    case 3: return squeeze_chunks<3>(codes, words, chunks);
-    case 4: return squeeze_chunks<4>(codes, words, chunks);
-    case 5: return squeeze_chunks<5>(codes, words, chunks);
-    case 6: return squeeze_chunks<6>(codes, words, chunks);
-    case 8: return squeeze_chunks<8>(codes, words, chunks);
+    case 2: return squeeze_count<2>(codes, words, count);
+    case 3: return squeeze_count<3>(codes, words, count);
+    case 4: return squeeze_count<4>(codes, words, count);
+    case 5: return squeeze_count<5>(codes, words, count);
+    case 6: return squeeze_count<6>(codes, words, count);
+    case 8: return squeeze_count<8>(codes, words, count);
   }
 }
 

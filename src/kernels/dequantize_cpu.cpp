@@ -26,7 +26,6 @@ struct Groups {
   std::int64_t begin, end;
 
   LQUANT_INLINE const std::uint32_t* words(std::int64_t group) const { return codes + group * (group_size / kChunk * bits); }
-  LQUANT_INLINE int chunks() const { return group_size / kChunk; }
 };
 
 constexpr int kMaxGroup = 128;
@@ -35,7 +34,7 @@ template <class S, class O>
 LQUANT_INLINE void dequantize_groups(const Groups& g, const typename S::Bits* scales, const typename S::Bits* biases, typename O::Bits* out) {
   alignas(64) std::uint8_t codes[kMaxGroup];
   for (auto i = g.begin; i < g.end; ++i) {
-    spread_codes(g.words(i), codes, g.chunks(), g.bits);
+    spread_codes(g.words(i), codes, g.group_size, g.bits);
     const float scale = S::load(scales[i]), bias = S::load(biases[i]);
     for (int j = 0; j < g.group_size; j += kChunk) dequantize_chunk<S, O>(codes + j, scale, bias, out + i * g.group_size + j);
   }
@@ -55,7 +54,7 @@ template <class W, class S>
 LQUANT_INLINE void gradient_groups(const Groups& g, const typename W::Bits* gradient, typename S::Bits* d_scales, typename S::Bits* d_biases) {
   alignas(64) std::uint8_t codes[kMaxGroup];
   for (auto i = g.begin; i < g.end; ++i) {
-    spread_codes(g.words(i), codes, g.chunks(), g.bits);
+    spread_codes(g.words(i), codes, g.group_size, g.bits);
     const auto* dw = gradient + i * g.group_size;
     // One partial sum a lane: the order of additions is the same on every processor.
     alignas(64) float scale_sums[kChunk] = {}, bias_sums[kChunk] = {};
@@ -88,12 +87,12 @@ LQUANT_MULTIVERSION void gradient_range(const Groups& g, const mx::array& gradie
   });
 }
 
-LQUANT_MULTIVERSION void unpack_range(const std::uint32_t* words, std::uint8_t* codes, std::int64_t chunks, int bits) {
-  spread_codes(words, codes, chunks, bits);
+LQUANT_MULTIVERSION void unpack_range(const std::uint32_t* words, std::uint8_t* codes, std::int64_t count, int bits) {
+  spread_codes(words, codes, count, bits);
 }
 
-LQUANT_MULTIVERSION void pack_range(const std::uint8_t* codes, std::uint32_t* words, std::int64_t chunks, int bits) {
-  squeeze_codes(codes, words, chunks, bits);
+LQUANT_MULTIVERSION void pack_range(const std::uint8_t* codes, std::uint32_t* words, std::int64_t count, int bits) {
+  squeeze_codes(codes, words, count, bits);
 }
 
 }  // namespace
@@ -112,13 +111,13 @@ void dequantize_affine_gradient(const mx::array& codes, const mx::array& gradien
 
 void unpack_codes(const mx::array& codes, int bits, mx::array& out) {
   parallel_for(static_cast<std::int64_t>(out.size()) / kChunk, kGrain / kChunk, [&](std::int64_t begin, std::int64_t end) {
-    unpack_range(codes.data<std::uint32_t>() + begin * bits, out.data<std::uint8_t>() + begin * kChunk, end - begin, bits);
+    unpack_range(codes.data<std::uint32_t>() + begin * bits, out.data<std::uint8_t>() + begin * kChunk, (end - begin) * kChunk, bits);
   });
 }
 
 void pack_codes(const mx::array& codes, int bits, mx::array& out) {
   parallel_for(static_cast<std::int64_t>(codes.size()) / kChunk, kGrain / kChunk, [&](std::int64_t begin, std::int64_t end) {
-    pack_range(codes.data<std::uint8_t>() + begin * kChunk, out.data<std::uint32_t>() + begin * bits, end - begin, bits);
+    pack_range(codes.data<std::uint8_t>() + begin * kChunk, out.data<std::uint32_t>() + begin * bits, (end - begin) * kChunk, bits);
   });
 }
 
