@@ -7,6 +7,7 @@
 #include <chrono>
 
 #include "base/error.h"
+#include "base/hash.h"
 #include "calibration/self.h"
 #include "calibration/targets.h"
 #include "pipeline/memory.h"

@@ -14,6 +14,8 @@
 
 namespace lquant::pipeline {
 
+namespace mx = mlx::core;
+
 struct DwqRun {
   std::filesystem::path model, output = "mlx_model";
   std::optional<std::filesystem::path> quantized_model;  ///< a student to start from; else the model itself is quantized

@@ -1,5 +1,6 @@
 #include "pipeline/memory.h"
 
+#include <fmt/format.h>
 #include <mlx/mlx.h>
 #include <unistd.h>
 

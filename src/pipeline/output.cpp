@@ -9,7 +9,6 @@
 
 namespace lquant::pipeline {
 namespace fs = std::filesystem;
-namespace mx = mlx::core;
 using json = nlohmann::json;
 
 namespace {

@@ -10,6 +10,8 @@
 
 namespace lquant::pipeline {
 
+namespace mx = mlx::core;
+
 /// What an output folder says of itself beside its tensors (docs/format.md).
 struct Record {
   std::string command;           ///< "dwq", "convert"
