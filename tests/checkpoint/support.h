@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -9,42 +10,28 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/temp.h"
 
 namespace lquant::testing {
 
-/// A folder that is there for one test and gone after it.
-class Folder {
+/// A temporary folder with short ways to fill it and to look into it.
+class Folder : public TempFolder {
  public:
-  Folder() {
-    auto pattern = (std::filesystem::path(::testing::TempDir()) / "lquant-XXXXXX").string();
-    if (!::mkdtemp(pattern.data())) throw std::runtime_error("no temporary folder");
-    path_ = pattern;
-  }
-  ~Folder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-  operator const std::filesystem::path&() const { return path_; }
-  std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
+  operator const std::filesystem::path&() const { return path(); }
 
-  void put(const std::string& name, const std::string& bytes) const { std::ofstream(path_ / name, std::ios::binary) << bytes; }
+  void put(const std::string& name, const std::string& bytes) const { std::ofstream(path() / name, std::ios::binary) << bytes; }
   std::string get(const std::string& name) const {
     std::ostringstream text;
-    text << std::ifstream(path_ / name, std::ios::binary).rdbuf();
+    text << std::ifstream(path() / name, std::ios::binary).rdbuf();
     return text.str();
   }
   /// Names of all entries, hidden ones too, sorted.
   std::vector<std::string> entries(const std::string& below = ".") const {
     std::vector<std::string> names;
-    for (const auto& entry : std::filesystem::directory_iterator(path_ / below)) names.push_back(entry.path().filename().string());
+    for (const auto& entry : std::filesystem::directory_iterator(path() / below)) names.push_back(entry.path().filename().string());
     std::sort(names.begin(), names.end());
     return names;
   }
-
- private:
-  std::filesystem::path path_;
 };
 
 /// A safetensors file, sound or not: the header's length, the header, the data.
