@@ -81,9 +81,11 @@ mx::array grouped_mlx(const mx::array& x, const mx::array& weight, const std::op
   const auto ends = mx::slice(offsets, {1}, {experts + 1});
   const auto passed = mx::greater_equal(mx::expand_dims(mx::arange(rows), 1), mx::expand_dims(ends, 0));
   const auto ids = mx::astype(mx::sum(passed, 1), mx::uint32);
-  auto function = [ids](const std::vector<mx::array>& in) {
-    const auto product = mx::gather_mm(mx::expand_dims(in[0], 1), mx::swapaxes(in[1], 1, 2), std::nullopt, ids, true);
-    const auto y = mx::squeeze(product, 1);
+  // MLX's own CPU backend gathers products of f32 alone.
+  const auto inner = mx::default_device() == mx::Device::cpu ? mx::float32 : x.dtype();
+  auto function = [ids, inner](const std::vector<mx::array>& in) {
+    const auto rows = mx::astype(mx::expand_dims(in[0], 1), inner), tables = mx::astype(mx::swapaxes(in[1], 1, 2), inner);
+    const auto y = mx::astype(mx::squeeze(mx::gather_mm(rows, tables, std::nullopt, ids, true), 1), in[0].dtype());
     return std::vector<mx::array>{in.size() > 2 ? mx::add(y, mx::take(in[2], ids, 0)) : y};
   };
   std::vector<mx::array> inputs{x, weight};

@@ -18,7 +18,7 @@ namespace mx = mlx::core;
 /// Throws std::invalid_argument when shapes disagree.
 struct LinearWeight {
   mx::array weight;
-  std::optional<mx::array> bias;
+  std::optional<mx::array> bias = std::nullopt;
 };
 std::vector<mx::array> linears(const mx::array& x, const std::vector<LinearWeight>& weights);
 mx::array linear(const mx::array& x, const LinearWeight& weight, const std::optional<mx::array>& residual = std::nullopt);

@@ -24,9 +24,16 @@
 
 namespace lquant::kernels {
 
+namespace {
+thread_local int mlx_ops_only = 0;
+}
+
+MlxOpsOnly::MlxOpsOnly() { ++mlx_ops_only; }
+MlxOpsOnly::~MlxOpsOnly() { --mlx_ops_only; }
+
 bool cpu_kernels() {
 #ifdef LQUANT_ONEDNN
-  return mx::default_device() == mx::Device::cpu;
+  return mlx_ops_only == 0 && mx::default_device() == mx::Device::cpu;
 #else
   return false;
 #endif

@@ -15,6 +15,15 @@ namespace mx = mlx::core;
 /// Every op asks this and runs on MLX's own ops otherwise.
 bool cpu_kernels();
 
+/// While one lives, cpu_kernels() is false on this thread: the way to run, on a CPU, what a GPU would run.
+class MlxOpsOnly {
+ public:
+  MlxOpsOnly();
+  ~MlxOpsOnly();
+  MlxOpsOnly(const MlxOpsOnly&) = delete;
+  MlxOpsOnly& operator=(const MlxOpsOnly&) = delete;
+};
+
 /// Computes one op on the CPU. Inputs are evaluated and row-contiguous; outputs are allocated and row-contiguous.
 /// Runs on the thread that called eval; may use all cores through parallel_for and oneDNN. What it throws reaches the
 /// caller of eval, and the arrays of that graph can be evaluated again.
