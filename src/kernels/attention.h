@@ -10,7 +10,8 @@ namespace mx = mlx::core;
 
 struct AttentionArgs {
   float scale = 1.0f;
-  /// Keys a query may see: itself and window − 1 before it; 0 means all before it.
+  /// Keys a query may see: itself and window − 1 before it; 0 means all before it. (It bounds the past alone: without `causal`
+  /// later keys stay visible.)
   int window = 0;
   /// Scores become softcap·tanh(score / softcap) before the mask (Gemma 2); 0 means off.
   float softcap = 0.0f;
@@ -22,7 +23,8 @@ struct AttentionArgs {
 /// Causal grouped-head attention, softmax in f32. q [B, T, H, D], k [B, S, Hkv, D], v [B, S, Hkv, Dv]; H a multiple of
 /// Hkv. segments int32 [B, S] (optional, then S = T): a query sees only keys with its own number, which keeps packed
 /// texts apart. Result [B, T, H, Dv] in q's dtype (f32, bf16). Memory is linear in T and S, forward and backward
-/// (FlashAttention, arXiv 2205.14135). Gradients flow to q, k and v. Throws std::invalid_argument when shapes disagree.
+/// (FlashAttention, arXiv 2205.14135). Gradients flow to q, k and v. Throws std::invalid_argument when shapes disagree, or when
+/// a query's own position offset + t lies beyond the keys (causal or with a window).
 mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v, const AttentionArgs& args,
                     const std::optional<mx::array>& segments = std::nullopt);
 

@@ -1,0 +1,96 @@
+// On the CPU attention has kernels of its own (attention_cpu.cpp). Elsewhere MLX's fused op serves, since it takes causality and
+// arbitrary boolean masks; only softcap, which it does not know, is spelled out. A causal query sees the keys up to
+// offset + t, and MLX aligns its causal mask to the last key, so cutting the keys at offset + T makes the two agree.
+#include "kernels/attention.h"
+
+#include <fmt/format.h>
+#include <mlx/mlx.h>
+
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "kernels/attention_paths.h"
+#include "kernels/primitive.h"
+
+namespace lquant::kernels {
+namespace {
+
+void require(bool holds, const std::string& sentence) {
+  if (!holds) throw std::invalid_argument("[kernels] attention: " + sentence);
+}
+
+void check(const mx::array& q, const mx::array& k, const mx::array& v, const AttentionArgs& args, const std::optional<mx::array>& segments) {
+  require(q.ndim() == 4 && k.ndim() == 4 && v.ndim() == 4, "q, k and v have 4 dimensions, [batch, tokens, heads, features]");
+  require(q.dtype() == k.dtype() && q.dtype() == v.dtype(), "q, k and v have one dtype");
+  require(q.dtype() == mx::float32 || q.dtype() == mx::bfloat16, "float32 or bfloat16 is needed");
+  require(k.shape(0) == q.shape(0) && v.shape(0) == q.shape(0), "q, k and v have one batch size");
+  require(k.shape(1) == v.shape(1) && k.shape(2) == v.shape(2), "k and v have as many tokens and heads as each other");
+  require(q.shape(3) == k.shape(3) && q.shape(3) > 0, fmt::format("q has {} features, k {}", q.shape(3), k.shape(3)));
+  require(k.shape(2) > 0 && q.shape(2) % k.shape(2) == 0, fmt::format("{} query heads do not divide among {} key heads", q.shape(2), k.shape(2)));
+  require(args.window >= 0 && args.offset >= 0 && args.softcap >= 0, "window, offset and softcap are not negative");
+  require(k.shape(1) > 0 || q.shape(1) == 0, "there are queries but no keys");
+  if (args.causal || args.window > 0) {
+    require(std::int64_t{args.offset} + q.shape(1) <= k.shape(1),
+            fmt::format("queries {} … {} reach beyond {} keys", args.offset, std::int64_t{args.offset} + q.shape(1) - 1, k.shape(1)));
+  }
+  if (segments) {
+    require(segments->dtype() == mx::int32 && segments->shape() == mx::Shape{k.shape(0), k.shape(1)}, "segments are int32 [batch, keys]");
+    require(q.shape(1) == k.shape(1), "segments need as many queries as keys");
+  }
+}
+
+/// Which keys each query sees: bool [T, S], or [B, 1, T, S] with segments; nothing when all see all.
+std::optional<mx::array> visible(int queries, int keys, const AttentionArgs& args, const std::optional<mx::array>& segments) {
+  std::optional<mx::array> mask;
+  const auto also = [&](const mx::array& other) { mask = mask ? mx::logical_and(*mask, other) : other; };
+  const auto t = mx::expand_dims(mx::arange(args.offset, args.offset + queries, 1), 1), s = mx::expand_dims(mx::arange(0, keys, 1), 0);
+  if (args.causal) also(mx::less_equal(s, t));
+  if (args.window > 0) also(mx::greater(s, mx::subtract(t, mx::array(args.window))));
+  if (segments) also(mx::equal(mx::expand_dims(*segments, {1, 3}), mx::expand_dims(*segments, {1, 2})));
+  return mask;
+}
+
+/// softmax(softcap(q·kᵀ·scale)) · v with heads before tokens: q [B, H, T, D], k and v [B, Hkv, S, …].
+mx::array capped(const mx::array& q, const mx::array& k, const mx::array& v, const AttentionArgs& args, const std::optional<mx::array>& mask) {
+  const int group = q.shape(1) / k.shape(1);
+  const auto in_groups = mx::reshape(mx::astype(q, mx::float32), {q.shape(0), k.shape(1), group, q.shape(2), q.shape(3)});
+  const auto keys = mx::expand_dims(mx::astype(k, mx::float32), 2), values = mx::expand_dims(mx::astype(v, mx::float32), 2);
+  auto scores = mx::matmul(mx::multiply(in_groups, mx::array(args.scale / args.softcap)), mx::swapaxes(keys, -1, -2));
+  scores = mx::multiply(mx::tanh(scores), mx::array(args.softcap));
+  if (mask) {
+    const auto seen = mask->ndim() == 4 ? mx::expand_dims(*mask, 2) : *mask;
+    scores = mx::where(seen, scores, mx::array(-std::numeric_limits<float>::infinity()));
+  }
+  const auto result = mx::matmul(mx::softmax(scores, -1, true), values);
+  return mx::astype(mx::reshape(result, {q.shape(0), q.shape(1), q.shape(2), v.shape(3)}), q.dtype());
+}
+
+}  // namespace
+
+mx::array attention_mlx(const mx::array& q, const mx::array& k, const mx::array& v, const AttentionArgs& args,
+                        const std::optional<mx::array>& segments) {
+  const int queries = q.shape(1), keys = args.causal ? args.offset + queries : k.shape(1);
+  const auto heads_first = [&](const mx::array& x, int tokens) {
+    const auto seen = tokens == x.shape(1) ? x : mx::slice(x, {0, 0, 0, 0}, {x.shape(0), tokens, x.shape(2), x.shape(3)});
+    return mx::swapaxes(seen, 1, 2);
+  };
+  const auto qh = heads_first(q, queries), kh = heads_first(k, keys), vh = heads_first(v, keys);
+  const bool plain_causal = args.causal && args.window == 0 && !segments;
+  if (args.softcap > 0) return mx::swapaxes(capped(qh, kh, vh, args, visible(queries, keys, args, segments)), 1, 2);
+  const auto result = plain_causal ? mx::fast::scaled_dot_product_attention(qh, kh, vh, args.scale, "causal")
+                                   : mx::fast::scaled_dot_product_attention(qh, kh, vh, args.scale, "", visible(queries, keys, args, segments));
+  return mx::swapaxes(result, 1, 2);
+}
+
+mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v, const AttentionArgs& args, const std::optional<mx::array>& segments) {
+  check(q, k, v, args, segments);
+  const mx::Shape result{q.shape(0), q.shape(1), q.shape(2), v.shape(3)};
+  if (q.size() == 0 || v.size() == 0) return mx::zeros(result, q.dtype());
+#ifdef LQUANT_ONEDNN
+  if (cpu_kernels()) return attention_cpu(q, k, v, args, segments);
+#endif
+  return attention_mlx(q, k, v, args, segments);
+}
+
+}  // namespace lquant::kernels
