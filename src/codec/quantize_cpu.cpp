@@ -4,8 +4,8 @@
 LQUANT_EXACT_ARITHMETIC
 
 #include <cmath>
-#include <limits>
 
+#include "codec/affine_rule.h"
 #include "codec/quantize_loops.h"
 #include "codec/small_floats.h"
 #include "kernels/bits.h"
@@ -22,45 +22,6 @@ constexpr int kMaxGroup = 128;
 // Below this many weights a thread takes longer to wake than to do the work.
 constexpr std::int64_t kGrain = 1 << 15;
 
-struct Range {
-  float min, max;
-};
-
-/// Smallest and largest; NaN is passed over.
-LQUANT_INLINE Range range_of(const float* w, int n) {
-  alignas(64) float low[kChunk], high[kChunk];
-  for (int k = 0; k < kChunk; ++k) low[k] = std::numeric_limits<float>::infinity(), high[k] = -low[k];
-  for (int j = 0; j < n; j += kChunk) {
-    for (int k = 0; k < kChunk; ++k) {
-      const float x = w[j + k];
-      low[k] = x < low[k] ? x : low[k];
-      high[k] = high[k] < x ? x : high[k];
-    }
-  }
-  for (int half = kChunk / 2; half > 0; half /= 2) {
-    for (int k = 0; k < half; ++k) {
-      low[k] = low[k + half] < low[k] ? low[k + half] : low[k];
-      high[k] = high[k] < high[k + half] ? high[k + half] : high[k];
-    }
-  }
-  return {low[0], high[0]};
-}
-
-struct ScaleBias {
-  float scale, bias;
-};
-
-/// MLX's rule: the edge of larger magnitude is the bias, the scale points from it to the other edge, and is stretched so that zero is a
-/// whole number of steps away from the edge.
-LQUANT_INLINE ScaleBias affine_rule(Range r, float top) {
-  constexpr float kSmallest = 1e-7f;  // MLX's least scale
-  const bool low_edge = std::abs(r.min) > std::abs(r.max);
-  const float step = std::max((r.max - r.min) / top, kSmallest);
-  const float scale = low_edge ? step : -step, edge = low_edge ? r.min : r.max;
-  const float steps = std::rint(edge / scale);
-  return steps != 0 ? ScaleBias{edge / steps, edge} : ScaleBias{scale, 0};
-}
-
 template <class S>
 LQUANT_INLINE void affine_groups(const typename S::Bits* w, std::uint32_t* words, typename S::Bits* scales, typename S::Bits* biases, int bits, int group,
                                  std::int64_t begin, std::int64_t end) {
@@ -69,16 +30,11 @@ LQUANT_INLINE void affine_groups(const typename S::Bits* w, std::uint32_t* words
   const float top = static_cast<float>((1 << bits) - 1);
   for (auto g = begin; g < end; ++g) {
     for (int j = 0; j < group; ++j) values[j] = S::load(w[g * group + j]);
-    const auto [scale, bias] = affine_rule(range_of(values, group), top);
-    for (int j = 0; j < group; ++j) {
-      float q = std::rint((values[j] - bias) / scale);
-      q = q > 0 ? q : 0;  // NaN too
-      q = q < top ? q : top;
-      codes[j] = static_cast<std::uint8_t>(static_cast<std::int32_t>(q));
-    }
+    const auto rule = affine_rule(range_of(values, group), top);
+    affine_codes(values, group, rule, top, codes);
     kernels::squeeze_codes(codes, words + g * (group / kChunk * bits), group, bits);
-    scales[g] = S::store(scale);
-    biases[g] = S::store(bias);
+    scales[g] = S::store(rule.scale);
+    biases[g] = S::store(rule.bias);
   }
 }
 
