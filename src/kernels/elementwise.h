@@ -14,7 +14,8 @@ namespace lquant::kernels {
 
 namespace mx = mlx::core;
 
-/// a + b, equal shapes and dtypes, on all cores. The gradient of both is the cotangent itself.
+/// a + b, equal shapes and dtypes, on all cores. The gradient of both is the cotangent itself. Call it as kernels::add: the bare
+/// name also finds MLX's.
 mx::array add(const mx::array& a, const mx::array& b);
 
 /// Σ over leading axes of x²: the diagonal of the input's second moment, f32 [K] of x [..., K]. No gradient.

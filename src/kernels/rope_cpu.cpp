@@ -8,8 +8,9 @@
 #define HWY_TARGET_INCLUDE "kernels/rope_cpu.cpp"
 // Processors between SSE2 and AVX2 are older than 2013: they get the SSE2 code.
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
-#include <hwy/contrib/math/math-inl.h>
 #include <hwy/foreach_target.h>
+
+#include <hwy/contrib/math/math-inl.h>
 #include <hwy/highway.h>
 #include <mlx/mlx.h>
 

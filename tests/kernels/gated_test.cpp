@@ -1,0 +1,115 @@
+#include "kernels/gated.h"
+
+#include "kernels/elementwise_testing.h"
+#include "oracle/kernels_gated.h"
+
+namespace lquant::kernels {
+namespace {
+
+using namespace testing;
+
+const std::vector<Activation> kAll = {Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::relu, Activation::relu2};
+
+/// A sigmoid below 2^−126 may come out as 0, and with it what it multiplies: the gate and `other`. f16's smallest number is much larger.
+double underflow(mx::Dtype dtype, double gate, double other) {
+  return dtype == mx::float16 ? 0x1p-24 : 0x1p-126 * (1 + std::abs(gate)) * (1 + std::abs(other));
+}
+
+class Gated : public ::testing::TestWithParam<std::tuple<Activation, int, int>> {
+ protected:
+  Activation activation = std::get<0>(GetParam());
+  mx::Shape shape{std::get<1>(GetParam()), std::get<2>(GetParam())};
+};
+
+INSTANTIATE_TEST_SUITE_P(Sizes, Gated, ::testing::Combine(::testing::ValuesIn(kAll), ::testing::Values(1, 3), ::testing::Values(1, 7, 63, 65, 576)));
+
+TEST_P(Gated, ForwardMatchesOracle) {
+  for (auto dtype : kDtypes) {
+    const auto gate = normal(shape, dtype, 1, 4), up = normal(shape, dtype, 2);  // gates to ±16 reach both tails
+    const auto g = doubles(gate), v = doubles(up);
+    Values want, bound;
+    for (std::size_t i = 0; i < g.size(); ++i) {
+      const auto error = oracle::activation_error(g[i], activation);
+      want.push_back(oracle::activate(g[i], activation) * v[i]);
+      const double f32 = ((error.value_units + std::abs(oracle::activate(g[i], activation))) * kF32 + error.phi * std::abs(g[i])) * std::abs(v[i]);
+      bound.push_back(f32 * 1.01 + std::abs(want[i]) * unit(dtype) + underflow(dtype, g[i], v[i]));
+    }
+    const auto separate = gated(gate, up, activation);
+    expect_close(separate, want, bound, "gated");
+    EXPECT_TRUE(same_bytes(gated_fused(mx::concatenate({gate, up}, 1), activation), separate));
+  }
+}
+
+TEST_P(Gated, GradientsMatchFiniteDifferences) {
+  for (auto dtype : kDtypes) {
+    const auto raw = normal(shape, dtype, 3, 3);
+    // No gate within a difference's step of relu's kink.
+    const auto gate = mx::where(mx::less(mx::abs(raw), mx::array(0.01f, dtype)), mx::array(0.25f, dtype), raw);
+    const auto up = normal(shape, dtype, 4), cotangent = normal(shape, dtype, 5);
+    const auto g = doubles(gate), v = doubles(up), c = doubles(cotangent);
+    Values dgate, dup, gate_bound, up_bound;
+    for (std::size_t i = 0; i < g.size(); ++i) {
+      constexpr double h = 1e-4;
+      const double slope = (oracle::activate(g[i] + h, activation) - oracle::activate(g[i] - h, activation)) / (2 * h);
+      const auto error = oracle::activation_error(g[i], activation);
+      dgate.push_back(slope * v[i] * c[i]);
+      dup.push_back(oracle::activate(g[i], activation) * c[i]);
+      // phi itself is approximated, and on MLX's side erf and its gradient likewise; two more products round.
+      const double slope_error = (error.slope_units + 2 * std::abs(slope)) * kF32 + error.phi + kDifference;
+      gate_bound.push_back(slope_error * std::abs(v[i] * c[i]) * 1.01 + std::abs(dgate[i]) * unit(dtype) + underflow(dtype, g[i], v[i] * c[i]));
+      const double value_error = (error.value_units + std::abs(oracle::activate(g[i], activation))) * kF32 + error.phi * std::abs(g[i]);
+      up_bound.push_back(value_error * std::abs(c[i]) * 1.01 + std::abs(dup[i]) * unit(dtype) + underflow(dtype, g[i], c[i]));
+    }
+    const auto both =
+        mx::vjp([&](const std::vector<mx::array>& in) { return std::vector{gated(in[0], in[1], activation)}; }, {gate, up}, {cotangent}).second;
+    expect_close(both[0], dgate, gate_bound, "gate");
+    expect_close(both[1], dup, up_bound, "up");
+    const auto only_up =
+        mx::vjp([&](const std::vector<mx::array>& in) { return std::vector{gated(gate, in[0], activation)}; }, {up}, {cotangent}).second;
+    EXPECT_TRUE(same_bytes(only_up[0], both[1]));
+    const auto swapped =
+        mx::vjp([&](const std::vector<mx::array>& in) { return std::vector{gated(in[1], in[0], activation)}; }, {up, gate}, {cotangent});
+    EXPECT_TRUE(same_bytes(swapped.second[0], both[1]));
+    EXPECT_TRUE(same_bytes(swapped.second[1], both[0]));
+    const auto fused = mx::vjp([&](const std::vector<mx::array>& in) { return std::vector{gated_fused(in[0], activation)}; },
+                               {mx::concatenate({gate, up}, 1)}, {cotangent});
+    EXPECT_TRUE(same_bytes(fused.second[0], mx::concatenate(both, 1)));
+  }
+}
+
+// One tensor as gate and up: both gradients reach it.
+TEST(GatedGradient, OfOneTensorTwice) {
+  const auto x = mx::array({2.0f, -3.0f}, {2}), one = mx::ones({2}, mx::float32);
+  const auto got = mx::vjp([](const std::vector<mx::array>& in) { return std::vector{gated(in[0], in[0], Activation::relu)}; }, {x}, {one}).second[0];
+  EXPECT_TRUE(same_bytes(got, mx::array({4.0f, 0.0f}, {2})));
+}
+
+TEST(Gated, EndsOfTheRange) {
+  const float big = 3e38f, nan = std::nanf("");
+  for (auto activation : kAll) {
+    const auto x = mx::array({-big, -1000.0f, -100.0f, nan, 1000.0f}, {5}), one = mx::ones({5}, mx::float32);
+    const auto y = doubles(gated(x, one, activation));
+    for (int i : {0, 1, 2}) EXPECT_EQ(y[i], 0) << i;
+    EXPECT_TRUE(std::isnan(y[3]));
+    EXPECT_EQ(y[4], activation == Activation::relu2 ? 1e6 : 1000);
+    const auto slope = doubles(mx::vjp([&](const mx::array& g) { return gated(g, one, activation); }, x, one).second);
+    for (int i : {1, 2}) EXPECT_EQ(slope[i], 0) << i;
+    EXPECT_EQ(slope[4], activation == Activation::relu2 ? 2000 : 1);
+  }
+}
+
+TEST(Gated, DoesNotDependOnThreads) {
+  const auto gate = normal({301, 577}, mx::bfloat16, 1), up = normal({301, 577}, mx::bfloat16, 2);
+  expect_thread_independent([&] {
+    return mx::vjp([](const std::vector<mx::array>& in) { return std::vector{gated(in[0], in[1], Activation::silu)}; }, {gate, up}, {gate}).second;
+  });
+}
+
+TEST(Gated, RefusesWhatDisagrees) {
+  const auto x = normal({2, 7}, mx::float32, 1);
+  EXPECT_THROW(gated(x, mx::astype(x, mx::bfloat16), Activation::silu), std::invalid_argument);
+  EXPECT_THROW(gated_fused(x, Activation::silu), std::invalid_argument);
+}
+
+}  // namespace
+}  // namespace lquant::kernels

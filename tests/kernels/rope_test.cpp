@@ -1,0 +1,126 @@
+#include "kernels/rope.h"
+
+#include <algorithm>
+
+#include "kernels/elementwise_testing.h"
+#include "oracle/kernels_rope.h"
+
+namespace lquant::kernels {
+namespace {
+
+using namespace testing;
+
+struct Case {
+  int batch, length, heads, width, pairs, offset;
+  float magnitude;
+  bool interleaved, own_positions;
+};
+
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  for (bool interleaved : {false, true}) {
+    all.push_back({1, 1, 1, 2, 1, 5, 1.0f, interleaved, false});
+    all.push_back({2, 3, 3, 64, 32, 0, 1.0f, interleaved, false});
+    all.push_back({1, 5, 2, 80, 16, 100, 1.0f, interleaved, false});      // partial rotary
+    all.push_back({2, 3, 1, 63, 31, 7, 1.25f, interleaved, false});       // odd widths, magnitude
+    all.push_back({2, 4, 2, 18, 7, 0, 0.5f, interleaved, true});          // positions of each text
+    all.push_back({1, 2, 1, 64, 32, 1 << 20, 1.0f, interleaved, false});  // far beyond where a sine is accurate without reduction
+  }
+  return all;
+}
+
+mx::array frequencies(int pairs) {
+  std::vector<float> f(pairs);
+  for (int i = 0; i < pairs; ++i) f[i] = std::pow(10000.0f, -static_cast<float>(i) / pairs);
+  return mx::array(f.data(), {pairs}, mx::float32);
+}
+
+std::optional<mx::array> positions_of(const Case& c, std::vector<int>& list) {
+  list.clear();
+  for (int t = 0; t < c.batch * c.length; ++t) list.push_back(c.own_positions ? (t * 37 + 11) % 50 : c.offset + t % c.length);
+  if (!c.own_positions) return std::nullopt;
+  return mx::array(list.data(), {c.batch, c.length}, mx::int32);
+}
+
+/// The angle is a product rounded once here, thrice where MLX takes reciprocals of frequencies, so off by 3·|angle| units. Its reduction
+/// is good to an ulp of π (4 units), sine and cosine to 3 ulp (6 units), the two products and the sum to 3: 16 in all. Then one rounding to
+/// the dtype.
+Values tolerance(const Case& c, const Values& x, const Values& want, const Values& inv_freq, const std::vector<int>& positions, double u) {
+  Values result(want.size());
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    const int feature = static_cast<int>(i % c.width);
+    if (feature >= 2 * c.pairs) continue;  // copied: exact
+    const int f = c.interleaved ? feature / 2 : feature % c.pairs;
+    const std::size_t start = i - feature, first = start + (c.interleaved ? 2 * f : f), second = start + (c.interleaved ? 2 * f + 1 : f + c.pairs);
+    const double angle = positions[i / c.width / c.heads] * inv_freq[f];
+    const double f32 = (3 * std::abs(angle) + 16) * kF32 * c.magnitude * (std::abs(x[first]) + std::abs(x[second]));
+    result[i] = f32 * (1 + u) + std::abs(want[i]) * u;
+  }
+  return result;
+}
+
+TEST(Rope, MatchesOracle) {
+  for (const auto& c : cases()) {
+    for (auto dtype : kDtypes) {
+      const auto x = normal({c.batch, c.length, c.heads, c.width}, dtype, 1), inv_freq = frequencies(c.pairs);
+      std::vector<int> list;
+      const auto positions = positions_of(c, list);
+      const auto want = oracle::rope(doubles(x), doubles(inv_freq), list, c.heads, c.width, c.magnitude, c.interleaved);
+      const auto got = rope(x, inv_freq, c.offset, c.magnitude, c.interleaved, positions);
+      EXPECT_EQ(got.dtype(), dtype);
+      // MLX's fast op may work in the dtype of x beyond the angle, with a rounding of cos, sin, the products and the sum each.
+      const double u = dtype == mx::float16 ? 0 : unit(dtype);
+      auto bound = tolerance(c, doubles(x), want, doubles(inv_freq), list, u);
+      if (dtype == mx::float16) {
+        const auto size = doubles(x);
+        const double largest = std::abs(*std::max_element(size.begin(), size.end(), [](double a, double b) { return std::abs(a) < std::abs(b); }));
+        for (std::size_t i = 0; i < bound.size(); ++i) bound[i] += 4 * unit(dtype) * 2 * largest * c.magnitude;
+      }
+      expect_close(got, want, bound, "rope");
+    }
+  }
+}
+
+TEST(Rope, GradientMatchesFiniteDifferences) {
+  for (const auto& c : cases()) {
+    for (auto dtype : {mx::float32, mx::bfloat16}) {
+      const mx::Shape shape{c.batch, c.length, c.heads, c.width};
+      const auto x = normal(shape, dtype, 1), g = normal(shape, dtype, 2), inv_freq = frequencies(c.pairs);
+      std::vector<int> list;
+      const auto positions = positions_of(c, list);
+      const auto f = [&](const Values& v) { return oracle::rope(v, doubles(inv_freq), list, c.heads, c.width, c.magnitude, c.interleaved); };
+      const auto want = numeric_gradient(f, doubles(x), doubles(g));
+      auto bound = tolerance(c, doubles(g), want, doubles(inv_freq), list, unit(dtype));
+      for (auto& b : bound) b += kDifference;
+      const auto got = mx::vjp(
+          [&](const std::vector<mx::array>& in) { return std::vector{rope(in[0], inv_freq, c.offset, c.magnitude, c.interleaved, positions)}; }, {x},
+          {g});
+      expect_close(got.second[0], want, bound, "gradient");
+    }
+  }
+}
+
+// An angle of a whole number of radians is exact in f32, so nothing but the reduction and the sine can err, at any position.
+TEST(Rope, IsExactFarOut) {
+  const auto x = normal({1, 4, 1, 2}, mx::float32, 1), one = mx::ones({1}, mx::float32);
+  const std::vector<int> list = {1 << 20, 999999, 131071, 65537};
+  const auto want = oracle::rope(doubles(x), {1.0}, list, 1, 2, 1, false), size = doubles(x);
+  Values bound(want.size());
+  for (std::size_t i = 0; i < bound.size(); ++i) bound[i] = 16 * kF32 * (std::abs(size[i - i % 2]) + std::abs(size[i - i % 2 + 1]));
+  expect_close(rope(x, one, 0, 1, false, mx::array(list.data(), {1, 4}, mx::int32)), want, bound, "far out");
+}
+
+TEST(Rope, DoesNotDependOnThreads) {
+  const auto x = normal({1, 300, 9, 64}, mx::bfloat16, 1), inv_freq = frequencies(32);
+  expect_thread_independent([&] { return std::vector{rope(x, inv_freq, 3), rope(x, inv_freq, 3, 1.1f, true)}; });
+}
+
+TEST(Rope, RefusesWhatDisagrees) {
+  const auto x = normal({1, 2, 1, 8}, mx::float32, 1);
+  EXPECT_THROW(rope(x, frequencies(5), 0), std::invalid_argument);
+  EXPECT_THROW(rope(mx::squeeze(x, 0), frequencies(4), 0), std::invalid_argument);
+  EXPECT_THROW(rope(x, frequencies(4), 0, 1, false, mx::zeros({1, 3}, mx::int32)), std::invalid_argument);
+}
+
+}  // namespace
+}  // namespace lquant::kernels
