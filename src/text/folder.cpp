@@ -4,6 +4,7 @@
 
 #include "text/folder.h"
 
+#include <array>
 #include <cstdint>
 #include <limits>
 #include <optional>
@@ -14,7 +15,7 @@
 
 namespace lquant::text {
 namespace fs = std::filesystem;
-using nlohmann::json;
+using json = nlohmann::ordered_json;  // tokens that no file gives an id get theirs in the order in which they are written
 
 namespace {
 
@@ -23,7 +24,9 @@ constexpr std::size_t kLargestTokenizer = std::size_t{1} << 29;
 
 std::optional<json> read_object(const fs::path& path) {
   if (!fs::exists(path)) return std::nullopt;
-  auto value = read_json("text", path);
+  const auto bytes = read_file("text", path, kLargestTokenizer);
+  const auto value = json::parse(bytes, nullptr, false);
+  if (value.is_discarded()) fail("text", "{}: not valid JSON; download or write the file again", path.string());
   if (!value.is_object()) fail("text", "{}: should hold a JSON object; download or write the file again", path.string());
   return value;
 }
@@ -52,8 +55,6 @@ json added_token(const json& value, bool special, const char* on_clash) {
           {"on_clash", on_clash}};
 }
 
-bool names_a_token(const std::string& key, const json& value) { return key.ends_with("_token") && token_text(value).has_value(); }
-
 /// added_tokens_decoder maps ids, written as text, to tokens; they are added in the order of the ids.
 void read_added_tokens_decoder(const json& decoder, const fs::path& path, json& added) {
   if (!decoder.is_object()) fail("text", "{}: added_tokens_decoder should be an object; mend the file", path.string());
@@ -67,9 +68,11 @@ void read_added_tokens_decoder(const json& decoder, const fs::path& path, json& 
   for (auto& [id, token] : by_id) added.push_back(std::move(token));
 }
 
+/// The roles that every tokenizer may fill, in the order in which transformers goes through them. Models add more of their own.
+constexpr std::array kRoles = {"bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"};
+
 /// Roles, and with them the tokens that must exist because something names them.
-void read_special_tokens(const fs::path& folder, TokenizerFolder& out) {
-  json fields = out.config;
+void read_special_tokens(const fs::path& folder, json fields, TokenizerFolder& out) {
   if (fields.contains("added_tokens_decoder")) {
     read_added_tokens_decoder(fields["added_tokens_decoder"], folder / "tokenizer_config.json", out.added_tokens);
   } else if (const auto legacy = read_object(folder / "special_tokens_map.json")) {
@@ -78,10 +81,13 @@ void read_special_tokens(const fs::path& folder, TokenizerFolder& out) {
   json extra = fields.value("extra_special_tokens", json());
   if (extra.empty()) extra = fields.value("additional_special_tokens", json());
   if (extra.is_object()) fields.update(extra);
+  const auto take_role = [&](const std::string& role) {
+    const auto text = fields.contains(role) ? token_text(fields[role]) : std::nullopt;
+    if (text && out.special_tokens.emplace(role, *text).second) out.added_tokens.push_back(added_token(fields[role], true, "make_special"));
+  };
+  for (const auto* role : kRoles) take_role(role);
   for (const auto& [role, value] : fields.items()) {
-    if (!names_a_token(role, value) && !(extra.is_object() && extra.contains(role) && token_text(value))) continue;
-    out.special_tokens[role] = *token_text(value);
-    out.added_tokens.push_back(added_token(value, true, "make_special"));
+    if (role.ends_with("_token") || (extra.is_object() && extra.contains(role))) take_role(role);
   }
   if (!extra.is_array()) return;
   for (const auto& token : extra) {
@@ -137,12 +143,12 @@ void read_template_field(const json& field, const fs::path& path, std::map<std::
   }
 }
 
-void read_templates(const fs::path& folder, TokenizerFolder& out) {
+void read_templates(const fs::path& folder, const json& config, TokenizerFolder& out) {
   if (const auto path = folder / "chat_template.jinja"; fs::exists(path)) {
     out.templates["default"] = {path.string(), read_file("text", path, kLargestTokenizer)};
     return;
   }
-  read_template_field(out.config.value("chat_template", json()), folder / "tokenizer_config.json", out.templates);
+  read_template_field(config.value("chat_template", json()), folder / "tokenizer_config.json", out.templates);
   if (!out.templates.empty()) return;
   const auto path = folder / "chat_template.json";
   if (const auto object = read_object(path)) read_template_field(object->value("chat_template", json()), path, out.templates);
@@ -160,11 +166,12 @@ TokenizerFolder read_tokenizer_folder(const fs::path& folder) {
   }
   TokenizerFolder out;
   out.tokenizer_json = read_file("text", path, kLargestTokenizer);
-  out.config = read_object(folder / "tokenizer_config.json").value_or(json::object());
+  const auto config = read_object(folder / "tokenizer_config.json").value_or(json::object());
+  out.config = config;
   out.added_tokens = json::array();
-  read_special_tokens(folder, out);
+  read_special_tokens(folder, config, out);
   out.model_eos_ids = read_model_eos_ids(folder);
-  read_templates(folder, out);
+  read_templates(folder, config, out);
   return out;
 }
 

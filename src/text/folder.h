@@ -23,7 +23,7 @@ struct TokenizerFolder {
   std::map<std::string, std::string> special_tokens;
 
   /// Tokens that these files name, in the form that lquant_tokenizer_open takes.
-  nlohmann::json added_tokens;
+  nlohmann::ordered_json added_tokens;
 
   /// eos_token_id of generation_config.json or, where that has none, of config.json: one id or a list of them.
   std::vector<int> model_eos_ids;

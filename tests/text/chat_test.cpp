@@ -120,6 +120,15 @@ TEST(Chat, DeepestAllowedNestingIsRendered) {
   EXPECT_EQ(render("{{ messages[0].content | tojson | length }}", Json::array({{{"role", "user"}, {"content", deep}}})), "237");
 }
 
+TEST(Chat, ValuesThatATemplateNestsTooDeeplyAreRefused) {
+  const auto nest = [](const char* times) {
+    return std::string("{% set ns = namespace(x=1) %}{% for i in range(") + times +
+           ") %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x | tojson | length }}";
+  };
+  EXPECT_EQ(render(nest("800")), "1601");
+  EXPECT_TRUE(has(message_of([&] { render(nest("2000")); }), "tojson", "nested"));
+}
+
 TEST(Chat, BadUtf8InAMessageIsReplaced) { EXPECT_EQ(render("{{ messages[0].content }}", Json::array({say("user", "a\xff z")})), "a\uFFFD z"); }
 
 }  // namespace

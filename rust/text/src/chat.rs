@@ -7,13 +7,14 @@ use std::ffi::CString;
 use std::sync::OnceLock;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
+use minijinja::value::ValueKind;
+use minijinja::{escape_formatter, AutoEscape, Environment, Error, ErrorKind, Output, State, Value};
 
-use crate::{json, methods};
+use crate::{context, json, methods};
 
 /// Renders `source` with the variables of the JSON object `context`.
 pub fn render(name: &str, source: &str, context: &[u8]) -> Result<String, String> {
-    let context: Value = serde_json::from_slice(context).map_err(|e| format!("the template's variables: {e}"))?;
+    let context = context::read(context).map_err(|e| format!("{name}: its variables cannot be read ({e})"))?;
     environment().render_named_str(name, &without_generation_tags(source), context).map_err(|e| describe(name, &e))
 }
 
@@ -24,12 +25,31 @@ fn environment() -> &'static Environment<'static> {
         environment.set_debug(true); // errors know their line
         environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().expect("default delimiters are valid"));
         environment.set_auto_escape_callback(|_| AutoEscape::None);
+        minijinja_contrib::add_to_environment(&mut environment);
         environment.set_unknown_method_callback(methods::call);
+        environment.set_formatter(print);
         environment.add_filter("tojson", json::tojson);
+        environment.add_test("sequence", has_items);
+        environment.add_test("iterable", has_items);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment
     })
+}
+
+/// How `{{ … }}` prints: as minijinja does, which is Python's way, except for the exponents of large and small floats.
+fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
+    match value.kind() {
+        ValueKind::Number if !value.is_integer() => out.write_str(&json::float_text(f64::try_from(value.clone())?)).map_err(Error::from),
+        _ => escape_formatter(out, state, value),
+    }
+}
+
+/// `is sequence` and `is iterable` by Jinja's measure, by which texts, dictionaries and undefined values are both, and none is not.
+/// Slices and the results of filters are lazy here; in Python they are lists.
+fn has_items(value: &Value) -> bool {
+    use ValueKind::{Iterable, Map, Seq, String, Undefined};
+    matches!(value.kind(), String | Seq | Map | Iterable | Undefined)
 }
 
 /// "file, line 3: message", with the messages of the causes behind it.

@@ -46,12 +46,9 @@ fn separator_pair(separators: Value) -> Result<(String, String), Error> {
 }
 
 /// Python's repr of a float: the shortest digits that read back, with an exponent below 1e-4 and from 1e16 on.
-fn float_text(value: f64) -> String {
-    if value.is_nan() {
-        return "NaN".to_owned();
-    }
-    if value.is_infinite() {
-        return if value > 0.0 { "Infinity" } else { "-Infinity" }.to_owned();
+pub fn float_text(value: f64) -> String {
+    if !value.is_finite() {
+        return format!("{value}").to_lowercase();
     }
     if value == 0.0 || (1e-4..1e16).contains(&value.abs()) {
         return format!("{value:?}");
@@ -61,6 +58,9 @@ fn float_text(value: f64) -> String {
     let exponent: i32 = exponent.parse().expect("the exponent is a number");
     format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
 }
+
+/// About where Python's recursion limit stops json.dumps.
+const DEEPEST: usize = 900;
 
 struct Writer {
     out: String,
@@ -90,7 +90,12 @@ impl Writer {
         if value.is_integer() {
             write!(self.out, "{value}").map_err(|e| fault(e.to_string()))
         } else {
-            self.out.push_str(&float_text(f64::try_from(value.clone())?));
+            let number = f64::try_from(value.clone())?;
+            match number {
+                n if n.is_nan() => self.out.push_str("NaN"),
+                n if n.is_infinite() => self.out.push_str(if n > 0.0 { "Infinity" } else { "-Infinity" }),
+                n => self.out.push_str(&float_text(n)),
+            }
             Ok(())
         }
     }
@@ -122,8 +127,7 @@ impl Writer {
     }
 
     fn list(&mut self, value: &Value) -> Result<(), Error> {
-        self.out.push('[');
-        self.depth += 1;
+        self.open('[')?;
         let mut empty = true;
         for element in value.try_iter()?.checked() {
             let element = element?;
@@ -140,8 +144,7 @@ impl Writer {
         if self.sort_keys {
             keys.sort();
         }
-        self.out.push('{');
-        self.depth += 1;
+        self.open('{')?;
         for (i, key) in keys.iter().enumerate() {
             self.before_element(i == 0);
             self.key(key)?;
@@ -172,6 +175,15 @@ impl Writer {
             self.out.push_str(&self.item);
         }
         self.new_line();
+    }
+
+    fn open(&mut self, bracket: char) -> Result<(), Error> {
+        if self.depth == DEEPEST {
+            return Err(fault(format!("a value is nested more than {DEEPEST} levels deep")));
+        }
+        self.depth += 1;
+        self.out.push(bracket);
+        Ok(())
     }
 
     fn close(&mut self, bracket: char, empty: bool) {

@@ -3,6 +3,7 @@
 //! the work is in the modules.
 
 mod chat;
+mod context;
 mod json;
 mod methods;
 mod tokenizer;
@@ -69,8 +70,8 @@ fn panic_message(payload: Box<dyn Any + Send>) -> String {
 
 /// Runs `work`, and turns whatever goes wrong in it, panics included, into a message.
 fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    // The caller reports the message, so the default hook's print to stderr would only say it twice. All code of this
-    // library runs under this function, hence the hook hides nobody else's panics.
+    // The caller reports the message, so the default hook's print to stderr would only say it twice. The hook is the whole
+    // program's, and threads that work for this call print through it too; no Rust code here runs outside of a function like this.
     static SILENCE: Once = Once::new();
     SILENCE.call_once(|| std::panic::set_hook(Box::new(|_| {})));
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| Err(panic_message(payload)))
