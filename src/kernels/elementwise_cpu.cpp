@@ -1,7 +1,7 @@
 // The sum of two tensors on all cores, and the second moment: blocks of rows summed in f32, the blocks' sums in f64.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/elementwise_cpu.cpp"
-// Processors between SSE2 and AVX2 are older than 2013: they get the SSE2 code.
+// Processors that have no AVX2 are older than 2013: the scalar code, which Highway always makes, is enough for them.
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>

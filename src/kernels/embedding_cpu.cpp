@@ -2,7 +2,7 @@
 // and adds those cotangents that fall into its range, so every row is summed in the order of the ids whatever the number of cores.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/embedding_cpu.cpp"
-// Processors between SSE2 and AVX2 are older than 2013: they get the SSE2 code.
+// Processors that have no AVX2 are older than 2013: the scalar code, which Highway always makes, is enough for them.
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>

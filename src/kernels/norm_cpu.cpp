@@ -5,7 +5,7 @@
 //   dweight = Σ_rows cotangent ⊙ x·r, by fixed blocks of rows, whose sums are then added in order.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/norm_cpu.cpp"
-// Processors between SSE2 and AVX2 are older than 2013: they get the SSE2 code.
+// Processors that have no AVX2 are older than 2013: the scalar code, which Highway always makes, is enough for them.
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
@@ -25,21 +25,36 @@ HWY_BEFORE_NAMESPACE();
 namespace lquant::kernels::HWY_NAMESPACE {
 namespace {
 
+/// Four chains of sums, by turns, hide the latency of the fused product.
+template <class T>
+float sum_of_squares(const T* x, std::int64_t width) {
+  const std::int64_t lanes = hn::Lanes(Lanes());
+  Vector a = set(0), b = set(0), c = set(0), d = set(0);
+  std::int64_t i = 0;
+  for (; i + 4 * lanes <= width; i += 4 * lanes) {
+    const Vector p = load(x + i), q = load(x + i + lanes), r = load(x + i + 2 * lanes), s = load(x + i + 3 * lanes);
+    a = hn::MulAdd(p, p, a);
+    b = hn::MulAdd(q, q, b);
+    c = hn::MulAdd(r, r, c);
+    d = hn::MulAdd(s, s, d);
+  }
+  for_lanes(width - i, [&](std::int64_t j, auto part) LQUANT_STEP {
+    const Vector p = load(x + i + j, part);
+    a = hn::MulAdd(p, p, a);
+  });
+  return sum(hn::Add(hn::Add(a, b), hn::Add(c, d)));
+}
+
 template <class T>
 void norm_forward_rows(const cpu::NormForward& a, std::int64_t begin, std::int64_t end) {
   for (std::int64_t row = begin; row < end; ++row) {
     const T* x = static_cast<const T*>(a.x) + row * a.width;
     const T* residual = a.residual ? static_cast<const T*>(a.residual) + row * a.width : nullptr;
     T* out = static_cast<T*>(a.out) + row * a.width;
-    Vector squares = set(0);
-    for_lanes(a.width, [&](std::int64_t i, auto part) LQUANT_STEP {
-      const Vector v = load(x + i, part);
-      squares = hn::MulAdd(v, v, squares);
-    });
-    const Vector r = set(1 / std::sqrt(sum(squares) / a.width + a.eps));
+    const Vector r = set(1 / std::sqrt(sum_of_squares(x, a.width) / a.width + a.eps));
     for_lanes(a.width, [&](std::int64_t i, auto part) LQUANT_STEP {
       Vector y = hn::Mul(load(x + i, part), r);
-      if (a.weight) y = hn::Mul(rounded<T>(y), load(a.weight + i, part));
+      if (a.weight) y = hn::Mul(rounded_pure<T>(y), load(a.weight + i, part));
       if (residual) y = hn::Add(rounded<T>(y), load(residual + i, part));
       store(y, out + i, part);
     });

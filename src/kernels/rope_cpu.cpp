@@ -6,7 +6,7 @@
 // What remains is the rounding of the angle itself, which every f32 implementation shares: |angle|·2⁻²⁴.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/rope_cpu.cpp"
-// Processors between SSE2 and AVX2 are older than 2013: they get the SSE2 code.
+// Processors that have no AVX2 are older than 2013: the scalar code, which Highway always makes, is enough for them.
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
 #include <hwy/foreach_target.h>
 
