@@ -112,11 +112,14 @@ mx::array chunk_loss(const HeadLossCall& call, const Arrays& student, int begin,
   return mx::sum(mx::multiply(loss, rows(call.mask, begin, end)));
 }
 
-int chunk_tokens(int vocabulary) { return static_cast<int>(std::max<std::int64_t>(64, kChunkBytes / (std::int64_t{vocabulary} * 2 * 4))); }
+int chunk_tokens(int vocabulary, const HeadLossArgs& args) {
+  const std::int64_t bytes = args.scratch_bytes > 0 ? args.scratch_bytes : kChunkBytes;
+  return static_cast<int>(std::max<std::int64_t>(64, bytes / (std::int64_t{vocabulary} * 2 * 4)));
+}
 
 /// {loss, hidden's gradient, head's, bias's}, the gradients as far as asked for.
 Arrays loss_and_gradients(const HeadLossCall& call, const Arrays& student) {
-  const int tokens = student[0].shape(0), chunk = chunk_tokens(student[1].shape(0));
+  const int tokens = student[0].shape(0), chunk = chunk_tokens(student[1].shape(0), call.args);
   mx::array loss(0.0f);
   Arrays hidden_parts, shared;
   std::vector<int> wanted;
@@ -193,7 +196,7 @@ mx::array head_loss(const HeadLossCall& call) {
 
 TokenScores scores_mlx(const mx::array& hidden, const mx::array& head, const std::optional<mx::array>& bias, const mx::array& targets,
                        const std::optional<TeacherHidden>& teacher, const HeadLossArgs& args) {
-  const int tokens = hidden.shape(0), chunk = chunk_tokens(head.shape(0));
+  const int tokens = hidden.shape(0), chunk = chunk_tokens(head.shape(0), args);
   std::vector<Arrays> parts(4);
   for (int begin = 0; begin < tokens; begin += chunk) {
     const int end = std::min(tokens, begin + chunk);

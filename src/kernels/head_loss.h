@@ -2,6 +2,7 @@
 
 #include <mlx/array.h>
 
+#include <cstdint>
 #include <optional>
 #include <vector>
 
@@ -16,6 +17,8 @@ struct HeadLossArgs {
   float softcap = 0.0f, teacher_softcap = 0.0f;
   /// logits are multiplied by these first (some families scale them).
   float multiplier = 1.0f, teacher_multiplier = 1.0f;
+  /// Memory for a chunk's logits of all models, met within half; a chunk has 64 tokens at least. 0 is a size that suits the device.
+  std::int64_t scratch_bytes = 0;
 };
 
 /// What the teacher says: its final hidden states and head, from which exact logits are made chunk by chunk …

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <stdexcept>
 
 #include "kernels/gemm.h"
@@ -31,8 +32,9 @@ constexpr std::int64_t kFewestTokens = 64;
 const char* row_pointer(const mx::array& x, std::int64_t row) { return x.data<char>() + row * x.shape(-1) * x.itemsize(); }
 
 /// How many of `tokens` a chunk takes: equal chunks of about the scratch's size.
-std::int64_t chunk_tokens(std::int64_t tokens, std::int64_t vocabulary, int models) {
-  const std::int64_t most = std::max(kFewestTokens, kScratchBytes / std::max<std::int64_t>(1, vocabulary * models * 4));
+std::int64_t chunk_tokens(std::int64_t tokens, std::int64_t vocabulary, int models, const HeadLossArgs& args) {
+  const std::int64_t bytes = args.scratch_bytes > 0 ? args.scratch_bytes : kScratchBytes;
+  const std::int64_t most = std::max(kFewestTokens, bytes / (vocabulary * models * 4));
   const std::int64_t chunks = std::max<std::int64_t>(1, (tokens + most / 2) / most);
   return (tokens + chunks - 1) / chunks;
 }
@@ -201,7 +203,7 @@ void forward(const Settings& settings, const Arrays& in, Arrays& out) {
     const auto* bias = in.size() > x.rest + 2 ? &in[x.rest + 2] : nullptr;
     teacher.emplace(Side{Rows(in[x.rest], live), in[x.rest + 1], bias, args.teacher_multiplier, args.teacher_softcap});
   }
-  const std::int64_t chunk = chunk_tokens(tokens, v, teacher ? 2 : 1);
+  const std::int64_t chunk = chunk_tokens(tokens, v, teacher ? 2 : 1, args);
   const auto s = std::make_unique_for_overwrite<float[]>(chunk * v), t = std::make_unique_for_overwrite<float[]>(teacher ? chunk * v : 0);
   std::vector<double> losses(tokens);
   const RowLoss loss(settings, x);
@@ -250,6 +252,51 @@ Arrays vjp(const Settings& settings, const Arrays& in, const Arrays& cotangents,
   return gradients;
 }
 
+/// The figures of one token, written to the op's four outputs; `t` is null without a teacher.
+void score_row(const HeadLossArgs& args, std::int64_t v, std::int64_t token, std::int32_t target, float* s, float* t, Arrays& out) {
+  float &nll = out[0].data<float>()[token], &teacher_nll = out[1].data<float>()[token], &kl = out[2].data<float>()[token],
+        &agree = out[3].data<float>()[token];
+  const float top = finish_logits(s, v, args.multiplier, args.softcap, args.temperature);
+  if (!t) {
+    nll = static_cast<float>(log_sum_exp(s, v, top) - s[target]);
+    teacher_nll = kl = agree = 0;
+    return;
+  }
+  const float teacher_top = finish_logits(t, v, args.teacher_multiplier, args.teacher_softcap, args.temperature);
+  const auto row = kl_row(s, t, v, top, teacher_top);
+  nll = static_cast<float>(row.student_lse - s[target]);
+  teacher_nll = static_cast<float>(row.teacher_lse - t[target]);
+  kl = static_cast<float>(row.kl);
+  agree = std::find(s, s + v, top) - s == std::find(t, t + v, teacher_top) - t ? 1.0f : 0.0f;
+}
+
+/// Inputs as of the losses, with the targets in the mask's place.
+void score(const HeadLossArgs& args, bool with_bias, bool with_teacher, const Arrays& in, Arrays& out) {
+  const Inputs x(in, with_bias);
+  const std::int64_t v = x.head.shape(0), tokens = x.hidden.shape(0);
+  std::vector<std::int32_t> all(tokens);
+  std::iota(all.begin(), all.end(), 0);
+  require_ids(in[2], all, v);
+  const Side student{Rows(x.hidden, all), x.head, x.bias, args.multiplier, args.softcap};
+  std::optional<Side> teacher;
+  if (with_teacher) {
+    const auto* bias = in.size() > x.rest + 2 ? &in[x.rest + 2] : nullptr;
+    teacher.emplace(Side{Rows(in[x.rest], all), in[x.rest + 1], bias, args.teacher_multiplier, args.teacher_softcap});
+  }
+  const std::int64_t chunk = chunk_tokens(tokens, v, teacher ? 2 : 1, args);
+  const auto s = std::make_unique_for_overwrite<float[]>(chunk * v), t = std::make_unique_for_overwrite<float[]>(teacher ? chunk * v : 0);
+  for (std::int64_t first = 0; first < tokens; first += chunk) {
+    const std::int64_t count = std::min(chunk, tokens - first);
+    student.logits(first, count, s.get());
+    if (teacher) teacher->logits(first, count, t.get());
+    parallel_for(count, 1 + (1 << 14) / v, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        score_row(args, v, first + i, in[2].data<std::int32_t>()[first + i], s.get() + i * v, teacher ? t.get() + i * v : nullptr, out);
+      }
+    });
+  }
+}
+
 }  // namespace
 
 mx::array head_loss(const HeadLossCall& call) {
@@ -288,43 +335,7 @@ TokenScores score_tokens(const mx::array& hidden, const mx::array& head, const s
     if (teacher->bias) inputs.push_back(*teacher->bias);
   }
   auto compute = [args, with_bias = bias.has_value(), with_teacher = teacher.has_value()](const Arrays& in, Arrays& out) {
-    const Inputs x(in, with_bias);  // the mask's place holds the targets
-    const std::int64_t v = x.head.shape(0), tokens = x.hidden.shape(0);
-    std::vector<std::int32_t> all(tokens);
-    for (std::int64_t t = 0; t < tokens; ++t) all[t] = static_cast<std::int32_t>(t);
-    require_ids(in[2], all, v);
-    const Side student{Rows(x.hidden, all), x.head, x.bias, args.multiplier, args.softcap};
-    std::optional<Side> other;
-    if (with_teacher) {
-      const auto* other_bias = in.size() > x.rest + 2 ? &in[x.rest + 2] : nullptr;
-      other.emplace(Side{Rows(in[x.rest], all), in[x.rest + 1], other_bias, args.teacher_multiplier, args.teacher_softcap});
-    }
-    const std::int64_t chunk = chunk_tokens(tokens, v, other ? 2 : 1);
-    const auto s = std::make_unique_for_overwrite<float[]>(chunk * v), t = std::make_unique_for_overwrite<float[]>(other ? chunk * v : 0);
-    const auto* target = in[2].data<std::int32_t>();
-    float *nll = out[0].data<float>(), *teacher_nll = out[1].data<float>(), *kl = out[2].data<float>(), *agree = out[3].data<float>();
-    auto score = [&](std::int64_t token, float* a, float* b) {
-      const float top = finish_logits(a, v, args.multiplier, args.softcap, args.temperature);
-      teacher_nll[token] = kl[token] = agree[token] = 0;
-      if (!other) {
-        nll[token] = static_cast<float>(log_sum_exp(a, v, top) - a[target[token]]);
-        return;
-      }
-      const float other_top = finish_logits(b, v, args.teacher_multiplier, args.teacher_softcap, args.temperature);
-      const auto row = kl_row(a, b, v, top, other_top);
-      nll[token] = static_cast<float>(row.student_lse - a[target[token]]);
-      teacher_nll[token] = static_cast<float>(row.teacher_lse - b[target[token]]);
-      kl[token] = static_cast<float>(row.kl);
-      agree[token] = std::find(a, a + v, top) - a == std::find(b, b + v, other_top) - b ? 1.0f : 0.0f;
-    };
-    for (std::int64_t first = 0; first < tokens; first += chunk) {
-      const std::int64_t count = std::min(chunk, tokens - first);
-      student.logits(first, count, s.get());
-      if (other) other->logits(first, count, t.get());
-      parallel_for(count, 1 + (1 << 14) / v, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t i = begin; i < end; ++i) score(first + i, s.get() + i * v, t.get() + (other ? i * v : 0));
-      });
-    }
+    score(args, with_bias, with_teacher, in, out);
   };
   const Output figure{{hidden.shape(0)}, mx::float32};
   auto out = make_op("score_tokens", inputs, {figure, figure, figure, figure}, compute);
