@@ -1,14 +1,17 @@
 # Where the libraries come from: MLX and oneDNN from wheels in a Python environment, the rest from the system.
 find_package(Python3 REQUIRED COMPONENTS Interpreter)
+# The folders of the environment in which the program will run, and those where the wheels' files are now: `pip install` builds in
+# an environment of its own, laid over the first, and there the two differ.
 execute_process(
-  COMMAND "${Python3_EXECUTABLE}" -c
-          "import sysconfig,os;p=sysconfig.get_paths();print(p['purelib']);print(p['platlib']);print(p['data'])"
-  OUTPUT_VARIABLE LQUANT_PYTHON_PATHS OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
-string(REPLACE "\n" ";" LQUANT_PYTHON_PATHS "${LQUANT_PYTHON_PATHS}")
-list(GET LQUANT_PYTHON_PATHS 1 LQUANT_SITE_PACKAGES)
-list(GET LQUANT_PYTHON_PATHS 2 LQUANT_PYTHON_PREFIX)
+  COMMAND "${Python3_EXECUTABLE}" "${CMAKE_CURRENT_LIST_DIR}/wheels.py"
+  OUTPUT_VARIABLE LQUANT_WHEELS OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+string(REPLACE "\n" ";" LQUANT_WHEELS "${LQUANT_WHEELS}")
+list(GET LQUANT_WHEELS 0 LQUANT_SITE_PACKAGES)
+list(GET LQUANT_WHEELS 1 LQUANT_PYTHON_PREFIX)
+list(GET LQUANT_WHEELS 2 LQUANT_MLX_CMAKE)
+list(GET LQUANT_WHEELS 3 LQUANT_DNNL_CMAKE)
 
-find_package(MLX CONFIG REQUIRED HINTS "${LQUANT_SITE_PACKAGES}/mlx/share/cmake/MLX")
+find_package(MLX CONFIG REQUIRED HINTS "${LQUANT_MLX_CMAKE}")
 find_package(fmt REQUIRED)
 find_package(nlohmann_json REQUIRED)
 find_package(CLI11 REQUIRED)
@@ -16,11 +19,13 @@ find_package(OpenSSL REQUIRED COMPONENTS Crypto)
 
 # oneDNN and Highway serve the CPU kernels, which are for x86-64 Linux; elsewhere the same functions run on MLX.
 set(LQUANT_ONEDNN OFF)
-if(CMAKE_SYSTEM_NAME STREQUAL "Linux" AND CMAKE_SYSTEM_PROCESSOR STREQUAL "x86_64")
-  find_package(dnnl CONFIG REQUIRED HINTS "${LQUANT_PYTHON_PREFIX}/lib/cmake/dnnl")
+if(CMAKE_SYSTEM_NAME STREQUAL "Linux" AND CMAKE_SYSTEM_PROCESSOR STREQUAL "x86_64" AND NOT LQUANT_FUZZ)
+  find_package(dnnl CONFIG REQUIRED HINTS "${LQUANT_DNNL_CMAKE}")
   find_package(hwy REQUIRED)
   find_package(OpenMP REQUIRED COMPONENTS CXX)
   set(LQUANT_ONEDNN ON)
+  get_target_property(dnnl_file DNNL::dnnl IMPORTED_LOCATION_RELEASE)
+  cmake_path(GET dnnl_file PARENT_PATH LQUANT_DNNL_LIBRARY_DIR)
 endif()
 
 # The Rust shim over `tokenizers` and `minijinja`, as one static library with a C ABI.
@@ -39,10 +44,3 @@ add_dependencies(lquant_text_shim lquant_text_build)
 find_package(Threads REQUIRED)
 target_include_directories(lquant_text_shim INTERFACE rust/text/include)
 target_link_libraries(lquant_text_shim INTERFACE "${LQUANT_TEXT_LIB}" Threads::Threads ${CMAKE_DL_LIBS} m)
-
-# `pip install .` puts the binary in the environment's bin folder, beside which the wheels' libraries are found.
-if(DEFINED SKBUILD_SCRIPTS_DIR)
-  set(LQUANT_INSTALL_BIN "${SKBUILD_SCRIPTS_DIR}")
-else()
-  set(LQUANT_INSTALL_BIN bin)
-endif()

@@ -50,17 +50,4 @@ function(lquant_room name)
   endif()
 endfunction()
 
-# What every program (lquant, tests, benchmarks) needs: it finds libmlx and libdnnl in the environment it was built from and, once
-# installed, in the one it lies in.
-function(lquant_rpath target)
-  lquant_precompiled(${target})
-  if(APPLE)
-    set(origin "@loader_path")
-  else()
-    set(origin "$ORIGIN")
-  endif()
-  file(RELATIVE_PATH site "${LQUANT_PYTHON_PREFIX}/bin" "${LQUANT_SITE_PACKAGES}")
-  set_target_properties(${target} PROPERTIES
-    BUILD_RPATH "${MLX_LIBRARY_DIRS};${LQUANT_PYTHON_PREFIX}/lib"
-    INSTALL_RPATH "${origin}/${site}/mlx/lib;${origin}/../lib")
-endfunction()
+include(Install)

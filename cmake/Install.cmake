@@ -1,0 +1,34 @@
+# Where an installed lquant lies and what lies beside it.
+#
+# `pip install .` (SKBUILD) puts the program into the environment's bin folder, whose wheels it then finds by relative paths;
+# `cmake --install` may put it anywhere, and it goes on using the environment that it was built with.
+if(DEFINED SKBUILD_SCRIPTS_DIR)
+  set(LQUANT_INSTALL_BIN "${SKBUILD_SCRIPTS_DIR}")
+else()
+  set(LQUANT_INSTALL_BIN bin)
+endif()
+
+# `lquant.dwq` is `lquant dwq`: whoever comes from `mlx_lm.dwq` changes two letters. Wheels cannot hold links, hence scripts.
+foreach(command convert dwq generate perplexity)
+  set(script "${CMAKE_BINARY_DIR}/scripts/lquant.${command}")
+  file(CONFIGURE OUTPUT "${script}" CONTENT "#!/bin/sh\nexec \"\${0%/*}/lquant\" ${command} \"\$@\"\n" @ONLY)
+  install(PROGRAMS "${script}" DESTINATION "${LQUANT_INSTALL_BIN}")
+endforeach()
+
+# What every program (lquant, tests, benchmarks) needs: it finds libmlx and libdnnl in the environment it was built from and, once
+# installed, in the one it lies in.
+function(lquant_rpath target)
+  lquant_precompiled(${target})
+  if(APPLE)
+    set(origin "@loader_path")
+  else()
+    set(origin "$ORIGIN")
+  endif()
+  file(RELATIVE_PATH site "${LQUANT_PYTHON_PREFIX}/bin" "${LQUANT_SITE_PACKAGES}")
+  set(built "${MLX_LIBRARY_DIRS}" ${LQUANT_DNNL_LIBRARY_DIR})
+  set(installed "${origin}/${site}/mlx/lib" "${origin}/../lib")
+  if(NOT DEFINED SKBUILD_SCRIPTS_DIR)
+    list(APPEND installed ${built})
+  endif()
+  set_target_properties(${target} PROPERTIES BUILD_RPATH "${built}" INSTALL_RPATH "${installed}")
+endfunction()
