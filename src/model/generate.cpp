@@ -17,6 +17,9 @@
 namespace lquant::model {
 namespace {
 
+/// A thread is worth waking for some milliseconds of work: about this many exponentials.
+constexpr int kTokensPerThread = 1 << 20;
+
 struct Row {
   int index;  ///< among the prompts
   std::mt19937_64 random;
@@ -154,7 +157,7 @@ std::vector<std::vector<int>> sample(const ModelSpec& spec, const Tensors& tenso
     const auto scores = last_logits(spec, tensors, formats, output, hidden);
     const float* values = scores.data<float>();
     std::vector<int> drawn(batch, -1);
-    kernels::parallel_for(batch, 1, [&](std::int64_t first, std::int64_t last) {
+    kernels::parallel_for(batch, std::max(1, kTokensPerThread / spec.vocab), [&](std::int64_t first, std::int64_t last) {
       for (auto r = first; r < last; ++r)
         if (!rows[r].done && static_cast<int>(prompts[rows[r].index].size()) <= end)
           drawn[r] = sample_token(values + r * spec.vocab, spec.vocab, options, uniform(rows[r].random));

@@ -1,0 +1,180 @@
+#include "model/forward.h"
+
+#include <gtest/gtest.h>
+#include <mlx/mlx.h>
+
+#include <cmath>
+#include <map>
+
+#include "oracle/model_random.h"
+
+namespace lquant::model {
+namespace {
+
+namespace mx = mlx::core;
+
+float largest_difference(const mx::array& a, const mx::array& b) { return mx::max(mx::abs(mx::subtract(a, b))).item<float>(); }
+float largest(const mx::array& a) { return mx::max(mx::abs(a)).item<float>(); }
+
+// The same f32 sums in another order: relative errors of some 1e-6 after two blocks; whatever is wrong shows far above 1e-4.
+constexpr float kOrder = 1e-4f;
+
+mx::array slice_positions(const mx::array& x, int from, int to) {
+  auto start = mx::Shape(x.ndim(), 0), stop = x.shape();
+  start[1] = from;
+  stop[1] = to;
+  return mx::slice(x, start, stop);
+}
+
+class ForwardTest : public testing::TestWithParam<std::string> {
+ protected:
+  ModelSpec spec = spec_from_config(oracle::tiny_config(GetParam()));
+  Tensors tensors = oracle::random_tensors(spec, 11);
+  mx::array ids = mx::random::randint(0, spec.vocab, {3, 14}, mx::int32, mx::random::key(1));
+};
+
+TEST_P(ForwardTest, CachedDecodingEqualsTheWhole) {
+  const auto whole = forward(spec, tensors, {}, ids, mx::float32);
+  Cache cache(static_cast<int>(spec.blocks.size()));
+  Context context;
+  context.cache = &cache;
+  std::vector<mx::array> parts;
+  for (const auto& [from, to] : {std::pair{0, 6}, {6, 7}, {7, 8}, {8, 13}, {13, 14}}) {
+    parts.push_back(forward(spec, tensors, {}, slice_positions(ids, from, to), mx::float32, context));
+    mx::eval(parts.back());
+  }
+  EXPECT_EQ(cache.length(), 14);
+  EXPECT_LT(largest_difference(whole, mx::concatenate(parts, 1)), kOrder * largest(whole));
+}
+
+TEST_P(ForwardTest, PackedSegmentsEqualSeparateSequences) {
+  const auto first = slice_positions(ids, 0, 5), second = slice_positions(ids, 5, 14);
+  std::vector<std::int32_t> numbers;
+  for (int b = 0; b < 3; ++b)
+    for (int t = 0; t < 14; ++t) numbers.push_back(t < 5 ? 0 : 1);
+  Context context;
+  context.segments = mx::array(numbers.data(), {3, 14}, mx::int32);
+  const auto packed = forward(spec, tensors, {}, ids, mx::float32, context);
+  const auto apart = mx::concatenate({forward(spec, tensors, {}, first, mx::float32), forward(spec, tensors, {}, second, mx::float32)}, 1);
+  EXPECT_LT(largest_difference(packed, apart), kOrder * largest(apart));
+  // And the segments do matter: without them the second text would see the first.
+  EXPECT_GT(largest_difference(forward(spec, tensors, {}, ids, mx::float32), apart), 0.01f * largest(apart));
+}
+
+TEST_P(ForwardTest, ObserverSeesEveryLinearOnce) {
+  std::map<std::string, int> seen;
+  std::map<std::string, const LinearSpec*> linears;
+  for (const auto* linear : spec.linears()) linears[linear->path] = linear;
+  const Observer observer = [&](const std::string& path, const mx::array& input, const mx::array* offsets) {
+    ++seen[path];
+    ASSERT_TRUE(linears.count(path)) << path;
+    const auto& linear = *linears[path];
+    EXPECT_EQ(input.shape(-1), linear.in) << path;
+    EXPECT_EQ(offsets != nullptr, linear.experts > 0) << path;
+    if (!offsets) {
+      EXPECT_EQ(input.shape(), (mx::Shape{3, 14, linear.in})) << path;
+      return;
+    }
+    const auto& mlp = std::get<ExpertMlp>(spec.blocks[linear.block].mlp);
+    EXPECT_EQ(input.shape(0), 3 * 14 * mlp.top_k);
+    EXPECT_EQ(offsets->shape(), mx::Shape{mlp.experts + 1});
+    EXPECT_EQ(mx::max(*offsets).item<int>(), input.shape(0));
+  };
+  Context context;
+  context.observer = &observer;
+  mx::eval(forward(spec, tensors, {}, ids, mx::float32, context));
+  for (const auto& [path, linear] : linears) EXPECT_EQ(seen[path], linear->role == Role::embed ? 0 : 1) << path;
+}
+
+TEST_P(ForwardTest, GradientsReachScalesAndBiases) {
+  auto packed = tensors;
+  Formats formats;
+  std::vector<std::string> names;
+  for (const auto* linear : spec.linears()) {
+    if (linear->role == Role::router) continue;  // choosing experts is a step function
+    oracle::pack(packed, formats, linear->path, {codec::Mode::affine, 4, 32});
+    names.push_back(linear->path + ".scales");
+    names.push_back(linear->path + ".biases");
+  }
+  std::vector<mx::array> values, directions;
+  std::vector<int> all;
+  for (const auto& name : names) {
+    const auto& value = packed.at(name);
+    all.push_back(static_cast<int>(values.size()));
+    directions.push_back(mx::multiply(mx::abs(value), mx::random::normal(value.shape(), mx::float32, 0, 1, mx::random::key(values.size()))));
+    values.push_back(value);
+  }
+  const auto weights = mx::random::normal({3, 14, spec.vocab}, mx::float32, 0, 1, mx::random::key(99));
+  const auto loss = [&](const std::vector<mx::array>& given) {
+    auto traced = packed;
+    for (std::size_t i = 0; i < names.size(); ++i) traced.insert_or_assign(names[i], given[i]);
+    return mx::sum(mx::multiply(weights, forward(spec, traced, formats, ids, mx::float32)));
+  };
+  const auto gradients = mx::value_and_grad(loss, all)(values).second;
+  double along = 0;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const double part = mx::sum(mx::multiply(gradients[i], directions[i])).item<float>();
+    EXPECT_GT(mx::max(mx::abs(gradients[i])).item<float>(), 0) << names[i];
+    along += part;
+  }
+  const auto shifted = [&](float step) {
+    auto moved = values;
+    for (std::size_t i = 0; i < moved.size(); ++i) moved[i] = mx::add(moved[i], mx::multiply(mx::array(step), directions[i]));
+    return double(loss(moved).item<float>());
+  };
+  const auto slope = [&](float step) { return (shifted(step) - shifted(-step)) / (2.0 * step); };
+  // A central difference errs by c·step², so that of the half step by a third of how much the two differ. Rounding: a sum of 2016
+  // terms of about 1, each with an error of some 1e-6, over twice the step.
+  const float step = 1e-3f;
+  const double fine = slope(step), coarse = slope(2 * step);
+  const double rounding = std::sqrt(3.0 * 14 * spec.vocab) * largest(forward(spec, packed, formats, ids, mx::float32)) * 1e-6 / step;
+  EXPECT_NEAR(along, fine, std::abs(coarse - fine) + rounding);
+  EXPECT_GT(std::abs(along), 5 * rounding);  // else the comparison would say nothing
+}
+
+TEST_P(ForwardTest, DensifiedEqualsPacked) {
+  Formats formats;
+  for (const auto* linear : spec.linears()) oracle::pack(tensors, formats, linear->path, {codec::Mode::affine, 4, 32});
+  const auto packed = forward(spec, tensors, formats, ids, mx::float32);
+  densify(tensors, formats, mx::float32);
+  EXPECT_TRUE(formats.empty());
+  EXPECT_EQ(tensors.count(spec.embedding.path + ".scales"), 0u);
+  // Dequantization is exact; only a product over the same numbers follows.
+  EXPECT_LE(largest_difference(packed, forward(spec, tensors, formats, ids, mx::float32)), 1e-6f * largest(packed));
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, ForwardTest, testing::ValuesIn(known_model_types()), [](const auto& info) { return info.param; });
+
+TEST(Forward, DensifyLeavesOtherBlocksFormatsAlone) {
+  const auto spec = spec_from_config(oracle::tiny_config("llama"));
+  auto tensors = oracle::random_tensors(spec, 1);
+  Formats formats = {{"model.layers.7.mlp.up_proj", {}}};
+  densify(tensors, formats, mx::float32);
+  EXPECT_EQ(formats.size(), 1u);
+}
+
+TEST(Forward, CacheGrowsBeyondItsFirstBuffer) {
+  const auto spec = spec_from_config(oracle::tiny_config("llama"));
+  const auto tensors = oracle::random_tensors(spec, 1);
+  const auto ids = mx::random::randint(0, spec.vocab, {1, 300}, mx::int32, mx::random::key(1));
+  Cache cache(2);
+  Context context;
+  context.cache = &cache;
+  mx::eval(forward(spec, tensors, {}, slice_positions(ids, 0, 250), mx::float32, context));
+  const auto tail = forward(spec, tensors, {}, slice_positions(ids, 250, 300), mx::float32, context);
+  const auto whole = forward(spec, tensors, {}, ids, mx::float32);
+  EXPECT_LT(largest_difference(tail, slice_positions(whole, 250, 300)), kOrder * largest(whole));
+}
+
+TEST(Forward, SegmentsAndCacheExcludeEachOther) {
+  const auto spec = spec_from_config(oracle::tiny_config("llama"));
+  const auto tensors = oracle::random_tensors(spec, 1);
+  Cache cache(2);
+  Context context;
+  context.cache = &cache;
+  context.segments = mx::zeros({1, 3}, mx::int32);
+  EXPECT_THROW(forward(spec, tensors, {}, mx::zeros({1, 3}, mx::int32), mx::float32, context), std::invalid_argument);
+}
+
+}  // namespace
+}  // namespace lquant::model

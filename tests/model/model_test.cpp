@@ -1,0 +1,206 @@
+#include "model/model.h"
+
+#include <gtest/gtest.h>
+#include <mlx/mlx.h>
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "model/stream.h"
+#include "oracle/model_random.h"
+
+namespace lquant::model {
+namespace {
+
+namespace mx = mlx::core;
+using nlohmann::json;
+
+float largest_difference(const mx::array& a, const mx::array& b) { return mx::max(mx::abs(mx::subtract(a, b))).item<float>(); }
+
+/// A folder to be and its parts, to be spoiled before it is written.
+struct Parts {
+  explicit Parts(const std::string& type) : config(oracle::tiny_config(type)), spec(spec_from_config(config)) {
+    if (spec.head_if_present) spec.head.reset();
+    tensors = oracle::random_tensors(spec, 21);
+  }
+  json config;
+  ModelSpec spec;
+  Tensors tensors;
+  Formats formats;
+};
+
+std::string opening_fails(const Parts& parts) {
+  const oracle::Folder folder(parts.config, parts.tensors);
+  try {
+    Model::open(checkpoint::Checkpoint::open(folder.path()));
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "opened";
+}
+
+#define EXPECT_HAS(text, part) EXPECT_NE((text).find(part), std::string::npos) << (text)
+
+TEST(ModelOpen, LoadsWhatWasSaved) {
+  for (const auto& type : known_model_types()) {
+    const Parts parts(type);
+    const oracle::Folder folder(parts.config, parts.tensors);
+    const auto model = Model::open(checkpoint::Checkpoint::open(folder.path()));
+    const auto loaded = model.load_all();
+    EXPECT_TRUE(model.formats().empty());
+    EXPECT_TRUE(model.unused_names().empty());
+    EXPECT_EQ(loaded.size(), parts.tensors.size()) << type;
+    for (const auto& [name, value] : parts.tensors) EXPECT_TRUE(mx::array_equal(loaded.at(name), value).item<bool>()) << name;
+    EXPECT_EQ(model.spec().tied(), parts.spec.tied()) << type;
+  }
+}
+
+TEST(ModelOpen, PartsAddUpToTheWhole) {
+  const Parts parts("qwen3_moe");
+  const oracle::Folder folder(parts.config, parts.tensors);
+  const auto model = Model::open(checkpoint::Checkpoint::open(folder.path()));
+  auto together = model.load_embedding();
+  for (int i = 0; i < 2; ++i) together.merge(model.load_block(i));
+  together.merge(model.load_final());
+  EXPECT_EQ(together.size(), model.load_all().size());
+}
+
+TEST(ModelOpen, ExpertsKeptOneByOneAreStacked) {
+  Parts parts("qwen3_moe");
+  const auto stacked = parts.tensors;
+  for (const auto& [name, value] : stacked) {
+    const auto at = name.find("switch_mlp");
+    if (at == std::string::npos) continue;
+    parts.tensors.erase(name);
+    for (int e = 0; e < value.shape(0); ++e) {
+      auto own = name;
+      own.replace(at, std::string("switch_mlp").size(), "experts." + std::to_string(e));
+      parts.tensors.emplace(own, mx::contiguous(mx::take(value, e, 0)));
+    }
+  }
+  {
+    const oracle::Folder folder(parts.config, parts.tensors);
+    const auto model = Model::open(checkpoint::Checkpoint::open(folder.path()));
+    EXPECT_TRUE(model.unused_names().empty());
+    const auto loaded = model.load_all();
+    for (const auto& [name, value] : stacked) EXPECT_TRUE(mx::array_equal(loaded.at(name), value).item<bool>()) << name;
+  }
+  parts.tensors.erase("model.layers.1.mlp.experts.3.up_proj.weight");
+  EXPECT_HAS(opening_fails(parts), "missing tensor model.layers.1.mlp.experts.3.up_proj.weight of shape [32, 64]");
+}
+
+TEST(ModelOpen, FaultsNameTheTensor) {
+  Parts missing("llama");
+  missing.tensors.erase("model.layers.1.self_attn.v_proj.weight");
+  EXPECT_HAS(opening_fails(missing), "missing tensor model.layers.1.self_attn.v_proj.weight of shape [32, 64]");
+
+  Parts misshapen("llama");
+  misshapen.tensors.at("model.norm.weight") = mx::ones({63});
+  EXPECT_HAS(opening_fails(misshapen), "model.norm.weight has shape [63] where config.json asks for [64]");
+
+  Parts whole_numbers("llama");
+  whole_numbers.tensors.at("model.norm.weight") = mx::ones({64}, mx::int32);
+  EXPECT_HAS(opening_fails(whole_numbers), "model.norm.weight is stored as I32");
+
+  Parts no_biases("llama");
+  oracle::pack(no_biases.tensors, no_biases.formats, "model.layers.0.mlp.up_proj", {codec::Mode::affine, 4, 32});
+  no_biases.tensors.erase("model.layers.0.mlp.up_proj.biases");
+  EXPECT_HAS(opening_fails(no_biases), "missing tensor model.layers.0.mlp.up_proj.biases");
+
+  Parts foreign("llama");
+  foreign.config["quantization_config"] = {{"quant_method", "gptq"}, {"bits", 4}};
+  EXPECT_HAS(opening_fails(foreign), "gptq");
+}
+
+TEST(ModelOpen, FormatsFollowTheConfigThenTheShapes) {
+  Parts parts("llama");
+  const std::string prefix = "model.layers.0.";
+  oracle::pack(parts.tensors, parts.formats, prefix + "self_attn.q_proj", {codec::Mode::affine, 4, 64});
+  oracle::pack(parts.tensors, parts.formats, prefix + "self_attn.o_proj", {codec::Mode::affine, 6, 32});
+  oracle::pack(parts.tensors, parts.formats, prefix + "mlp.up_proj", {codec::Mode::mxfp4, 4, 32});
+  oracle::pack(parts.tensors, parts.formats, prefix + "mlp.gate_proj", {codec::Mode::mxfp8, 8, 32});
+  oracle::pack(parts.tensors, parts.formats, prefix + "mlp.down_proj", {codec::Mode::nvfp4, 4, 16});
+  parts.config["quantization"] = {{"group_size", 64}, {"bits", 4}, {prefix + "self_attn.o_proj", {{"group_size", 32}, {"bits", 6}}}, {prefix + "self_attn.k_proj", false}};
+  const oracle::Folder folder(parts.config, parts.tensors);
+  EXPECT_EQ(Model::open(checkpoint::Checkpoint::open(folder.path())).formats(), parts.formats);
+
+  parts.config["quantization"][prefix + "self_attn.o_proj"]["bits"] = 8;
+  EXPECT_HAS(opening_fails(parts), "self_attn.o_proj.weight has shape");
+  parts.config["quantization"][prefix + "self_attn.o_proj"] = false;
+  EXPECT_HAS(opening_fails(parts), "self_attn.o_proj.weight has shape");
+}
+
+TEST(ModelOpen, HeadOfItsOwnIsFoundWhereTheConfigDoesNotTell) {
+  Parts parts("gemma3_text");
+  EXPECT_TRUE(parts.spec.tied());
+  parts.tensors.emplace("lm_head.weight", mx::ones({48, 64}));
+  const oracle::Folder folder(parts.config, parts.tensors);
+  EXPECT_FALSE(Model::open(checkpoint::Checkpoint::open(folder.path())).spec().tied());
+}
+
+TEST(ModelOpen, TiedCopyOfTheHeadIsNotUsed) {
+  Parts parts("llama");
+  parts.tensors.emplace("lm_head.weight", mx::ones({48, 64}));
+  const oracle::Folder folder(parts.config, parts.tensors);
+  EXPECT_EQ(Model::open(checkpoint::Checkpoint::open(folder.path())).unused_names(), std::vector<std::string>{"lm_head.weight"});
+}
+
+TEST(ModelOpen, HalfPrecisionIsComputedInADtypeThatTheDeviceKnows) {
+  for (const auto& stored : {mx::float16, mx::bfloat16, mx::float32}) {
+    Parts parts("llama");
+    for (auto& [name, value] : parts.tensors) value = mx::astype(value, stored);
+    const oracle::Folder folder(parts.config, parts.tensors);
+    const auto model = Model::open(checkpoint::Checkpoint::open(folder.path()));
+    EXPECT_EQ(model.stored_dtype(), stored);
+    if (mx::default_device() == mx::Device::cpu && stored != mx::float16) EXPECT_EQ(model.compute_dtype(), stored);
+    for (const auto& [name, value] : model.load_block(0)) EXPECT_EQ(value.dtype(), model.compute_dtype());
+  }
+}
+
+class StreamTest : public testing::Test {
+ protected:
+  Parts parts{"gemma3_text"};
+  std::vector<mx::array> ids = {mx::random::randint(0, 48, {2, 10}, mx::int32, mx::random::key(1)),
+                                mx::random::randint(0, 48, {1, 7}, mx::int32, mx::random::key(2))};
+};
+
+TEST_F(StreamTest, EqualsTheForwardPass) {
+  for (const auto* linear : parts.spec.linears()) oracle::pack(parts.tensors, parts.formats, linear->path, {codec::Mode::affine, 4, 32});
+  const oracle::Folder folder(parts.config, parts.tensors);
+  const auto model = Model::open(checkpoint::Checkpoint::open(folder.path()));
+  std::vector<int> blocks;
+  int observed = 0;
+  const Observer observer = [&](const std::string&, const mx::array&, const mx::array*) { ++observed; };
+  StreamOptions options;
+  options.observer = &observer;
+  options.after_block = [&](int block, std::vector<mx::array>& activations) {
+    blocks.push_back(block);
+    EXPECT_EQ(activations.size(), 2u);
+  };
+  const auto hidden = stream_blocks(model, ids, options);
+  EXPECT_EQ(blocks, (std::vector<int>{-1, 0, 1}));
+  EXPECT_EQ(observed, 2 * 2 * 7);  // batches · blocks · linears of a block
+  for (std::size_t b = 0; b < ids.size(); ++b) {
+    const auto whole = hidden_states(model.spec(), model.load_all(), model.formats(), ids[b], mx::float32);
+    EXPECT_LE(largest_difference(final_norm(model.spec(), model.load_final(), hidden[b]), whole), 1e-5f * mx::max(mx::abs(whole)).item<float>());
+  }
+}
+
+TEST_F(StreamTest, BlocksMayBeReplacedAndBoundariesRounded) {
+  const oracle::Folder folder(parts.config, parts.tensors);
+  const auto model = Model::open(checkpoint::Checkpoint::open(folder.path()));
+  StreamOptions options;
+  options.boundary_dtype = mx::bfloat16;
+  options.before_block = [](int, Tensors& tensors, Formats& formats) {
+    // Without what the sub-layers add (their closing norms' 1 + weight is 0), a block hands its input on.
+    for (auto& [name, value] : tensors)
+      if (name.find("post_attention_layernorm") != std::string::npos || name.find("post_feedforward_layernorm") != std::string::npos) value = mx::negative(mx::ones_like(value));
+  };
+  const auto hidden = stream_blocks(model, ids, options);
+  EXPECT_EQ(hidden[0].dtype(), mx::bfloat16);
+  const auto embedded = mx::astype(embed(model.spec(), model.load_embedding(), {}, ids[0], mx::float32), mx::bfloat16);
+  EXPECT_TRUE(mx::array_equal(hidden[0], embedded).item<bool>());
+}
+
+}  // namespace
+}  // namespace lquant::model

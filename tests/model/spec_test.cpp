@@ -1,0 +1,223 @@
+#include "model/spec.h"
+
+#include <gtest/gtest.h>
+#include <mlx/mlx.h>
+
+#include <cmath>
+#include <map>
+#include <set>
+
+#include "base/error.h"
+#include "model/forward.h"
+#include "oracle/model_random.h"
+
+namespace lquant::model {
+namespace {
+
+namespace mx = mlx::core;
+using nlohmann::json;
+
+// Fields as published: Llama 3.2 1B, Mistral 7B v0.3, Qwen2.5 0.5B, Qwen3 0.6B, SmolLM3 3B, Phi-3.5 mini, Gemma 2 2B, Gemma 3 1B, Qwen3 30B-A3B.
+const std::map<std::string, const char*>& published() {
+  static const std::map<std::string, const char*> configs = {
+      {"llama", R"({"model_type":"llama","hidden_size":2048,"num_hidden_layers":16,"intermediate_size":8192,"num_attention_heads":32,
+        "num_key_value_heads":8,"head_dim":64,"rms_norm_eps":1e-05,"vocab_size":128256,"max_position_embeddings":131072,"rope_theta":500000.0,
+        "rope_scaling":{"factor":32.0,"high_freq_factor":4.0,"low_freq_factor":1.0,"original_max_position_embeddings":8192,"rope_type":"llama3"},
+        "tie_word_embeddings":true,"attention_bias":false,"mlp_bias":false,"hidden_act":"silu","torch_dtype":"bfloat16"})"},
+      {"mistral", R"({"model_type":"mistral","hidden_size":4096,"num_hidden_layers":32,"intermediate_size":14336,"num_attention_heads":32,
+        "num_key_value_heads":8,"head_dim":128,"rms_norm_eps":1e-05,"vocab_size":32768,"max_position_embeddings":32768,"rope_theta":1000000.0,
+        "sliding_window":null,"tie_word_embeddings":false})"},
+      {"qwen2", R"({"model_type":"qwen2","hidden_size":896,"num_hidden_layers":24,"intermediate_size":4864,"num_attention_heads":14,
+        "num_key_value_heads":2,"rms_norm_eps":1e-06,"vocab_size":151936,"max_position_embeddings":32768,"rope_theta":1000000.0,
+        "sliding_window":32768,"use_sliding_window":false,"tie_word_embeddings":true})"},
+      {"qwen3", R"({"model_type":"qwen3","hidden_size":1024,"num_hidden_layers":28,"intermediate_size":3072,"num_attention_heads":16,
+        "num_key_value_heads":8,"head_dim":128,"rms_norm_eps":1e-06,"vocab_size":151936,"max_position_embeddings":40960,"rope_theta":1000000,
+        "rope_scaling":null,"tie_word_embeddings":true,"attention_bias":false})"},
+      {"smollm3", R"({"model_type":"smollm3","hidden_size":2048,"num_hidden_layers":36,"intermediate_size":11008,"num_attention_heads":16,
+        "num_key_value_heads":4,"rms_norm_eps":1e-06,"vocab_size":128256,"max_position_embeddings":65536,"rope_theta":5000000.0,
+        "no_rope_layer_interval":4,"tie_word_embeddings":true})"},
+      {"phi3", R"({"model_type":"phi3","hidden_size":3072,"num_hidden_layers":32,"intermediate_size":8192,"num_attention_heads":32,
+        "num_key_value_heads":32,"rms_norm_eps":1e-05,"vocab_size":32064,"max_position_embeddings":131072,"original_max_position_embeddings":4096,
+        "rope_theta":10000.0,"rope_scaling":{"type":"longrope","short_factor":1.0,"long_factor":2.0},"sliding_window":262144,"tie_word_embeddings":false})"},
+      {"gemma2", R"({"model_type":"gemma2","hidden_size":2304,"num_hidden_layers":26,"intermediate_size":9216,"num_attention_heads":8,
+        "num_key_value_heads":4,"head_dim":256,"rms_norm_eps":1e-06,"vocab_size":256000,"rope_theta":10000.0,"query_pre_attn_scalar":256,
+        "attn_logit_softcapping":50.0,"final_logit_softcapping":30.0,"sliding_window":4096,"hidden_activation":"gelu_pytorch_tanh"})"},
+      {"gemma3_text", R"({"model_type":"gemma3_text","rope_theta":1000000,"rope_local_base_freq":10000,"sliding_window":512,
+        "sliding_window_pattern":6,"query_pre_attn_scalar":256,"rope_scaling":null})"},
+      {"qwen3_moe", R"({"model_type":"qwen3_moe","hidden_size":2048,"num_hidden_layers":48,"intermediate_size":6144,"num_attention_heads":32,
+        "num_key_value_heads":4,"head_dim":128,"rms_norm_eps":1e-06,"vocab_size":151936,"max_position_embeddings":40960,"rope_theta":1000000.0,
+        "num_experts":128,"num_experts_per_tok":8,"decoder_sparse_step":1,"mlp_only_layers":[],"moe_intermediate_size":768,"norm_topk_prob":true,
+        "tie_word_embeddings":false})"},
+  };
+  return configs;
+}
+
+ModelSpec published_spec(const std::string& type) { return spec_from_config(json::parse(published().at(type))); }
+
+TEST(Spec, PublishedModelsHaveTheirPublishedSizes) {
+  // Parameters of the linears alone (norms and biases are the small rest), from the models' own cards.
+  const std::map<std::string, double> billions = {{"llama", 1.236}, {"mistral", 7.248}, {"qwen2", 0.494}, {"qwen3", 0.596}, {"smollm3", 3.075},
+                                                  {"phi3", 3.821},  {"gemma2", 2.614},  {"qwen3_moe", 30.53}};
+  for (const auto& [type, size] : billions) {
+    double total = 0;
+    for (const auto* linear : published_spec(type).linears()) total += static_cast<double>(linear->parameters());
+    EXPECT_NEAR(total / 1e9, size, 0.001 * size) << type;  // cards give three or four digits
+  }
+}
+
+TEST(Spec, LlamaReadsHeadsRopeAndTies) {
+  const auto spec = published_spec("llama");
+  ASSERT_EQ(spec.blocks.size(), 16u);
+  const auto& attention = spec.blocks[3].attention;
+  EXPECT_EQ(attention.kv_heads, 8);
+  EXPECT_FLOAT_EQ(attention.scale, 0.125f);
+  EXPECT_EQ(attention.inputs[1].path, "model.layers.3.self_attn.k_proj");
+  EXPECT_EQ(attention.inputs[1].out, 512);
+  EXPECT_TRUE(spec.tied());
+  ASSERT_TRUE(attention.rope);
+  EXPECT_FLOAT_EQ(attention.rope->inv_freq[0], 1);
+  // Its longest wave, far beyond the 8192 trained positions, is stretched by the factor 32.
+  EXPECT_FLOAT_EQ(attention.rope->inv_freq[31], std::pow(500000.0, -62.0 / 64) / 32);
+}
+
+TEST(Spec, FamiliesDifferWhereTheyShould) {
+  const auto mistral = published_spec("mistral");
+  EXPECT_EQ(mistral.family, "llama");
+  EXPECT_FALSE(mistral.tied());
+  EXPECT_EQ(mistral.blocks[0].attention.window, 0);
+
+  const auto qwen2 = published_spec("qwen2");
+  EXPECT_TRUE(qwen2.blocks[0].attention.inputs[2].bias);
+  EXPECT_FALSE(qwen2.blocks[0].attention.output.bias);
+  EXPECT_TRUE(published_spec("qwen3").blocks[0].attention.q_norm);
+
+  const auto smollm3 = published_spec("smollm3");
+  EXPECT_TRUE(smollm3.blocks[2].attention.rope);
+  EXPECT_FALSE(smollm3.blocks[3].attention.rope);
+
+  const auto phi3 = published_spec("phi3");
+  EXPECT_EQ(phi3.blocks[0].attention.inputs.size(), 1u);
+  EXPECT_EQ(phi3.blocks[0].attention.inputs[0].out, 3 * 3072);
+  EXPECT_FLOAT_EQ(phi3.blocks[0].attention.rope->magnitude, std::sqrt(1 + std::log(32.0) / std::log(4096.0)));
+  EXPECT_FLOAT_EQ(phi3.blocks[0].attention.rope->inv_freq[0], 0.5);
+
+  const auto gemma2 = published_spec("gemma2");
+  EXPECT_EQ(gemma2.blocks[0].attention_norm.offset, 1);
+  EXPECT_TRUE(gemma2.blocks[0].mlp_post_norm);
+  EXPECT_EQ(gemma2.blocks[0].attention.softcap, 50);
+  EXPECT_EQ(gemma2.logit_softcap, 30);
+  EXPECT_FLOAT_EQ(gemma2.embedding_multiplier, 48);
+
+  const auto gemma3 = published_spec("gemma3_text");
+  EXPECT_EQ(gemma3.hidden, 1152);
+  EXPECT_EQ(gemma3.embedding_multiplier, 34);  // sqrt(1152) = 33.94 in bf16
+  EXPECT_EQ(gemma3.blocks[4].attention.window, 512);
+  EXPECT_EQ(gemma3.blocks[5].attention.window, 0);
+  EXPECT_GT(gemma3.blocks[4].attention.rope->inv_freq[64], gemma3.blocks[5].attention.rope->inv_freq[64]);
+
+  const auto moe = published_spec("qwen3_moe");
+  const auto& experts = std::get<ExpertMlp>(moe.blocks[47].mlp);
+  EXPECT_EQ(experts.gate.experts, 128);
+  EXPECT_EQ(experts.router.fixed_format->bits, 8);
+}
+
+TEST(Spec, WrongConfigsAreRefusedByName) {
+  const auto refused = [](const json& config, const std::string& part) {
+    try {
+      spec_from_config(config);
+      ADD_FAILURE() << "accepted: " << config.dump();
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find(part), std::string::npos) << e.what();
+    }
+  };
+  const auto with = [](const char* key, json value) {
+    auto config = oracle::tiny_config("llama");
+    config[key] = std::move(value);
+    return config;
+  };
+  refused(json::array(), "object");
+  refused(json::object(), "model_type");
+  refused(with("model_type", "abacus"), "gemma3_text");
+  refused(with("hidden_size", nullptr), "hidden_size");
+  refused(with("hidden_size", "64"), "hidden_size");
+  refused(with("hidden_size", 64.5), "hidden_size");
+  refused(with("num_hidden_layers", 0), "num_hidden_layers");
+  refused(with("num_hidden_layers", 1e8), "num_hidden_layers");
+  refused(with("num_attention_heads", 3), "num_attention_heads");
+  refused(with("head_dim", 15), "rotated");
+  refused(with("layer_types", {"full_attention"}), "layer_types");
+  refused(with("rope_theta", -1), "rope_theta");
+  refused(with("rope_scaling", {{"type", "spiral"}}), "spiral");
+  refused(with("rope_scaling", {{"type", "linear"}}), "factor");
+  refused(with("rope_scaling", {{"type", 7}}), "wrong type");
+  refused(with("rope_scaling", {{"type", "longrope"}, {"original_max_position_embeddings", 64}, {"long_factor", {1.0, 2.0}}}), "long_factor");
+}
+
+TEST(Spec, DynamicRopeGrowsItsBaseBeyondTheTrainedLength) {
+  const auto rope = make_rope(8, 100, false, {{"type", "dynamic"}, {"factor", 2.0}}, 16);
+  const auto within = inverse_frequencies(rope, 16), beyond = inverse_frequencies(rope, 32);
+  // 2·32/16 − 1 = 3 times the base to the power 8/6.
+  const double base = 100 * std::pow(3.0, 8.0 / 6);
+  for (int f = 0; f < 4; ++f) {
+    EXPECT_FLOAT_EQ(within.data<float>()[f], std::pow(100.0, -f / 4.0));
+    EXPECT_FLOAT_EQ(beyond.data<float>()[f], std::pow(base, -f / 4.0));
+  }
+}
+
+// An edge is right when scaling its producer and unscaling its consumers leaves the function as it was.
+class EdgeTest : public testing::TestWithParam<std::string> {};
+
+mx::array scale_rows(const mx::array& x, const mx::array& s, int first_row, int rows) {
+  // x [(E,) out, …], s [(E,) channels]: rows first_row … are divided by s.
+  auto factor = mx::ones({s.ndim() == 2 ? s.shape(0) : 1, rows});
+  auto start = mx::Shape{0, first_row}, stop = mx::Shape{factor.shape(0), first_row + s.shape(-1)};
+  factor = mx::slice_update(factor, mx::reshape(mx::reciprocal(s), {factor.shape(0), s.shape(-1)}), start, stop);
+  if (s.ndim() == 1) factor = mx::reshape(factor, {rows});
+  return mx::multiply(x, x.ndim() > s.ndim() ? mx::expand_dims(factor, -1) : factor);
+}
+
+void apply(const Edge& edge, const ModelSpec& spec, Tensors& tensors) {
+  const mx::Shape shape = edge.experts > 0 ? mx::Shape{edge.experts, edge.channels} : mx::Shape{edge.channels};
+  const auto s = mx::random::uniform(mx::array(0.5f), mx::array(2.0f), shape, mx::float32, mx::random::key(std::hash<std::string>{}(edge.producer)));
+  auto& weight = tensors.at(edge.producer + ".weight");
+  if (edge.producer_is_norm) {
+    weight = mx::subtract(mx::divide(mx::add(weight, mx::array(edge.norm_offset)), s), mx::array(edge.norm_offset));
+  } else {
+    const int rows = weight.shape(-2);
+    weight = scale_rows(weight, s, edge.first_row, rows);
+    if (const auto bias = tensors.find(edge.producer + ".bias"); bias != tensors.end()) bias->second = scale_rows(bias->second, s, edge.first_row, rows);
+  }
+  for (const auto& path : edge.consumers) {
+    auto& consumer = tensors.at(path + ".weight");
+    std::vector<std::int32_t> channel;
+    for (int c = 0; c < consumer.shape(-1); ++c) channel.push_back(edge.channel(c));
+    const auto columns = mx::take(s, mx::array(channel.data(), {consumer.shape(-1)}, mx::int32), -1);
+    consumer = mx::multiply(consumer, columns.ndim() == 2 ? mx::expand_dims(columns, -2) : columns);
+  }
+}
+
+TEST_P(EdgeTest, ScalingAlongEveryEdgeChangesNothing) {
+  const auto spec = spec_from_config(oracle::tiny_config(GetParam()));
+  const auto tensors = oracle::random_tensors(spec, 5);
+  const auto ids = mx::random::randint(0, spec.vocab, {2, 9}, mx::int32, mx::random::key(3));
+  const auto before = forward(spec, tensors, {}, ids, mx::float32);
+  auto scaled = tensors;
+  for (const auto& edge : spec.edges()) apply(edge, spec, scaled);
+  const auto after = forward(spec, scaled, {}, ids, mx::float32);
+  const auto largest = mx::max(mx::abs(before)).item<float>();
+  // Every weight is rounded anew: some 10 relative errors of 6e-8 a block, amplified by the two blocks at most a hundredfold.
+  EXPECT_LT(mx::max(mx::abs(mx::subtract(before, after))).item<float>(), 1e-4f * largest);
+}
+
+TEST_P(EdgeTest, EveryLinearOfABlockIsFedByOneEdge) {
+  const auto spec = spec_from_config(oracle::tiny_config(GetParam()));
+  std::map<std::string, int> fed;
+  for (const auto& edge : spec.edges())
+    for (const auto& path : edge.consumers) ++fed[path];
+  for (const auto* linear : spec.linears()) EXPECT_EQ(fed[linear->path], linear->block >= 0 ? 1 : 0) << linear->path;
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, EdgeTest, testing::ValuesIn(known_model_types()), [](const auto& info) { return info.param; });
+
+}  // namespace
+}  // namespace lquant::model

@@ -1,0 +1,82 @@
+#include "oracle/model_random.h"
+
+#include <mlx/mlx.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cmath>
+#include <fstream>
+
+namespace lquant::oracle {
+
+namespace mx = mlx::core;
+using nlohmann::json;
+
+json tiny_config(const std::string& model_type) {
+  json config = {{"model_type", model_type},
+                 {"hidden_size", 64},
+                 {"num_hidden_layers", 2},
+                 {"intermediate_size", 96},
+                 {"num_attention_heads", 4},
+                 {"num_key_value_heads", 2},
+                 {"head_dim", 16},
+                 {"rms_norm_eps", 1e-5},
+                 {"vocab_size", 48},
+                 {"max_position_embeddings", 128},
+                 {"rope_theta", 10000.0},
+                 {"tie_word_embeddings", true}};
+  if (model_type == "llama") config["layer_types"] = {"sliding_attention", "full_attention"}, config["sliding_window"] = 5;
+  if (model_type == "mistral") config["tie_word_embeddings"] = false, config["sliding_window"] = nullptr, config["head_dim"] = nullptr;
+  if (model_type == "smollm3") config["no_rope_layers"] = {1, 0}, config["attention_bias"] = true;
+  if (model_type == "phi3") config["partial_rotary_factor"] = 0.75, config["tie_word_embeddings"] = false;
+  if (model_type == "gemma2") config["query_pre_attn_scalar"] = 24, config["attn_logit_softcapping"] = 5.0, config["final_logit_softcapping"] = 8.0;
+  if (model_type == "gemma3_text") config["sliding_window"] = 5, config["sliding_window_pattern"] = 2, config["query_pre_attn_scalar"] = 24;
+  if (model_type == "qwen3_moe") {
+    config.update({{"num_experts", 5}, {"num_experts_per_tok", 2}, {"moe_intermediate_size", 32}, {"decoder_sparse_step", 1}});
+    config.update({{"mlp_only_layers", json::array()}, {"norm_topk_prob", true}});
+  }
+  return config;
+}
+
+model::Tensors random_tensors(const model::ModelSpec& spec, std::uint64_t seed) {
+  model::Tensors tensors;
+  const auto normal = [&](const mx::Shape& shape, float mean, float deviation) {
+    return mx::random::normal(shape, mx::float32, mean, deviation, mx::random::key(seed++));
+  };
+  for (const auto* linear : spec.linears()) {
+    mx::Shape shape = {linear->out, linear->in}, bias = {linear->out};
+    if (linear->experts > 0) shape.insert(shape.begin(), linear->experts), bias.insert(bias.begin(), linear->experts);
+    const float deviation = linear->role == model::Role::embed ? 1.0f : 1.2f / std::sqrt(static_cast<float>(linear->in));
+    tensors.emplace(linear->path + ".weight", normal(shape, 0, deviation));
+    if (linear->bias) tensors.emplace(linear->path + ".bias", normal(bias, 0, 0.3f));
+  }
+  const auto add_norm = [&](const model::NormSpec& norm) { tensors.emplace(norm.path + ".weight", normal({norm.size}, 1 - norm.offset, 0.3f)); };
+  for (const auto& block : spec.blocks)
+    for (const auto* norm : block.norms()) add_norm(*norm);
+  add_norm(spec.final_norm);
+  for (auto& [name, value] : tensors) value.eval();
+  return tensors;
+}
+
+void pack(model::Tensors& tensors, model::Formats& formats, const std::string& path, codec::Format format) {
+  const auto parts = mx::quantize(tensors.at(path + ".weight"), format.group_size, format.bits, codec::to_string(format.mode));
+  tensors.insert_or_assign(path + ".weight", parts[0]);
+  tensors.insert_or_assign(path + ".scales", parts[1]);
+  if (parts.size() > 2) tensors.insert_or_assign(path + ".biases", parts[2]);
+  formats.insert_or_assign(path, format);
+}
+
+Folder::Folder(const json& config, const model::Tensors& tensors) {
+  static std::atomic<int> count = 0;
+  path_ = std::filesystem::temp_directory_path() / ("lquant-model-test-" + std::to_string(getpid()) + "-" + std::to_string(count++));
+  std::filesystem::create_directories(path_);
+  std::ofstream(path_ / "config.json") << config.dump();
+  mx::save_safetensors((path_ / "model.safetensors").string(), tensors, {{"format", "mlx"}});
+}
+
+Folder::~Folder() {
+  std::error_code ignored;
+  std::filesystem::remove_all(path_, ignored);
+}
+
+}  // namespace lquant::oracle
