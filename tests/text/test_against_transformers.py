@@ -223,7 +223,7 @@ def test_unicode_classes_are_those_of_the_package(ask, tmp_path):
     t = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "L": 1, "N": 2, "P": 3, "S": 4, "M": 5, " ": 6, "C": 7}, unk_token="?"))
     replace = [(r"[\s\p{Z}]", " "), (r"\p{L}", "L"), (r"\p{N}", "N"), (r"\p{P}", "P"), (r"\p{S}", "S"), (r"\p{M}", "M")]
     replace.append((r"[\p{C}&&[^\x{F0000}-\x{F0010}]]", "C"))
-    # A character becomes the letter of its class; letters that are written by an earlier row are of class L for the later ones.
+    # Every character becomes the letter of its class, by way of a private code point, which no later row takes for a letter.
     n = tokenizers.normalizers
     private = {letter: chr(0xF0000 + i) for i, (_, letter) in enumerate(replace)}
     t.normalizer = n.Sequence(
