@@ -183,9 +183,9 @@ std::uint64_t Checkpoint::bytes() const {
 }
 
 const std::vector<std::string>& tokenizer_files() {
-  static const std::vector<std::string> names = {"added_tokens.json", "chat_template.jinja",     "chat_template.json", "generation_config.json",
-                                                 "merges.txt",        "special_tokens_map.json", "tiktoken.model",     "tokenizer.json",
-                                                 "tokenizer.model",   "tokenizer_config.json",   "vocab.json"};
+  static const std::vector<std::string> names = {"added_tokens.json",       "chat_template.jinja", "chat_template.json", "merges.txt",
+                                                 "special_tokens_map.json", "tiktoken.model",      "tokenizer.json",     "tokenizer.model",
+                                                 "tokenizer_config.json",   "vocab.json"};
   return names;
 }
 
