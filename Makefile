@@ -1,6 +1,5 @@
 # The front door. `make demo` and `make test` do all their set-up themselves.
-.PHONY: all build demo test bench install format lint asan ubsan setup clean
-PRESET ?= release
+.PHONY: all build demo test test-shared bench install format lint asan ubsan fuzz setup clean
 CMAKE ?= cmake
 # The environment's tools are found first, so that a machine's other pythons play no part.
 export PATH := $(CURDIR)/.venv/bin:$(PATH):$(HOME)/.cargo/bin
@@ -10,9 +9,9 @@ all: build
 setup:
 	@scripts/setup
 
-# Only the program: the tests are configured in by `make test`.
+# Only the program. Tests are configured but not built, so that going from `make demo` to `make test` builds nothing twice.
 build: setup
-	@$(CMAKE) --preset release -DLQUANT_TESTS=OFF --log-level=WARNING
+	@$(CMAKE) --preset release --log-level=WARNING
 	@$(CMAKE) --build --preset release --target lquant
 
 demo: build
@@ -20,33 +19,52 @@ demo: build
 
 test:
 	@scripts/setup test
-	@$(CMAKE) --preset release -DLQUANT_TESTS=ON --log-level=WARNING
-	@$(CMAKE) --build --preset release
+	@$(CMAKE) --preset release --log-level=WARNING
+	@$(CMAKE) --build --preset release --target lquant_tests
 	@ctest --test-dir build --output-on-failure
 
+# What needs measured models and texts that a clone lacks: make test-shared SHARED=folder
+test-shared: build
+	@scripts/setup test
+	@test -d "$(SHARED)" || { echo "make test-shared SHARED=folder: the folder with the models and texts" >&2; exit 2; }
+	@LQUANT=$(CURDIR)/build/lquant LQUANT_SHARED=$(abspath $(SHARED)) python -m pytest -q tests/shared
+
 # The kernels, gradients, codecs and file readers once more under the sanitizers. MLX itself is not instrumented.
+SANITIZED = base checkpoint text kernels codec
 asan ubsan:
 	@scripts/setup test
-	@$(CMAKE) --preset $@ -DLQUANT_TESTS=ON --log-level=WARNING
-	@$(CMAKE) --build --preset $@ --target test_base test_checkpoint test_text test_kernels test_codec
-	@ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 ctest --test-dir build-$@ --output-on-failure -R '^(base|checkpoint|text|kernels|codec)$$'
+	@$(CMAKE) --preset $@ --log-level=WARNING
+	@$(CMAKE) --build --preset $@ --target $(SANITIZED:%=test_%)
+	@ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 ctest --test-dir build-$@ --output-on-failure -R '^($(shell echo $(SANITIZED) | tr ' ' '|'))$$'
 
-# What needs the measured models and texts beside the project; a clone without them says so and passes on.
+# Hostile files, half a minute for each reader (FUZZ_SECONDS=3600 for a long run). Inputs that found something new are kept.
+FUZZ_SECONDS ?= 30
+fuzz:
+	@scripts/setup fuzz
+	@$(CMAKE) --preset fuzz --log-level=WARNING
+	@$(CMAKE) --build --preset fuzz --target lquant_fuzz
+	@for program in build-fuzz/tests/fuzz/fuzz_*; do corpus=build-fuzz/corpus/$$(basename $$program); mkdir -p $$corpus; \
+	  ASAN_OPTIONS=detect_leaks=0 $$program -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -print_final_stats=1 $$corpus || exit 1; done
+
+# Ratios to mlx_lm and to this machine's own matrix products, as a table; BENCH_ARGS="--model folder --json file" for more.
 bench:
 	@scripts/setup test
-	@$(CMAKE) --preset release -DLQUANT_TESTS=OFF -DLQUANT_BENCHMARKS=ON --log-level=WARNING
-	@$(CMAKE) --build --preset release
-	@python benchmarks/bench.py --build build
+	@$(CMAKE) --preset release -DLQUANT_BENCHMARKS=ON --log-level=WARNING
+	@$(CMAKE) --build --preset release --target lquant_benchmarks
+	@python benchmarks/bench.py --build build $(BENCH_ARGS)
 
 install:
 	@python3 -m pip install .
 
 format:
+	@scripts/setup lint
 	@git ls-files '*.cpp' '*.h' | xargs clang-format -i
 
-lint: build
+lint:
+	@scripts/setup lint
 	@git ls-files '*.cpp' '*.h' | xargs clang-format --dry-run --Werror
-	@git ls-files 'src/*.cpp' | xargs clang-tidy -p build --quiet
+	@$(CMAKE) --preset lint --log-level=WARNING
+	@git ls-files 'src/*.cpp' | xargs -n 4 -P $$(getconf _NPROCESSORS_ONLN) clang-tidy -p build-lint --quiet
 
 clean:
-	@rm -rf build build-debug build-asan build-ubsan target
+	@rm -rf build build-debug build-asan build-ubsan build-fuzz build-lint target

@@ -4,9 +4,13 @@
 # `cmake --install` may put it anywhere, and it goes on using the environment that it was built with.
 if(DEFINED SKBUILD_SCRIPTS_DIR)
   set(LQUANT_INSTALL_BIN "${SKBUILD_SCRIPTS_DIR}")
+  set(LQUANT_INSTALL_SHARE "${SKBUILD_DATA_DIR}/share/lquant")
 else()
   set(LQUANT_INSTALL_BIN bin)
+  set(LQUANT_INSTALL_SHARE share/lquant)
 endif()
+# The embedded model, for `lquant demo`.
+install(DIRECTORY models/tiny DESTINATION "${LQUANT_INSTALL_SHARE}/models")
 
 # `lquant.dwq` is `lquant dwq`: whoever comes from `mlx_lm.dwq` changes two letters. Wheels cannot hold links, hence scripts.
 foreach(command convert dwq generate perplexity)

@@ -48,6 +48,9 @@ function(lquant_room name)
     target_compile_options(lquant_${name} ${scope} -fsanitize=${LQUANT_SANITIZE} -fno-omit-frame-pointer -g)
     target_link_options(lquant_${name} ${scope} -fsanitize=${LQUANT_SANITIZE})
   endif()
+  if(LQUANT_FUZZ)
+    target_compile_options(lquant_${name} ${scope} -fsanitize=fuzzer-no-link)  # counts the branches that an input takes
+  endif()
 endfunction()
 
 include(Install)
