@@ -35,14 +35,46 @@ LQUANT_INLINE std::uint64_t squeeze(std::uint64_t bytes) {
   return (bytes & four) | ((bytes >> (32 - 4 * bits)) & (four << (4 * bits)));
 }
 
+/// Eight codes, number i of the four eights of a chunk, put together from the words that hold them: a copy of 3, 5 or 6 bytes would
+/// wait for its own pieces to reach memory.
+template <int bits, int i>
+LQUANT_INLINE std::uint64_t eight_codes(const std::uint32_t* words) {
+  constexpr int word = i * 8 * bits / 32, shift = i * 8 * bits % 32;
+  std::uint64_t packed = words[word];
+  if constexpr (shift + 8 * bits > 32) packed |= static_cast<std::uint64_t>(words[word + 1]) << 32;
+  packed >>= shift;
+  if constexpr (bits < 8) packed &= (1ull << (8 * bits % 64)) - 1;
+  return packed;
+}
+
+// GCC 12 unrolls the loops below past the end of their callers' buffers, which no count reaches, and warns of it.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wstringop-overflow"
+#endif
+
+template <int bits>
+LQUANT_INLINE void store_eight(std::uint64_t packed, std::uint8_t* codes) {
+  packed = spread<bits>(packed);
+  std::memcpy(codes, &packed, 8);
+}
+
 template <int bits>
 LQUANT_INLINE void spread_count(const std::uint32_t* words, std::uint8_t* codes, std::int64_t count) {
-  const auto* bytes = reinterpret_cast<const std::uint8_t*>(words);
-  for (std::int64_t i = 0; i < count / 8; ++i) {
-    std::uint64_t packed = 0;
-    std::memcpy(&packed, bytes + i * bits, bits);
-    packed = spread<bits>(packed);
-    std::memcpy(codes + i * 8, &packed, 8);
+  if constexpr ((bits & (bits - 1)) == 0) {
+    const auto* bytes = reinterpret_cast<const std::uint8_t*>(words);
+    for (std::int64_t i = 0; i < count / 8; ++i) {
+      std::uint64_t packed = 0;
+      std::memcpy(&packed, bytes + i * bits, bits);
+      store_eight<bits>(packed, codes + i * 8);
+    }
+  } else {
+    for (std::int64_t i = 0; i < count / kChunk; ++i) {
+      store_eight<bits>(eight_codes<bits, 0>(words + i * bits), codes + i * kChunk);
+      store_eight<bits>(eight_codes<bits, 1>(words + i * bits), codes + i * kChunk + 8);
+      store_eight<bits>(eight_codes<bits, 2>(words + i * bits), codes + i * kChunk + 16);
+      store_eight<bits>(eight_codes<bits, 3>(words + i * bits), codes + i * kChunk + 24);
+    }
   }
 }
 
@@ -57,7 +89,11 @@ LQUANT_INLINE void squeeze_count(const std::uint8_t* codes, std::uint32_t* words
   }
 }
 
-/// Unpacks `count` codes, a multiple of 8; bits is 2, 3, 4, 5, 6 or 8 (others do nothing).
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
+
+/// Unpacks `count` codes, a multiple of 8, and of kChunk for 3, 5 and 6 bits; bits is 2, 3, 4, 5, 6 or 8 (others do nothing).
 LQUANT_INLINE void spread_codes(const std::uint32_t* words, std::uint8_t* codes, std::int64_t count, int bits) {
   switch (bits) {
     case 2: return spread_count<2>(words, codes, count);
