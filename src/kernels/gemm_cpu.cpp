@@ -48,8 +48,7 @@ bool has_isa(dnnl::cpu_isa isa) {
 /// Whether bf16 products beat f32 ones for large matrices: with AMX by far, and on AMD twice. Intel's vdpbf16ps without AMX (as
 /// on virtual machines that hide it) reaches 85 GFLOP/s a core where f32 reaches 140.
 bool fast_bf16() {
-  static const bool fast =
-      has_isa(dnnl::cpu_isa::avx512_core_amx) || (has_isa(dnnl::cpu_isa::avx512_core_bf16) && __builtin_cpu_is("amd") != 0);
+  static const bool fast = has_isa(dnnl::cpu_isa::avx512_core_amx) || (has_isa(dnnl::cpu_isa::avx512_core_bf16) && __builtin_cpu_is("amd") != 0);
   return fast;
 }
 
@@ -138,8 +137,8 @@ int threads() { return omp_in_parallel() ? 1 : omp_get_max_threads(); }
 View blocked(Type type) { return {nullptr, type, 0, 0}; }
 bool is_blocked(const View& x) { return x.columns == 0; }
 
-Product& product(ThreadState& s, std::int64_t m, std::int64_t n, std::int64_t k, const View& a, const View& b, const View& c, float alpha,
-                 float beta, bool with_bias) {
+Product& product(ThreadState& s, std::int64_t m, std::int64_t n, std::int64_t k, const View& a, const View& b, const View& c, float alpha, float beta,
+                 bool with_bias) {
   const Key key{threads(), {m, n, k}, a.key(), b.key(), c.key(), alpha, beta, with_bias};
   if (auto found = s.products.find(key); found != s.products.end()) return found->second;
   if (s.products.size() >= kCachedPrimitives) s.products.clear();
@@ -205,8 +204,7 @@ void multiply(ThreadState& s, const Operands& x, bool reorder_b, Type compute, f
   p.b.set_data_handle(const_cast<void*>(b));
   p.c.set_data_handle(x.c.data);
   p.scratchpad.set_data_handle(s.scratchpad.get(p.scratchpad.get_desc().get_size()));
-  std::unordered_map<int, dnnl::memory> args{
-      {DNNL_ARG_SRC, p.a}, {DNNL_ARG_WEIGHTS, p.b}, {DNNL_ARG_DST, p.c}, {DNNL_ARG_SCRATCHPAD, p.scratchpad}};
+  std::unordered_map<int, dnnl::memory> args{{DNNL_ARG_SRC, p.a}, {DNNL_ARG_WEIGHTS, p.b}, {DNNL_ARG_DST, p.c}, {DNNL_ARG_SCRATCHPAD, p.scratchpad}};
   if (bias) {
     p.bias.set_data_handle(const_cast<float*>(bias));
     args.emplace(alpha == 1 ? DNNL_ARG_BIAS : DNNL_ARG_ATTR_MULTIPLE_POST_OP((beta != 0) + 1) | DNNL_ARG_SRC_1, p.bias);

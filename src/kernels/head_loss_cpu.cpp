@@ -74,8 +74,8 @@ struct Side {
   /// Raw logits (before multiplier and softcap) of `count` live rows from `first` on.
   void logits(std::int64_t first, std::int64_t count, float* out) const {
     const std::int64_t v = head.shape(0), h = head.shape(1);
-    gemm(count, v, h, 1, hidden.from(first), {head.data<char>(), head.dtype(), h, true}, 0, out, mx::float32, v,
-         bias ? bias->data<char>() : nullptr, bias ? bias->dtype() : mx::float32);
+    gemm(count, v, h, 1, hidden.from(first), {head.data<char>(), head.dtype(), h, true}, 0, out, mx::float32, v, bias ? bias->data<char>() : nullptr,
+         bias ? bias->dtype() : mx::float32);
   }
 };
 

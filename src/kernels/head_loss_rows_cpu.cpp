@@ -4,6 +4,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/head_loss_rows_cpu.cpp"
 #include <hwy/foreach_target.h>
+
 // After foreach_target.
 #include <hwy/contrib/math/math-inl.h>
 #include <hwy/highway.h>
@@ -92,9 +93,8 @@ double LogSumExp(const float* z, std::int64_t n, float largest) {
   double total = 0;
   for (std::int64_t begin = 0; begin < n; begin += kBlock) {
     V sum = hn::Zero(d);
-    ForVectors(begin, std::min(n, begin + kBlock), [&](std::int64_t i, std::int64_t count) HWY_ATTR {
-      sum = hn::Add(sum, ExpOf(hn::Sub(Load(z + i, count, kNothing), top)));
-    });
+    ForVectors(begin, std::min(n, begin + kBlock),
+               [&](std::int64_t i, std::int64_t count) HWY_ATTR { sum = hn::Add(sum, ExpOf(hn::Sub(Load(z + i, count, kNothing), top))); });
     total += Sum(sum);
   }
   return largest + std::log(total);

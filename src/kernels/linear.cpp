@@ -29,7 +29,8 @@ void check(const mx::array& x, const std::vector<LinearWeight>& weights, const s
   for (const auto& [weight, bias] : weights) {
     require(weight.ndim() == 2 && weight.shape(1) == x.shape(-1), "linear: a weight must be [N, K] with the K of x [..., K]");
     require(weight.dtype() == x.dtype(), "linear: a weight must have the dtype of x");
-    if (bias) require(bias->ndim() == 1 && bias->shape(0) == weight.shape(0) && bias->dtype() == x.dtype(), "linear: a bias must be [N] in the dtype of x");
+    if (bias)
+      require(bias->ndim() == 1 && bias->shape(0) == weight.shape(0) && bias->dtype() == x.dtype(), "linear: a bias must be [N] in the dtype of x");
   }
   if (residual) {
     auto shape = x.shape();

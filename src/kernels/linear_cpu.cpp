@@ -164,9 +164,8 @@ void grouped_weight_gradient(const Arrays& in, Arrays& out) {
 /// Inputs: dY, offsets.
 void grouped_bias_gradient(const Arrays& in, Arrays& out) {
   const std::int64_t n = out[0].shape(1);
-  for_experts(in[1], in[0].shape(0), [&](int e, std::int64_t first, std::int64_t rows) {
-    column_sums(in[0], first, rows, out[0].data<float>() + e * n);
-  });
+  for_experts(in[1], in[0].shape(0),
+              [&](int e, std::int64_t first, std::int64_t rows) { column_sums(in[0], first, rows, out[0].data<float>() + e * n); });
 }
 
 Arrays grouped_vjp(const Arrays& in, const Arrays& cotangents, const std::vector<int>& argnums) {
@@ -214,8 +213,8 @@ Arrays linears(const mx::array& x, const std::vector<LinearWeight>& weights, con
       const auto& weight = in[1 + i];
       const std::int64_t n = weight.shape(0), rows = n == 0 ? 0 : static_cast<std::int64_t>(out[i].size()) / n;
       const void* bias = layout.bias[i] >= 0 ? data(in[layout.bias[i]]) : nullptr;
-      gemm(rows, n, weight.shape(1), 1, from_row(in[0]), from_row(weight, 0, true), layout.residual >= 0 ? 1.0f : 0.0f, data(out[i]),
-           out[i].dtype(), n, bias, in[0].dtype());
+      gemm(rows, n, weight.shape(1), 1, from_row(in[0]), from_row(weight, 0, true), layout.residual >= 0 ? 1.0f : 0.0f, data(out[i]), out[i].dtype(),
+           n, bias, in[0].dtype());
     }
   };
   auto vjp = [layout](const Arrays& in, const Arrays& cotangents, const std::vector<int>& argnums, const Arrays&) {

@@ -87,10 +87,18 @@ mx::array row_contiguous(const mx::array& x) {
   mx::array copy(x.shape(), x.dtype(), nullptr, {});
   copy.set_data(mx::allocator::malloc(copy.nbytes()));
   switch (x.itemsize()) {
-    case 1: copy_strided(x, copy.data<std::uint8_t>()); break;
-    case 2: copy_strided(x, reinterpret_cast<std::uint16_t*>(copy.data<char>())); break;
-    case 4: copy_strided(x, reinterpret_cast<std::uint32_t*>(copy.data<char>())); break;
-    default: copy_strided(x, reinterpret_cast<std::uint64_t*>(copy.data<char>())); break;
+    case 1:
+      copy_strided(x, copy.data<std::uint8_t>());
+      break;
+    case 2:
+      copy_strided(x, reinterpret_cast<std::uint16_t*>(copy.data<char>()));
+      break;
+    case 4:
+      copy_strided(x, reinterpret_cast<std::uint32_t*>(copy.data<char>()));
+      break;
+    default:
+      copy_strided(x, reinterpret_cast<std::uint64_t*>(copy.data<char>()));
+      break;
   }
   return copy;
 }

@@ -61,8 +61,9 @@ struct Case {
 };
 
 void check(const Case& x) {
-  SCOPED_TRACE(testing::Message() << x.m << "x" << x.n << "x" << x.k << " t" << x.ta << x.tb << " bf16 " << (x.a == mx::bfloat16) << (x.b == mx::bfloat16)
-                                  << (x.c == mx::bfloat16) << " alpha " << x.alpha << " beta " << x.beta << " bias " << x.bias);
+  SCOPED_TRACE(testing::Message() << x.m << "x" << x.n << "x" << x.k << " t" << x.ta << x.tb << " bf16 " << (x.a == mx::bfloat16)
+                                  << (x.b == mx::bfloat16) << (x.c == mx::bfloat16) << " alpha " << x.alpha << " beta " << x.beta << " bias "
+                                  << x.bias);
   Stored a(x.ta ? x.k : x.m, x.ta ? x.m : x.k, x.a), b(x.tb ? x.n : x.k, x.tb ? x.k : x.n, x.b), c(x.m, x.n, x.c),
       bias(1, x.n, x.bias == 2 ? mx::bfloat16 : mx::float32);
   a.fill(1);
@@ -102,7 +103,8 @@ void check(const Case& x) {
 }
 
 TEST(Gemm, EqualsDoubleForEveryShapeLayoutAndDtype) {
-  const std::int64_t sizes[][3] = {{1, 1, 1}, {1, 3, 7}, {3, 1, 130}, {1, 8191, 7}, {63, 33, 65}, {64, 33, 65}, {66, 2100, 9}, {1100, 5, 9}, {70, 3, 4200}};
+  const std::int64_t sizes[][3] = {{1, 1, 1},    {1, 3, 7},     {3, 1, 130},  {1, 8191, 7}, {63, 33, 65},
+                                   {64, 33, 65}, {66, 2100, 9}, {1100, 5, 9}, {70, 3, 4200}};
   const mx::Dtype f = mx::float32, b = mx::bfloat16;
   const mx::Dtype dtypes[][3] = {{f, f, f}, {b, b, f}, {b, b, b}, {f, b, f}, {b, f, b}};
   const float alphas[] = {1, 1, 0.5f, -2}, betas[] = {0, 1, 0, 0.25f, 0};

@@ -85,10 +85,22 @@ Problem problem(Kind kind, int tokens, int vocabulary, int width, mx::Dtype dtyp
   }
   if (vocabulary % 3 == 0) throw std::logic_error("ids would repeat");
   const float scale = 1 / std::sqrt(static_cast<float>(width));
-  Problem p{kind, args, normal({tokens, width}, dtype, 1), normal({vocabulary, width}, dtype, 2, 2 * scale), normal({vocabulary}, dtype, 3),
-            mx::array(weights.data(), {tokens}, mx::float32), normal({tokens, width + 2}, dtype, 4), normal({vocabulary, width + 2}, dtype, 5, 2 * scale),
-            normal({vocabulary}, dtype, 6), normal({tokens, k}, dtype, 7), mx::array(ids.data(), {tokens, k}, mx::int32),
-            mx::array(targets.data(), {tokens}, mx::int32), with_bias, {}, {}, {}};
+  Problem p{kind,
+            args,
+            normal({tokens, width}, dtype, 1),
+            normal({vocabulary, width}, dtype, 2, 2 * scale),
+            normal({vocabulary}, dtype, 3),
+            mx::array(weights.data(), {tokens}, mx::float32),
+            normal({tokens, width + 2}, dtype, 4),
+            normal({vocabulary, width + 2}, dtype, 5, 2 * scale),
+            normal({vocabulary}, dtype, 6),
+            normal({tokens, k}, dtype, 7),
+            mx::array(ids.data(), {tokens, k}, mx::int32),
+            mx::array(targets.data(), {tokens}, mx::int32),
+            with_bias,
+            {},
+            {},
+            {}};
   p.student = end_of(p.hidden, p.head, with_bias ? &p.bias : nullptr, args.multiplier, args.softcap, args.temperature);
   p.teacher = end_of(p.t_hidden, p.t_head, with_bias ? &p.t_bias : nullptr, args.teacher_multiplier, args.teacher_softcap, args.temperature);
   p.teacher_logits = logits(p.teacher);
@@ -137,7 +149,9 @@ void check(Problem& p, bool bf16_logits = false) {
   EXPECT_EQ(gradients[0].dtype(), p.hidden.dtype());
   EXPECT_EQ(gradients[1].dtype(), mx::float32);
 
-  auto largest = [](const std::vector<double>& x) { return std::abs(*std::max_element(x.begin(), x.end(), [](double a, double b) { return std::abs(a) < std::abs(b); })); };
+  auto largest = [](const std::vector<double>& x) {
+    return std::abs(*std::max_element(x.begin(), x.end(), [](double a, double b) { return std::abs(a) < std::abs(b); }));
+  };
   const double scale = 0.5 * p.args.multiplier / p.args.temperature, rounding = p.student.head.rows * std::ldexp(1, -24);
   // Σ over logits of p_student + p_teacher is 2, so a gradient to hidden is off by 2·(its share + the f32 sum's) of the largest
   // weight; one to the head by the same of the largest state, for each token; bf16 results round once more, as does MLX's bf16 head gradient.
@@ -173,7 +187,9 @@ INSTANTIATE_TEST_SUITE_P(Paths, HeadLoss,
                          testing::Values(std::pair{Kind::hidden, false}, std::pair{Kind::top_k, false}, std::pair{Kind::targets, false},
                                          std::pair{Kind::hidden, true}, std::pair{Kind::top_k, true}, std::pair{Kind::targets, true}),
                          [](const auto& info) {
-                           const std::string name = info.param.first == Kind::hidden ? "Hidden" : info.param.first == Kind::top_k ? "TopK" : "Targets";
+                           const std::string name = info.param.first == Kind::hidden  ? "Hidden"
+                                                    : info.param.first == Kind::top_k ? "TopK"
+                                                                                      : "Targets";
                            return name + (info.param.second ? "Mlx" : "Cpu");
                          });
 
@@ -254,7 +270,8 @@ TEST_P(HeadLoss, ChunksAddUpToTheWhole) {
   EXPECT_LE(worst(whole.second[0], mx::concatenate(parts, 0)), 2 * largest(p.head) * vocabulary * unit);
   EXPECT_LE(worst(whole.second[1], head), 2 * largest(p.hidden) * tokens * tokens * unit);
   EXPECT_LE(worst(whole.second[2], bias), 2 * tokens * tokens * unit);
-  const auto scores = score_tokens(p.hidden, p.head, p.bias, p.targets, p.full(), args), plain = score_tokens(p.hidden, p.head, p.bias, p.targets, p.full(), {});
+  const auto scores = score_tokens(p.hidden, p.head, p.bias, p.targets, p.full(), args),
+             plain = score_tokens(p.hidden, p.head, p.bias, p.targets, p.full(), {});
   EXPECT_LE(worst(scores.nll, plain.nll), 1e-5f);
   EXPECT_LE(worst(scores.kl, plain.kl), 1e-5f);
 }

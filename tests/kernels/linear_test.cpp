@@ -16,7 +16,9 @@ namespace {
 using namespace oracle::linear;
 using Arrays = std::vector<mx::array>;
 
-mx::array normal(const mx::Shape& shape, mx::Dtype dtype, int seed) { return mx::astype(mx::random::normal(shape, mx::float32, mx::random::key(seed)), dtype); }
+mx::array normal(const mx::Shape& shape, mx::Dtype dtype, int seed) {
+  return mx::astype(mx::random::normal(shape, mx::float32, mx::random::key(seed)), dtype);
+}
 
 /// |got − want| ≤ (length + 8) · 2^-24 · size for f32 sums of `length` terms whose absolute sum is `size`; a bf16 result rounds
 /// once more, by 2^-8 of itself.
@@ -29,7 +31,9 @@ void expect_close(const mx::array& got, const Matrix& want, const Matrix& size, 
   }
 }
 
-void expect_product(const mx::array& got, const Matrix& a, const Matrix& b) { expect_close(got, multiply(a, b), multiply(absolute(a), absolute(b)), a.columns); }
+void expect_product(const mx::array& got, const Matrix& a, const Matrix& b) {
+  expect_close(got, multiply(a, b), multiply(absolute(a), absolute(b)), a.columns);
+}
 
 Matrix ones(std::int64_t columns) { return {1, columns, std::vector<double>(columns, 1.0)}; }
 

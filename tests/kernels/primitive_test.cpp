@@ -52,9 +52,8 @@ TEST_F(Primitive, SeesRowContiguousInputs) {
 TEST_F(Primitive, CopiesStridedInputsOfEveryItemSize) {
   for (auto dtype : {mx::uint8, mx::bfloat16, mx::int32, mx::int64}) {
     const auto x = mx::astype(mx::reshape(mx::arange(12), {3, 4}), dtype);
-    const auto copy = make_op("copy", {mx::transpose(x)}, {{{4, 3}, dtype}}, [](const Arrays& in, Arrays& out) {
-      std::copy_n(in[0].data<char>(), in[0].nbytes(), out[0].data<char>());
-    })[0];
+    const auto copy = make_op("copy", {mx::transpose(x)}, {{{4, 3}, dtype}},
+                              [](const Arrays& in, Arrays& out) { std::copy_n(in[0].data<char>(), in[0].nbytes(), out[0].data<char>()); })[0];
     EXPECT_TRUE(equals(copy, mx::transpose(x)));
   }
 }
