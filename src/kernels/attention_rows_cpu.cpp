@@ -195,28 +195,47 @@ void scores_of(const ThinScores& x, std::int64_t first) {
   }
 }
 
-/// `count` rows of values, `width` columns or what is left of them, kept in registers over all keys.
-template <class T, int count>
-void values_of(const ThinValues& x, std::int64_t first) {
-  for_lanes(x.dim, [&](std::int64_t i, auto part) LQUANT_STEP {
-    Vector total[count];
-    for (int r = 0; r < count; ++r) total[r] = load(x.value + (first + r) * x.value_row + i, part);
-    const T* v = static_cast<const T*>(x.v) + i;
-    for (std::int64_t s = 0; s < x.keys; ++s, v += x.v_row) {
-      const Vector value = load(v, part);
-      for (int r = 0; r < count; ++r) total[r] = hn::MulAdd(set(x.p[(first + r) * x.row + s]), value, total[r]);
+/// `count` rows of values, `width` vectors from column i on (or one part of a vector), kept in registers over all keys.
+template <class T, int count, int width, class Part>
+HWY_INLINE void value_columns(const ThinValues& x, std::int64_t first, std::int64_t i, Part part) {
+  Vector total[count][width];
+  const auto at = [&](int r, int c) { return x.value + (first + r) * x.value_row + i + c * lanes(); };
+  for (int r = 0; r < count; ++r) {
+    for (int c = 0; c < width; ++c) total[r][c] = load(at(r, c), part);
+  }
+  const T* v = static_cast<const T*>(x.v) + i;
+  for (std::int64_t s = 0; s < x.keys; ++s, v += x.v_row) {
+    Vector value[width];
+    for (int c = 0; c < width; ++c) value[c] = load(v + c * lanes(), part);
+    for (int r = 0; r < count; ++r) {
+      const Vector p = set(x.p[(first + r) * x.row + s]);
+      for (int c = 0; c < width; ++c) total[r][c] = hn::MulAdd(p, value[c], total[r][c]);
     }
-    for (int r = 0; r < count; ++r) store(total[r], x.value + (first + r) * x.value_row + i, part);
-  });
+  }
+  for (int r = 0; r < count; ++r) {
+    for (int c = 0; c < width; ++c) store(total[r][c], at(r, c), part);
+  }
 }
 
-/// step(first, constant) over [0, rows) in fours, then ones.
+template <class T, int count>
+void values_of(const ThinValues& x, std::int64_t first) {
+  constexpr int width = 4;  // with four rows: 16 sums, 4 values and a probability in the 32 registers of AVX-512
+  std::int64_t i = 0;
+  for (; i + width * lanes() <= x.dim; i += width * lanes()) value_columns<T, count, width>(x, first, i, Whole());
+  for (; i + lanes() <= x.dim; i += lanes()) value_columns<T, count, 1>(x, first, i, Whole());
+  if (i < x.dim) value_columns<T, count, 1>(x, first, i, Part{x.dim - i});
+}
+
+/// step(first, constant) over [0, rows) in fours, then what is left at once.
 template <class Step>
 HWY_INLINE void for_rows(std::int64_t rows, const Step& step) {
   std::int64_t first = 0;
   for (; first + 4 <= rows; first += 4) step(first, std::integral_constant<int, 4>());
-  for (; first + 2 <= rows; first += 2) step(first, std::integral_constant<int, 2>());
-  if (first < rows) step(first, std::integral_constant<int, 1>());
+  switch (rows - first) {
+    case 3: return step(first, std::integral_constant<int, 3>());
+    case 2: return step(first, std::integral_constant<int, 2>());
+    case 1: return step(first, std::integral_constant<int, 1>());
+  }
 }
 
 void thin_scores_all(const ThinScores& x) {

@@ -1,0 +1,141 @@
+// The bounds, with u = 2⁻²⁴ and every step to first order (a factor of 1.1 at the end covers products of errors):
+//   score   e = (D + 4)·u·scale·Σ|q·k|: D products and sums in any order, the scale, reading q·scale;
+//           + 12·u·|score| with softcap: Highway's tanh errs by 4 ulp (8 u), and is multiplied and divided by the cap.
+//   weight  p = exp(score − M) / Σ exp(score − M): M shifts both alike, so a relative error of 2·max e over the row, of
+//           2·u·(max − score) for the two rounded differences, of 4 u for the exponentials, and of (S + 16)·u for the sum, the rescaling
+//           between blocks and the division:  η = 2·max e + (2·range + S + 20)·u. The saved log-sum-exp adds u·|log-sum-exp|.
+//   out     Σ p·|v|·(η + (S + 4)·u) + unit·|out|.
+//   dP      e_dP = (Dv + 2)·u·Σ|dO·v|;   delta = Σ dO·out: e_delta = Σ |dO|·(bound of out) + (Dv + 2)·u·Σ|dO·out|.
+//   dS      |dS|·(η + 8 u) + p·scale·slope·(e_dP + e_delta) + p·scale·|dP − delta|·e_slope, where slope = 1 − tanh² of softcap and
+//           e_slope = 2·(e / softcap + 12 u).
+//   dq, dk, dv   the error of one factor times the other, plus (length of the sum + 20)·u of the sum of absolute terms, plus the rounding
+//           of the result.
+#include "oracle/kernels_attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace lquant::oracle {
+namespace {
+
+constexpr double kU = 0x1p-24;
+
+struct Rows {
+  const AttentionSize& n;
+  std::int64_t q(std::int64_t b, std::int64_t t, std::int64_t h) const { return ((b * n.queries + t) * n.heads + h) * n.dim; }
+  std::int64_t out(std::int64_t b, std::int64_t t, std::int64_t h) const { return ((b * n.queries + t) * n.heads + h) * n.value_dim; }
+  std::int64_t k(std::int64_t b, std::int64_t s, std::int64_t h) const { return ((b * n.keys + s) * n.kv_heads + h / (n.heads / n.kv_heads)) * n.dim; }
+  std::int64_t v(std::int64_t b, std::int64_t s, std::int64_t h) const {
+    return ((b * n.keys + s) * n.kv_heads + h / (n.heads / n.kv_heads)) * n.value_dim;
+  }
+};
+
+bool sees(const AttentionSize& n, const AttentionRule& rule, std::int64_t b, std::int64_t t, std::int64_t s) {
+  const std::int64_t position = rule.offset + t;
+  if (rule.causal && s > position) return false;
+  if (rule.window > 0 && s <= position - rule.window) return false;
+  return rule.segments.empty() || rule.segments[b * n.keys + s] == rule.segments[b * n.keys + t];
+}
+
+struct Sum {
+  double value = 0, terms = 0;  ///< Σ and Σ of absolute values
+};
+Sum dot(const double* x, const double* y, std::int64_t n) {
+  Sum sum;
+  for (std::int64_t i = 0; i < n; ++i) {
+    sum.value += x[i] * y[i];
+    sum.terms += std::abs(x[i] * y[i]);
+  }
+  return sum;
+}
+
+/// to += factor·x, and its bound grows by error·|x| plus the summation's share.
+void add(Bounded& to, std::int64_t at, const double* x, std::int64_t n, double factor, double error, double length) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    to.values[at + i] += factor * x[i];
+    to.bounds[at + i] += (error + (length + 20) * kU * std::abs(factor)) * std::abs(x[i]);
+  }
+}
+
+struct Score {
+  std::int64_t key;
+  double value, error, slope, slope_error;
+};
+
+std::vector<Score> scores_of_row(const AttentionSize& n, const AttentionRule& rule, std::int64_t b, std::int64_t t, std::int64_t h,
+                                 const std::vector<double>& q, const std::vector<double>& k) {
+  const Rows at{n};
+  std::vector<Score> row;
+  for (std::int64_t s = 0; s < n.keys; ++s) {
+    if (!sees(n, rule, b, t, s)) continue;
+    const Sum product = dot(&q[at.q(b, t, h)], &k[at.k(b, s, h)], n.dim);
+    Score score{s, rule.scale * product.value, (n.dim + 4) * kU * std::abs(rule.scale) * product.terms, 1, 0};
+    if (rule.softcap > 0) {
+      const double y = std::tanh(score.value / rule.softcap);
+      score.slope = 1 - y * y;
+      score.slope_error = 2 * (score.error / rule.softcap + 12 * kU);
+      score.value = rule.softcap * y;
+      score.error += 12 * kU * std::abs(score.value);
+    }
+    row.push_back(score);
+  }
+  return row;
+}
+
+void finish(Bounded& x, double unit) {
+  for (std::size_t i = 0; i < x.values.size(); ++i) {
+    // The last term: results below the smallest normal number are rounded to zero or to its neighbours.
+    x.bounds[i] = 1.1 * (x.bounds[i] + unit * std::abs(x.values[i])) + std::numeric_limits<float>::min();
+  }
+}
+
+}  // namespace
+
+AttentionReference attention(const AttentionSize& n, const AttentionRule& rule, const std::vector<double>& q, const std::vector<double>& k,
+                             const std::vector<double>& v, const std::vector<double>& cotangent, double unit) {
+  const Rows at{n};
+  const auto zeros = [](std::size_t size) { return Bounded{std::vector<double>(size), std::vector<double>(size)}; };
+  AttentionReference r{zeros(cotangent.size()), zeros(q.size()), zeros(k.size()), zeros(v.size())};
+  const double keys = n.keys, queries = n.queries * (n.heads / n.kv_heads);
+  for (std::int64_t b = 0; b < n.batch; ++b) {
+    for (std::int64_t t = 0; t < n.queries; ++t) {
+      for (std::int64_t h = 0; h < n.heads; ++h) {
+        const auto row = scores_of_row(n, rule, b, t, h, q, k);
+        double most = -std::numeric_limits<double>::infinity(), least = -most, error = 0, total = 0;
+        for (const auto& s : row) {
+          most = std::max(most, s.value);
+          least = std::min(least, s.value);
+          error = std::max(error, s.error);
+        }
+        for (const auto& s : row) total += std::exp(s.value - most);
+        const double log_sum = most + std::log(total);
+        const double eta = 2 * error + (2 * (most - least) + keys + 20 + std::abs(log_sum)) * kU;
+        const std::int64_t o = at.out(b, t, h);
+        for (const auto& s : row) {
+          const double p = std::exp(s.value - log_sum);
+          add(r.out, o, &v[at.v(b, s.key, h)], n.value_dim, p, p * eta, keys);
+        }
+        Sum delta = dot(&cotangent[o], &r.out.values[o], n.value_dim);
+        double delta_error = (n.value_dim + 2) * kU * delta.terms;
+        for (std::int64_t d = 0; d < n.value_dim; ++d) {
+          delta_error += std::abs(cotangent[o + d]) * (r.out.bounds[o + d] + unit * std::abs(r.out.values[o + d]));
+        }
+        for (const auto& s : row) {
+          const double p = std::exp(s.value - log_sum);
+          const Sum dp = dot(&cotangent[o], &v[at.v(b, s.key, h)], n.value_dim);
+          const double weight = p * std::abs(rule.scale), difference = dp.value - delta.value, ds = p * rule.scale * s.slope * difference;
+          const double ds_error = std::abs(ds) * (eta + 8 * kU) + weight * s.slope * ((n.value_dim + 2) * kU * dp.terms + delta_error) +
+                                  weight * std::abs(difference) * s.slope_error;
+          add(r.dq, at.q(b, t, h), &k[at.k(b, s.key, h)], n.dim, ds, ds_error, keys);
+          add(r.dk, at.k(b, s.key, h), &q[at.q(b, t, h)], n.dim, ds, ds_error, queries);
+          add(r.dv, at.v(b, s.key, h), &cotangent[o], n.value_dim, p, p * eta, queries);
+        }
+      }
+    }
+  }
+  for (auto* x : {&r.out, &r.dq, &r.dk, &r.dv}) finish(*x, unit);
+  return r;
+}
+
+}  // namespace lquant::oracle
