@@ -26,7 +26,9 @@ codec::Packed packed_weights(const codec::Format& f, mx::Dtype dtype) {
   return p;
 }
 
-codec::Format format_of(std::int64_t bits) { return bits == 0 ? codec::default_format(codec::Mode::nvfp4) : codec::Format{codec::Mode::affine, static_cast<int>(bits), 64}; }
+codec::Format format_of(std::int64_t bits) {
+  return bits == 0 ? codec::default_format(codec::Mode::nvfp4) : codec::Format{codec::Mode::affine, static_cast<int>(bits), 64};
+}
 
 void count(benchmark::State& state, mx::Dtype dtype) {
   state.SetBytesProcessed(state.iterations() * kRows * kColumns * static_cast<std::int64_t>(mx::size_of(dtype)));

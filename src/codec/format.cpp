@@ -16,10 +16,8 @@ struct ModeRow {
 };
 
 /// Names and defaults as mlx.core.quantize has them.
-constexpr std::array<ModeRow, 4> kModes{{{Mode::affine, "affine", 4, 64},
-                                         {Mode::mxfp4, "mxfp4", 4, 32},
-                                         {Mode::mxfp8, "mxfp8", 8, 32},
-                                         {Mode::nvfp4, "nvfp4", 4, 16}}};
+constexpr std::array<ModeRow, 4> kModes{
+    {{Mode::affine, "affine", 4, 64}, {Mode::mxfp4, "mxfp4", 4, 32}, {Mode::mxfp8, "mxfp8", 8, 32}, {Mode::nvfp4, "nvfp4", 4, 16}}};
 
 const ModeRow& row(Mode mode) { return kModes[static_cast<std::size_t>(mode)]; }
 

@@ -61,7 +61,8 @@ LQUANT_INLINE void nearest_codes(const float* w, int n, ScaleBias at, float top,
     q = q > 0 ? q : 0;
     q = q < top ? q : top;
     const float below = q > 0 ? q - 1 : q, above = q < top ? q + 1 : q;
-    const float here = std::abs(w[j] - value_of<S>(q, at)), down = std::abs(w[j] - value_of<S>(below, at)), up = std::abs(w[j] - value_of<S>(above, at));
+    const float here = std::abs(w[j] - value_of<S>(q, at)), down = std::abs(w[j] - value_of<S>(below, at)),
+                up = std::abs(w[j] - value_of<S>(above, at));
     q = up < here && up < down ? above : (down < here ? below : q);
     codes[j] = static_cast<std::uint8_t>(static_cast<std::int32_t>(q));
   }
@@ -96,7 +97,9 @@ LQUANT_INLINE bool try_candidate(const Group& g, ScaleBias at, Candidate& best) 
 }
 
 /// The best bias for the codes of c and a scale that storage has already rounded.
-LQUANT_INLINE float bias_for(const Group& g, const Candidate& c, float scale) { return static_cast<float>((g.sum_hw - scale * static_cast<double>(c.hq)) / g.sum_h); }
+LQUANT_INLINE float bias_for(const Group& g, const Candidate& c, float scale) {
+  return static_cast<float>((g.sum_hw - scale * static_cast<double>(c.hq)) / g.sum_h);
+}
 
 /// Weighted least squares on the codes of `best`, then codes anew, while that helps.
 template <class S>
@@ -136,7 +139,7 @@ LQUANT_INLINE void polish(const Group& g, int rounds, Candidate& best) {
 /// How much is tried. Measured on Gaussian, Laplace, Student-t and real weights (docs/methods/rtn.md): more steps or refits than these
 /// lower the error by less than one percent more.
 struct Effort {
-  int steps = 8;         ///< positions of either edge, from its own to `least` of it, all pairs of them
+  int steps = 8;  ///< positions of either edge, from its own to `least` of it, all pairs of them
   float least = 0.5f;
   int refits = 2;        ///< of every pair
   int final_refits = 4;  ///< of the best, in either orientation

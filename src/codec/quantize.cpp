@@ -19,12 +19,14 @@ std::string show(const mx::Shape& shape) {
   return "[" + text + "]";
 }
 
+#ifdef LQUANT_ONEDNN
 /// Shape of codes, or of scales.
 mx::Shape with_columns(const mx::array& w, int columns) {
   auto shape = w.shape();
   shape.back() = columns;
   return shape;
 }
+#endif
 
 }  // namespace
 
@@ -35,7 +37,8 @@ void check_weight(const mx::array& w, const Format& format) {
   }
   if (w.ndim() < 2 || w.size() == 0) fail("codec", "a weight of shape {} has no rows or columns to quantize; leave it unquantized", show(w.shape()));
   if (w.shape(-1) % format.group_size != 0) {
-    fail("codec", "a weight of shape {} cannot be cut into groups of {}: {} is no multiple of it; choose a smaller group size or leave it unquantized",
+    fail("codec",
+         "a weight of shape {} cannot be cut into groups of {}: {} is no multiple of it; choose a smaller group size or leave it unquantized",
          show(w.shape()), format.group_size, w.shape(-1));
   }
 }
@@ -46,8 +49,7 @@ Packed quantize(const mx::array& w, const Format& format) {
   if (kernels::cpu_kernels()) {
     const bool affine = format.mode == Mode::affine;
     const auto groups = with_columns(w, w.shape(-1) / format.group_size);
-    std::vector<kernels::Output> outputs{{with_columns(w, w.shape(-1) * format.bits / 32), mx::uint32},
-                                         {groups, affine ? w.dtype() : mx::uint8}};
+    std::vector<kernels::Output> outputs{{with_columns(w, w.shape(-1) * format.bits / 32), mx::uint32}, {groups, affine ? w.dtype() : mx::uint8}};
     if (affine) outputs.push_back({groups, w.dtype()});
     const auto compute = [format](const std::vector<mx::array>& in, std::vector<mx::array>& out) { cpu::quantize(in[0], format, out); };
     const auto made = kernels::make_op("quantize", {w}, outputs, compute);
@@ -71,7 +73,9 @@ mx::array dequantize(const Packed& packed, const Format& format, mx::Dtype dtype
     if (packed.codes.dtype() != mx::uint32 || packed.scales.dtype() != mx::uint8 || packed.codes.shape() != expected) {
       throw std::invalid_argument("[codec] dequantize: codes must be u32 [..., N, K·bits/32] and scales u8 [..., N, K/group_size]");
     }
-    const auto compute = [format](const std::vector<mx::array>& in, std::vector<mx::array>& out) { cpu::dequantize_float(in[0], in[1], format, out[0]); };
+    const auto compute = [format](const std::vector<mx::array>& in, std::vector<mx::array>& out) {
+      cpu::dequantize_float(in[0], in[1], format, out[0]);
+    };
     return kernels::make_op("dequantize_float", {packed.codes, packed.scales}, {{with_columns(packed.codes, columns), dtype}}, compute)[0];
   }
 #endif

@@ -23,8 +23,8 @@ constexpr int kMaxGroup = 128;
 constexpr std::int64_t kGrain = 1 << 15;
 
 template <class S>
-LQUANT_INLINE void affine_groups(const typename S::Bits* w, std::uint32_t* words, typename S::Bits* scales, typename S::Bits* biases, int bits, int group,
-                                 std::int64_t begin, std::int64_t end) {
+LQUANT_INLINE void affine_groups(const typename S::Bits* w, std::uint32_t* words, typename S::Bits* scales, typename S::Bits* biases, int bits,
+                                 int group, std::int64_t begin, std::int64_t end) {
   alignas(64) float values[kMaxGroup];
   alignas(64) std::uint8_t codes[kMaxGroup];
   const float top = static_cast<float>((1 << bits) - 1);
@@ -103,7 +103,8 @@ LQUANT_INLINE void float_group(const typename S::Bits* w, int group, Mode mode, 
 }
 
 template <class S>
-LQUANT_INLINE void float_groups(const typename S::Bits* w, std::uint32_t* words, std::uint8_t* scales, const Format& f, std::int64_t begin, std::int64_t end) {
+LQUANT_INLINE void float_groups(const typename S::Bits* w, std::uint32_t* words, std::uint8_t* scales, const Format& f, std::int64_t begin,
+                                std::int64_t end) {
   alignas(64) std::uint8_t codes[32];
   for (auto g = begin; g < end; ++g) {
     float_group<S>(w + g * f.group_size, f.group_size, f.mode, codes, scales + g);
@@ -153,9 +154,8 @@ void quantize(const mx::array& w, const Format& format, std::vector<mx::array>& 
 
 void dequantize_float(const mx::array& codes, const mx::array& scales, const Format& format, mx::array& out) {
   const int group = format.group_size;
-  kernels::parallel_for(static_cast<std::int64_t>(scales.size()), kGrain / group, [&](std::int64_t begin, std::int64_t end) {
-    float_values_range(codes, scales, format, out, begin, end);
-  });
+  kernels::parallel_for(static_cast<std::int64_t>(scales.size()), kGrain / group,
+                        [&](std::int64_t begin, std::int64_t end) { float_values_range(codes, scales, format, out, begin, end); });
 }
 
 }  // namespace lquant::codec::cpu

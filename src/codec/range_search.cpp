@@ -84,7 +84,6 @@ struct Job {
   std::vector<double>&plain, &found;  ///< errors by row
 
   std::int64_t columns() const { return w.shape(-1); }
-  std::int64_t rows() const { return static_cast<std::int64_t>(w.size()) / columns(); }
 };
 
 LQUANT_INLINE void load(const mx::array& w, std::int64_t at, int n, float* values) {
@@ -155,8 +154,8 @@ LQUANT_MULTIVERSION void search_range(const Job& job, std::int64_t begin, std::i
 }
 
 template <class S>
-LQUANT_INLINE void nearest_groups(const mx::array& w, const mx::array& scales, const mx::array& biases, const Format& f, mx::array& codes, std::int64_t begin,
-                                  std::int64_t end) {
+LQUANT_INLINE void nearest_groups(const mx::array& w, const mx::array& scales, const mx::array& biases, const Format& f, mx::array& codes,
+                                  std::int64_t begin, std::int64_t end) {
   const int n = f.group_size;
   Buffers b;
   for (auto i = begin; i < end; ++i) {
@@ -187,7 +186,8 @@ double total(const std::vector<double>& rows, double unit) {
 
 }  // namespace
 
-RangeSearchResult range_search(const mx::array& w, const Format& format, const std::optional<mx::array>& importance, std::optional<mx::Dtype> scale_dtype) {
+RangeSearchResult range_search(const mx::array& w, const Format& format, const std::optional<mx::array>& importance,
+                               std::optional<mx::Dtype> scale_dtype) {
   check_weight(w, format);
   if (format.mode != Mode::affine) {
     const auto packed = quantize(w, format);
@@ -199,7 +199,8 @@ RangeSearchResult range_search(const mx::array& w, const Format& format, const s
   const auto host = on_host(w);
   const Importance h(w, importance);
   const auto groups = with_columns(w, w.shape(-1) / format.group_size);
-  auto codes = host_array(with_columns(w, w.shape(-1) * format.bits / 32), mx::uint32), scales = host_array(groups, dtype), biases = host_array(groups, dtype);
+  auto codes = host_array(with_columns(w, w.shape(-1) * format.bits / 32), mx::uint32), scales = host_array(groups, dtype),
+       biases = host_array(groups, dtype);
   const auto rows = static_cast<std::int64_t>(w.size()) / w.shape(-1);
   std::vector<double> plain(rows), found(rows);
   const Job job{host, format, h, codes, scales, biases, plain, found};
@@ -216,9 +217,8 @@ mx::array requantize_codes(const mx::array& w, const mx::array& scales, const mx
   const auto host = on_host(w), host_scales = on_host(scales), host_biases = on_host(biases);
   auto codes = host_array(with_columns(w, w.shape(-1) * format.bits / 32), mx::uint32);
   constexpr std::int64_t kGroupGrain = 256;  // tens of microseconds
-  kernels::parallel_for(static_cast<std::int64_t>(scales.size()), kGroupGrain, [&](std::int64_t begin, std::int64_t end) {
-    nearest_range(host, host_scales, host_biases, format, codes, begin, end);
-  });
+  kernels::parallel_for(static_cast<std::int64_t>(scales.size()), kGroupGrain,
+                        [&](std::int64_t begin, std::int64_t end) { nearest_range(host, host_scales, host_biases, format, codes, begin, end); });
   return codes;
 }
 

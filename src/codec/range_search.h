@@ -36,7 +36,8 @@ struct QuantizationError {
 };
 
 /// How far `packed` is from w, in double precision. NaN where either holds one.
-QuantizationError measure_error(const mx::array& w, const Packed& packed, const Format& format, const std::optional<mx::array>& importance = std::nullopt);
+QuantizationError measure_error(const mx::array& w, const Packed& packed, const Format& format,
+                                const std::optional<mx::array>& importance = std::nullopt);
 
 /// measure_error(…).weighted.
 double weighted_error(const mx::array& w, const Packed& packed, const Format& format, const std::optional<mx::array>& importance = std::nullopt);

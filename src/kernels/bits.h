@@ -96,24 +96,36 @@ LQUANT_INLINE void squeeze_count(const std::uint8_t* codes, std::uint32_t* words
 /// Unpacks `count` codes, a multiple of 8, and of kChunk for 3, 5 and 6 bits; bits is 2, 3, 4, 5, 6 or 8 (others do nothing).
 LQUANT_INLINE void spread_codes(const std::uint32_t* words, std::uint8_t* codes, std::int64_t count, int bits) {
   switch (bits) {
-    case 2: return spread_count<2>(words, codes, count);
-    case 3: return spread_count<3>(words, codes, count);
-    case 4: return spread_count<4>(words, codes, count);
-    case 5: return spread_count<5>(words, codes, count);
-    case 6: return spread_count<6>(words, codes, count);
-    case 8: return spread_count<8>(words, codes, count);
+    case 2:
+      return spread_count<2>(words, codes, count);
+    case 3:
+      return spread_count<3>(words, codes, count);
+    case 4:
+      return spread_count<4>(words, codes, count);
+    case 5:
+      return spread_count<5>(words, codes, count);
+    case 6:
+      return spread_count<6>(words, codes, count);
+    case 8:
+      return spread_count<8>(words, codes, count);
   }
 }
 
 /// Packs `count` codes, a multiple of 8, each below 2^bits.
 LQUANT_INLINE void squeeze_codes(const std::uint8_t* codes, std::uint32_t* words, std::int64_t count, int bits) {
   switch (bits) {
-    case 2: return squeeze_count<2>(codes, words, count);
-    case 3: return squeeze_count<3>(codes, words, count);
-    case 4: return squeeze_count<4>(codes, words, count);
-    case 5: return squeeze_count<5>(codes, words, count);
-    case 6: return squeeze_count<6>(codes, words, count);
-    case 8: return squeeze_count<8>(codes, words, count);
+    case 2:
+      return squeeze_count<2>(codes, words, count);
+    case 3:
+      return squeeze_count<3>(codes, words, count);
+    case 4:
+      return squeeze_count<4>(codes, words, count);
+    case 5:
+      return squeeze_count<5>(codes, words, count);
+    case 6:
+      return squeeze_count<6>(codes, words, count);
+    case 8:
+      return squeeze_count<8>(codes, words, count);
   }
 }
 

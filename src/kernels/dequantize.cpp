@@ -131,7 +131,8 @@ mx::array unpack_codes(const mx::array& codes, int bits) {
 
 mx::array pack_codes(const mx::array& codes, int bits) {
   check_bits(bits);
-  require(codes.dtype() == mx::uint8 && codes.ndim() >= 1 && codes.shape(-1) % kWord == 0, "codes to pack must be u8 with a last dimension divisible by 32");
+  require(codes.dtype() == mx::uint8 && codes.ndim() >= 1 && codes.shape(-1) % kWord == 0,
+          "codes to pack must be u8 with a last dimension divisible by 32");
   auto shape = codes.shape();
   shape.back() = shape.back() / kWord * bits;
 #ifdef LQUANT_ONEDNN

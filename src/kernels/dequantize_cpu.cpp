@@ -103,7 +103,8 @@ void dequantize_affine(const mx::array& codes, const mx::array& scales, const mx
   });
 }
 
-void dequantize_affine_gradient(const mx::array& codes, const mx::array& gradient, int bits, int group_size, mx::array& d_scales, mx::array& d_biases) {
+void dequantize_affine_gradient(const mx::array& codes, const mx::array& gradient, int bits, int group_size, mx::array& d_scales,
+                                mx::array& d_biases) {
   parallel_for(static_cast<std::int64_t>(d_scales.size()), kGrain / group_size, [&](std::int64_t begin, std::int64_t end) {
     gradient_range({codes.data<std::uint32_t>(), bits, group_size, begin, end}, gradient, d_scales, d_biases);
   });

@@ -9,7 +9,8 @@ namespace lquant::kernels::cpu {
 namespace mx = mlx::core;
 
 void dequantize_affine(const mx::array& codes, const mx::array& scales, const mx::array& biases, int bits, int group_size, mx::array& out);
-void dequantize_affine_gradient(const mx::array& codes, const mx::array& gradient, int bits, int group_size, mx::array& d_scales, mx::array& d_biases);
+void dequantize_affine_gradient(const mx::array& codes, const mx::array& gradient, int bits, int group_size, mx::array& d_scales,
+                                mx::array& d_biases);
 void unpack_codes(const mx::array& codes, int bits, mx::array& out);
 void pack_codes(const mx::array& codes, int bits, mx::array& out);
 

@@ -59,10 +59,14 @@ LQUANT_INLINE float rounded(float x) {
 template <class F>
 LQUANT_INLINE auto with_storage(mlx::core::Dtype dtype, F&& f) {
   switch (dtype.val()) {
-    case mlx::core::Dtype::Val::float32: return f(Float32{});
-    case mlx::core::Dtype::Val::bfloat16: return f(BFloat16{});
-    case mlx::core::Dtype::Val::float16: return f(Float16{});
-    default: throw std::invalid_argument("[kernels] float32, bfloat16 or float16 is needed here");
+    case mlx::core::Dtype::Val::float32:
+      return f(Float32{});
+    case mlx::core::Dtype::Val::bfloat16:
+      return f(BFloat16{});
+    case mlx::core::Dtype::Val::float16:
+      return f(Float16{});
+    default:
+      throw std::invalid_argument("[kernels] float32, bfloat16 or float16 is needed here");
   }
 }
 

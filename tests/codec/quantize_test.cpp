@@ -91,12 +91,12 @@ TEST(Quantize, EqualsMlxOnOddValues) {
       [](int i) { return -1.0f - 0.3f * (i % 7); },
       [](int i) { return i == 5 ? 100.0f : 0.01f * (i % 3); },
       [](int i) { return i == 5 ? -100.0f : 0.01f * (i % 3); },
-      [](int i) { return (i % 16 - 8) * 0.5f; },          // ties on every grid of halves
-      [](int i) { return (i % 31 - 15) * 4e3f; },         // beyond what an nvfp4 scale reaches
-      [](int i) { return (i % 31 - 15) * 1e-6f; },        // below what an nvfp4 scale reaches; subnormal in float16
+      [](int i) { return (i % 16 - 8) * 0.5f; },    // ties on every grid of halves
+      [](int i) { return (i % 31 - 15) * 4e3f; },   // beyond what an nvfp4 scale reaches
+      [](int i) { return (i % 31 - 15) * 1e-6f; },  // below what an nvfp4 scale reaches; subnormal in float16
       [](int i) { return (i % 31 - 15) * 3e-5f; },
       [](int i) { return i == 5 ? 3.47e-5f : 0.0f; },  // as float16, 1/448 of it would round to a power of two
-      [](int i) { return i % 2 ? 1.0f : -1.0f; },         // both edges alike
+      [](int i) { return i % 2 ? 1.0f : -1.0f; },      // both edges alike
   };
   for (const auto& f : all_formats()) {
     for (const auto& dtype : kFloats) {
@@ -171,14 +171,25 @@ std::string message_of(const std::function<void()>& f) {
 
 TEST(Quantize, WhatCannotBeQuantizedIsRefusedInASentence) {
   const Format f{Mode::affine, 4, 64};
-  EXPECT_EQ(message_of([&] { quantize(mx::zeros({2, 96}), f); }),
-            "[codec] a weight of shape [2, 96] cannot be cut into groups of 64: 96 is no multiple of it; choose a smaller group size or leave it unquantized");
-  EXPECT_EQ(message_of([&] { quantize(mx::zeros({4, 0}), f); }),
+  EXPECT_EQ(message_of([&] {
+              quantize(mx::zeros({2, 96}), f);
+            }),
+            "[codec] a weight of shape [2, 96] cannot be cut into groups of 64: 96 is no multiple of it; choose a smaller group size or leave it "
+            "unquantized");
+  EXPECT_EQ(message_of([&] {
+              quantize(mx::zeros({4, 0}), f);
+            }),
             "[codec] a weight of shape [4, 0] has no rows or columns to quantize; leave it unquantized");
-  EXPECT_EQ(message_of([&] { quantize(mx::zeros({64}), f); }), "[codec] a weight of shape [64] has no rows or columns to quantize; leave it unquantized");
-  EXPECT_EQ(message_of([&] { quantize(mx::zeros({2, 64}, mx::int32), f); }),
+  EXPECT_EQ(message_of([&] { quantize(mx::zeros({64}), f); }),
+            "[codec] a weight of shape [64] has no rows or columns to quantize; leave it unquantized");
+  EXPECT_EQ(message_of([&] {
+              quantize(mx::zeros({2, 64}, mx::int32), f);
+            }),
             "[codec] only float32, bfloat16 and float16 weights can be quantized; convert the checkpoint to one of these");
-  EXPECT_EQ(message_of([&] { quantize(mx::zeros({2, 64}), {Mode::affine, 7, 64}); }), "[codec] affine weights of 7 bits do not exist; choose 2, 3, 4, 5, 6 or 8");
+  EXPECT_EQ(message_of([&] {
+              quantize(mx::zeros({2, 64}), {Mode::affine, 7, 64});
+            }),
+            "[codec] affine weights of 7 bits do not exist; choose 2, 3, 4, 5, 6 or 8");
 }
 
 }  // namespace

@@ -40,10 +40,12 @@ double exhaustive_range_error(const std::vector<float>& w, const std::vector<flo
   const int codes = 1 << bits;
   double best = std::numeric_limits<double>::infinity();
   for (double edge : values_between(-least * min, -min)) {
-    for (double scale : values_between((least * max + edge) / (codes - 1), (max + edge) / (codes - 1))) best = std::min(best, error_of(w, h, codes, scale, -edge));
+    for (double scale : values_between((least * max + edge) / (codes - 1), (max + edge) / (codes - 1)))
+      best = std::min(best, error_of(w, h, codes, scale, -edge));
   }
   for (double edge : values_between(least * max, max)) {
-    for (double scale : values_between((edge - least * min) / (codes - 1), (edge - min) / (codes - 1))) best = std::min(best, error_of(w, h, codes, -scale, edge));
+    for (double scale : values_between((edge - least * min) / (codes - 1), (edge - min) / (codes - 1)))
+      best = std::min(best, error_of(w, h, codes, -scale, edge));
   }
   return best;
 }
