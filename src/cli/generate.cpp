@@ -148,7 +148,8 @@ void add_generate(CLI::App& app, Run& chosen) {
   command->add_option("--model", options->model, "Model folder")->required();
   command->add_option("--prompt,-p", options->prompt, "Message to be processed by the model ('-' reads from stdin)")->capture_default_str();
   command->add_option("--system-prompt", options->system_prompt, "System prompt for the chat template");
-  command->add_option("--max-tokens,-m", sample.max_tokens, "Maximum number of tokens to generate (-1: until the model stops)")->capture_default_str();
+  command->add_option("--max-tokens,-m", sample.max_tokens, "Maximum number of tokens to generate (-1: until the model stops)")
+      ->capture_default_str();
   command->add_option("--temp", sample.temperature, "Sampling temperature; 0 takes the likeliest token")->capture_default_str();
   command->add_option("--top-p", sample.top_p, "Keep the likeliest tokens that hold this share of the probability")->capture_default_str();
   command->add_option("--min-p", sample.min_p, "Keep tokens with this share of the likeliest one's probability")->capture_default_str();

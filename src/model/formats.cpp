@@ -19,7 +19,9 @@ const json& block_of(const json& config) {
     // The microscaling exports (mxfp4, mxfp8) hold MLX's own tensors and are told by their shapes; the others do not.
     const std::string method = block.value("quant_method", "");
     if (!method.empty() && method != "mxfp4" && method != "mxfp8")
-      fail("model", "config.json: quantized by \"{}\", which is not one of MLX's formats; give the unquantized model, or convert it with mlx_lm first", method);
+      fail("model",
+           "config.json: quantized by \"{}\", which is not one of MLX's formats; give the unquantized model, or convert it with mlx_lm first",
+           method);
     return block;
   }
   return none;
@@ -81,7 +83,8 @@ std::vector<Expected> expected_tensors(const LinearSpec& linear, const Formats& 
   } else {
     const auto& format = found->second;
     if (linear.in % format.group_size != 0)
-      fail("model", "{}: {} inputs cannot be cut into groups of {}; its quantization in config.json is wrong", linear.path, linear.in, format.group_size);
+      fail("model", "{}: {} inputs cannot be cut into groups of {}; its quantization in config.json is wrong", linear.path, linear.in,
+           format.group_size);
     const int words = static_cast<int>(std::int64_t{1} * linear.in * format.bits / 32), groups = linear.in / format.group_size;
     expected.push_back({linear.path + ".weight", shape({linear.out, words}), Holds::codes});
     const bool affine = format.mode == Mode::affine;

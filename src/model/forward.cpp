@@ -32,7 +32,9 @@ struct Scope {
   }
 };
 
-mx::array normed(const Scope& scope, const NormSpec& norm, const mx::array& x) { return kernels::rms_norm(x, scope.norm(norm), norm.eps, norm.offset); }
+mx::array normed(const Scope& scope, const NormSpec& norm, const mx::array& x) {
+  return kernels::rms_norm(x, scope.norm(norm), norm.eps, norm.offset);
+}
 
 /// residual + [post norm of] y.
 mx::array close(const Scope& scope, const std::optional<NormSpec>& post, const mx::array& residual, const mx::array& y) {
@@ -125,8 +127,7 @@ mx::array mix_experts(const Scope& scope, const ExpertMlp& mlp, const mx::array&
 mx::array embed(const ModelSpec& spec, const Tensors& tensors, const Formats& formats, const mx::array& ids, mx::Dtype dtype) {
   const auto& path = spec.embedding.path;
   // A Python scalar meets an array in the array's dtype in MLX; rounding it so keeps our embeddings equal to mlx_lm's.
-  const float multiplier =
-      spec.embedding_multiplier == 1 ? 1 : mx::astype(mx::array(spec.embedding_multiplier, dtype), mx::float32).item<float>();
+  const float multiplier = spec.embedding_multiplier == 1 ? 1 : mx::astype(mx::array(spec.embedding_multiplier, dtype), mx::float32).item<float>();
   const auto packed = formats.find(path);
   if (packed != formats.end() && packed->second.mode == codec::Mode::affine) {
     return kernels::embedding_affine(ids, tensor(tensors, path + ".weight"), tensor(tensors, path + ".scales"), tensor(tensors, path + ".biases"),
@@ -144,7 +145,8 @@ mx::array block(const ModelSpec& spec, int i, const Tensors& tensors, const Form
   const auto middle = close(scope, block.attention_post_norm, residual, attend(scope, block.attention, h), block.attention.output);
 
   const auto [second, g] = enter(block.mlp_norm, middle);
-  if (const auto* dense = std::get_if<DenseMlp>(&block.mlp)) return close(scope, block.mlp_post_norm, second, activate(scope, *dense, g), dense->down);
+  if (const auto* dense = std::get_if<DenseMlp>(&block.mlp))
+    return close(scope, block.mlp_post_norm, second, activate(scope, *dense, g), dense->down);
   return close(scope, block.mlp_post_norm, second, mix_experts(scope, std::get<ExpertMlp>(block.mlp), g));
 }
 

@@ -73,7 +73,8 @@ void check(const ModelSpec& spec, const std::vector<std::vector<int>>& prompts, 
   for (const auto& prompt : prompts) {
     if (prompt.empty()) fail("model", "the prompt holds no token; give at least one character, or a tokenizer that adds a first token");
     for (const int id : prompt)
-      if (id < 0 || id >= spec.vocab) fail("model", "token {} of the prompt is outside the model's vocabulary of {}; tokenizer and model do not belong together", id, spec.vocab);
+      if (id < 0 || id >= spec.vocab)
+        fail("model", "token {} of the prompt is outside the model's vocabulary of {}; tokenizer and model do not belong together", id, spec.vocab);
   }
   if (options.temperature < 0 || options.top_p < 0 || options.top_p > 1 || options.min_p < 0 || options.min_p > 1 || options.top_k < 0)
     fail("model", "sampling needs temperature >= 0, top-p and min-p between 0 and 1, and top-k >= 0");

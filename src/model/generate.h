@@ -30,7 +30,8 @@ using TokenCallback = std::function<bool(int row, int token)>;
 /// are fed while shorter ones already sample, so no padding is needed. A row's draws depend on (seed, row) alone, not on the
 /// others. `tensors` should be dense (see densify). Throws Error for an empty prompt or ids outside the vocabulary.
 std::vector<std::vector<int>> sample(const ModelSpec& spec, const Tensors& tensors, const Formats& formats, mx::Dtype dtype,
-                                     const std::vector<std::vector<int>>& prompts, const SampleOptions& options, const TokenCallback& callback = nullptr);
+                                     const std::vector<std::vector<int>>& prompts, const SampleOptions& options,
+                                     const TokenCallback& callback = nullptr);
 
 /// One draw from logits[0 … vocab) (finite) with `uniform` in [0, 1).
 int sample_token(const float* logits, int vocab, const SampleOptions& options, double uniform);

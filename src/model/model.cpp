@@ -34,11 +34,14 @@ std::string unstacked_name(const ModelSpec& spec, const std::string& name, int e
 void check_one(const checkpoint::Checkpoint& checkpoint, const std::string& name, const mx::Shape& shape, Holds holds) {
   const auto& info = checkpoint.info(name);
   if (info.shape != shape)
-    fail("model", "tensor {} has shape {} where config.json asks for {}; the files of the folder do not belong together", name, text(info.shape), text(shape));
+    fail("model", "tensor {} has shape {} where config.json asks for {}; the files of the folder do not belong together", name, text(info.shape),
+         text(shape));
   const bool right = holds == Holds::codes ? info.dtype == mx::uint32 : holds == Holds::bytes ? info.dtype == mx::uint8 : is_float(info.dtype);
   if (!right)
     fail("model", "tensor {} is stored as {} but should hold {}; the quantization in config.json does not fit the files", name, info.stored,
-         holds == Holds::codes ? "packed codes (U32)" : holds == Holds::bytes ? "scales of a microscaling format (U8)" : "floating-point numbers");
+         holds == Holds::codes   ? "packed codes (U32)"
+         : holds == Holds::bytes ? "scales of a microscaling format (U8)"
+                                 : "floating-point numbers");
 }
 
 void check(const checkpoint::Checkpoint& checkpoint, const ModelSpec& spec, const Expected& expected) {

@@ -123,7 +123,8 @@ RopeSpec make_rope(int dims, double base, bool interleaved, const json& scaling,
   } else if (type == "proportional") {
     inv_freq = proportional(dims, base, scaling);
   } else {
-    fail("model", "config.json: rope_scaling of type \"{}\" is not known; known: default, linear, dynamic, llama3, yarn, longrope, su, proportional, mrope",
+    fail("model",
+         "config.json: rope_scaling of type \"{}\" is not known; known: default, linear, dynamic, llama3, yarn, longrope, su, proportional, mrope",
          type);
   }
   rope.inv_freq.assign(inv_freq.begin(), inv_freq.end());

@@ -7,21 +7,36 @@ namespace lquant::model {
 
 std::string_view to_string(Role role) {
   switch (role) {
-    case Role::q: return "q";
-    case Role::k: return "k";
-    case Role::v: return "v";
-    case Role::qkv: return "qkv";
-    case Role::o: return "o";
-    case Role::gate: return "gate";
-    case Role::up: return "up";
-    case Role::gate_up: return "gate_up";
-    case Role::down: return "down";
-    case Role::router: return "router";
-    case Role::expert_gate: return "expert_gate";
-    case Role::expert_up: return "expert_up";
-    case Role::expert_down: return "expert_down";
-    case Role::embed: return "embed";
-    case Role::head: return "head";
+    case Role::q:
+      return "q";
+    case Role::k:
+      return "k";
+    case Role::v:
+      return "v";
+    case Role::qkv:
+      return "qkv";
+    case Role::o:
+      return "o";
+    case Role::gate:
+      return "gate";
+    case Role::up:
+      return "up";
+    case Role::gate_up:
+      return "gate_up";
+    case Role::down:
+      return "down";
+    case Role::router:
+      return "router";
+    case Role::expert_gate:
+      return "expert_gate";
+    case Role::expert_up:
+      return "expert_up";
+    case Role::expert_down:
+      return "expert_down";
+    case Role::embed:
+      return "embed";
+    case Role::head:
+      return "head";
   }
   throw std::invalid_argument("[model] no such role");
 }

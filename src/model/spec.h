@@ -46,11 +46,11 @@ struct NormSpec {
 struct AttentionSpec {
   int heads = 0, kv_heads = 0, head_dim = 0;
   float scale = 1;
-  float softcap = 0;                  ///< of the scores (Gemma 2); 0: none
-  int window = 0;                     ///< keys a query sees, itself included; 0: all before it
-  std::optional<RopeSpec> rope;       ///< none: no positions (NoPE layers)
+  float softcap = 0;                       ///< of the scores (Gemma 2); 0: none
+  int window = 0;                          ///< keys a query sees, itself included; 0: all before it
+  std::optional<RopeSpec> rope;            ///< none: no positions (NoPE layers)
   std::optional<NormSpec> q_norm, k_norm;  ///< over each head (size head_dim)
-  std::vector<LinearSpec> inputs;     ///< q, k, v, or one fused qkv whose rows are q's, then k's, then v's
+  std::vector<LinearSpec> inputs;          ///< q, k, v, or one fused qkv whose rows are q's, then k's, then v's
   LinearSpec output;
 };
 
@@ -85,7 +85,7 @@ struct BlockSpec {
 /// arXiv 2306.00978): norm → the linears that read it, v → o, up → down.
 struct Edge {
   int block = 0;
-  std::string producer;                ///< path of a norm or a linear
+  std::string producer;  ///< path of a norm or a linear
   bool producer_is_norm = false;
   float norm_offset = 0;               ///< the norm's weight in use is weight + norm_offset
   std::vector<std::string> consumers;  ///< paths of linears, all of the same width `in`

@@ -6,7 +6,7 @@
 
 #include <stdexcept>
 
-#include "kernels/dequantize.h"
+#include "codec/quantize.h"
 #include "model/forward.h"
 
 namespace lquant::model {
@@ -26,11 +26,9 @@ mx::array dense(const Tensors& tensors, const Formats& formats, const std::strin
   const auto weight = cut(tensor(tensors, path + ".weight"), rows);
   const auto packed = formats.find(path);
   if (packed == formats.end()) return cast(weight, dtype);
-  const auto& format = packed->second;
-  const auto scales = cut(tensor(tensors, path + ".scales"), rows);
-  if (format.mode == codec::Mode::affine)
-    return kernels::dequantize_affine(weight, scales, cut(tensor(tensors, path + ".biases"), rows), format.bits, format.group_size, dtype);
-  return mx::dequantize(weight, scales, std::nullopt, format.group_size, format.bits, codec::to_string(format.mode), std::nullopt, dtype);
+  codec::Packed parts{weight, cut(tensor(tensors, path + ".scales"), rows), std::nullopt};
+  if (packed->second.mode == codec::Mode::affine) parts.biases = cut(tensor(tensors, path + ".biases"), rows);
+  return codec::dequantize(parts, packed->second, dtype);
 }
 
 }  // namespace

@@ -27,8 +27,8 @@ TEST(SampleToken, DrawsFromTheDistributionThatItsFiltersDefine) {
     float temperature, top_p, min_p;
     int top_k;
   };
-  for (const auto& [temperature, top_p, min_p, top_k] :
-       {Case{1, 0, 0, 0}, Case{0.5f, 1, 0, 0}, Case{1.7f, 0.9f, 0, 0}, Case{1, 0, 0.1f, 0}, Case{0.8f, 0, 0, 5}, Case{1, 0.8f, 0.05f, 4}, Case{1, 0.999f, 0.2f, 50}}) {
+  for (const auto& [temperature, top_p, min_p, top_k] : {Case{1, 0, 0, 0}, Case{0.5f, 1, 0, 0}, Case{1.7f, 0.9f, 0, 0}, Case{1, 0, 0.1f, 0},
+                                                         Case{0.8f, 0, 0, 5}, Case{1, 0.8f, 0.05f, 4}, Case{1, 0.999f, 0.2f, 50}}) {
     SampleOptions options;
     options.temperature = temperature;
     options.top_p = top_p;
@@ -39,7 +39,8 @@ TEST(SampleToken, DrawsFromTheDistributionThatItsFiltersDefine) {
     const int n = 20000;
     std::vector<int> count(logits.size());
     for (int i = 0; i < n; ++i) ++count[sample_token(logits.data(), static_cast<int>(logits.size()), options, (i + 0.5) / n)];
-    for (std::size_t t = 0; t < logits.size(); ++t) EXPECT_NEAR(count[t], n * expected[t], 1.01) << "token " << t << ", top_p " << top_p << ", top_k " << top_k;
+    for (std::size_t t = 0; t < logits.size(); ++t)
+      EXPECT_NEAR(count[t], n * expected[t], 1.01) << "token " << t << ", top_p " << top_p << ", top_k " << top_k;
   }
 }
 
@@ -50,7 +51,8 @@ TEST(SampleToken, ZeroTemperatureTakesTheLargest) {
 
 class SampleTest : public testing::Test {
  protected:
-  std::vector<std::vector<int>> run(const std::vector<std::vector<int>>& prompts, const SampleOptions& options, const TokenCallback& callback = nullptr) {
+  std::vector<std::vector<int>> run(const std::vector<std::vector<int>>& prompts, const SampleOptions& options,
+                                    const TokenCallback& callback = nullptr) {
     return sample(spec, tensors, {}, mx::float32, prompts, options, callback);
   }
   ModelSpec spec = spec_from_config(oracle::tiny_config("gemma3_text"));

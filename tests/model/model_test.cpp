@@ -120,7 +120,8 @@ TEST(ModelOpen, FormatsFollowTheConfigThenTheShapes) {
   oracle::pack(parts.tensors, parts.formats, prefix + "mlp.up_proj", {codec::Mode::mxfp4, 4, 32});
   oracle::pack(parts.tensors, parts.formats, prefix + "mlp.gate_proj", {codec::Mode::mxfp8, 8, 32});
   oracle::pack(parts.tensors, parts.formats, prefix + "mlp.down_proj", {codec::Mode::nvfp4, 4, 16});
-  parts.config["quantization"] = {{"group_size", 64}, {"bits", 4}, {prefix + "self_attn.o_proj", {{"group_size", 32}, {"bits", 6}}}, {prefix + "self_attn.k_proj", false}};
+  parts.config["quantization"] = {
+      {"group_size", 64}, {"bits", 4}, {prefix + "self_attn.o_proj", {{"group_size", 32}, {"bits", 6}}}, {prefix + "self_attn.k_proj", false}};
   const oracle::Folder folder(parts.config, parts.tensors);
   EXPECT_EQ(Model::open(checkpoint::Checkpoint::open(folder.path())).formats(), parts.formats);
 
@@ -194,7 +195,8 @@ TEST_F(StreamTest, BlocksMayBeReplacedAndBoundariesRounded) {
   options.before_block = [](int, Tensors& tensors, Formats& formats) {
     // Without what the sub-layers add (their closing norms' 1 + weight is 0), a block hands its input on.
     for (auto& [name, value] : tensors)
-      if (name.find("post_attention_layernorm") != std::string::npos || name.find("post_feedforward_layernorm") != std::string::npos) value = mx::negative(mx::ones_like(value));
+      if (name.find("post_attention_layernorm") != std::string::npos || name.find("post_feedforward_layernorm") != std::string::npos)
+        value = mx::negative(mx::ones_like(value));
   };
   const auto hidden = stream_blocks(model, ids, options);
   EXPECT_EQ(hidden[0].dtype(), mx::bfloat16);

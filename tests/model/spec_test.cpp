@@ -56,8 +56,8 @@ ModelSpec published_spec(const std::string& type) { return spec_from_config(json
 
 TEST(Spec, PublishedModelsHaveTheirPublishedSizes) {
   // Parameters of the linears alone (norms and biases are the small rest), from the models' own cards.
-  const std::map<std::string, double> billions = {{"llama", 1.236}, {"mistral", 7.248}, {"qwen2", 0.494}, {"qwen3", 0.596}, {"smollm3", 3.075},
-                                                  {"phi3", 3.821},  {"gemma2", 2.614},  {"qwen3_moe", 30.53}};
+  const std::map<std::string, double> billions = {{"llama", 1.236},   {"mistral", 7.248}, {"qwen2", 0.494},  {"qwen3", 0.596},
+                                                  {"smollm3", 3.075}, {"phi3", 3.821},    {"gemma2", 2.614}, {"qwen3_moe", 30.53}};
   for (const auto& [type, size] : billions) {
     double total = 0;
     for (const auto* linear : published_spec(type).linears()) total += static_cast<double>(linear->parameters());
@@ -185,7 +185,8 @@ void apply(const Edge& edge, const ModelSpec& spec, Tensors& tensors) {
   } else {
     const int rows = weight.shape(-2);
     weight = scale_rows(weight, s, edge.first_row, rows);
-    if (const auto bias = tensors.find(edge.producer + ".bias"); bias != tensors.end()) bias->second = scale_rows(bias->second, s, edge.first_row, rows);
+    if (const auto bias = tensors.find(edge.producer + ".bias"); bias != tensors.end())
+      bias->second = scale_rows(bias->second, s, edge.first_row, rows);
   }
   for (const auto& path : edge.consumers) {
     auto& consumer = tensors.at(path + ".weight");

@@ -13,18 +13,12 @@ namespace mx = mlx::core;
 using nlohmann::json;
 
 json tiny_config(const std::string& model_type) {
-  json config = {{"model_type", model_type},
-                 {"hidden_size", 64},
-                 {"num_hidden_layers", 2},
-                 {"intermediate_size", 96},
-                 {"num_attention_heads", 4},
-                 {"num_key_value_heads", 2},
-                 {"head_dim", 16},
-                 {"rms_norm_eps", 1e-5},
-                 {"vocab_size", 48},
-                 {"max_position_embeddings", 128},
-                 {"rope_theta", 10000.0},
-                 {"tie_word_embeddings", true}};
+  json config = {{"model_type", model_type}, {"hidden_size", 64},
+                 {"num_hidden_layers", 2},   {"intermediate_size", 96},
+                 {"num_attention_heads", 4}, {"num_key_value_heads", 2},
+                 {"head_dim", 16},           {"rms_norm_eps", 1e-5},
+                 {"vocab_size", 48},         {"max_position_embeddings", 128},
+                 {"rope_theta", 10000.0},    {"tie_word_embeddings", true}};
   if (model_type == "llama") config["layer_types"] = {"sliding_attention", "full_attention"}, config["sliding_window"] = 5;
   if (model_type == "mistral") config["tie_word_embeddings"] = false, config["sliding_window"] = nullptr, config["head_dim"] = nullptr;
   if (model_type == "smollm3") config["no_rope_layers"] = {1, 0}, config["attention_bias"] = true;

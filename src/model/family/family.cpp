@@ -16,9 +16,12 @@ using Family = ModelSpec (*)(const family::Config&);
 
 const std::map<std::string, Family>& families() {
   static const std::map<std::string, Family> table = {
-      {"gemma2", family::gemma2},   {"gemma3_text", family::gemma3_text}, {"iquestcoder", family::llama}, {"llama", family::llama},
-      {"mistral", family::llama},   {"phi3", family::phi3},               {"qwen2", family::qwen2},       {"qwen3", family::qwen3},
-      {"qwen3_moe", family::qwen3_moe}, {"smollm3", family::smollm3},     {"xverse", family::llama},
+      {"gemma2", family::gemma2},       {"gemma3_text", family::gemma3_text},
+      {"iquestcoder", family::llama},   {"llama", family::llama},
+      {"mistral", family::llama},       {"phi3", family::phi3},
+      {"qwen2", family::qwen2},         {"qwen3", family::qwen3},
+      {"qwen3_moe", family::qwen3_moe}, {"smollm3", family::smollm3},
+      {"xverse", family::llama},
   };
   return table;
 }
@@ -54,7 +57,8 @@ namespace family {
 int Config::count(const char* key, int least) const {
   const double value = number(key);
   // Above a thousand million no model has layers, heads or vocabulary, and products of two such sizes still fit in 64 bits.
-  if (value != std::floor(value) || value < least || value > 1e9) fail("model", "config.json: \"{}\" is {}; a whole number from {} is needed", key, value, least);
+  if (value != std::floor(value) || value < least || value > 1e9)
+    fail("model", "config.json: \"{}\" is {}; a whole number from {} is needed", key, value, least);
   return static_cast<int>(value);
 }
 

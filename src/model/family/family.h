@@ -36,9 +36,9 @@ struct Decoder {
   float eps = 1e-6f;
   bool tied = true;
   bool qkv_bias = false, o_bias = false, mlp_bias = false;
-  bool fused = false;    ///< qkv_proj and gate_up_proj
-  bool qk_norm = false;  ///< q_norm and k_norm over each head
-  bool sandwich = false; ///< Gemma 2 and 3: norms before and after each sub-layer, under Gemma's names
+  bool fused = false;     ///< qkv_proj and gate_up_proj
+  bool qk_norm = false;   ///< q_norm and k_norm over each head
+  bool sandwich = false;  ///< Gemma 2 and 3: norms before and after each sub-layer, under Gemma's names
   float norm_offset = 0;
   kernels::Activation activation = kernels::Activation::silu;
   float scale = 0;  ///< of attention scores; 0: 1 / sqrt(head_dim)

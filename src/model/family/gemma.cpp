@@ -24,7 +24,8 @@ ModelSpec gemma2(const Config& config) {
   auto decoder = gemma(config);
   decoder.head_dim = config.count("head_dim");
   decoder.scale = static_cast<float>(1 / std::sqrt(config.number_or("query_pre_attn_scalar", 144)));
-  auto spec = decoder.build("gemma2", make_rope(decoder.head_dim, config.number_or("rope_theta", 10000), config.flag_or("rope_traditional", false), nullptr, 0));
+  auto spec = decoder.build(
+      "gemma2", make_rope(decoder.head_dim, config.number_or("rope_theta", 10000), config.flag_or("rope_traditional", false), nullptr, 0));
   spec.embedding_multiplier = std::sqrt(static_cast<float>(decoder.hidden));
   spec.logit_softcap = static_cast<float>(config.number_or("final_logit_softcapping", 30));
   for (auto& block : spec.blocks) block.attention.softcap = static_cast<float>(config.number_or("attn_logit_softcapping", 50));

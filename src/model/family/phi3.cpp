@@ -20,8 +20,8 @@ ModelSpec phi3(const Config& config) {
     scaling = nullptr;
   }
   const bool interleaved = scaling.is_object() && type != "linear" ? false : config.flag_or("rope_traditional", false);
-  return decoder.build("phi3", make_rope(turning, config.number_or("rope_theta", 10000), interleaved, scaling,
-                                         config.count_or("max_position_embeddings", 131072)));
+  return decoder.build(
+      "phi3", make_rope(turning, config.number_or("rope_theta", 10000), interleaved, scaling, config.count_or("max_position_embeddings", 131072)));
 }
 
 }  // namespace lquant::model::family
