@@ -36,7 +36,8 @@ BASE = dict(
     tie_word_embeddings=True,
 )
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
-YARN = dict(type="yarn", factor=4.0, original_max_position_embeddings=32)
+# A ramp that starts at feature 1 and ends inside the head, so that both ends tell.
+YARN = dict(type="yarn", factor=4.0, original_max_position_embeddings=512)
 MOE = dict(
     model_type="qwen3_moe",
     num_experts=6,
