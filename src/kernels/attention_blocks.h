@@ -73,18 +73,18 @@ class Visibility {
   AttentionArgs args_;
   std::int64_t queries_, keys_;
   std::vector<std::int32_t> segments_;  ///< [batch, keys + kLanes]
-  std::vector<Range> units_;  ///< of each text and unit: the smallest segment number and the largest, plus one
+  std::vector<Range> units_;            ///< of each text and unit: the smallest segment number and the largest, plus one
 };
 
 /// Calls body(task, scratch) for every task in [0, count), in ascending order of start, with `scratch_floats` of scratch for each
-/// thread. The first exception of a task is thrown again once all threads have stopped.
+/// thread, on the calling thread alone unless `shared`. The first exception of a task is thrown again once all threads have stopped.
 template <class Body>
-void run_tasks(std::int64_t count, std::int64_t scratch_floats, const Body& body) {
+void run_tasks(std::int64_t count, std::int64_t scratch_floats, const Body& body, bool shared = true) {
   std::exception_ptr error;
   std::mutex guard;
   std::atomic<bool> failed{false};
   // Every thread takes part even when tasks are few: a team of one would let the products inside use threads of their own.
-#pragma omp parallel
+#pragma omp parallel if (shared)
   {
     try {
       Scratch scratch(scratch_floats);

@@ -24,6 +24,8 @@ namespace {
 constexpr std::int64_t kRows = 384, kMostQueries = 128, kKeys = 512;
 // Up to this many rows the dot products win; and the keys of one part, enough work (some 20 µs) to be worth handing to a thread.
 constexpr std::int64_t kThinRows = 16, kThinKeys = 512;
+// Keys and values (in elements) that one thread reads in some 30 µs: with fewer, a second thread costs more than it brings.
+constexpr std::int64_t kAlone = 1 << 17;
 
 class Forward {
  public:
@@ -33,7 +35,6 @@ class Forward {
     block_ = std::min(query_block(s), s.queries);
     rows_ = block_ * s.group();
     thin_ = s.queries * s.group() <= kThinRows;
-    if (thin_) rows_ = block_ * s.group();
     value_row_ = round_up(s.value_dim, kLanes);
     score_row_ = (thin_ ? kThinKeys : kKeys) + kLanes;  // the odd length keeps rows from meeting in the same cache sets
   }
@@ -112,11 +113,14 @@ class Forward {
     }
     const std::int64_t size = rows_ * state_size();
     Scratch states(groups * parts * size);
-    run_tasks(groups * parts, scratch, [&](std::int64_t task, float* memory) {
-      const std::int64_t group = task / parts, b = group / s.kv_heads, part = task % parts;
-      if (part >= std::ssize(blocks[b])) return;
-      attend(b, group % s.kv_heads, t, {blocks[b][part]}, memory, state_at(states.data() + task * size));
-    });
+    run_tasks(
+        groups * parts, scratch,
+        [&](std::int64_t task, float* memory) {
+          const std::int64_t group = task / parts, b = group / s.kv_heads, part = task % parts;
+          if (part >= std::ssize(blocks[b])) return;
+          attend(b, group % s.kv_heads, t, {blocks[b][part]}, memory, state_at(states.data() + task * size));
+        },
+        groups * s.keys * (s.dim + s.value_dim) > kAlone);
     for (std::int64_t group = 0; group < groups; ++group) {
       const std::int64_t b = group / s.kv_heads;
       const State whole = state_at(states.data() + group * parts * size);
@@ -180,8 +184,8 @@ mx::array attention_cpu(const mx::array& q, const mx::array& k, const mx::array&
       blockwise::backward(problem, in[0].data<char>(), in[1].data<float>(), in[2].data<char>(), result[0].data<char>(), result[1].data<char>(),
                           result[2].data<char>());
     };
-    const auto gradients = make_op(
-        "attention_vjp", from, {{in[0].shape(), in[0].dtype()}, {in[1].shape(), in[1].dtype()}, {in[2].shape(), in[2].dtype()}}, gradient);
+    const auto gradients =
+        make_op("attention_vjp", from, {{in[0].shape(), in[0].dtype()}, {in[1].shape(), in[1].dtype()}, {in[2].shape(), in[2].dtype()}}, gradient);
     std::vector<mx::array> asked;
     for (int i : argnums) asked.push_back(i < 3 ? gradients[i] : mx::zeros_like(in[i]));
     return asked;

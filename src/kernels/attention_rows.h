@@ -20,8 +20,8 @@ struct SoftmaxBlock {
 };
 void softmax_block(const SoftmaxBlock& block);
 
-/// Transposed q·k and dP [keys, heads·columns] → P and the gradient of q·k, P·(dP − delta)·softcap'·scale; 0 where not visible. Column j·columns + i is
-/// query `query` + i of the j-th head, for i < queries; columns is a multiple of 16, those beyond `queries` become 0.
+/// Transposed q·k and dP [keys, heads·columns] → P and the gradient of q·k, P·(dP − delta)·softcap'·scale; 0 where not visible. Column j·columns + i
+/// is query `query` + i of the j-th head, for i < queries; columns is a multiple of 16, those beyond `queries` become 0.
 struct GradientBlock {
   const Visibility* visibility;
   const std::int32_t* segments;

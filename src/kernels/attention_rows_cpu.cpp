@@ -3,11 +3,12 @@
 // written as zero without being looked at, since the products before left whatever they liked there.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/attention_rows_cpu.cpp"
-// Processors between SSE2 and AVX2 are older than 2013: they get the SSE2 code.
+// Processors that have no AVX2 are older than 2013: the baseline code, which Highway always makes, is enough for them.
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
-#include <hwy/foreach_target.h>
-#include <hwy/highway.h>
+#include <hwy/foreach_target.h>  // before all else: it includes this file once per instruction set
+
 #include <hwy/contrib/math/math-inl.h>
+#include <hwy/highway.h>
 
 #include <algorithm>
 #include <cmath>
@@ -92,8 +93,8 @@ void softmax_all(const SoftmaxBlock& b) {
     zero(scores, vectors.end, padded);
     if (seen.size() == 0) continue;
     const std::int32_t own = keys ? b.segments[t] : 0;
-    const float most = b.softcap > 0 ? mask_row<true>(scores, seen, vectors, keys, own, b.softcap)
-                                     : mask_row<false>(scores, seen, vectors, keys, own, 0);
+    const float most =
+        b.softcap > 0 ? mask_row<true>(scores, seen, vectors, keys, own, b.softcap) : mask_row<false>(scores, seen, vectors, keys, own, 0);
     const float before = b.maximum[r], maximum = std::max(before, most);
     // Until a row has seen a key its maximum is −∞, which must not be subtracted from −∞.
     const float total = exp_row(scores, vectors, std::isinf(maximum) && maximum < 0 ? 0 : maximum);
@@ -232,21 +233,22 @@ HWY_INLINE void for_rows(std::int64_t rows, const Step& step) {
   std::int64_t first = 0;
   for (; first + 4 <= rows; first += 4) step(first, std::integral_constant<int, 4>());
   switch (rows - first) {
-    case 3: return step(first, std::integral_constant<int, 3>());
-    case 2: return step(first, std::integral_constant<int, 2>());
-    case 1: return step(first, std::integral_constant<int, 1>());
+    case 3:
+      return step(first, std::integral_constant<int, 3>());
+    case 2:
+      return step(first, std::integral_constant<int, 2>());
+    case 1:
+      return step(first, std::integral_constant<int, 1>());
   }
 }
 
 void thin_scores_all(const ThinScores& x) {
-  for_rows(x.rows, [&](std::int64_t first, auto count) HWY_ATTR {
-    x.bf16 ? scores_of<Bf16, decltype(count)::value>(x, first) : scores_of<float, decltype(count)::value>(x, first);
-  });
+  for_rows(x.rows, [&](std::int64_t first, auto count)
+                       HWY_ATTR { x.bf16 ? scores_of<Bf16, decltype(count)::value>(x, first) : scores_of<float, decltype(count)::value>(x, first); });
 }
 void thin_values_all(const ThinValues& x) {
-  for_rows(x.rows, [&](std::int64_t first, auto count) HWY_ATTR {
-    x.bf16 ? values_of<Bf16, decltype(count)::value>(x, first) : values_of<float, decltype(count)::value>(x, first);
-  });
+  for_rows(x.rows, [&](std::int64_t first, auto count)
+                       HWY_ATTR { x.bf16 ? values_of<Bf16, decltype(count)::value>(x, first) : values_of<float, decltype(count)::value>(x, first); });
 }
 
 }  // namespace
@@ -270,7 +272,9 @@ HWY_EXPORT(thin_values_all);
 
 void blockwise::softmax_block(const SoftmaxBlock& block) { HWY_DYNAMIC_DISPATCH(softmax_all)(block); }
 void blockwise::gradient_block(const GradientBlock& block) { HWY_DYNAMIC_DISPATCH(gradient_all)(block); }
-void blockwise::widen(const void* from, bool bf16, float scale, std::int64_t n, float* to) { HWY_DYNAMIC_DISPATCH(widen_any)(from, bf16, scale, n, to); }
+void blockwise::widen(const void* from, bool bf16, float scale, std::int64_t n, float* to) {
+  HWY_DYNAMIC_DISPATCH(widen_any)(from, bf16, scale, n, to);
+}
 void blockwise::narrow(const float* from, float divisor, std::int64_t n, void* to, bool bf16) {
   HWY_DYNAMIC_DISPATCH(narrow_any)(from, divisor, n, to, bf16);
 }

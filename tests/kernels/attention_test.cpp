@@ -9,6 +9,7 @@
 
 #include "kernels/attention_paths.h"
 #include "kernels/elementwise_testing.h"
+#include "kernels/primitive.h"
 #include "oracle/kernels_attention.h"
 
 namespace lquant::kernels {
@@ -61,7 +62,9 @@ std::vector<Case> cases() {
       {"window", {1, 300, 300, 2, 1, 64, 64}, {.scale = 0.125, .window = 100}},
       {"window beyond the text", {1, 65, 65, 2, 2, 32, 32}, {.scale = 0.2, .window = 1000}},
       {"softcap", {1, 130, 130, 2, 1, 64, 64}, {.scale = 0.5, .softcap = 5}},
-      {"softcap, window and segments", {2, 130, 130, 4, 2, 32, 32}, {.scale = 0.5, .softcap = 3, .window = 50, .segments = mixed_segments(2, 130, 3)}},
+      {"softcap, window and segments",
+       {2, 130, 130, 4, 2, 32, 32},
+       {.scale = 0.5, .softcap = 3, .window = 50, .segments = mixed_segments(2, 130, 3)}},
       {"packed texts", {2, 300, 300, 2, 1, 32, 32}, {.scale = 0.2, .segments = packed_segments(2, 300, 40)}},
       {"mixed texts", {2, 300, 300, 2, 1, 32, 32}, {.scale = 0.2, .segments = mixed_segments(2, 300, 5)}},
       {"mixed texts without causality", {1, 200, 200, 2, 1, 32, 32}, {.scale = 0.2, .causal = false, .segments = mixed_segments(1, 200, 4)}},
@@ -93,11 +96,13 @@ Tensors tensors(const AttentionSize& n, const AttentionRule& rule, mx::Dtype dty
   std::optional<mx::array> segments;
   if (!rule.segments.empty()) segments = mx::array(rule.segments.begin(), shape(n.batch, n.keys), mx::int32);
   return {normal(shape(n.batch, n.queries, n.heads, n.dim), dtype, 1), normal(shape(n.batch, n.keys, n.kv_heads, n.dim), dtype, 2),
-          normal(shape(n.batch, n.keys, n.kv_heads, n.value_dim), dtype, 3), normal(shape(n.batch, n.queries, n.heads, n.value_dim), dtype, 4), segments};
+          normal(shape(n.batch, n.keys, n.kv_heads, n.value_dim), dtype, 3), normal(shape(n.batch, n.queries, n.heads, n.value_dim), dtype, 4),
+          segments};
 }
 
 AttentionArgs args(const AttentionRule& rule) {
-  return {static_cast<float>(rule.scale), static_cast<int>(rule.window), static_cast<float>(rule.softcap), static_cast<int>(rule.offset), rule.causal};
+  return {static_cast<float>(rule.scale), static_cast<int>(rule.window), static_cast<float>(rule.softcap), static_cast<int>(rule.offset),
+          rule.causal};
 }
 
 /// The rule with the numbers that the program is given: rounded to f32.
@@ -182,7 +187,7 @@ TEST(Attention, GivesTheSameBitsOnAnyNumberOfThreads) {
 // Tensors of twice the length may take twice the memory, and blocks do not grow: the peak at most doubles, where scores held whole
 // would be four times as many.
 TEST(Attention, MemoryIsLinearInTheLength) {
-  if (!mx::is_available(mx::Device::cpu) || mx::default_device() != mx::Device::cpu) GTEST_SKIP() << "the blockwise kernels are the CPU's";
+  if (!cpu_kernels()) GTEST_SKIP() << "the blockwise kernels are the CPU's";
   const auto peak = [](std::int64_t length) {
     const AttentionSize n{1, length, length, 4, 2, 16, 16};
     const auto x = tensors(n, {}, mx::bfloat16);

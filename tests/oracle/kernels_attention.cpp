@@ -25,7 +25,9 @@ struct Rows {
   const AttentionSize& n;
   std::int64_t q(std::int64_t b, std::int64_t t, std::int64_t h) const { return ((b * n.queries + t) * n.heads + h) * n.dim; }
   std::int64_t out(std::int64_t b, std::int64_t t, std::int64_t h) const { return ((b * n.queries + t) * n.heads + h) * n.value_dim; }
-  std::int64_t k(std::int64_t b, std::int64_t s, std::int64_t h) const { return ((b * n.keys + s) * n.kv_heads + h / (n.heads / n.kv_heads)) * n.dim; }
+  std::int64_t k(std::int64_t b, std::int64_t s, std::int64_t h) const {
+    return ((b * n.keys + s) * n.kv_heads + h / (n.heads / n.kv_heads)) * n.dim;
+  }
   std::int64_t v(std::int64_t b, std::int64_t s, std::int64_t h) const {
     return ((b * n.keys + s) * n.kv_heads + h / (n.heads / n.kv_heads)) * n.value_dim;
   }
