@@ -6,6 +6,7 @@
 #include "calibration/self.h"
 #include "pipeline/convert.h"
 #include "pipeline/dwq.h"
+#include "plan/plan.h"
 
 namespace lquant::pipeline {
 namespace {

@@ -130,6 +130,18 @@ double DwqTrainer::train_step(int step, double* tokens) {
   return loss / *tokens;
 }
 
+int DwqTrainer::steps_between_validations() const {
+  // A validation is a forward pass, a third of a training step's work: all of them together may cost a tenth of the training.
+  const auto tokens = [](const std::vector<calibration::Batch>& batches) {
+    double sum = 0;
+    for (const auto& batch : batches) sum += batch.tokens;
+    return sum;
+  };
+  const double affordable = 0.1 * tokens(train_) / (tokens(valid_) / 3) - 2;
+  const int count = std::clamp(static_cast<int>(affordable), 1, options_.validations);
+  return std::max(1, (steps() + count) / (count + 1));
+}
+
 double DwqTrainer::validate() {
   auto weights = student_.weights();
   mx::eval(weights);
@@ -150,7 +162,7 @@ void DwqTrainer::run(DwqProgress& progress, const std::function<bool(const DwqRe
     progress.best_step = 0;
     keep_best();
   }
-  const int every = std::max(1, steps() / (options_.validations + 1));
+  const int every = steps_between_validations();
   while (progress.step < steps()) {
     DwqReport now;
     now.steps = steps();

@@ -23,7 +23,7 @@ struct DwqOptions {
   float warmup = 0.05f;         ///< share of the steps in which the rates rise; then they fall by a cosine to 0
   int micro_tokens = 1024;      ///< tokens in memory at once: a batch is worked through in parts of whole rows
   bool grad_checkpoint = false; ///< keep block boundaries alone and compute each block again in the backward pass
-  int validations = 8;          ///< during training, besides the first and the last
+  int validations = 8;          ///< at most so many during training, besides the first and the last
 };
 
 /// What the trainer tells its caller, who prints and saves.
@@ -64,6 +64,7 @@ class DwqTrainer {
   mx::array loss(const std::vector<mx::array>& weights, const calibration::Batch& part, const calibration::Target& target, float temperature,
                  bool needs_gradient) const;
   double sum_over_ranks(double value) const;
+  int steps_between_validations() const;
 
   const model::ModelSpec& spec_;
   Student& student_;
