@@ -1,5 +1,7 @@
 // Each function is one pass over the matrix, a group at a time, on all cores: memory traffic is what it costs. Sums over a group
 // have a fixed order, so the result does not depend on the number of threads.
+#include "kernels/multiversion.h"
+LQUANT_EXACT_ARITHMETIC
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/latent_cpu.cpp"
 #include <hwy/foreach_target.h>
