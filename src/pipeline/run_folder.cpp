@@ -49,12 +49,9 @@ RunFolder::RunFolder(const fs::path& output, json identity, bool fresh, bool act
   std::error_code ec;
   fs::create_directories(folder_, ec);
   if (ec) fail("pipeline", "{}: cannot be made ({}); pick another --mlx-path", folder_.string(), ec.message());
-  lock_ = ::open((folder_ / "lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (lock_ < 0 || ::flock(lock_, LOCK_EX | LOCK_NB) != 0) {
-    if (lock_ >= 0) ::close(lock_);
-    lock_ = -1;
+  lock_.descriptor = ::open((folder_ / "lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  if (lock_.descriptor < 0 || ::flock(lock_.descriptor, LOCK_EX | LOCK_NB) != 0)
     fail("pipeline", "{}: another run is working there; wait for it or pick another --mlx-path", folder_.string());
-  }
   const auto journal = folder_ / "journal.json";
   if (fresh) {
     for (const auto& entry : fs::directory_iterator(folder_))
@@ -62,7 +59,8 @@ RunFolder::RunFolder(const fs::path& output, json identity, bool fresh, bool act
   }
   // Compared as written: a number read back from JSON is the number that was written.
   identity = json::parse(identity.dump());
-  if (fs::exists(journal)) {
+  // A run that finished no unit (its data could not be read, say) has nothing that another run could spoil.
+  if (fs::exists(journal) && holds_units()) {
     const auto before = read_json("pipeline", journal);
     if (before != identity)
       fail("pipeline", "{}: left by a run that differs in {}; repeat that command to continue it, or add --fresh to start over", folder_.string(),
@@ -76,8 +74,19 @@ RunFolder::RunFolder(const fs::path& output, json identity, bool fresh, bool act
   }
 }
 
+RunFolder::Lock::~Lock() {
+  if (descriptor >= 0) ::close(descriptor);
+}
+
 RunFolder::~RunFolder() {
-  if (lock_ >= 0) ::close(lock_);
+  if (active_ && !holds_units()) remove();
+}
+
+bool RunFolder::holds_units() const {
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(folder_, ignored))
+    if (entry.path().extension() == ".safetensors" && !entry.path().string().ends_with(".partial.safetensors")) return true;
+  return false;
 }
 
 bool RunFolder::has(const std::string& unit) const { return active_ && fs::exists(folder_ / (unit + ".safetensors")); }
@@ -121,6 +130,7 @@ void RunFolder::remove() {
   if (!active_) return;
   std::error_code ignored;
   fs::remove_all(folder_, ignored);
+  active_ = false;  // whatever appears under that name from now on is another run's
 }
 
 namespace {

@@ -18,6 +18,7 @@ class RunFolder {
   /// with another identity is refused with an Error that names what differs, unless `fresh`, which empties it first.
   /// Throws Error when another process works in it. `active` false (ranks above 0): nothing is read or written.
   RunFolder(const std::filesystem::path& output, nlohmann::json identity, bool fresh, bool active = true);
+  /// A folder in which nothing was finished is removed: it would only be in the way.
   ~RunFolder();
   RunFolder(const RunFolder&) = delete;
   RunFolder& operator=(const RunFolder&) = delete;
@@ -43,10 +44,20 @@ class RunFolder {
   static std::filesystem::path folder_of(const std::filesystem::path& output);
 
  private:
+  bool holds_units() const;
+
+  /// A member of its own, so that a constructor that throws lets go of it too.
+  struct Lock {
+    int descriptor = -1;
+    Lock() = default;
+    Lock(const Lock&) = delete;
+    ~Lock();
+  };
+
   std::filesystem::path folder_;
   bool active_;
   bool resumed_ = false;
-  int lock_ = -1;
+  Lock lock_;
 };
 
 /// While it lives, Ctrl-C (SIGINT) and SIGTERM set a flag instead of ending the program; a second one ends it at once.

@@ -1,0 +1,270 @@
+#include "pipeline/run_folder.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <mlx/mlx.h>
+#include <sys/file.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <fstream>
+#include <string>
+
+#include "base/error.h"
+#include "base/temp.h"
+
+namespace lquant::pipeline {
+namespace {
+
+namespace fs = std::filesystem;
+namespace mx = mlx::core;
+using json = nlohmann::json;
+
+const json kIdentity = {{"command", "dwq"}, {"options", {{"bits", 4}}}, {"rate", 0.1}, {"seed", 7}, {"model", "abc"}};
+
+template <class Work>
+std::string message_of(Work work) {
+  try {
+    work();
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "no error";
+}
+
+bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+class RunFolderTest : public ::testing::Test {
+ protected:
+  std::string opening_fails(const json& identity) {
+    return message_of([&] { RunFolder(output, identity, false); });
+  }
+  lquant::testing::TempFolder temp;
+  fs::path output = temp / "out";
+  fs::path folder = temp / "out.lquant-run";
+};
+
+TEST_F(RunFolderTest, LiesBesideTheOutput) {
+  EXPECT_EQ(RunFolder::folder_of("a/b"), "a/b.lquant-run");
+  EXPECT_EQ(RunFolder::folder_of("a/b/"), "a/b.lquant-run");
+  EXPECT_EQ(RunFolder::folder_of("a/../b"), "b.lquant-run");
+}
+
+TEST_F(RunFolderTest, UnitsComeBackAsTheyWere) {
+  {
+    RunFolder run(output, kIdentity, false);
+    EXPECT_FALSE(run.resumed());
+    EXPECT_EQ(run.path(), folder);
+    EXPECT_FALSE(run.has("a"));
+    EXPECT_FALSE(run.load("a").has_value());
+    run.save("a", {{"x", mx::array({1.5f, -0.0f})}, {"u", mx::array({65535, 3}, mx::uint16)}, {"h", mx::astype(mx::array({0.1f}), mx::bfloat16)}},
+             {{"step", 3}, {"losses", {0.1, 1e-300}}});
+    run.save("b", {}, {{"nothing", true}});
+    run.save("b", {}, {{"nothing", "but words"}});  // replaces
+  }
+  RunFolder again(output, kIdentity, false);
+  EXPECT_TRUE(again.resumed());
+  ASSERT_TRUE(again.has("a"));
+  const auto a = again.load("a");
+  EXPECT_EQ(a->meta, (json{{"step", 3}, {"losses", {0.1, 1e-300}}}));
+  ASSERT_EQ(a->tensors.size(), 3u);
+  EXPECT_EQ(a->tensors.at("h").dtype(), mx::bfloat16);
+  EXPECT_EQ(a->tensors.at("u").dtype(), mx::uint16);
+  EXPECT_TRUE(mx::array_equal(a->tensors.at("u"), mx::array({65535, 3}, mx::uint16)).item<bool>());
+  EXPECT_TRUE(mx::array_equal(a->tensors.at("x"), mx::array({1.5f, -0.0f})).item<bool>());
+  const auto b = again.load("b");
+  EXPECT_TRUE(b->tensors.empty());
+  EXPECT_EQ(b->meta.at("nothing"), "but words");
+}
+
+TEST_F(RunFolderTest, ALoadedUnitOutlivesItsReplacement) {
+  RunFolder run(output, kIdentity, false);
+  run.save("state", {{"x", mx::full({1000}, 1.0f)}});
+  const auto before = run.load("state");
+  run.save("state", {{"x", mx::full({1000}, 2.0f)}});
+  EXPECT_EQ(mx::sum(before->tensors.at("x")).item<float>(), 1000);
+  EXPECT_EQ(mx::sum(run.load("state")->tensors.at("x")).item<float>(), 2000);
+}
+
+TEST_F(RunFolderTest, NothingFinishedLeavesNothing) {
+  { RunFolder run(output, kIdentity, false); }
+  EXPECT_FALSE(fs::exists(folder));
+}
+
+TEST_F(RunFolderTest, NothingFinishedIsNothingToSpoil) {
+  // As a kill leaves it: a journal, part of the first unit.
+  fs::create_directories(folder);
+  std::ofstream(folder / "journal.json") << json{{"seed", 8}};
+  std::ofstream(folder / "b.partial.safetensors") << "half a f";
+  RunFolder run(output, kIdentity, false);
+  EXPECT_FALSE(run.resumed());
+  EXPECT_FALSE(run.has("b"));
+  run.save("b", {});
+  EXPECT_TRUE(run.has("b"));
+  EXPECT_EQ(json::parse(std::ifstream(folder / "journal.json")), kIdentity);
+}
+
+TEST_F(RunFolderTest, AnotherIdentityIsRefusedAndNamed) {
+  {
+    RunFolder run(output, kIdentity, false);
+    run.save("a", {});
+  }
+  auto other = kIdentity;
+  other["seed"] = 8;
+  EXPECT_TRUE(has(opening_fails(other), "differs in seed (was 7, now 8); repeat that command to continue it, or add --fresh"))
+      << opening_fails(other);
+  other = kIdentity;
+  other["options"]["bits"] = 3;
+  EXPECT_TRUE(has(opening_fails(other), "differs in options;")) << opening_fails(other);
+  other = kIdentity;
+  other["new"] = 1;
+  EXPECT_TRUE(has(opening_fails(other), "differs in new")) << opening_fails(other);
+  other = kIdentity;
+  other.erase("model");
+  EXPECT_TRUE(has(opening_fails(other), "differs in model")) << opening_fails(other);
+  // Refusing leaves everything, and the lock, as it was.
+  EXPECT_TRUE(RunFolder(output, kIdentity, false).has("a"));
+}
+
+TEST_F(RunFolderTest, FractionsCompareEqualToThemselves) {
+  auto identity = kIdentity;
+  identity["rate"] = 0.1f;  // becomes 0.10000000149011612 on its way through text
+  RunFolder(output, identity, false).save("a", {});
+  EXPECT_EQ(opening_fails(identity), "no error");
+}
+
+TEST_F(RunFolderTest, FreshStartsOver) {
+  {
+    RunFolder run(output, kIdentity, false);
+    run.save("a", {});
+  }
+  auto other = kIdentity;
+  other["seed"] = 8;
+  {
+    RunFolder run(output, other, true);
+    EXPECT_FALSE(run.resumed());
+    EXPECT_FALSE(run.has("a"));
+    run.save("b", {});
+  }
+  EXPECT_EQ(opening_fails(other), "no error");
+  EXPECT_TRUE(has(opening_fails(kIdentity), "seed (was 8, now 7)"));
+}
+
+TEST_F(RunFolderTest, OneAtATime) {
+  {
+    RunFolder run(output, kIdentity, false);
+    EXPECT_TRUE(has(opening_fails(kIdentity), "another run is working there"));
+    EXPECT_TRUE(has(message_of([&] { RunFolder(output, kIdentity, true); }), "another run is working there"));
+    run.save("a", {});
+    EXPECT_TRUE(run.has("a"));  // the refused one, fresh as it was, took nothing away
+  }
+  // A lock of another process counts; it goes with that process.
+  int ready[2];
+  ASSERT_EQ(pipe(ready), 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    const int lock = ::open((folder / "lock").c_str(), O_RDWR);
+    const char told = ::flock(lock, LOCK_EX | LOCK_NB) == 0 ? 'y' : 'n';
+    if (::write(ready[1], &told, 1) == 1) ::pause();
+    ::_exit(0);
+  }
+  char told = 0;
+  ASSERT_EQ(::read(ready[0], &told, 1), 1);
+  EXPECT_EQ(told, 'y');
+  EXPECT_TRUE(has(opening_fails(kIdentity), "another run is working there"));
+  ::kill(child, SIGKILL);
+  ::waitpid(child, nullptr, 0);
+  ::close(ready[0]), ::close(ready[1]);
+  EXPECT_EQ(opening_fails(kIdentity), "no error");
+}
+
+TEST_F(RunFolderTest, LeftoversOfAKillAreIgnoredAndRemoved) {
+  {
+    RunFolder run(output, kIdentity, false);
+    run.save("a", {{"x", mx::array({1.0f})}});
+  }
+  std::ofstream(folder / "b.partial.safetensors") << "half a f";
+  std::ofstream(folder / "journal.json.partial") << "{";
+  RunFolder run(output, kIdentity, false);
+  EXPECT_TRUE(run.has("a"));
+  EXPECT_FALSE(run.has("b"));
+  EXPECT_FALSE(fs::exists(folder / "b.partial.safetensors"));
+  EXPECT_FALSE(fs::exists(folder / "journal.json.partial"));
+}
+
+TEST_F(RunFolderTest, SpoiltFilesAreNamed) {
+  {
+    RunFolder run(output, kIdentity, false);
+    run.save("a", {{"x", mx::array({1.0f})}});
+  }
+  fs::resize_file(folder / "a.safetensors", 20);
+  {
+    RunFolder run(output, kIdentity, false);
+    const auto message = message_of([&] { run.load("a"); });
+    EXPECT_TRUE(has(message, "[pipeline]") && has(message, "a.safetensors: cannot be read") && has(message, "--fresh")) << message;
+  }
+  // A sound file that is not ours lacks the metadata.
+  mx::save_safetensors((folder / "a.safetensors").string(), {{"x", mx::array({1.0f})}});
+  {
+    RunFolder run(output, kIdentity, false);
+    EXPECT_TRUE(has(message_of([&] { run.load("a"); }), "cannot be read"));
+  }
+  std::ofstream(folder / "journal.json") << "{";
+  EXPECT_TRUE(has(opening_fails(kIdentity), "journal.json"));
+}
+
+TEST_F(RunFolderTest, APlaceThatCannotBeMadeIsNamed) {
+  std::ofstream(temp / "file") << "x";
+  output = temp / "file" / "out";
+  const auto message = opening_fails(kIdentity);
+  EXPECT_TRUE(has(message, "out.lquant-run: cannot be made") && has(message, "--mlx-path")) << message;
+}
+
+TEST_F(RunFolderTest, RemovedWhenTheOutputStands) {
+  RunFolder run(output, kIdentity, false);
+  run.save("a", {});
+  run.remove();
+  EXPECT_FALSE(fs::exists(folder));
+  run.save("a", {});  // nothing comes back
+  EXPECT_FALSE(fs::exists(folder));
+}
+
+TEST_F(RunFolderTest, APassiveRankTouchesNothing) {
+  RunFolder run(output, kIdentity, false, false);
+  run.save("a", {});
+  EXPECT_FALSE(run.has("a"));
+  EXPECT_FALSE(run.load("a").has_value());
+  run.remove();
+  EXPECT_FALSE(fs::exists(folder));
+}
+
+TEST(InterruptGuardTest, RemembersASignal) {
+  for (const int signal : {SIGINT, SIGTERM}) {
+    InterruptGuard guard;
+    EXPECT_FALSE(InterruptGuard::requested());
+    std::raise(signal);
+    EXPECT_TRUE(InterruptGuard::requested());
+  }
+}
+
+TEST(InterruptGuardDeathTest, TheSecondSignalEndsTheProgramAndSoDoesOneWithoutAGuard) {
+  EXPECT_EXIT(
+      {
+        InterruptGuard guard;
+        std::raise(SIGINT);
+        std::raise(SIGINT);
+        std::exit(0);
+      },
+      ::testing::KilledBySignal(SIGINT), "");
+  EXPECT_EXIT(
+      {
+        { InterruptGuard guard; }
+        std::raise(SIGTERM);
+        std::exit(0);
+      },
+      ::testing::KilledBySignal(SIGTERM), "");
+}
+
+}  // namespace
+}  // namespace lquant::pipeline
