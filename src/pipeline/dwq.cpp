@@ -5,6 +5,7 @@
 #include <mlx/mlx.h>
 
 #include <chrono>
+#include <cstdlib>
 
 #include "base/error.h"
 #include "base/hash.h"
@@ -24,8 +25,18 @@ namespace {
 
 // Rows that the range search looks at: 64 of 512 tokens were enough for a moment's diagonal (docs/methods/dwq.md).
 constexpr std::size_t kStartTokens = 32768;
-// How much work a kill may cost.
+// How much work a kill may cost. The environment variable LQUANT_SAVE_SECONDS changes it: tests save after every step, and where
+// machines are taken away at short notice a smaller number may be worth its writing.
 constexpr double kSaveSeconds = 120;
+
+double save_seconds() {
+  const char* text = std::getenv("LQUANT_SAVE_SECONDS");
+  if (!text) return kSaveSeconds;
+  char* end = nullptr;
+  const double seconds = std::strtod(text, &end);
+  if (end == text || *end != 0 || !(seconds >= 0)) throw UsageError(fmt::format("LQUANT_SAVE_SECONDS={} is no number of seconds", text));
+  return seconds;
+}
 // Self-sampled texts are no longer than this: sampling is slow, and short texts teach as well.
 constexpr int kSelfTokens = 512;
 
@@ -115,13 +126,14 @@ class Journal {
     saved_ = Clock::now();
   }
   void save_if_due() {
-    if (std::chrono::duration<double>(Clock::now() - saved_).count() > kSaveSeconds) save();
+    if (std::chrono::duration<double>(Clock::now() - saved_).count() >= every_) save();
   }
 
  private:
   RunFolder& run_;
   quantize::Student& student_;
   quantize::DwqProgress& progress_;
+  double every_ = save_seconds();
   Clock::time_point saved_ = Clock::now();
 };
 
@@ -238,7 +250,7 @@ DwqResult dwq(const DwqRun& o, mx::distributed::Group group, Log& log) {
   settings.micro_tokens = micro_tokens(teacher.spec());
   quantize::DwqProgress progress;
   Journal journal(run, student, progress);
-  const bool resumed = first && journal.restore();
+  if (first) journal.restore();
   share_state(student, progress, group);
 
   quantize::DwqTrainer trainer(teacher.spec(), student, teacher.compute_dtype(), train, valid, *targets, settings, group);
@@ -247,14 +259,13 @@ DwqResult dwq(const DwqRun& o, mx::distributed::Group group, Log& log) {
   DwqResult result;
   Progress bar(log, "step", trainer.steps());
   bar.skip(progress.step);
-  const auto began = Clock::now();
   bool stopped = false;
   trainer.run(
       progress,
       [&](const quantize::DwqReport& now) {
         result.tokens += now.tokens;
-        const double rate = result.tokens / std::chrono::duration<double>(Clock::now() - began).count();
-        bar.advance(1, fmt::format("loss {:.4f}, {:.0f} tokens/s, peak {}", now.loss, rate, format_bytes(static_cast<double>(peak_memory()))));
+        result.seconds += now.seconds;
+        bar.advance(1, fmt::format("loss {:.4f}, {:.0f} tokens/s, peak {}", now.loss, result.tokens / result.seconds, format_bytes(static_cast<double>(peak_memory()))));
         if (now.validation) log.line(fmt::format("step {}/{}: validation KL {:.5f}{}", now.step, now.steps, *now.validation, now.best ? ", the best so far" : ""));
         stopped = InterruptGuard::requested();
         if (stopped && now.step < now.steps) {
@@ -268,9 +279,7 @@ DwqResult dwq(const DwqRun& o, mx::distributed::Group group, Log& log) {
         if (progress.step == 0) log.line(fmt::format("before training: validation KL {:.5f}", progress.start));
         run.save("best", student.pack(), {{"step", progress.step}});
       });
-  result.seconds = std::chrono::duration<double>(Clock::now() - began).count();
   if (progress.step < trainer.steps()) throw Interrupted(fmt::format("[pipeline] interrupted after step {} of {}; give the same command again to continue", progress.step, trainer.steps()));
-  static_cast<void>(resumed);
 
   const auto size = plan::size_of(teacher.spec(), plan, static_cast<int>(mx::size_of(teacher.stored_dtype())));
   result.start_kl = progress.start, result.best_kl = progress.best;

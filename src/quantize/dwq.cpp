@@ -7,6 +7,7 @@
 #include <mlx/mlx.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <numbers>
 
@@ -166,7 +167,9 @@ void DwqTrainer::run(DwqProgress& progress, const std::function<bool(const DwqRe
   while (progress.step < steps()) {
     DwqReport now;
     now.steps = steps();
+    const auto began = std::chrono::steady_clock::now();
     now.loss = train_step(progress.step, &now.tokens);
+    now.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
     now.step = ++progress.step;
     progress.losses.push_back(now.loss);
     if (progress.step % every == 0 || progress.step == steps()) {

@@ -31,6 +31,7 @@ struct DwqReport {
   int step = 0, steps = 0;
   double loss = 0;               ///< mean KL per token of this step at the training temperature
   double tokens = 0;             ///< tokens of this step, all ranks
+  double seconds = 0;            ///< its time, validation not counted
   std::optional<double> validation;  ///< when this step ended with one
   bool best = false;                 ///< and it was the best so far
 };
