@@ -9,6 +9,14 @@ namespace lquant::cli {
 
 using Run = std::function<int()>;
 
+/// CLI::PositiveNumber, whose complaint is some 300 digits long, in words.
+inline const CLI::Validator kPositive(
+    [](std::string& text) {
+      double number = 0;
+      return CLI::detail::lexical_cast(text, number) && number > 0 ? std::string() : text + " is not above 0";
+    },
+    "POSITIVE");
+
 void add_convert(CLI::App& app, Run& run);
 void add_demo(CLI::App& app, Run& run);
 void add_dwq(CLI::App& app, Run& run);

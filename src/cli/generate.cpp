@@ -159,7 +159,7 @@ void add_generate(CLI::App& app, Run& chosen) {
   command->add_flag("--ignore-chat-template", options->ignore_chat_template, "Use the raw prompt without the tokenizer's chat template");
   command->add_option("--chat-template-config", options->chat_template_config, "JSON object of further variables for the chat template");
   command->add_option("--prefill-step-size", sample.prefill_step, "Prompt tokens to process at a time; smaller values need less memory")
-      ->check(CLI::PositiveNumber)
+      ->check(kPositive)
       ->capture_default_str();
   command->add_option("--verbose", options->verbose, "'False' or 'F' prints the text alone")->capture_default_str();
   command->callback([options, &chosen] { chosen = [options] { return run(*options); }; });

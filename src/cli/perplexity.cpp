@@ -37,8 +37,8 @@ void add_perplexity(CLI::App& app, Run& chosen) {
   command->add_option("--model", o->run.model, "Model folder")->required();
   command->add_option("--teacher", o->run.teacher, "The full-precision model to compare with");
   command->add_option("--data-path,--text", o->run.data, "A .txt or .jsonl file, or a folder with train.jsonl")->required();
-  command->add_option("--batch-size", o->run.batch_size, "Rows at a time")->capture_default_str()->check(CLI::PositiveNumber);
-  command->add_option("--sequence-length", o->run.sequence_length, "Tokens a row")->capture_default_str()->check(CLI::PositiveNumber);
+  command->add_option("--batch-size", o->run.batch_size, "Rows at a time")->capture_default_str()->check(kPositive);
+  command->add_option("--sequence-length", o->run.sequence_length, "Tokens a row")->capture_default_str()->check(kPositive);
   command->add_option("--num-samples", o->run.num_samples, "Rows to score; -1: all")->capture_default_str();
   command->add_option("--seed", o->run.seed, "Seed of the order of .jsonl rows")->capture_default_str();
   command->add_flag("--json", o->json, "Print JSON");

@@ -1,0 +1,262 @@
+"""Whatever is wrong with the input: one sentence that names it, the right exit code, and a disk as it was before."""
+
+import json
+import resource
+import signal
+import struct
+
+import mlx.core as mx
+import pytest
+from support import random_model, run, sentences, tensors, text_rows, tree
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    return random_model(tmp_path_factory.mktemp("good") / "model")
+
+
+@pytest.fixture(scope="module")
+def packed(good, tmp_path_factory):
+    output = tmp_path_factory.mktemp("packed") / "model"
+    run("convert", "--hf-path", good, "-q", "--mlx-path", output)
+    return output
+
+
+@pytest.fixture
+def model(good, tmp_path):
+    """A copy to damage."""
+    return copied(good, tmp_path / "in" / "model")
+
+
+@pytest.fixture
+def out(tmp_path):
+    """A folder for results: everything that may be written lies there."""
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
+
+
+def copied(source, target):
+    target.mkdir(parents=True)
+    for name, content in tree(source).items():
+        (target / name).write_bytes(content)
+    return target
+
+
+def refused(out, arguments, *parts, code=1, **options):
+    """The program refuses: one line on stderr that holds all `parts`, nothing on stdout, and `out` as it was."""
+    before = tree(out)
+    done = run(*arguments, code=code, cwd=out, **options)
+    lines = done.stderr.strip().split("\n")
+    assert len(lines) == 1 and lines[0].startswith("lquant: "), done.stderr
+    for part in parts:
+        assert str(part) in lines[0], lines[0]
+    assert done.stdout == ""
+    assert tree(out) == before
+    assert sorted(p.name for p in out.iterdir()) == sorted({name.split("/")[0] for name in before})
+
+
+SIZES = {"--bits": 3, "--num-samples": 8, "--num-valid": 2, "--batch-size": 4}
+
+
+def convert(model, out, *more):
+    return ["convert", "--hf-path", model, "-q", "--mlx-path", out / "result", *more]
+
+
+def dwq(model, out, data, *more):
+    sizes = [part for flag, value in SIZES.items() if flag not in more for part in (flag, value)]
+    return ["dwq", "--model", model, "--mlx-path", out / "result", "--data-path", data, *sizes, *more]
+
+
+def with_header(model, change):
+    """Rewrites the header of model.safetensors as `change` makes it out of its JSON."""
+    file = model / "model.safetensors"
+    content = file.read_bytes()
+    size = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8 : 8 + size])
+    change(header)
+    text = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
+
+
+def test_truncated_weights(model, out):
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    refused(out, convert(model, out), file, "cut short")
+
+
+def test_overlapping_tensors(model, out):
+    def overlap(header):
+        names = sorted((n for n in header if n != "__metadata__" and "q_proj" in n))
+        header[names[1]]["data_offsets"] = header[names[0]]["data_offsets"]
+
+    with_header(model, overlap)
+    refused(out, convert(model, out), model / "model.safetensors", "q_proj")
+
+
+def test_absurd_header_length(model, out):
+    file = model / "model.safetensors"
+    file.write_bytes(struct.pack("<Q", 1 << 63) + file.read_bytes()[8:])
+    refused(out, convert(model, out), file, "9223372036854775808")
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "model.safetensors/../x.safetensors"])
+def test_index_that_leaves_the_folder(model, out, name):
+    index = model / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
+    refused(out, convert(model, out), index, name)
+
+
+def test_missing_tensor(model, out):
+    weights = tensors(model)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    mx.save_safetensors(str(model / "model.safetensors"), weights, metadata={"format": "mlx"})
+    refused(out, convert(model, out), model, "model.layers.1.mlp.up_proj.weight")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers(model, out, value):
+    weights = tensors(model)
+    weights["model.embed_tokens.weight"][3, 5] = value
+    mx.save_safetensors(str(model / "model.safetensors"), weights, metadata={"format": "mlx"})
+    refused(out, convert(model, out), "model.embed_tokens.weight")
+
+
+def test_unknown_family(model, out):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(dict(config, model_type="abacus")))
+    refused(out, convert(model, out), "abacus", "llama", "qwen3_moe", "gemma2")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model": {"type": "Abacus"}}'])
+def test_unreadable_tokenizer(model, out, content):
+    (model / "tokenizer.json").write_text(content)
+    refused(out, dwq(model, out, text_rows(model / "rows.jsonl")), model / "tokenizer.json")
+
+
+@pytest.mark.parametrize("row", ["not json", '{"txt": "a"}', '{"text": 3}', '{"messages": []}', "[1]"])
+def test_unreadable_row(good, out, tmp_path, row):
+    data = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"text": text}) for text in sentences(3)]
+    data.write_text("\n".join([lines[0], "", row, *lines[1:]]) + "\n")
+    refused(out, dwq(good, out, data), data, "row 3")
+
+
+@pytest.mark.parametrize("command", ["convert", "dwq"])
+def test_output_that_exists(good, out, tmp_path, command):
+    (out / "result").mkdir()
+    (out / "result" / "notes.txt").write_text("dear to someone")
+    arguments = convert(good, out) if command == "convert" else dwq(good, out, text_rows(tmp_path / "rows.jsonl"))
+    refused(out, arguments, out / "result", "--mlx-path")
+
+
+def test_output_that_is_a_dangling_link(good, out):
+    (out / "result").symlink_to(out / "nowhere")
+    run(*convert(good, out), code=1)
+    assert [p.name for p in out.iterdir()] == ["result"] and (out / "result").is_symlink()
+
+
+@pytest.mark.parametrize("flag,value", [("bits", 7), ("bits", 1), ("bits", 9), ("group-size", 48)])
+def test_formats_that_do_not_exist(good, out, tmp_path, flag, value):
+    refused(out, convert(good, out, f"--q-{flag}", value), value, "choose")
+    data = text_rows(tmp_path / "rows.jsonl")
+    refused(out, dwq(good, out, data, f"--{flag}", value), value, "choose")
+
+
+def test_mode_that_does_not_exist(good, out):
+    refused(out, convert(good, out, "--q-mode", "mxfp5"), "mxfp5", "nvfp4")
+    refused(out, convert(good, out, "--q-mode", "mxfp4", "--q-bits", 3), "mxfp4", "3 bits")
+
+
+def test_wrong_usage(good, out, tmp_path):
+    data = text_rows(tmp_path / "rows.jsonl")
+    refused(out, [], "dwq", "convert", "perplexity", "generate", code=2)
+    for word in ("abacus", "--abacus"):
+        refused(out, [word], word, "dwq", "convert", code=2)
+    for command in ("dwq", "generate", "perplexity", "logits"):
+        refused(out, [command], "--model", f"lquant {command} --help", code=2)
+    refused(out, ["convert"], "--hf-path", code=2)
+    refused(out, convert(good, out, "--abacus"), "--abacus", code=2)
+    refused(out, convert(good, out, "-d"), "--quantize", "--dequantize", code=2)
+    refused(out, ["convert", "--hf-path", good, "--dtype", "int8"], "--dtype", "int8", code=2)
+    refused(out, dwq(good, out, data, "--bits", "three"), "--bits", "three", code=2)
+    refused(out, dwq(good, out, data, "--batch-size", 0), "--batch-size", code=2)
+    refused(out, dwq(good, out, data, "--learning-rate", "-1"), "--learning-rate", code=2)
+    refused(out, dwq(good, out, data, "--targets-only"), "--targets-only", "--target-dir", code=2)
+    refused(out, dwq(good, out, data, "--targets", "all"), "--targets", "all", code=2)
+
+
+def test_data_that_is_not_there(good, out):
+    refused(out, dwq(good, out, out / "rows.jsonl"), out / "rows.jsonl", "--data-path")
+    refused(out, ["perplexity", "--model", good, "--data-path", out / "text.txt"], out / "text.txt")
+    refused(out, ["logits", "--model", good, "--ids", out / "ids.json", "--output", out / "logits"], out / "ids.json")
+
+
+def test_a_mistaken_path_does_not_stand_in_the_way(good, out, tmp_path):
+    refused(out, dwq(good, out, out / "rows.jsonl"), "rows.jsonl")
+    run(*dwq(good, out, text_rows(tmp_path / "rows.jsonl")), cwd=out)
+    assert [p.name for p in out.iterdir()] == ["result"]
+
+
+def test_model_of_the_hub(out):
+    refused(out, convert("mlx-community/abacus-4bit", out), "mlx-community/abacus-4bit", "hf download")
+    refused(out, convert(out / "nowhere", out), out / "nowhere")
+
+
+def test_what_is_quantized_already(packed, good, out):
+    refused(out, convert(packed, out), packed, "--dequantize")
+    refused(out, ["convert", "--hf-path", good, "-d", "--mlx-path", out / "result"], good, "not quantized")
+    refused(out, ["convert", "--hf-path", packed, "--dtype", "float16", "--mlx-path", out / "result"], packed, "--dtype")
+
+
+def test_student_that_is_not_quantized(good, out, tmp_path):
+    refused(out, dwq(good, out, text_rows(tmp_path / "rows.jsonl"), "--quantized-model", good), good, "--quantized-model")
+
+
+def test_targets_of_another_model(good, out, tmp_path):
+    data, other = text_rows(tmp_path / "rows.jsonl"), random_model(tmp_path / "other", seed=9)
+    targets = tmp_path / "targets"
+    run(*dwq(other, out, data, "--target-dir", targets, "--targets-only"))
+    before = tree(targets)
+    refused(out, dwq(good, out, data, "--target-dir", targets), targets, "another model")
+    refused(out, dwq(other, out, data, "--target-dir", targets, "--targets", "topk"), targets, "--target-dir")
+    assert tree(targets) == before
+
+
+def test_run_folder_of_other_options(good, out, tmp_path):
+    data = text_rows(tmp_path / "rows.jsonl")
+    with_limit = dict(preexec_fn=lambda: limit_files(300_000))  # the small units are saved, the embedding's is too large
+    run(*dwq(good, out, data), code=1, **with_limit)
+    assert (out / "result.lquant-run").is_dir()
+    refused(out, dwq(good, out, data, "--seed", 5), out / "result.lquant-run", "seed (was 123, now 5)", "--fresh")
+    run(*dwq(good, out, data, "--seed", 5, "--fresh"))
+    assert [p.name for p in out.iterdir()] == ["result"]
+    assert json.loads((out / "result" / "lquant.json").read_text())["options"]["seed"] == 5
+
+
+def limit_files(size):
+    """In the child: a write past `size` fails as it does on a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_full_disk_at_the_first_unit(good, out, tmp_path):
+    refused(out, convert(good, out), "result.lquant-run", "cannot be written", "free space", preexec_fn=lambda: limit_files(100_000))
+
+
+def test_full_disk_while_the_result_is_written(good, out):
+    """Each unit fits (the packed embedding has 590 kB), the whole does not: the run can be continued once there is room."""
+    done = run(*convert(good, out), code=1, preexec_fn=lambda: limit_files(650_000))
+    assert done.stderr.strip().split("\n")[-1].startswith("lquant: [checkpoint]")
+    assert [p.name for p in out.iterdir()] == ["result.lquant-run"]
+    run(*convert(good, out))
+    assert [p.name for p in out.iterdir()] == ["result"]
+    other = out.parent / "other"
+    run("convert", "--hf-path", good, "-q", "--mlx-path", other)
+    assert tree(other) == tree(out / "result")
+
+
+def test_logits_of_ids_that_do_not_exist(good, out, tmp_path):
+    for ids in ([[8192]], [[-1]], [[1, 2], [3]], [], [[1.5]], {"a": 1}):
+        file = tmp_path / "ids.json"
+        file.write_text(json.dumps(ids))
+        refused(out, ["logits", "--model", good, "--ids", file, "--output", out / "logits"], file)
