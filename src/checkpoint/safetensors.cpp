@@ -215,6 +215,7 @@ Header parse_header(std::string_view text, std::uint64_t file_size, const std::f
       header.tensors.emplace(name, parse_tensor(value, in_quotes(name), header.data_begin, file));
       continue;
     }
+    if (value.is_null()) continue;  // mlx.core.save_safetensors writes null where it is given no metadata
     if (!value.is_object()) damaged(file, "its __metadata__ is not an object");
     for (const auto& [key, entry] : value.items()) {
       if (!entry.is_string()) damaged(file, "the entry {} of its __metadata__ is not a string", in_quotes(key));

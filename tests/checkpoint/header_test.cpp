@@ -117,6 +117,14 @@ TEST_P(HostileFile, IsRefusedWithASentence) {
 
 INSTANTIATE_TEST_SUITE_P(Header, HostileFile, ::testing::ValuesIn(hostile_files()), [](const auto& info) { return info.param.name; });
 
+TEST(Header, MayHoldNullForNoMetadata) {
+  const Folder folder;
+  folder.put("x.safetensors", safetensors(R"({"__metadata__":null,"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})", "x"));
+  const auto found = read_header(File::open(folder / "x.safetensors"));
+  EXPECT_TRUE(found.metadata.empty());
+  EXPECT_EQ(found.tensors.size(), 1u);
+}
+
 TEST(Header, IsReadInFull) {
   const Folder folder;
   const std::string header = R"({"b":{"dtype":"BF16","shape":[2,3],"data_offsets":[5,17],"note":[[1]]},"__metadata__":{"format":"pt"},)"
