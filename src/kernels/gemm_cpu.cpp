@@ -147,8 +147,10 @@ Product& product(ThreadState& s, std::int64_t m, std::int64_t n, std::int64_t k,
   dnnl::post_ops after;
   const Desc bias = with_bias ? Desc(Dims{1, n}, Type::f32, dnnl::memory::format_tag::ab) : Desc();
   // oneDNN adds its own bias before it scales, so next to an alpha the bias is an addition after it.
+  // Its fast kernels want the sum first: alpha · (A·B + beta/alpha · C).
+  if (beta != 0 && alpha != 0) after.append_sum(beta / alpha);
   if (alpha != 1) after.append_eltwise(dnnl::algorithm::eltwise_linear, alpha, 0);
-  if (beta != 0) after.append_sum(beta);
+  if (beta != 0 && alpha == 0) after.append_sum(beta);
   if (with_bias && alpha != 1) after.append_binary(dnnl::algorithm::binary_add, bias);
   attr.set_post_ops(after);
   const Desc b_desc = is_blocked(b) ? Desc(Dims{k, n}, b.type, dnnl::memory::format_tag::any) : b.desc(k, n);

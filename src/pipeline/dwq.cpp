@@ -165,6 +165,143 @@ void share_state(quantize::Student& student, quantize::DwqProgress& progress, co
   }
 }
 
+/// What the command line named, opened and checked against each other.
+struct Inputs {
+  checkpoint::Checkpoint teacher_files;
+  model::Model teacher;
+  std::optional<checkpoint::Checkpoint> student_files;  ///< of --quantized-model
+  std::optional<model::Model> student;
+  plan::QuantPlan plan;
+  text::Tokenizer tokenizer;
+  json identity;
+
+  const model::Model& target() const { return student ? *student : teacher; }
+};
+
+Inputs open_inputs(const DwqRun& o, int ranks, Log& log) {
+  const auto teacher_files = checkpoint::Checkpoint::open(o.model);
+  Inputs in{teacher_files, model::Model::open(teacher_files), std::nullopt, std::nullopt, {}, text::Tokenizer::open(o.model), {}};
+  if (o.quantized_model) {
+    in.student_files = checkpoint::Checkpoint::open(*o.quantized_model);
+    in.student = model::Model::open(*in.student_files);
+    if (in.student->formats().empty()) fail("pipeline", "{}: is not quantized; give a quantized model to --quantized-model", o.quantized_model->string());
+    if (in.student->spec().vocab != in.teacher.spec().vocab)
+      fail("pipeline", "{}: has a vocabulary of {} and its teacher one of {}; give the model that it was made from to --model", o.quantized_model->string(),
+           in.student->spec().vocab, in.teacher.spec().vocab);
+    in.plan = plan::plan_of(in.student->spec(), in.student->formats(), in.student_files->config());
+  } else {
+    in.plan = plan::uniform_plan(in.teacher.spec(), o.format);
+    for (const auto& [path, why] : in.plan.dense) log.line(fmt::format("{} stays dense: {}", path, why));
+  }
+  in.identity = identity_of(o, in.teacher_files.fingerprint(), in.student_files ? in.student_files->fingerprint() : "", ranks);
+  if (o.data != "self" && fs::is_regular_file(o.data)) in.identity["data"] = sha256_file(o.data);
+  return in;
+}
+
+struct Data {
+  json manifest;
+  std::vector<calibration::Batch> train, valid;
+};
+
+Data read_data(const DwqRun& o, const Inputs& in, RunFolder& run, Log& log) {
+  const auto split = o.data == "self" ? self_data(o, in.teacher, in.tokenizer, run, log)
+                                      : calibration::load_split(o.data, in.tokenizer, {o.max_seq_length, o.mask_prompt}, o.num_samples, o.num_valid, o.seed);
+  if (static_cast<int>(split.train.size()) < o.num_samples)
+    log.line(fmt::format("{} rows were asked for and {} found; all of them are used", o.num_samples, split.train.size()));
+  return {split.manifest, calibration::make_batches(split.train, o.batch_size, o.max_seq_length, o.mask_prompt),
+          calibration::make_batches(split.valid, o.batch_size, o.max_seq_length, o.mask_prompt)};
+}
+
+/// The teacher at work, or its answers from --target-dir, which are made first where they are missing. Null after --targets-only.
+std::unique_ptr<calibration::Targets> open_targets(const DwqRun& o, const Inputs& in, const Data& data, bool first, Log& log) {
+  if (!o.target_dir) return calibration::live_targets(in.teacher);
+  const json key{{"model", in.teacher_files.fingerprint()}, {"data", data.manifest}, {"batch_size", o.batch_size},
+                 {"max_seq_length", o.max_seq_length}, {"seed", o.seed}, {"mask_prompt", o.mask_prompt}};
+  const calibration::TargetCache cache{*o.target_dir, key, o.targets == "topk" ? calibration::TargetKind::topk : calibration::TargetKind::hidden};
+  if (!has_targets(cache)) {
+    if (!first) fail("pipeline", "{}: holds no targets yet; make them by one process first (--targets-only)", o.target_dir->string());
+    Progress progress(log, "computing the teacher's targets", static_cast<std::int64_t>(data.train.size() + data.valid.size()));
+    std::int64_t before = 0;
+    calibration::compute_targets(cache, in.teacher, data.train, data.valid, [&](std::int64_t done, std::int64_t) {
+      progress.advance(done - before);
+      before = done;
+      if (InterruptGuard::requested()) throw Interrupted("[pipeline] interrupted; give the same command again to continue");
+    });
+    progress.finish();
+  }
+  return o.targets_only ? nullptr : calibration::cached_targets(cache, &in.teacher);
+}
+
+quantize::Student make_student(const DwqRun& o, const Inputs& in, const Data& data, RunFolder& run, Log& log) {
+  auto start = in.student ? in.student->load_all(in.student->stored_dtype()) : search_start(in.teacher, in.plan, first_batches(data.train), run, log);
+  // The teacher's own weights tell on which side of a code each weight lies; a quantized teacher tells nothing of the kind.
+  const auto dense = o.move_codes && in.teacher.formats().empty() ? in.teacher.load_all(in.teacher.stored_dtype()) : model::Tensors{};
+  return {in.target().spec(), in.plan.by_path(), std::move(start), dense, o.move_codes};
+}
+
+quantize::DwqOptions settings_of(const DwqRun& o, const Inputs& in, std::size_t steps) {
+  quantize::DwqOptions settings;
+  settings.temperature = o.temperature;
+  settings.code_rate = quantize::default_code_rate(static_cast<int>(steps));
+  if (o.learning_rate) {
+    settings.code_rate *= static_cast<float>(*o.learning_rate) / settings.scale_rate;
+    settings.scale_rate = static_cast<float>(*o.learning_rate);
+  }
+  settings.grad_checkpoint = o.grad_checkpoint;
+  settings.micro_tokens = micro_tokens(in.teacher.spec());
+  return settings;
+}
+
+/// Trains to the end, saving as it goes. Throws Interrupted, the state saved, when asked to stop.
+DwqResult train(const DwqRun& o, const Inputs& in, const Data& data, quantize::Student& student, calibration::Targets& targets, RunFolder& run,
+                const mx::distributed::Group& group, Log& log) {
+  const auto settings = settings_of(o, in, data.train.size());
+  quantize::DwqProgress progress;
+  Journal journal(run, student, progress);
+  if (group.rank() == 0) journal.restore();
+  share_state(student, progress, group);
+  quantize::DwqTrainer trainer(in.target().spec(), student, in.target().compute_dtype(), data.train, data.valid, targets, settings, group);
+  log.line(fmt::format("training {} parameters of {} linears: {} steps of {} rows, learning rate {:.2g}, codes {}", student.trained_parameters(), student.size(),
+                       trainer.steps(), o.batch_size, settings.scale_rate, o.move_codes ? fmt::format("move by {:.2g}", settings.code_rate) : "fixed"));
+  DwqResult result;
+  Progress bar(log, "step", trainer.steps());
+  bar.skip(progress.step);
+  const auto report = [&](const quantize::DwqReport& now) {
+    result.tokens += now.tokens;
+    result.seconds += now.seconds;
+    bar.advance(1, fmt::format("loss {:.4f}, {:.0f} tokens/s, peak {}", now.loss, result.tokens / result.seconds, format_bytes(static_cast<double>(peak_memory()))));
+    if (now.validation) log.line(fmt::format("step {}/{}: validation KL {:.5f}{}", now.step, now.steps, *now.validation, now.best ? ", the best so far" : ""));
+    const bool stop = InterruptGuard::requested() && now.step < now.steps;
+    stop ? journal.save() : journal.save_if_due();
+    return !stop;
+  };
+  trainer.run(progress, report, [&] {
+    if (progress.step == 0) log.line(fmt::format("before training: validation KL {:.5f}", progress.start));
+    run.save("best", student.pack(), {{"step", progress.step}});
+  });
+  if (progress.step < trainer.steps())
+    throw Interrupted(fmt::format("[pipeline] interrupted after step {} of {}; give the same command again to continue", progress.step, trainer.steps()));
+
+  const auto size = plan::size_of(in.target().spec(), in.plan, static_cast<int>(mx::size_of(in.target().stored_dtype())));
+  result.start_kl = progress.start, result.best_kl = progress.best;
+  result.steps = trainer.steps(), result.best_step = progress.best_step;
+  result.bits_per_weight = size.bits_per_weight(), result.bytes = size.bytes;
+  bar.finish(fmt::format("validation KL {:.5f} → {:.5f}, {:.3f} bits per weight", result.start_kl, result.best_kl, result.bits_per_weight));
+  if (const auto words = quantize::diagnose(progress.losses, progress.start, progress.best); !words.empty()) log.line(words);
+  return result;
+}
+
+void write(const DwqRun& o, const Inputs& in, const Data& data, const DwqResult& result, RunFolder& run) {
+  ModelWriter writer(o.output, in.target());
+  writer.add(run.load("best")->tensors);
+  json options = in.identity;
+  for (const char* key : {"command", "model", "device"}) options.erase(key);
+  writer.finish(&in.plan, in.target().stored_dtype(),
+                {"dwq", options, data.manifest,
+                 {{"validation_kl_start", result.start_kl}, {"validation_kl", result.best_kl}, {"steps", result.steps}, {"best_step", result.best_step}}});
+  run.remove();
+}
+
 }  // namespace
 
 json DwqResult::to_json() const {
@@ -177,126 +314,22 @@ DwqResult dwq(const DwqRun& o, mx::distributed::Group group, Log& log) {
   if (o.targets_only && !o.target_dir) throw UsageError("--targets-only needs --target-dir, the folder to write them to");
   if (!o.targets_only) check_output(o.output);
   const bool first = group.rank() == 0;
-  const auto teacher_checkpoint = checkpoint::Checkpoint::open(o.model);
-  const auto teacher = model::Model::open(teacher_checkpoint);
-  std::optional<checkpoint::Checkpoint> student_checkpoint;
-  std::optional<model::Model> student_model;
-  if (o.quantized_model) {
-    student_checkpoint = checkpoint::Checkpoint::open(*o.quantized_model);
-    student_model = model::Model::open(*student_checkpoint);
-    if (student_model->formats().empty()) fail("pipeline", "{}: is not quantized; give a quantized model to --quantized-model", o.quantized_model->string());
-  }
-  const auto plan = student_model ? plan::plan_of(student_model->spec(), student_model->formats(), student_checkpoint->config())
-                                  : plan::uniform_plan(teacher.spec(), o.format);
-  if (!student_model)
-    for (const auto& [path, why] : plan.dense) log.line(fmt::format("{} stays dense: {}", path, why));
+  const auto in = open_inputs(o, group.size(), log);
   advise(o, log);
-  advise_memory(teacher.spec(), plan, {o.batch_size, o.max_seq_length, o.grad_checkpoint, o.move_codes}, log);
-  const auto tokenizer = text::Tokenizer::open(o.model);
+  advise_memory(in.teacher.spec(), in.plan, {o.batch_size, o.max_seq_length, o.grad_checkpoint, o.move_codes}, log);
 
-  auto identity = identity_of(o, teacher_checkpoint.fingerprint(), student_checkpoint ? student_checkpoint->fingerprint() : "", group.size());
-  if (o.data != "self" && !fs::is_directory(o.data) && fs::exists(o.data)) identity["data"] = sha256_file(o.data);
-  const fs::path run_name = o.targets_only ? fs::path(*o.target_dir) : o.output;
-  RunFolder run(run_name, identity, o.fresh, first);
+  RunFolder run(o.targets_only ? *o.target_dir : o.output, in.identity, o.fresh, first);
   InterruptGuard guard;
   if (run.resumed()) log.line(fmt::format("continuing the run in {}", run.path().string()));
-
-  const auto split = o.data == "self" ? self_data(o, teacher, tokenizer, run, log)
-                                      : calibration::load_split(o.data, tokenizer, {o.max_seq_length, o.mask_prompt}, o.num_samples, o.num_valid, o.seed);
-  const auto train = calibration::make_batches(split.train, o.batch_size, o.max_seq_length, o.mask_prompt);
-  const auto valid = calibration::make_batches(split.valid, o.batch_size, o.max_seq_length, o.mask_prompt);
-  if (static_cast<int>(split.train.size()) < o.num_samples)
-    log.line(fmt::format("{} rows were asked for and {} found; all of them are used", o.num_samples, split.train.size()));
-
-  std::unique_ptr<calibration::Targets> targets;
-  if (o.target_dir) {
-    const calibration::TargetCache cache{*o.target_dir,
-                                         {{"model", teacher_checkpoint.fingerprint()}, {"data", split.manifest}, {"batch_size", o.batch_size},
-                                          {"max_seq_length", o.max_seq_length}, {"seed", o.seed}, {"mask_prompt", o.mask_prompt}},
-                                         o.targets == "topk" ? calibration::TargetKind::topk : calibration::TargetKind::hidden};
-    if (!has_targets(cache)) {
-      if (!first) fail("pipeline", "{}: holds no targets yet; make them by one process first (--targets-only)", o.target_dir->string());
-      Progress progress(log, "computing the teacher's targets", static_cast<std::int64_t>(train.size() + valid.size()));
-      std::int64_t before = 0;
-      calibration::compute_targets(cache, teacher, train, valid, [&](std::int64_t done, std::int64_t) {
-        progress.advance(done - before);
-        before = done;
-        if (InterruptGuard::requested()) throw Interrupted("[pipeline] interrupted; give the same command again to continue");
-      });
-      progress.finish();
-    }
-    if (o.targets_only) {
-      run.remove();
-      return {};
-    }
-    targets = calibration::cached_targets(cache, &teacher);
-  } else {
-    targets = calibration::live_targets(teacher);
+  const auto data = read_data(o, in, run, log);
+  const auto targets = open_targets(o, in, data, first, log);
+  if (!targets) {
+    run.remove();
+    return {};
   }
-
-  auto start = student_model ? student_model->load_all(student_model->stored_dtype()) : search_start(teacher, plan, first_batches(train), run, log);
-  const auto dense_teacher = o.move_codes && teacher.formats().empty() ? teacher.load_all(teacher.stored_dtype()) : model::Tensors{};
-  quantize::Student student(teacher.spec(), plan.by_path(), start, dense_teacher, o.move_codes);
-  start.clear();
-
-  quantize::DwqOptions settings;
-  settings.temperature = o.temperature;
-  settings.code_rate = quantize::default_code_rate(static_cast<int>(train.size()));
-  if (o.learning_rate) {
-    settings.code_rate *= static_cast<float>(*o.learning_rate) / settings.scale_rate;
-    settings.scale_rate = static_cast<float>(*o.learning_rate);
-  }
-  settings.grad_checkpoint = o.grad_checkpoint;
-  settings.micro_tokens = micro_tokens(teacher.spec());
-  quantize::DwqProgress progress;
-  Journal journal(run, student, progress);
-  if (first) journal.restore();
-  share_state(student, progress, group);
-
-  quantize::DwqTrainer trainer(teacher.spec(), student, teacher.compute_dtype(), train, valid, *targets, settings, group);
-  log.line(fmt::format("training {} parameters of {} linears: {} steps of {} rows, learning rate {:.2g}, codes {}", student.trained_parameters(), student.size(),
-                       trainer.steps(), o.batch_size, settings.scale_rate, o.move_codes ? fmt::format("move by {:.2g}", settings.code_rate) : "fixed"));
-  DwqResult result;
-  Progress bar(log, "step", trainer.steps());
-  bar.skip(progress.step);
-  bool stopped = false;
-  trainer.run(
-      progress,
-      [&](const quantize::DwqReport& now) {
-        result.tokens += now.tokens;
-        result.seconds += now.seconds;
-        bar.advance(1, fmt::format("loss {:.4f}, {:.0f} tokens/s, peak {}", now.loss, result.tokens / result.seconds, format_bytes(static_cast<double>(peak_memory()))));
-        if (now.validation) log.line(fmt::format("step {}/{}: validation KL {:.5f}{}", now.step, now.steps, *now.validation, now.best ? ", the best so far" : ""));
-        stopped = InterruptGuard::requested();
-        if (stopped && now.step < now.steps) {
-          journal.save();
-          return false;
-        }
-        journal.save_if_due();
-        return true;
-      },
-      [&] {
-        if (progress.step == 0) log.line(fmt::format("before training: validation KL {:.5f}", progress.start));
-        run.save("best", student.pack(), {{"step", progress.step}});
-      });
-  if (progress.step < trainer.steps()) throw Interrupted(fmt::format("[pipeline] interrupted after step {} of {}; give the same command again to continue", progress.step, trainer.steps()));
-
-  const auto size = plan::size_of(teacher.spec(), plan, static_cast<int>(mx::size_of(teacher.stored_dtype())));
-  result.start_kl = progress.start, result.best_kl = progress.best;
-  result.steps = trainer.steps(), result.best_step = progress.best_step;
-  result.bits_per_weight = size.bits_per_weight(), result.bytes = size.bytes;
-  bar.finish(fmt::format("validation KL {:.5f} → {:.5f}, {:.3f} bits per weight", result.start_kl, result.best_kl, result.bits_per_weight));
-  if (const auto words = quantize::diagnose(progress.losses, progress.start, progress.best); !words.empty()) log.line(words);
-  if (!first) return result;
-
-  ModelWriter writer(o.output, student_model ? *student_model : teacher);
-  writer.add(run.load("best")->tensors);
-  json options = identity;
-  for (const char* key : {"command", "model", "device"}) options.erase(key);
-  writer.finish(&plan, teacher.stored_dtype(),
-                {"dwq", options, split.manifest,
-                 {{"validation_kl_start", result.start_kl}, {"validation_kl", result.best_kl}, {"steps", result.steps}, {"best_step", result.best_step}}});
-  run.remove();
+  auto student = make_student(o, in, data, run, log);
+  const auto result = train(o, in, data, student, *targets, run, group, log);
+  if (first) write(o, in, data, result, run);
   return result;
 }
 

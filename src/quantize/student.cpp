@@ -152,7 +152,7 @@ Student::Student(const model::ModelSpec& spec, const model::Formats& formats, mo
     };
     const codec::Packed packed{take(".weight"), take(".scales"), take(".biases")};
     const auto dense = teacher.find(linear->path + ".weight");
-    const bool known = dense != teacher.end() && dense->second.dtype() != mx::uint32;
+    const bool known = dense != teacher.end() && dense->second.dtype() != mx::uint32 && dense->second.size() == packed.scales.size() * it->second.group_size;
     linears_.emplace_back(packed, it->second, known ? &dense->second : nullptr, move_codes);
     paths_.push_back(linear->path);
     fixed_formats_.erase(linear->path);
