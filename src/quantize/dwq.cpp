@@ -19,12 +19,12 @@
 namespace lquant::quantize {
 namespace {
 
-/// Warm-up, then half a cosine down to 0.
+/// Warm-up, then half a cosine that would reach 0 one step after the last.
 float rate_at(int step, int steps, float warmup) {
   const double rise = std::max(1.0, std::floor(double{warmup} * steps));
   if (step < rise) return static_cast<float>((step + 1) / rise);
-  const double t = (step + 1 - rise) / std::max(1.0, steps - rise);
-  return static_cast<float>(0.5 * (1 + std::cos(std::numbers::pi * std::min(1.0, t))));
+  const double t = (step + 1 - rise) / (steps + 1 - rise);
+  return static_cast<float>(0.5 * (1 + std::cos(std::numbers::pi * t)));
 }
 
 /// Rows [begin, end) of each part: as many as micro_tokens holds, at least one.
