@@ -1,0 +1,23 @@
+#include "oracle/quantize_tiny.h"
+
+// A test binary links the oracles of its own room alone; this one builds upon the model room's.
+#include "oracle/model_random.cpp"
+
+#include <mlx/mlx.h>
+
+#include <cstring>
+
+namespace lquant::oracle {
+
+bool same(mlx::core::array a, mlx::core::array b) {
+  a = mlx::core::contiguous(a), b = mlx::core::contiguous(b);
+  mlx::core::eval(a, b);
+  return a.shape() == b.shape() && a.dtype() == b.dtype() && std::memcmp(a.data<char>(), b.data<char>(), a.nbytes()) == 0;
+}
+
+TinyPair::TinyPair(int bits, std::uint64_t seed)
+    : spec(model::spec_from_config(tiny_config("llama"))), teacher(random_tensors(spec, seed)), packed(teacher) {
+  for (const auto* linear : spec.linears()) pack(packed, formats, linear->path, {codec::Mode::affine, bits, 32});
+}
+
+}  // namespace lquant::oracle

@@ -1,0 +1,19 @@
+#pragma once
+
+#include "model/forward.h"
+#include "oracle/model_random.h"
+
+// A random two-layer Llama and its packed copy, for tests of training.
+namespace lquant::oracle {
+
+bool same(mlx::core::array a, mlx::core::array b);  ///< shape, dtype and every byte
+
+struct TinyPair {
+  explicit TinyPair(int bits, std::uint64_t seed = 1);
+  model::ModelSpec spec;
+  model::Tensors teacher;  ///< f32
+  model::Tensors packed;   ///< every linear at `bits` in groups of 32
+  model::Formats formats;
+};
+
+}  // namespace lquant::oracle
