@@ -42,7 +42,7 @@ constexpr int kSelfTokens = 512;
 
 json identity_of(const DwqRun& o, const std::string& model_hash, const std::string& student_hash, int ranks) {
   json options{{"bits", o.format.bits},         {"group_size", o.format.group_size}, {"num_samples", o.num_samples}, {"num_valid", o.num_valid},
-               {"max_seq_length", o.max_seq_length}, {"seed", o.seed},               {"batch_size", o.batch_size},   {"data_path", o.data},
+               {"max_seq_length", o.max_seq_length}, {"seed", o.seed},               {"batch_size", o.batch_size},   {"data_path", fs::path(o.data).filename().string()},
                {"mask_prompt", o.mask_prompt},  {"temperature", o.temperature},      {"move_codes", o.move_codes},   {"grad_checkpoint", o.grad_checkpoint}};
   options["learning_rate"] = o.learning_rate ? json(*o.learning_rate) : json("auto");
   if (o.target_dir) options["targets"] = o.targets;
@@ -194,7 +194,9 @@ Inputs open_inputs(const DwqRun& o, int ranks, Log& log) {
     for (const auto& [path, why] : in.plan.dense) log.line(fmt::format("{} stays dense: {}", path, why));
   }
   in.identity = identity_of(o, in.teacher_files.fingerprint(), in.student_files ? in.student_files->fingerprint() : "", ranks);
-  if (o.data != "self" && fs::is_regular_file(o.data)) in.identity["data"] = sha256_file(o.data);
+  // The files' contents are what the result depends on, not where they lie.
+  for (const auto& file : {fs::path(o.data), fs::path(o.data) / "train.jsonl", fs::path(o.data) / "valid.jsonl"})
+    if (o.data != "self" && fs::is_regular_file(file)) in.identity["data"][file.filename().string()] = sha256_file(file);
   return in;
 }
 
