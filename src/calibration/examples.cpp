@@ -15,7 +15,7 @@ namespace lquant::calibration {
 namespace {
 
 namespace fs = std::filesystem;
-using json = nlohmann::json;
+using json = nlohmann::ordered_json;  // templates print tools and calls with their keys in the row's order
 
 /// The lines of a .jsonl file that hold something, with their numbers.
 struct Line {
