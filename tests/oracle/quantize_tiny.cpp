@@ -1,8 +1,5 @@
 #include "oracle/quantize_tiny.h"
 
-// A test binary links the oracles of its own room alone; this one builds upon the model room's.
-#include "oracle/model_random.cpp"
-
 #include <mlx/mlx.h>
 
 #include <cstring>
