@@ -66,7 +66,8 @@ mx::array DwqTrainer::loss(const std::vector<mx::array>& weights, const calibrat
         names.push_back(linear->path + ".weight");
         inputs.push_back(tensors.at(names.back()));
       }
-      hidden = mx::checkpoint([&, i, names](const std::vector<mx::array>& in) {
+      // By value: the backward pass calls it again when this function has returned.
+      hidden = mx::checkpoint([this, &formats, tensors, context, i, names](const std::vector<mx::array>& in) {
         auto own = tensors;
         for (std::size_t n = 0; n < names.size(); ++n) own.insert_or_assign(names[n], in[n + 1]);
         return std::vector<mx::array>{model::block(spec_, i, own, formats, in[0], context)};
