@@ -176,9 +176,11 @@ bool has_targets(const TargetCache& cache) {
 void compute_targets(const TargetCache& cache, const model::Model& teacher, const std::vector<Batch>& train, const std::vector<Batch>& valid,
                      const std::function<void(std::int64_t, std::int64_t)>& progress) {
   std::error_code ec;
-  for (const char* split : {"train", "valid"}) fs::create_directories(cache.folder / split, ec);
+  fs::create_directories(cache.folder, ec);
   if (ec) fail("calibration", "{}: cannot be made ({}); pick another --target-dir", cache.folder.string(), ec.message());
+  // The key comes first: a folder that holds anything without it is not ours.
   write_file_atomically("calibration", cache.folder / kKeyFile, json{{"key", full_key(cache)}, {"complete", false}}.dump(1) + "\n");
+  for (const char* split : {"train", "valid"}) fs::create_directories(cache.folder / split);
   const auto final_tensors = teacher.load_final();
   const auto head = model::head(teacher.spec(), final_tensors, teacher.formats(), teacher.compute_dtype());
   const std::int64_t total = static_cast<std::int64_t>(train.size() + valid.size());

@@ -129,7 +129,7 @@ double DwqTrainer::train_step(int step, double* tokens) {
       for (auto* part : linear.gradient()) *part = mx::distributed::all_sum(*part, group_);
     linear.step({rate * options_.scale_rate, rate * options_.code_rate, step + 1});
   }
-  return loss / *tokens;
+  return *tokens > 0 ? loss / *tokens : 0;  // every row may have been cut inside its masked prompt
 }
 
 int DwqTrainer::steps_between_validations() const {
