@@ -126,11 +126,12 @@ LQUANT_INLINE void polish(const Group& g, int rounds, Candidate& best) {
   if constexpr (!std::is_same_v<S, kernels::Float32>) {
     for (int i = 0; i < rounds; ++i) {
       bool better = false;
-      for (int step : {-1, 1}) {
-        const float scale = moved<S>(best.at.scale, step);
-        better |= try_candidate<S>(g, {scale, bias_for(g, best, scale)}, best);
+      for (int neighbour = 0; neighbour < 4; ++neighbour) {  // one call for the four, for the compiler's sake: it is inlined
+        const int step = neighbour % 2 ? 1 : -1;
+        const bool of_scale = neighbour < 2;
+        const float scale = of_scale ? moved<S>(best.at.scale, step) : best.at.scale;
+        better |= try_candidate<S>(g, {scale, of_scale ? bias_for(g, best, scale) : moved<S>(best.at.bias, step)}, best);
       }
-      for (int step : {-1, 1}) better |= try_candidate<S>(g, {best.at.scale, moved<S>(best.at.bias, step)}, best);
       if (!better) return;
     }
   }
@@ -162,12 +163,11 @@ LQUANT_INLINE void search_group(const Group& g, const Effort& e, Candidate& best
   }
   // The same values counted from the other edge: equal but for the rounding of scale and bias, which decides at 8 bits.
   const auto turned_at = stored<S>({-best.at.scale, best.at.bias + best.at.scale * g.top});
-  refit<S>(g, e.final_refits, best);
-  polish<S>(g, e.polish, best);
-  if (!(std::abs(turned_at.scale) > 0)) return;
-  auto turned = evaluate<S>(g, turned_at);
-  refit<S>(g, e.final_refits, turned);
-  polish<S>(g, e.polish, turned);
+  auto turned = std::abs(turned_at.scale) > 0 ? evaluate<S>(g, turned_at) : best;
+  for (auto* candidate : {&best, &turned}) {
+    refit<S>(g, e.final_refits, *candidate);
+    polish<S>(g, e.polish, *candidate);
+  }
   if (turned.error < best.error) best = turned;
 }
 
