@@ -20,6 +20,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,6 +103,27 @@ def peer(model, rows, batch, bits):
         return json.loads(run([sys.executable, ROOT / "benchmarks" / "peer_dwq.py", "--model", model, "--rows", file.name, "--batch-size", batch, "--bits", bits]))
 
 
+def gptq_round(table, args, model):
+    """Whole commands, from start to the written folder, on the same rows."""
+    group = f"GPTQ on {model.name}, {args.bits} bits, {args.gptq_rows} rows of 512"
+    texts, rows = rows_of_ids(model, 516, args.gptq_rows)
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        (folder / "rows.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+        (folder / "rows.json").write_text(json.dumps([(row * 2)[:512] for row in rows]))
+        start = time.perf_counter()
+        out = run([args.build / "lquant", "gptq", "--model", model, "--mlx-path", folder / "ours", "--data-path", folder / "rows.jsonl", "--bits", args.bits, "--json"])
+        seconds = time.perf_counter() - start
+        figures = json.loads(out)
+        table.add(group, "lquant", seconds, "s")
+        for part, spent in figures["time"].items():
+            table.add(group, f"lquant: {part.replace('_', ' ')}", 100 * spent / figures["seconds"], "% of its time")
+        theirs = json.loads(run([sys.executable, ROOT / "benchmarks" / "peer_gptq.py", "--model", model, "--rows", folder / "rows.json", "--bits", args.bits,
+                                 "--output", folder / "theirs"]))
+        table.add(group, "mlx_lm", theirs["seconds"], "s")
+        table.add(group, "ratio", theirs["seconds"] / seconds, "times as fast")
+
+
 class Table:
     """Figures by name, one value a round."""
 
@@ -175,6 +197,8 @@ def main():
     parser.add_argument("--steps", type=int, default=8, help="steps of ours")
     parser.add_argument("--peer-tokens", type=int, default=64, help="tokens in a row of the peer's; 0 leaves the peer out")
     parser.add_argument("--peer-steps", type=int, default=2, help="steps of the peer's")
+    parser.add_argument("--gptq-rows", type=int, default=0, help="rows of 512 tokens for GPTQ beside mlx_lm's, which takes minutes even on models/tiny; 0 leaves it out")
+    parser.add_argument("--no-dwq", action="store_true", help="leave DWQ out")
     parser.add_argument("--no-kernels", action="store_true", help="models alone")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     args = parser.parse_args()
@@ -187,7 +211,10 @@ def main():
         for dtype, peak in peaks.items():
             table.add("This machine", f"GEMM peak, {dtype}", peak / 1e9, "GFLOP/s")
         for model in models:
-            model_round(table, args, model.resolve(), peaks)
+            if not args.no_dwq:
+                model_round(table, args, model.resolve(), peaks)
+            if args.gptq_rows > 0:
+                gptq_round(table, args, model.resolve())
         if not args.no_kernels:
             kernel_round(table, args.build, peaks)
     print(table.markdown())

@@ -10,6 +10,7 @@ list(GET LQUANT_WHEELS 0 LQUANT_SITE_PACKAGES)
 list(GET LQUANT_WHEELS 1 LQUANT_PYTHON_PREFIX)
 list(GET LQUANT_WHEELS 2 LQUANT_MLX_CMAKE)
 list(GET LQUANT_WHEELS 3 LQUANT_DNNL_CMAKE)
+list(GET LQUANT_WHEELS 4 LQUANT_OPENBLAS_CMAKE)
 
 find_package(MLX CONFIG REQUIRED HINTS "${LQUANT_MLX_CMAKE}")
 find_package(fmt REQUIRED)
@@ -17,15 +18,18 @@ find_package(nlohmann_json REQUIRED)
 find_package(CLI11 REQUIRED)
 find_package(OpenSSL REQUIRED COMPONENTS Crypto)
 
-# oneDNN and Highway serve the CPU kernels, which are for x86-64 Linux; elsewhere the same functions run on MLX.
+# oneDNN, OpenBLAS (for LAPACK) and Highway serve the CPU kernels, which are for x86-64 Linux; elsewhere the same functions run on MLX.
 set(LQUANT_ONEDNN OFF)
 if(CMAKE_SYSTEM_NAME STREQUAL "Linux" AND CMAKE_SYSTEM_PROCESSOR STREQUAL "x86_64" AND NOT LQUANT_FUZZ)
   find_package(dnnl CONFIG REQUIRED HINTS "${LQUANT_DNNL_CMAKE}")
+  find_package(OpenBLAS CONFIG REQUIRED HINTS "${LQUANT_OPENBLAS_CMAKE}")
   find_package(hwy REQUIRED)
   find_package(OpenMP REQUIRED COMPONENTS CXX)
   set(LQUANT_ONEDNN ON)
   get_target_property(dnnl_file DNNL::dnnl IMPORTED_LOCATION_RELEASE)
   cmake_path(GET dnnl_file PARENT_PATH LQUANT_DNNL_LIBRARY_DIR)
+  get_target_property(openblas_file OpenBLAS::OpenBLAS IMPORTED_LOCATION)
+  cmake_path(GET openblas_file PARENT_PATH LQUANT_OPENBLAS_LIBRARY_DIR)
 endif()
 
 # The Rust shim over `tokenizers` and `minijinja`, as one static library with a C ABI.

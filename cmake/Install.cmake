@@ -13,13 +13,13 @@ endif()
 install(DIRECTORY models/tiny DESTINATION "${LQUANT_INSTALL_SHARE}/models")
 
 # `lquant.dwq` is `lquant dwq`: whoever comes from `mlx_lm.dwq` changes two letters. Wheels cannot hold links, hence scripts.
-foreach(command convert dwq generate perplexity)
+foreach(command convert dwq generate gptq perplexity)
   set(script "${CMAKE_BINARY_DIR}/scripts/lquant.${command}")
   file(CONFIGURE OUTPUT "${script}" CONTENT "#!/bin/sh\nexec \"\${0%/*}/lquant\" ${command} \"\$@\"\n" @ONLY)
   install(PROGRAMS "${script}" DESTINATION "${LQUANT_INSTALL_BIN}")
 endforeach()
 
-# What every program (lquant, tests, benchmarks) needs: it finds libmlx and libdnnl in the environment it was built from and, once
+# What every program (lquant, tests, benchmarks) needs: it finds libmlx, libdnnl and OpenBLAS in the environment it was built from and, once
 # installed, in the one it lies in.
 function(lquant_rpath target)
   lquant_precompiled(${target})
@@ -29,8 +29,8 @@ function(lquant_rpath target)
     set(origin "$ORIGIN")
   endif()
   file(RELATIVE_PATH site "${LQUANT_PYTHON_PREFIX}/bin" "${LQUANT_SITE_PACKAGES}")
-  set(built "${MLX_LIBRARY_DIRS}" ${LQUANT_DNNL_LIBRARY_DIR})
-  set(installed "${origin}/${site}/mlx/lib" "${origin}/../lib")
+  set(built "${MLX_LIBRARY_DIRS}" ${LQUANT_DNNL_LIBRARY_DIR} ${LQUANT_OPENBLAS_LIBRARY_DIR})
+  set(installed "${origin}/${site}/mlx/lib" "${origin}/${site}/scipy_openblas32/lib" "${origin}/../lib")
   if(NOT DEFINED SKBUILD_SCRIPTS_DIR)
     list(APPEND installed ${built})
   endif()

@@ -1,4 +1,4 @@
-"""Prints, a line each: site-packages and prefix of this Python environment, then the folders of MLX's and oneDNN's CMake packages
+"""Prints, a line each: site-packages and prefix of this Python environment, then the folders of the CMake packages of MLX, oneDNN and OpenBLAS
 as the wheels' own file lists name them (empty when a wheel is missing)."""
 
 import importlib.metadata
@@ -22,3 +22,4 @@ print(paths["platlib"])
 print(paths["data"])
 print(folder_of(["mlx-cpu", "mlx-cuda-13", "mlx-cuda-12", "mlx-metal"], "mlxconfig.cmake"))
 print(folder_of(["onednn-devel-cpu-gomp"], "dnnl-config.cmake"))
+print(folder_of(["scipy-openblas32"], "openblasconfig.cmake"))

@@ -118,6 +118,18 @@ bool is_text(const fs::path& file) {
   fail("calibration", "{}: unknown kind of data; give a .jsonl or a .txt file, a folder with train.jsonl, or 'self'", file.string());
 }
 
+/// A folder stands for its train.jsonl.
+fs::path file_of(const fs::path& path) {
+  if (!fs::exists(path)) fail("calibration", "{}: no such file or folder; check --data-path", path.string());
+  if (!fs::is_directory(path)) return path;
+  if (!fs::exists(path / "train.jsonl")) fail("calibration", "{}: holds no train.jsonl; put one there or name a file", path.string());
+  return path / "train.jsonl";
+}
+
+void drop_empty(std::vector<Example>& list) {
+  std::erase_if(list, [](const Example& e) { return e.tokens.empty(); });
+}
+
 }  // namespace
 
 std::vector<Example> read_examples(const fs::path& file, const text::Tokenizer& tokenizer, const SourceOptions& options,
@@ -145,14 +157,34 @@ std::size_t count_examples(const fs::path& file, const text::Tokenizer& tokenize
   return is_text(file) ? cut_text(file, tokenizer, options).size() : read_lines(file).size();
 }
 
-Split load_split(const fs::path& path, const text::Tokenizer& tokenizer, const SourceOptions& options, int num_train, int num_valid, std::uint64_t seed) {
-  if (!fs::exists(path)) fail("calibration", "{}: no such file or folder; check --data-path", path.string());
-  fs::path train = path, valid;
-  if (fs::is_directory(path)) {
-    train = path / "train.jsonl";
-    if (!fs::exists(train)) fail("calibration", "{}: holds no train.jsonl; put one there or name a file", path.string());
-    if (fs::exists(path / "valid.jsonl")) valid = path / "valid.jsonl";
+Drawn draw_examples(const std::vector<fs::path>& paths, const text::Tokenizer& tokenizer, const SourceOptions& options, int count, std::uint64_t seed) {
+  Drawn drawn;
+  std::vector<fs::path> files;
+  std::vector<std::size_t> ends;
+  std::size_t total = 0;
+  for (const auto& path : paths) {
+    files.push_back(file_of(path));
+    ends.push_back(total += count_examples(files.back(), tokenizer, options));
+    drawn.manifest["files"].push_back({{"file", files.back().filename().string()}, {"sha256", sha256_file(files.back())}});
   }
+  auto order = permutation(total, seed);
+  if (count >= 0) order.resize(std::min<std::size_t>(count, total));
+  for (std::size_t f = 0; f < files.size(); ++f) {
+    const std::size_t begin = f == 0 ? 0 : ends[f - 1];
+    std::vector<std::size_t> wanted;
+    for (const auto i : order)
+      if (i >= begin && i < ends[f]) wanted.push_back(i - begin);
+    if (wanted.empty()) continue;
+    for (auto& example : read_examples(files[f], tokenizer, options, wanted)) drawn.examples.push_back(std::move(example));
+  }
+  drop_empty(drawn.examples);
+  if (drawn.examples.empty()) fail("calibration", "{}: every row drawn is empty; give rows with text", files.front().string());
+  drawn.manifest["rows"] = drawn.examples.size();
+  return drawn;
+}
+
+Split load_split(const fs::path& path, const text::Tokenizer& tokenizer, const SourceOptions& options, int num_train, int num_valid, std::uint64_t seed) {
+  const fs::path train = file_of(path), valid = fs::is_directory(path) && fs::exists(path / "valid.jsonl") ? path / "valid.jsonl" : fs::path();
   const auto draw = [&](const fs::path& file, std::size_t skip, std::size_t take) {
     const auto order = permutation(count_examples(file, tokenizer, options), seed);
     const auto begin = std::min(skip, order.size()), end = std::min(order.size(), skip + take);
@@ -173,7 +205,6 @@ Split load_split(const fs::path& path, const text::Tokenizer& tokenizer, const S
     split.train = draw(train, 0, used);
     split.valid = rows > 1 ? draw(train, used, held) : split.train;
   }
-  const auto drop_empty = [](std::vector<Example>& list) { std::erase_if(list, [](const Example& e) { return e.tokens.empty(); }); };
   drop_empty(split.train);
   drop_empty(split.valid);
   if (split.train.empty() || split.valid.empty()) fail("calibration", "{}: every row drawn is empty; give rows with text", train.string());

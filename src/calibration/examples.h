@@ -31,6 +31,15 @@ std::vector<Example> read_examples(const std::filesystem::path& file, const text
 /// How many rows (of a .jsonl file) or pieces (of a .txt file) there are.
 std::size_t count_examples(const std::filesystem::path& file, const text::Tokenizer& tokenizer, const SourceOptions& options);
 
+/// `count` examples (all of them when it is negative) drawn without replacement in a seeded random order from the rows and pieces of all
+/// `paths` together, each a file as above or a folder with train.jsonl. The manifest names each file with its hash.
+struct Drawn {
+  std::vector<Example> examples;
+  nlohmann::json manifest;
+};
+Drawn draw_examples(const std::vector<std::filesystem::path>& paths, const text::Tokenizer& tokenizer, const SourceOptions& options, int count,
+                    std::uint64_t seed);
+
 struct Split {
   std::vector<Example> train, valid;
   /// What was read, with hashes: for lquant.json and for keys of cached work.

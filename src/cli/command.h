@@ -20,6 +20,7 @@ inline const CLI::Validator kPositive(
 void add_convert(CLI::App& app, Run& run);
 void add_demo(CLI::App& app, Run& run);
 void add_dwq(CLI::App& app, Run& run);
+void add_gptq(CLI::App& app, Run& run);
 void add_generate(CLI::App& app, Run& run);
 void add_logits(CLI::App& app, Run& run);
 void add_perplexity(CLI::App& app, Run& run);

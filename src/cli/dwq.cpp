@@ -43,6 +43,7 @@ void add_dwq(CLI::App& app, Run& chosen) {
   command->add_option("--mlx-path", r.output, "Where to save the result")->capture_default_str();
   command->add_option("--bits", r.format.bits, "Bits per weight: 2, 3, 4, 5, 6 or 8")->capture_default_str();
   command->add_option("--group-size", r.format.group_size, "Weights that share a scale: 32, 64 or 128")->capture_default_str();
+  command->add_option("--plan", r.plan, "JSON file of formats by path, as config.json's quantization block has them");
   command->add_option("--num-samples", r.num_samples, "Rows to train on")->capture_default_str()->check(kPositive);
   command->add_option("--max-seq-length", r.max_seq_length, "Longer rows are cut; shorter ones are packed together")->capture_default_str()->check(CLI::Range(2, 1 << 20));
   command->add_option("--seed", r.seed, "Seed of the choice and order of rows")->capture_default_str();

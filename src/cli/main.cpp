@@ -34,6 +34,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   cli::Run run;
   cli::add_dwq(app, run);
+  cli::add_gptq(app, run);
   cli::add_convert(app, run);
   cli::add_perplexity(app, run);
   cli::add_generate(app, run);

@@ -43,14 +43,12 @@ mx::array close(const Scope& scope, const std::optional<NormSpec>& post, const m
 
 /// The linear that ends a sub-layer, with the residual inside its product when no norm stands between.
 mx::array close(const Scope& scope, const std::optional<NormSpec>& post, const mx::array& residual, const mx::array& y, const LinearSpec& linear) {
-  scope.observe(linear, y);
   if (!post) return kernels::linear(y, scope.weight(linear), residual);
   return close(scope, post, residual, kernels::linear(y, scope.weight(linear)));
 }
 
 /// q, k, v [B, T, heads · head_dim]; a fused linear is read as three cuts of its rows.
 std::vector<mx::array> project(const Scope& scope, const AttentionSpec& attention, const mx::array& h) {
-  for (const auto& linear : attention.inputs) scope.observe(linear, h);
   std::vector<kernels::LinearWeight> weights;
   if (attention.inputs.size() == 1) {
     const int q = attention.heads * attention.head_dim, kv = attention.kv_heads * attention.head_dim;
@@ -92,34 +90,39 @@ mx::array attend(const Scope& scope, const AttentionSpec& attention, const mx::a
 }
 
 mx::array activate(const Scope& scope, const DenseMlp& mlp, const mx::array& h) {
-  for (const auto& linear : mlp.inputs) scope.observe(linear, h);
   if (mlp.inputs.size() == 1) return kernels::gated_fused(kernels::linear(h, scope.weight(mlp.inputs[0])), mlp.activation);
   const auto both = kernels::linears(h, {scope.weight(mlp.inputs[0]), scope.weight(mlp.inputs[1])});
   return kernels::gated(both[0], both[1], mlp.activation);
 }
 
-/// Each token's top_k experts, weighted. Tokens are sorted by expert so that an expert's rows meet its weights in one product.
-mx::array mix_experts(const Scope& scope, const ExpertMlp& mlp, const mx::array& h) {
-  const int width = h.shape(-1);
-  const auto tokens = mx::reshape(h, {-1, width});
-  scope.observe(mlp.router, h);
+/// Which experts each token goes to, and the tokens sorted by expert so that an expert's rows meet its weights in one product.
+struct Mixture {
+  mx::array rows;     ///< [T·k, H]
+  mx::array weights;  ///< [T, k]
+  kernels::Routing routing;
+};
+
+Mixture route(const Scope& scope, const ExpertMlp& mlp, const mx::array& h) {
+  const auto tokens = mx::reshape(h, {-1, h.shape(-1)});
   const auto gates = mx::softmax(kernels::linear(tokens, scope.weight(mlp.router)), -1, /*precise=*/true);
   const int first = mlp.experts - mlp.top_k;
   const auto ranked = mx::argpartition(mx::stop_gradient(gates), first, -1);
   const auto chosen = mx::slice(ranked, {0, first}, {ranked.shape(0), mlp.experts});
   auto weights = mx::take_along_axis(gates, chosen, -1);
   if (mlp.normalize) weights = mx::divide(weights, mx::sum(weights, -1, /*keepdims=*/true));
+  auto routing = kernels::sort_by_expert(mx::astype(chosen, mx::int32), mlp.experts);
+  auto rows = kernels::gather_rows(tokens, routing, mlp.top_k);
+  return {std::move(rows), std::move(weights), std::move(routing)};
+}
 
-  const auto routing = kernels::sort_by_expert(mx::astype(chosen, mx::int32), mlp.experts);
-  const auto rows = kernels::gather_rows(tokens, routing, mlp.top_k);
-  const auto product = [&](const LinearSpec& linear, const mx::array& x) {
-    scope.observe(linear, x, &routing.offsets);
-    const auto weight = scope.weight(linear);
-    return kernels::grouped_linear(x, weight.weight, weight.bias, routing.offsets);
-  };
-  const auto gate = product(mlp.gate, rows);
-  const auto inner = kernels::gated(gate, product(mlp.up, rows), mlp.activation);
-  return mx::reshape(kernels::combine_rows(product(mlp.down, inner), weights, routing, mlp.top_k), h.shape());
+Cut enter(const Scope& scope, const NormSpec& norm, const mx::array& x) {
+  auto [residual, h] = kernels::residual_norm(x, scope.norm(norm), norm.eps, norm.offset);
+  return {std::move(residual), std::move(h)};
+}
+
+mx::array expert_product(const Scope& scope, const LinearSpec& linear, const mx::array& x, const kernels::Routing& routing) {
+  const auto weight = scope.weight(linear);
+  return kernels::grouped_linear(x, weight.weight, weight.bias, routing.offsets);
 }
 
 }  // namespace
@@ -136,18 +139,70 @@ mx::array embed(const ModelSpec& spec, const Tensors& tensors, const Formats& fo
   return kernels::embedding(ids, dense_weight(tensors, formats, path, dtype), multiplier);
 }
 
-mx::array block(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const mx::array& x, const Context& context) {
+Cut attention_input(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const mx::array& x, const Context& context) {
   const auto& block = spec.blocks.at(i);
   const Scope scope{tensors, formats, context, x.dtype(), i};
-  const auto enter = [&](const NormSpec& norm, const mx::array& y) { return kernels::residual_norm(y, scope.norm(norm), norm.eps, norm.offset); };
+  auto cut = enter(scope, block.attention_norm, x);
+  for (const auto& linear : block.attention.inputs) scope.observe(linear, cut.input);
+  return cut;
+}
 
-  const auto [residual, h] = enter(block.attention_norm, x);
-  const auto middle = close(scope, block.attention_post_norm, residual, attend(scope, block.attention, h), block.attention.output);
+Cut attention_output(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const Cut& at, const Context& context) {
+  const auto& attention = spec.blocks.at(i).attention;
+  const Scope scope{tensors, formats, context, at.residual.dtype(), i};
+  Cut cut{at.residual, attend(scope, attention, at.input)};
+  scope.observe(attention.output, cut.input);
+  return cut;
+}
 
-  const auto [second, g] = enter(block.mlp_norm, middle);
-  if (const auto* dense = std::get_if<DenseMlp>(&block.mlp))
-    return close(scope, block.mlp_post_norm, second, activate(scope, *dense, g), dense->down);
-  return close(scope, block.mlp_post_norm, second, mix_experts(scope, std::get<ExpertMlp>(block.mlp), g));
+Cut mlp_input(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const Cut& at, const Context& context) {
+  const auto& block = spec.blocks.at(i);
+  const Scope scope{tensors, formats, context, at.residual.dtype(), i};
+  auto cut = enter(scope, block.mlp_norm, close(scope, block.attention_post_norm, at.residual, at.input, block.attention.output));
+  if (const auto* dense = std::get_if<DenseMlp>(&block.mlp)) {
+    for (const auto& linear : dense->inputs) scope.observe(linear, cut.input);
+  } else if (context.observer && *context.observer) {
+    const auto& experts = std::get<ExpertMlp>(block.mlp);
+    scope.observe(experts.router, cut.input);
+    const auto mixture = route(scope, experts, cut.input);
+    for (const auto* linear : {&experts.gate, &experts.up}) scope.observe(*linear, mixture.rows, &mixture.routing.offsets);
+  }
+  return cut;
+}
+
+Cut mlp_output(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const Cut& at, const Context& context) {
+  const auto& block = spec.blocks.at(i);
+  const Scope scope{tensors, formats, context, at.residual.dtype(), i};
+  if (const auto* dense = std::get_if<DenseMlp>(&block.mlp)) {
+    Cut cut{at.residual, activate(scope, *dense, at.input)};
+    scope.observe(dense->down, cut.input);
+    return cut;
+  }
+  const auto& experts = std::get<ExpertMlp>(block.mlp);
+  auto mixture = route(scope, experts, at.input);
+  const auto gate = expert_product(scope, experts.gate, mixture.rows, mixture.routing);
+  Cut cut{at.residual, kernels::gated(gate, expert_product(scope, experts.up, mixture.rows, mixture.routing), experts.activation),
+          std::move(mixture.routing), std::move(mixture.weights)};
+  scope.observe(experts.down, cut.input, &cut.routing->offsets);
+  return cut;
+}
+
+mx::array block_output(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const Cut& at) {
+  const auto& block = spec.blocks.at(i);
+  const Context context;
+  const Scope scope{tensors, formats, context, at.residual.dtype(), i};
+  if (const auto* dense = std::get_if<DenseMlp>(&block.mlp)) return close(scope, block.mlp_post_norm, at.residual, at.input, dense->down);
+  const auto& experts = std::get<ExpertMlp>(block.mlp);
+  const auto out = kernels::combine_rows(expert_product(scope, experts.down, at.input, *at.routing), *at.weights, *at.routing, experts.top_k);
+  return close(scope, block.mlp_post_norm, at.residual, mx::reshape(out, at.residual.shape()));
+}
+
+mx::array block(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const mx::array& x, const Context& context) {
+  auto cut = attention_input(spec, i, tensors, formats, x, context);
+  cut = attention_output(spec, i, tensors, formats, cut, context);
+  cut = mlp_input(spec, i, tensors, formats, cut, context);
+  cut = mlp_output(spec, i, tensors, formats, cut, context);
+  return block_output(spec, i, tensors, formats, cut);
 }
 
 mx::array final_norm(const ModelSpec& spec, const Tensors& tensors, const mx::array& x) {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/moe.h"
 #include "model/spec.h"
 #include "model/tensors.h"
 
@@ -56,6 +57,22 @@ mx::array embed(const ModelSpec& spec, const Tensors& tensors, const Formats& fo
 
 /// One block: x [B, T, H] → [B, T, H].
 mx::array block(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const mx::array& x, const Context& context = {});
+
+/// A block cut where its linears read, for methods that quantize a block in the order of use: `input` is what the linears of the
+/// next stage read (the observer is told of it at the cut), `residual` what their sub-layer's result is added to. block() is these
+/// five calls in a row.
+struct Cut {
+  mx::array residual;
+  mx::array input;
+  /// Of a mixture's cut before its down linears: where the rows of `input` came from, and their weights.
+  std::optional<kernels::Routing> routing = std::nullopt;
+  std::optional<mx::array> weights = std::nullopt;
+};
+Cut attention_input(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const mx::array& x, const Context& context = {});
+Cut attention_output(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const Cut& at, const Context& context = {});
+Cut mlp_input(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const Cut& at, const Context& context = {});
+Cut mlp_output(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const Cut& at, const Context& context = {});
+mx::array block_output(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const Cut& at);
 
 /// The norm before the head.
 mx::array final_norm(const ModelSpec& spec, const Tensors& tensors, const mx::array& x);

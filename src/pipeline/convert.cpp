@@ -59,7 +59,13 @@ void convert(const ConvertOptions& options, Log& log) {
   const auto dtype = options.dtype ? parse_dtype(*options.dtype) : model.stored_dtype();
 
   std::optional<plan::QuantPlan> plan;
+  std::optional<json> overrides;
+  if (options.plan) {
+    if (!options.quantize) throw UsageError("--plan says how to quantize; give --quantize with it");
+    overrides = read_plan(*options.plan);
+  }
   if (options.quantize) plan = plan::uniform_plan(model.spec(), options.format);
+  if (overrides) plan::apply_overrides(*plan, model.spec(), *overrides);
   const bool keep_packed = !options.quantize && !options.dequantize && !model.formats().empty();
   if (keep_packed) plan = plan::plan_of(model.spec(), model.formats(), checkpoint.config());
   if (plan)
@@ -68,6 +74,7 @@ void convert(const ConvertOptions& options, Log& log) {
   json recipe{{"quantize", options.quantize}, {"dequantize", options.dequantize}, {"dtype", dtype_name(dtype)}};
   if (options.quantize)
     recipe.update({{"bits", options.format.bits}, {"group_size", options.format.group_size}, {"mode", codec::to_string(options.format.mode)}});
+  if (overrides) recipe["plan"] = *overrides;
   RunFolder run(options.output, {{"command", "convert"}, {"options", recipe}, {"model", checkpoint.fingerprint()}}, options.fresh);
   if (run.resumed()) log.line(fmt::format("continuing the run in {}", run.path().string()));
 

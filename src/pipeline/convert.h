@@ -13,6 +13,7 @@ struct ConvertOptions {
   std::filesystem::path model, output = "mlx_model";
   bool quantize = false;
   codec::Format format;
+  std::optional<std::filesystem::path> plan;  ///< JSON of formats by path
   bool dequantize = false;
   std::optional<std::string> dtype;  ///< of the tensors that stay dense, and of scales and biases; default: the model's
   bool fresh = false;

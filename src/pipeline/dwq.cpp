@@ -9,11 +9,11 @@
 
 #include "base/error.h"
 #include "base/hash.h"
-#include "calibration/self.h"
 #include "calibration/targets.h"
 #include "pipeline/memory.h"
 #include "pipeline/output.h"
 #include "pipeline/run_folder.h"
+#include "pipeline/self_data.h"
 #include "pipeline/start.h"
 
 namespace lquant::pipeline {
@@ -52,34 +52,9 @@ json identity_of(const DwqRun& o, const std::string& model_hash, const std::stri
   return identity;
 }
 
-/// The rows of the data as they were drawn, kept as a unit: sampling them again from the teacher would be slow.
 calibration::Split self_data(const DwqRun& o, const model::Model& teacher, const text::Tokenizer& tokenizer, RunFolder& run, Log& log) {
-  const int wanted = o.num_samples + o.num_valid, longest = std::min(o.max_seq_length, kSelfTokens);
-  std::vector<calibration::Example> examples;
-  if (const auto unit = run.load("self")) {
-    const auto& tokens = unit->tensors.at("tokens");
-    const auto* at = tokens.data<std::int32_t>();
-    for (const auto& size : unit->meta.at("sizes")) {
-      examples.push_back({{at, at + size.get<int>()}, 0});
-      at += size.get<int>();
-    }
-  } else {
-    Progress progress(log, "sampling texts from the model", wanted);
-    std::int64_t before = 0;
-    examples = calibration::sample_self(teacher, tokenizer, wanted, longest, o.seed, [&](std::int64_t done, std::int64_t) {
-      progress.advance(done - before);
-      before = done;
-      if (InterruptGuard::requested()) throw Interrupted("[pipeline] interrupted; give the same command again to continue");
-    });
-    std::vector<std::int32_t> flat;
-    json sizes = json::array();
-    for (const auto& e : examples) {
-      flat.insert(flat.end(), e.tokens.begin(), e.tokens.end());
-      sizes.push_back(e.tokens.size());
-    }
-    run.save("self", {{"tokens", mx::array(flat.data(), {static_cast<int>(flat.size())}, mx::int32)}}, {{"sizes", sizes}});
-    progress.finish();
-  }
+  const int longest = std::min(o.max_seq_length, kSelfTokens);
+  const auto examples = self_examples(teacher, tokenizer, o.num_samples + o.num_valid, longest, o.seed, run, log);
   calibration::Split split;
   split.train.assign(examples.begin(), examples.begin() + o.num_samples);
   split.valid.assign(examples.begin() + o.num_samples, examples.end());
@@ -179,6 +154,8 @@ struct Inputs {
 };
 
 Inputs open_inputs(const DwqRun& o, int ranks, Log& log) {
+  if (o.plan && o.quantized_model) throw UsageError("--plan and --quantized-model exclude each other: the quantized model has its formats already");
+  const std::optional<json> overrides = o.plan ? std::optional(read_plan(*o.plan)) : std::nullopt;
   const auto teacher_files = checkpoint::Checkpoint::open(o.model);
   Inputs in{teacher_files, model::Model::open(teacher_files), std::nullopt, std::nullopt, {}, text::Tokenizer::open(o.model), {}};
   if (o.quantized_model) {
@@ -191,9 +168,11 @@ Inputs open_inputs(const DwqRun& o, int ranks, Log& log) {
     in.plan = plan::plan_of(in.student->spec(), in.student->formats(), in.student_files->config());
   } else {
     in.plan = plan::uniform_plan(in.teacher.spec(), o.format);
+    if (overrides) plan::apply_overrides(in.plan, in.teacher.spec(), *overrides);
     for (const auto& [path, why] : in.plan.dense) log.line(fmt::format("{} stays dense: {}", path, why));
   }
   in.identity = identity_of(o, in.teacher_files.fingerprint(), in.student_files ? in.student_files->fingerprint() : "", ranks);
+  if (overrides) in.identity["plan"] = *overrides;
   // The files' contents are what the result depends on, not where they lie.
   for (const auto& file : {fs::path(o.data), fs::path(o.data) / "train.jsonl", fs::path(o.data) / "valid.jsonl"})
     if (o.data != "self" && fs::is_regular_file(file)) in.identity["data"][file.filename().string()] = sha256_file(file);
@@ -315,6 +294,7 @@ DwqResult dwq(const DwqRun& o, mx::distributed::Group group, Log& log) {
   if (o.format.mode != codec::Mode::affine) throw UsageError("dwq trains scales and biases, which only the affine mode has; drop --q-mode");
   if (o.targets_only && !o.target_dir) throw UsageError("--targets-only needs --target-dir, the folder to write them to");
   if (!o.targets_only) check_output(o.output);
+  save_seconds();  // a senseless value is refused before any work
   const bool first = group.rank() == 0;
   const auto in = open_inputs(o, group.size(), log);
   advise(o, log);

@@ -20,6 +20,7 @@ struct DwqRun {
   std::filesystem::path model, output = "mlx_model";
   std::optional<std::filesystem::path> quantized_model;  ///< a student to start from; else the model itself is quantized
   codec::Format format;
+  std::optional<std::filesystem::path> plan;  ///< JSON of formats by path, over `format`
   int num_samples = 1024, num_valid = 32;
   int max_seq_length = 2048;
   std::uint64_t seed = 123;

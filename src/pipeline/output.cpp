@@ -3,6 +3,7 @@
 #include <mlx/version.h>
 
 #include <algorithm>
+#include <fstream>
 
 #include "base/error.h"
 #include "lquant/version.h"
@@ -56,6 +57,14 @@ std::string dtype_name(mx::Dtype dtype) { return dtype == mx::bfloat16 ? "bfloat
 
 void check_output(const fs::path& output) {
   if (fs::exists(fs::symlink_status(output))) fail("pipeline", "{}: exists already; choose another --mlx-path or remove it", output.string());
+}
+
+json read_plan(const fs::path& file) {
+  std::ifstream in(file);
+  if (!in) fail("pipeline", "{}: cannot be read; check --plan", file.string());
+  const auto plan = json::parse(in, nullptr, false);
+  if (plan.is_discarded()) fail("pipeline", "{}: is not JSON; mend it or drop --plan", file.string());
+  return plan;
 }
 
 ModelWriter::ModelWriter(const fs::path& output, const model::Model& source) : source_(source), writer_(output) {}

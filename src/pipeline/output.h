@@ -23,6 +23,9 @@ struct Record {
 /// Refuses at once, before any work, an output that exists. Throws Error.
 void check_output(const std::filesystem::path& output);
 
+/// The JSON of a --plan file (plan::apply_overrides). Throws Error when it cannot be read or is not JSON.
+nlohmann::json read_plan(const std::filesystem::path& file);
+
 /// One output folder: tensors in the order added, then config.json, lquant.json, README.md and the tokenizer's files of `source`.
 /// All or nothing appears under the output's name (checkpoint::Writer).
 class ModelWriter {

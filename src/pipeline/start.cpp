@@ -29,7 +29,7 @@ void add_moment(Moments& moments, const std::string& path, const mx::array& inpu
     host.eval();
     const auto* at = host.data<std::int32_t>();
     std::vector<mx::array> rows;
-    for (int e = 0; e + 1 < host.size(); ++e)
+    for (int e = 0; e + 1 < static_cast<int>(host.size()); ++e)
       rows.push_back(at[e] == at[e + 1] ? mx::zeros({input.shape(-1)}, mx::float32)
                                         : kernels::second_moment(mx::slice(input, {at[e], 0}, {at[e + 1], input.shape(-1)})));
     sum = mx::stack(rows);

@@ -1,6 +1,8 @@
 // A plan is made from shapes before any tensor is read, so that a run can print what it will write and how large it gets.
 #include "plan/plan.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 
 namespace lquant::plan {
@@ -32,6 +34,51 @@ QuantPlan uniform_plan(const model::ModelSpec& spec, const codec::Format& format
   }
   if (plan.formats.empty()) fail("plan", "no linear's width is a multiple of the group size {}; choose a smaller --group-size", format.group_size);
   return plan;
+}
+
+QuantPlan fallback_plan(const model::ModelSpec& spec, const codec::Format& base, const codec::Format& fallback) {
+  codec::check(base);
+  codec::check(fallback);
+  QuantPlan plan{base, {}, {}};
+  for (const auto* linear : spec.linears()) {
+    const auto wanted = linear->role == model::Role::embed ? fallback : linear->fixed_format.value_or(base);
+    if (divides(*linear, wanted))
+      plan.formats[linear->path] = wanted;
+    else if (divides(*linear, fallback))
+      plan.formats[linear->path] = fallback;
+    else
+      plan.dense[linear->path] = fmt::format("its {} inputs are a multiple neither of the group size {} nor of the fallback's {}", linear->in, wanted.group_size, fallback.group_size);
+  }
+  if (plan.formats.empty()) fail("plan", "no linear's width is a multiple of the group size {}; choose a smaller --group-size", base.group_size);
+  return plan;
+}
+
+void apply_overrides(QuantPlan& plan, const model::ModelSpec& spec, const nlohmann::json& overrides) {
+  if (!overrides.is_object()) fail("plan", "a plan is a JSON object of paths and formats, such as {{\"model.layers.0.mlp.down_proj\": {{\"bits\": 8}}}}");
+  for (const auto& [path, value] : overrides.items()) {
+    if (path == "bits" || path == "group_size" || path == "mode") continue;  // of a whole quantization block
+    const auto linears = spec.linears();
+    const auto it = std::find_if(linears.begin(), linears.end(), [&](const auto* linear) { return linear->path == path; });
+    if (it == linears.end()) fail("plan", "{}: the plan names it and the model has no such linear; mend the path (such as {})", path, linears.back()->path);
+    if (value.is_boolean() && !value.get<bool>()) {
+      plan.formats.erase(path);
+      plan.dense[path] = "the plan says so";
+      continue;
+    }
+    if (!value.is_object()) fail("plan", "{}: its entry in the plan must be an object with bits and group_size, or false", path);
+    auto format = plan.formats.count(path) ? plan.formats.at(path) : plan.base;
+    try {
+      if (value.contains("mode") && codec::parse_mode(value.at("mode")) != format.mode) format = codec::default_format(codec::parse_mode(value.at("mode")));
+      format.bits = value.value("bits", format.bits);
+      format.group_size = value.value("group_size", format.group_size);
+    } catch (const nlohmann::json::exception&) {
+      fail("plan", "{}: bits and group_size of the plan must be whole numbers, its mode a string", path);
+    }
+    codec::check(format);
+    if (!divides(**it, format)) fail("plan", "{}: its {} inputs are not a multiple of the plan's group size {}", path, (*it)->in, format.group_size);
+    plan.formats[path] = format;
+    plan.dense.erase(path);
+  }
 }
 
 QuantPlan plan_of(const model::ModelSpec& spec, const model::Formats& formats, const nlohmann::json& config) {

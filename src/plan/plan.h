@@ -23,6 +23,15 @@ struct QuantPlan {
 /// mlx_lm leaves them) and those that mlx_lm gives a format of their own (routers).
 QuantPlan uniform_plan(const model::ModelSpec& spec, const codec::Format& format);
 
+/// `base` for the linears of the blocks and a head of its own, `fallback` for the embedding (tied or not) and for linears whose rows the
+/// group of `base` does not divide; what neither divides stays dense. What mlx_lm.gptq does.
+QuantPlan fallback_plan(const model::ModelSpec& spec, const codec::Format& base, const codec::Format& fallback);
+
+/// Takes over what a plan file says: an object like config.json's `quantization` block, of which the entries by path count
+/// ({"bits", "group_size"[, "mode"]}, each of which may be left out; or false: dense). Throws Error naming the path for linears that the
+/// model does not have, formats that are impossible and groups that do not divide a row.
+void apply_overrides(QuantPlan& plan, const model::ModelSpec& spec, const nlohmann::json& overrides);
+
 /// The plan that a quantized checkpoint already follows.
 QuantPlan plan_of(const model::ModelSpec& spec, const model::Formats& formats, const nlohmann::json& config);
 

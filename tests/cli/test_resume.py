@@ -22,6 +22,7 @@ def commands(tmp_path_factory):
     sizes = ["--num-samples", 40, "--num-valid", 4, "--batch-size", 2, "--bits", 3]
     found = {
         "dwq": ["dwq", "--model", model, "--data-path", rows, *sizes],
+        "gptq": ["gptq", "--model", model, "--data-path", rows, "--bits", 3, "--sequence-length", 32],
         "convert": ["convert", "--hf-path", model, "-q", "--q-group-size", 32],
     }
     for name, arguments in found.items():
@@ -62,6 +63,18 @@ MOMENTS = {
         (".result.partial", 0.0),
         (".result.partial", 0.03),
     ],
+    "gptq": [
+        ("result.lquant-run/journal.json", 0.05),
+        ("result.lquant-run/block-00000.partial.safetensors", 0.0),
+        ("result.lquant-run/block-00000.safetensors", 0.0),
+        ("result.lquant-run/block-00001.safetensors", 0.02),
+        ("result.lquant-run/block-00002.safetensors", 0.05),
+        ("result.lquant-run/block-00003.safetensors", 0.1),
+        ("result.lquant-run/block-00004.safetensors", 0.02),
+        ("result.lquant-run/block-00005.safetensors", 0.0),
+        ("result.lquant-run/final.safetensors", 0.01),
+        (".result.partial", 0.0),
+    ],
     "convert": [
         ("result.lquant-run", 0.0),
         ("result.lquant-run/journal.json", 0.01),
@@ -77,7 +90,7 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("command", ["dwq", "convert"])
+@pytest.mark.parametrize("command", ["dwq", "gptq", "convert"])
 def test_kills(commands, tmp_path, command):
     arguments, expected = commands[command]
     rng = np.random.default_rng(20)

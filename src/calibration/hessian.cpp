@@ -1,0 +1,87 @@
+#include "calibration/hessian.h"
+
+#include <mlx/mlx.h>
+
+#include <stdexcept>
+
+#include "kernels/moments.h"
+
+namespace lquant::calibration {
+namespace {
+
+mx::array tokens_of(const mx::array& x, const mx::array* rows) {
+  const auto flat = mx::reshape(x, {-1, x.shape(-1)});
+  return rows ? mx::take(flat, *rows, 0) : flat;
+}
+
+void add_to(Hessian& sum, const Hessian& part) {
+  sum.moment = mx::add(sum.moment, part.moment);
+  if (part.shift) sum.shift = sum.shift ? mx::add(*sum.shift, *part.shift) : *part.shift;
+  sum.tokens += part.tokens;
+  sum.moment.eval();
+  if (sum.shift) sum.shift->eval();
+}
+
+Hessian of_rows(const mx::array& x, const std::optional<mx::array>& reference) {
+  Hessian part{kernels::gram(x), std::nullopt, static_cast<double>(x.shape(0))};
+  if (reference) part.shift = kernels::cross_moment(mx::subtract(*reference, x), x);
+  part.moment.eval();
+  if (part.shift) part.shift->eval();
+  return part;
+}
+
+}  // namespace
+
+void HessianStore::add(const std::string& path, const mx::array& input, const mx::array* offsets, const mx::array* reference, const mx::array* rows) {
+  if (const auto it = owner_.find(path); it != owner_.end()) {
+    if (it->second != path) return;  // its owner hears of the same array
+  } else {
+    for (const auto& [owner, id] : last_) {
+      if (id != input.id()) continue;
+      owner_[path] = owner;
+      return;
+    }
+    owner_[path] = path;
+  }
+  last_[path] = input.id();
+  auto& sums = sums_[path];
+  std::vector<Hessian> parts;
+  if (!offsets) {
+    const auto x = tokens_of(input, rows);
+    parts.push_back(of_rows(x, reference ? std::optional(tokens_of(*reference, rows)) : std::nullopt));
+  } else {
+    mx::array host = mx::contiguous(mx::copy(*offsets, mx::Device::cpu), false, mx::Device::cpu);
+    host.eval();
+    const auto* at = host.data<std::int32_t>();
+    for (int e = 0; e + 1 < static_cast<int>(host.size()); ++e)
+      parts.push_back(at[e] == at[e + 1] ? Hessian{mx::zeros({input.shape(-1), input.shape(-1)}, mx::float32), std::nullopt, 0}
+                                         : of_rows(mx::slice(input, {at[e], 0}, {at[e + 1], input.shape(-1)}), std::nullopt));
+  }
+  if (sums.empty()) {
+    sums = std::move(parts);
+  } else {
+    for (std::size_t e = 0; e < sums.size(); ++e)
+      if (parts[e].tokens > 0) add_to(sums[e], parts[e]);
+  }
+}
+
+const std::vector<Hessian>& HessianStore::of(const std::string& path) const {
+  const auto it = owner_.find(path);
+  if (it == owner_.end()) throw std::invalid_argument("[calibration] no inputs were seen of " + path);
+  return sums_.at(it->second);
+}
+
+void HessianStore::clear() {
+  owner_.clear();
+  sums_.clear();
+  last_.clear();
+}
+
+Hessian together(const Hessian& a, const Hessian& b) {
+  Hessian sum = a;
+  add_to(sum, b);
+  if (!a.shift || !b.shift) sum.shift.reset();
+  return sum;
+}
+
+}  // namespace lquant::calibration

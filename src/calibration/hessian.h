@@ -1,0 +1,44 @@
+#pragma once
+
+#include <mlx/array.h>
+
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace lquant::calibration {
+
+namespace mx = mlx::core;
+
+/// What a layer's inputs x̂ say about its weight's errors: Σ over tokens. The layer's output error is Σ (e · x̂)² = e · H · eᵀ.
+struct Hessian {
+  mx::array moment;  ///< Σ x̂ᵀ x̂, f32 [K, K]
+  /// Σ (x − x̂)ᵀ x̂, f32 [K, K], with x the inputs that the full-precision model has in the same place; absent when nobody asked.
+  std::optional<mx::array> shift = std::nullopt;
+  double tokens = 0;
+};
+
+/// Sums the Hessians of the linears that an observer hears of, batch after batch. Linears that read one and the same array share
+/// one sum. Everything is evaluated as it comes: nothing but the sums is kept.
+class HessianStore {
+ public:
+  /// One batch's input of a linear: [..., K]; of stacked experts the rows sorted by expert [R, K] with offsets int32 [E + 1]. `reference`,
+  /// of the same shape, makes the shift too (not for experts). `rows`, int32, names the tokens that count (else all): padding does not.
+  void add(const std::string& path, const mx::array& input, const mx::array* offsets, const mx::array* reference, const mx::array* rows);
+
+  bool has(const std::string& path) const { return owner_.count(path) > 0; }
+  /// One for a linear, one for each expert of stacked ones. Throws std::invalid_argument for a path that was never seen.
+  const std::vector<Hessian>& of(const std::string& path) const;
+  void clear();
+
+ private:
+  std::map<std::string, std::string> owner_;  ///< path → the path that the sum is kept under
+  std::map<std::string, std::vector<Hessian>> sums_;
+  std::map<std::string, std::uintptr_t> last_;  ///< the array that an owner saw last
+};
+
+/// a + b, of the same linear. Either may lack a shift; then so does the sum.
+Hessian together(const Hessian& a, const Hessian& b);
+
+}  // namespace lquant::calibration

@@ -1,0 +1,21 @@
+#pragma once
+
+#include <mlx/array.h>
+
+#include <optional>
+
+// The CPU side of cholesky.h: OpenBLAS.
+namespace lquant::kernels::cpu {
+
+namespace mx = mlx::core;
+
+#ifdef LQUANT_ONEDNN
+inline constexpr bool lapack = true;
+#else
+inline constexpr bool lapack = false;
+#endif
+
+std::optional<mx::array> upper_factor(const mx::array& a);
+std::optional<mx::array> solve_positive(const mx::array& a, const mx::array& b);
+
+}  // namespace lquant::kernels::cpu

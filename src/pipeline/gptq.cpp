@@ -1,0 +1,401 @@
+// Two walks through the model side by side: the student's, whose every finished linear is already quantized, and (for the correction) the
+// full-precision model's. Where a block's next linears read, both halt; the Hessians of that input are summed, the linears are quantized,
+// and the student goes on with what they have become.
+#include "pipeline/gptq.h"
+
+#include <mlx/mlx.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "base/error.h"
+#include "base/hash.h"
+#include "calibration/batches.h"
+#include "calibration/examples.h"
+#include "calibration/hessian.h"
+#include "codec/quantize.h"
+#include "codec/range_search.h"
+#include "pipeline/output.h"
+#include "pipeline/run_folder.h"
+#include "pipeline/self_data.h"
+#include "pipeline/walk.h"
+
+namespace lquant::pipeline {
+namespace mx = mlx::core;
+namespace fs = std::filesystem;
+using json = nlohmann::json;
+using Clock = std::chrono::steady_clock;
+
+namespace {
+
+// Rows that go through the model at once; 4,096 tokens of 512 keep products long and their activations small.
+constexpr int kBatchRows = 8;
+// One batch in eight judges the correction and does not fit it.
+constexpr std::size_t kHeldOut = 8;
+// Rows sampled from the model itself when no data are named.
+constexpr int kSelfRows = 128;
+// An expert that saw fewer tokens than an eighth of its inputs leans on the other experts' inputs with as many.
+constexpr int kStarved = 8;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+plan::QuantPlan plan_for(const GptqRun& o, const model::ModelSpec& spec, const std::optional<json>& overrides) {
+  auto plan = plan::fallback_plan(spec, o.format, o.fallback);
+  if (o.embed_bits) plan::apply_overrides(plan, spec, {{spec.embedding.path, {{"bits", *o.embed_bits}, {"group_size", o.fallback.group_size}}}});
+  if (overrides) plan::apply_overrides(plan, spec, *overrides);
+  return plan;
+}
+
+const char* name_of(quantize::ActOrder order) { return order == quantize::ActOrder::off ? "off" : order == quantize::ActOrder::gar ? "gar" : "static"; }
+const char* name_of(Asymmetric a) { return a == Asymmetric::off ? "off" : a == Asymmetric::on ? "on" : "auto"; }
+
+json options_of(const GptqRun& o, const std::optional<json>& overrides) {
+  json options{{"bits", o.format.bits},
+               {"group_size", o.format.group_size},
+               {"fallback_bits", o.fallback.bits},
+               {"fallback_group_size", o.fallback.group_size},
+               {"num_samples", o.num_samples},
+               {"sequence_length", o.sequence_length},
+               {"seed", o.seed},
+               {"act_order", name_of(o.method.act_order)},
+               {"damp", o.method.damp},
+               {"range_search", o.method.range_search},
+               {"sweeps", o.method.sweeps},
+               {"hessians", o.sequential ? "sequential" : "parallel"},
+               {"asymmetric", name_of(o.asymmetric)}};
+  if (o.embed_bits) options["embed_bits"] = *o.embed_bits;
+  if (overrides) options["plan"] = *overrides;
+  return options;
+}
+
+/// The run of one command: everything that a block's turn needs.
+class Gptq {
+ public:
+  Gptq(const GptqRun& options, const model::Model& model, const plan::QuantPlan& plan, const std::vector<calibration::Batch>& batches, RunFolder& run, Log& log)
+      : o_(options), model_(model), spec_(model.spec()), plan_(plan), run_(run), log_(log) {
+    for (const auto& batch : batches) {
+      ids_.push_back(batch.ids);
+      segments_.push_back(batch.segments);
+      counted_.push_back(counted_rows(batch));
+      result.tokens += static_cast<double>(counted_.back() ? counted_.back()->size() : batch.ids.size());
+    }
+    // One batch alone fits everything and can judge nothing.
+    if (o_.asymmetric == Asymmetric::automatic && batches.size() > 1) held_every_ = std::min(kHeldOut, batches.size());
+    paired_ = o_.asymmetric == Asymmetric::on || held_every_ > 0;
+  }
+
+  /// Quantizes everything; the packed parts are units of the run, named in order.
+  std::vector<std::string> quantize_all();
+
+  GptqResult result;
+
+ private:
+  static std::optional<mx::array> counted_rows(const calibration::Batch& batch);
+  bool held(std::size_t batch) const { return held_every_ > 0 && batch % held_every_ == held_every_ - 1; }
+  model::Tensors dense(model::Tensors tensors) const;
+  void observe(const std::string& path, const mx::array& input, const mx::array* offsets, std::size_t batch, const mx::array* reference);
+  std::vector<calibration::Hessian> hessians_of(const model::LinearSpec& linear, const std::vector<calibration::Hessian>& sums);
+  codec::Packed quantize_linear(const model::LinearSpec& linear, const mx::array& weight);
+  codec::Packed quantize_matrix(const std::string& path, const mx::array& weight, const calibration::Hessian& hessian, const calibration::Hessian* train,
+                                const calibration::Hessian* held, const codec::Format& format);
+  /// The linears whose Hessians are there: `tensors` gets their packed form, `student` what that stands for.
+  void quantize_seen(const std::vector<const model::LinearSpec*>& linears, model::Tensors& tensors, model::Tensors& student);
+  void turn(int block, const model::Tensors& teacher_tensors, model::Tensors& tensors);
+  void finish();
+  void save(const std::string& unit, const model::Tensors& tensors);
+  void check_interrupt() const {
+    if (InterruptGuard::requested()) throw Interrupted("[pipeline] interrupted; give the same command again to continue");
+  }
+
+  const GptqRun& o_;
+  const model::Model& model_;
+  const model::ModelSpec& spec_;
+  const plan::QuantPlan& plan_;
+  RunFolder& run_;
+  Log& log_;
+  std::vector<mx::array> ids_, segments_;
+  std::vector<std::optional<mx::array>> counted_;
+  std::size_t held_every_ = 0;
+  bool paired_ = false;
+  std::optional<Walk> student_, teacher_;
+  calibration::HessianStore train_, held_;
+  double plain_error_ = 0, error_ = 0;  // of the present block
+  double correctable_ = 0;
+};
+
+/// The tokens that are no padding; nullopt: all of them.
+std::optional<mx::array> Gptq::counted_rows(const calibration::Batch& batch) {
+  auto host = batch.segments;
+  host.eval();
+  const auto* segments = host.data<std::int32_t>();
+  std::vector<std::int32_t> rows;
+  for (std::int32_t i = 0; i < static_cast<std::int32_t>(host.size()); ++i)
+    if (segments[i] >= 0) rows.push_back(i);
+  if (rows.size() == host.size()) return std::nullopt;
+  return mx::array(rows.data(), {static_cast<int>(rows.size())}, mx::int32);
+}
+
+/// A teacher that is quantized itself (8 bits, say) is made dense first.
+model::Tensors Gptq::dense(model::Tensors tensors) const {
+  auto formats = model_.formats();
+  std::erase_if(formats, [&](const auto& entry) { return !tensors.contains(entry.first + ".scales"); });
+  model::densify(tensors, formats, model_.stored_dtype());
+  return tensors;
+}
+
+void Gptq::observe(const std::string& path, const mx::array& input, const mx::array* offsets, std::size_t batch, const mx::array* reference) {
+  if (!plan_.formats.count(path) || plan_.formats.at(path).mode != codec::Mode::affine) return;
+  auto start = Clock::now();
+  mx::array settled = input;
+  settled.eval();
+  result.forward_time += seconds_since(start);
+  start = Clock::now();
+  const auto& rows = counted_[batch];
+  (held(batch) ? held_ : train_).add(path, settled, offsets, offsets ? nullptr : reference, rows && !offsets ? &*rows : nullptr);
+  result.hessian_time += seconds_since(start);
+}
+
+/// The Hessians to use: experts that saw too few tokens lean on all of them together.
+std::vector<calibration::Hessian> Gptq::hessians_of(const model::LinearSpec& linear, const std::vector<calibration::Hessian>& sums) {
+  if (linear.experts == 0) return sums;
+  auto pooled = sums.front();
+  for (std::size_t e = 1; e < sums.size(); ++e) pooled = calibration::together(pooled, sums[e]);
+  const double enough = std::max(1, linear.in / kStarved);
+  auto found = sums;
+  std::string starved;
+  int count = 0;
+  for (std::size_t e = 0; e < found.size(); ++e) {
+    if (found[e].tokens >= enough) continue;
+    if (++count <= 8) starved += fmt::format("{}{}", starved.empty() ? "" : ", ", e);
+    if (pooled.tokens <= 0) continue;
+    found[e].moment = mx::add(found[e].moment, mx::multiply(pooled.moment, mx::array(static_cast<float>(enough / pooled.tokens))));
+    found[e].tokens += enough;
+  }
+  if (count > 0)
+    log_.warn(fmt::format("{}: {} of {} experts saw fewer than {:.0f} tokens ({}{}); they lean on the inputs of all experts. More rows help", linear.path, count,
+                          found.size(), enough, starved, count > 8 ? ", …" : ""));
+  return found;
+}
+
+codec::Packed Gptq::quantize_matrix(const std::string& path, const mx::array& weight, const calibration::Hessian& hessian, const calibration::Hessian* train,
+                                    const calibration::Hessian* held, const codec::Format& format) {
+  auto method = o_.method;
+  if (hessian.shift) {
+    const auto start = Clock::now();
+    method.correction = o_.asymmetric == Asymmetric::on ? 1 : train && held ? quantize::correction_share(weight, *train, *held, method.damp) : 0;
+    result.factor_time += seconds_since(start);
+    result.corrected += method.correction;
+    ++correctable_;
+  }
+  auto done = quantize::gptq(path, weight, hessian, format, method);
+  result.search_time += done.search_time;
+  result.factor_time += done.factor_time;
+  result.solve_time += done.solve_time;
+  plain_error_ += done.plain_error;
+  error_ += done.error;
+  if (done.damp > method.damp) log_.warn(fmt::format("{}: its Hessian needed a damping of {:.2g}; more rows help", path, done.damp));
+  return std::move(done.packed);
+}
+
+codec::Packed Gptq::quantize_linear(const model::LinearSpec& linear, const mx::array& weight) {
+  const auto format = plan_.formats.at(linear.path);
+  if (format.mode != codec::Mode::affine) return codec::quantize(weight, format);
+  const bool judged = held_.has(linear.path);
+  auto sums = train_.of(linear.path);
+  const auto train = sums;
+  if (judged)
+    for (std::size_t e = 0; e < sums.size(); ++e) sums[e] = calibration::together(sums[e], held_.of(linear.path)[e]);
+  const auto hessians = hessians_of(linear, sums);
+  if (linear.experts == 0) return quantize_matrix(linear.path, weight, hessians[0], &train[0], judged ? &held_.of(linear.path)[0] : nullptr, format);
+  std::vector<mx::array> codes, scales, biases;
+  for (int e = 0; e < linear.experts; ++e) {
+    const auto one = mx::reshape(mx::slice(weight, {e, 0, 0}, {e + 1, linear.out, linear.in}), {linear.out, linear.in});
+    const auto packed = quantize_matrix(fmt::format("{} (expert {})", linear.path, e), one, hessians[e], nullptr, nullptr, format);
+    codes.push_back(packed.codes), scales.push_back(packed.scales), biases.push_back(*packed.biases);
+  }
+  return {mx::stack(codes), mx::stack(scales), mx::stack(biases)};
+}
+
+void Gptq::quantize_seen(const std::vector<const model::LinearSpec*>& linears, model::Tensors& tensors, model::Tensors& student) {
+  for (const auto* linear : linears) {
+    const auto planned = plan_.formats.find(linear->path);
+    if (planned == plan_.formats.end() || tensors.contains(linear->path + ".scales")) continue;
+    if (planned->second.mode == codec::Mode::affine && !train_.has(linear->path)) continue;
+    const auto packed = quantize_linear(*linear, tensors.at(linear->path + ".weight"));
+    tensors.insert_or_assign(linear->path + ".weight", packed.codes);
+    tensors.insert_or_assign(linear->path + ".scales", packed.scales);
+    if (packed.biases) tensors.insert_or_assign(linear->path + ".biases", *packed.biases);
+    auto stands_for = codec::dequantize(packed, planned->second, model_.stored_dtype());
+    if (model_.compute_dtype() != model_.stored_dtype()) stands_for = mx::astype(stands_for, model_.compute_dtype());
+    stands_for.eval();
+    student.insert_or_assign(linear->path + ".weight", stands_for);
+    check_interrupt();
+  }
+  train_.clear();
+  held_.clear();
+}
+
+/// One block: `tensors`, dense in the stored dtype, become packed; both walks come out of the block.
+void Gptq::turn(int block, const model::Tensors& teacher_tensors, model::Tensors& tensors) {
+  auto student = teacher_tensors;
+  const auto linears = spec_.blocks[block].linears();
+  const auto halt = [&](Walk& walk, Walk::Halt at, const model::Tensors& weights) {
+    for (std::size_t b = 0; b < ids_.size(); ++b) {
+      const auto start = Clock::now();
+      const double elsewhere = result.hessian_time + result.forward_time;
+      if (teacher_) teacher_->advance(b, block, at, teacher_tensors, {}, nullptr);
+      const model::Observer observer = [&](const std::string& path, const mx::array& input, const mx::array* offsets) {
+        observe(path, input, offsets, b, teacher_ ? &teacher_->input(b) : nullptr);
+      };
+      walk.advance(b, block, at, weights, {}, &observer);
+      result.forward_time += seconds_since(start) - (result.hessian_time + result.forward_time - elsewhere);
+    }
+    check_interrupt();
+  };
+  if (o_.sequential) {
+    for (const auto at : Walk::kHalts) {
+      halt(*student_, at, student);
+      quantize_seen(linears, tensors, student);
+    }
+  } else {
+    auto probe = *student_;
+    for (const auto at : Walk::kHalts) halt(probe, at, student);
+    quantize_seen(linears, tensors, student);
+  }
+  const auto start = Clock::now();
+  for (std::size_t b = 0; b < ids_.size(); ++b) {
+    if (teacher_) teacher_->leave(b, block, teacher_tensors, {});
+    if (o_.sequential) student_->leave(b, block, student, {});
+  }
+  if (!o_.sequential) student_->pass(block, student, {});
+  result.forward_time += seconds_since(start);
+}
+
+/// The head, or the embedding that serves as one, by the inputs that it gets behind the last block.
+void Gptq::finish() {
+  const auto& linear = spec_.head ? *spec_.head : spec_.embedding;
+  auto tensors = dense(model_.load_final(model_.stored_dtype()));
+  auto outer = model_.load_final(model_.compute_dtype());
+  for (std::size_t b = 0; b < ids_.size(); ++b) {
+    const auto input = [&](const Walk& walk) { return model::final_norm(spec_, outer, walk.states(b)); };
+    const std::optional<mx::array> reference = teacher_ ? std::optional(input(*teacher_)) : std::nullopt;
+    observe(linear.path, input(*student_), nullptr, b, reference ? &*reference : nullptr);
+  }
+  model::Tensors unused;
+  quantize_seen({&linear}, tensors, unused);
+  save("final", tensors);
+}
+
+void Gptq::save(const std::string& unit, const model::Tensors& tensors) { run_.save(unit, tensors); }
+
+std::vector<std::string> Gptq::quantize_all() {
+  const int blocks = static_cast<int>(spec_.blocks.size());
+  const auto compute = model_.compute_dtype(), stored = model_.stored_dtype();
+  const auto unit = [](int i) { return fmt::format("block-{:05d}", i); };
+  std::vector<std::string> units;
+  for (int i = 0; i < blocks; ++i) units.push_back(unit(i));
+  units.push_back("final");
+
+  auto embedding = dense(model_.load_embedding(stored));
+  model::Formats formats;
+  if (!spec_.tied()) {
+    // Its rows are looked up, not multiplied: nothing weighs one of its columns above another.
+    units.insert(units.begin(), "embedding");
+    if (const auto planned = plan_.formats.find(spec_.embedding.path); planned != plan_.formats.end()) {
+      const auto packed = codec::range_search(embedding.at(spec_.embedding.path + ".weight"), planned->second).packed;
+      embedding.insert_or_assign(spec_.embedding.path + ".weight", packed.codes);
+      embedding.insert_or_assign(spec_.embedding.path + ".scales", packed.scales);
+      if (packed.biases) embedding.insert_or_assign(spec_.embedding.path + ".biases", *packed.biases);
+      formats.insert(*planned);
+    }
+    save("embedding", embedding);
+  }
+  student_.emplace(spec_, ids_, segments_, embedding, formats, compute);
+  if (paired_) teacher_.emplace(spec_, ids_, segments_, dense(model_.load_embedding(stored)), model::Formats{}, compute);
+
+  Progress progress(log_, "quantizing blocks", blocks + 1);
+  for (int i = 0; i < blocks; ++i) {
+    auto tensors = dense(model_.load_block(i, stored));
+    auto full = tensors;
+    if (compute != stored)
+      for (auto& [name, tensor] : full) tensor = mx::astype(tensor, compute);
+    if (auto done = run_.load(unit(i))) {
+      auto student = done->tensors;
+      auto packed = plan_.by_path();
+      std::erase_if(packed, [&](const auto& entry) { return !student.contains(entry.first + ".scales"); });
+      model::densify(student, packed, stored);
+      if (compute != stored)
+        for (auto& [name, tensor] : student) tensor = mx::astype(tensor, compute);
+      student_->pass(i, student, {});
+      if (teacher_) teacher_->pass(i, full, {});
+      progress.skip(1);
+      check_interrupt();
+      continue;
+    }
+    plain_error_ = error_ = 0;
+    turn(i, full, tensors);
+    save(unit(i), tensors);
+    progress.advance(1, fmt::format("output errors {:.2f} of plain rounding's", plain_error_ > 0 ? error_ / plain_error_ : 1));
+  }
+  if (!run_.has("final")) finish();
+  if (correctable_ > 0) result.corrected /= correctable_;
+  progress.finish();
+  return units;
+}
+
+}  // namespace
+
+json GptqResult::to_json() const {
+  return {{"bits_per_weight", bits_per_weight}, {"bytes", bytes}, {"tokens", tokens}, {"seconds", total_time}, {"peak_memory", peak_memory()}, {"correction", corrected},
+          {"time", {{"forward", forward_time}, {"hessians", hessian_time}, {"range_search", search_time}, {"factors", factor_time}, {"solve", solve_time}}}};
+}
+
+GptqResult gptq(const GptqRun& o, Log& log) {
+  const auto began = Clock::now();
+  if (o.format.mode != codec::Mode::affine) throw UsageError("gptq needs scales and biases, which only the affine mode has");
+  check_output(o.output);
+  const auto checkpoint = checkpoint::Checkpoint::open(o.model);
+  const auto model = model::Model::open(checkpoint);
+  const auto tokenizer = text::Tokenizer::open(o.model);
+  const std::optional<json> overrides = o.plan ? std::optional(read_plan(*o.plan)) : std::nullopt;
+  const auto plan = plan_for(o, model.spec(), overrides);
+  for (const auto& [path, why] : plan.dense) log.line(fmt::format("{} stays dense: {}", path, why));
+
+  const auto options = options_of(o, overrides);
+  json identity{{"command", "gptq"}, {"options", options}, {"model", checkpoint.fingerprint()}, {"device", mx::default_device() == mx::Device::gpu ? "gpu" : "cpu"}};
+  const bool self = o.data == std::vector<std::string>{"self"};
+  std::optional<calibration::Drawn> drawn;
+  if (!self) {
+    drawn = calibration::draw_examples({o.data.begin(), o.data.end()}, tokenizer, {o.sequence_length, false}, o.num_samples, o.seed);
+    identity["data"] = drawn->manifest;
+  }
+  RunFolder run(o.output, identity, o.fresh);
+  InterruptGuard guard;
+  if (run.resumed()) log.line(fmt::format("continuing the run in {}", run.path().string()));
+  if (!drawn) {
+    const int rows = o.num_samples < 0 ? kSelfRows : o.num_samples;
+    drawn = {self_examples(model, tokenizer, rows, o.sequence_length, o.seed, run, log),
+             {{"source", "self"}, {"seed", o.seed}, {"rows", rows}, {"max_tokens", o.sequence_length}}};
+  }
+  if (o.num_samples > static_cast<int>(drawn->examples.size()))
+    log.line(fmt::format("{} rows were asked for and {} found; all of them are used", o.num_samples, drawn->examples.size()));
+
+  Gptq work(o, model, plan, calibration::make_batches(drawn->examples, kBatchRows, o.sequence_length, false), run, log);
+  const auto units = work.quantize_all();
+  ModelWriter writer(o.output, model);
+  for (const auto& unit : units) writer.add(run.load(unit)->tensors);
+  writer.finish(&plan, model.stored_dtype(), {"gptq", options, drawn->manifest, nullptr});
+  run.remove();
+
+  auto& result = work.result;
+  const auto size = plan::size_of(model.spec(), plan, static_cast<int>(mx::size_of(model.stored_dtype())));
+  result.bits_per_weight = size.bits_per_weight(), result.bytes = size.bytes;
+  result.total_time = seconds_since(began);
+  const auto share = [&](double seconds) { return 100 * seconds / result.total_time; };
+  log.line(fmt::format("{} at {:.3f} bits per weight in {}; forward {:.0f} %, Hessians {:.0f} %, range search {:.0f} %, factors {:.0f} %, solve {:.0f} %",
+                       format_bytes(static_cast<double>(size.bytes)), size.bits_per_weight(), format_duration(result.total_time), share(result.forward_time),
+                       share(result.hessian_time), share(result.search_time), share(result.factor_time), share(result.solve_time)));
+  return result;
+}
+
+}  // namespace lquant::pipeline

@@ -1,0 +1,49 @@
+#pragma once
+
+#include <mlx/array.h>
+
+#include <optional>
+#include <string>
+
+#include "calibration/hessian.h"
+#include "codec/format.h"
+
+// GPTQ: codes that answer for each other's errors, by the second moments of the layer's inputs. docs/methods/gptq.md holds the formulas,
+// the sources and what each choice brought.
+namespace lquant::quantize {
+
+namespace mx = mlx::core;
+
+/// The order in which columns are rounded. Scales and biases are fixed before, so any order leaves them where MLX expects them.
+/// `fixed` (arXiv 2210.17323's act-order with static groups): columns by falling second moment. `gar` (arXiv 2410.?, group-aware): groups
+/// by their largest moment, inside a group columns by theirs.
+enum class ActOrder { off, fixed, gar };
+
+struct GptqOptions {
+  ActOrder act_order = ActOrder::gar;
+  double damp = 0.01;        ///< share of the mean of H's diagonal that is added to it; grows tenfold until H factors
+  bool range_search = true;  ///< scales and biases by range search with H's diagonal; else each group's minimum and maximum
+  int sweeps = 4;            ///< of coordinate descent behind the solve (codec::refine)
+  double correction = 0;     ///< share of the step towards the full-precision model's outputs (needs Hessian::shift)
+};
+
+/// Squared output errors are Σ over tokens and outputs divided by the tokens.
+struct GptqResult {
+  codec::Packed packed;
+  double plain_error = 0;  ///< of plain rounding
+  double error = 0;        ///< of `packed`; never larger
+  double damp = 0;         ///< that was needed
+  /// Seconds.
+  double search_time = 0, factor_time = 0, solve_time = 0;
+};
+
+/// Quantizes one matrix [N, K] (f32, bf16, f16) to an affine format; scales and biases have its dtype. With `correction` c the aim is not w but
+/// w* = w + c · w · S · (H + λI)⁻¹, the least-squares weight for which the quantized model's inputs give the full-precision outputs
+/// (the closed form behind GPTAQ, arXiv 2504.02692, and Qronos, arXiv 2505.11695). A Hessian of nothing but zeros gives range-searched or plain rounding.
+/// Throws Error naming `path` when weights or moments are not finite.
+GptqResult gptq(const std::string& path, const mx::array& weight, const calibration::Hessian& hessian, const codec::Format& format, const GptqOptions& options);
+
+/// How much of the correction to take: it is fitted on `train` and this is the share in [0, 1] with the least output error on `held`. 0 when either has no shift.
+double correction_share(const mx::array& weight, const calibration::Hessian& train, const calibration::Hessian& held, double damp);
+
+}  // namespace lquant::quantize
