@@ -159,26 +159,35 @@ std::size_t count_examples(const fs::path& file, const text::Tokenizer& tokenize
 
 Drawn draw_examples(const std::vector<fs::path>& paths, const text::Tokenizer& tokenizer, const SourceOptions& options, int count, std::uint64_t seed) {
   Drawn drawn;
-  std::vector<fs::path> files;
-  std::vector<std::size_t> ends;
+  struct File {
+    fs::path path;
+    std::vector<Example> pieces;  // of a text, which cannot be counted without cutting it
+    std::size_t begin, end;
+  };
+  std::vector<File> files;
   std::size_t total = 0;
   for (const auto& path : paths) {
-    files.push_back(file_of(path));
-    ends.push_back(total += count_examples(files.back(), tokenizer, options));
-    drawn.manifest["files"].push_back({{"file", files.back().filename().string()}, {"sha256", sha256_file(files.back())}});
+    File file{file_of(path), {}, total, total};
+    if (is_text(file.path)) file.pieces = cut_text(file.path, tokenizer, options);
+    total = file.end += file.pieces.empty() ? count_examples(file.path, tokenizer, options) : file.pieces.size();
+    drawn.manifest["files"].push_back({{"file", file.path.filename().string()}, {"sha256", sha256_file(file.path)}});
+    files.push_back(std::move(file));
   }
   auto order = permutation(total, seed);
   if (count >= 0) order.resize(std::min<std::size_t>(count, total));
-  for (std::size_t f = 0; f < files.size(); ++f) {
-    const std::size_t begin = f == 0 ? 0 : ends[f - 1];
+  for (auto& file : files) {
     std::vector<std::size_t> wanted;
     for (const auto i : order)
-      if (i >= begin && i < ends[f]) wanted.push_back(i - begin);
+      if (i >= file.begin && i < file.end) wanted.push_back(i - file.begin);
     if (wanted.empty()) continue;
-    for (auto& example : read_examples(files[f], tokenizer, options, wanted)) drawn.examples.push_back(std::move(example));
+    if (file.pieces.empty()) {
+      for (auto& example : read_examples(file.path, tokenizer, options, wanted)) drawn.examples.push_back(std::move(example));
+    } else {
+      for (const auto i : wanted) drawn.examples.push_back(std::move(file.pieces[i]));
+    }
   }
   drop_empty(drawn.examples);
-  if (drawn.examples.empty()) fail("calibration", "{}: every row drawn is empty; give rows with text", files.front().string());
+  if (drawn.examples.empty()) fail("calibration", "{}: every row drawn is empty; give rows with text", files.front().path.string());
   drawn.manifest["rows"] = drawn.examples.size();
   return drawn;
 }

@@ -24,7 +24,7 @@ void add_to(Hessian& sum, const Hessian& part) {
 
 Hessian of_rows(const mx::array& x, const std::optional<mx::array>& reference) {
   Hessian part{kernels::gram(x), std::nullopt, static_cast<double>(x.shape(0))};
-  if (reference) part.shift = kernels::cross_moment(mx::subtract(*reference, x), x);
+  if (reference) part.shift = kernels::shift_moment(*reference, x);
   part.moment.eval();
   if (part.shift) part.shift->eval();
   return part;
@@ -36,14 +36,14 @@ void HessianStore::add(const std::string& path, const mx::array& input, const mx
   if (const auto it = owner_.find(path); it != owner_.end()) {
     if (it->second != path) return;  // its owner hears of the same array
   } else {
-    for (const auto& [owner, id] : last_) {
-      if (id != input.id()) continue;
+    for (const auto& [owner, seen] : last_) {
+      if (seen.id() != input.id()) continue;
       owner_[path] = owner;
       return;
     }
     owner_[path] = path;
   }
-  last_[path] = input.id();
+  last_.insert_or_assign(path, input);
   auto& sums = sums_[path];
   std::vector<Hessian> parts;
   if (!offsets) {
@@ -80,7 +80,6 @@ void HessianStore::clear() {
 Hessian together(const Hessian& a, const Hessian& b) {
   Hessian sum = a;
   add_to(sum, b);
-  if (!a.shift || !b.shift) sum.shift.reset();
   return sum;
 }
 

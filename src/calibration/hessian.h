@@ -35,10 +35,10 @@ class HessianStore {
  private:
   std::map<std::string, std::string> owner_;  ///< path → the path that the sum is kept under
   std::map<std::string, std::vector<Hessian>> sums_;
-  std::map<std::string, std::uintptr_t> last_;  ///< the array that an owner saw last
+  std::map<std::string, mx::array> last_;  ///< what an owner saw last: kept, for another array could get the id of one that is gone
 };
 
-/// a + b, of the same linear. Either may lack a shift; then so does the sum.
+/// a + b, of the same linear. Where one lacks a shift, the sum has the other's.
 Hessian together(const Hessian& a, const Hessian& b);
 
 }  // namespace lquant::calibration

@@ -1,13 +1,17 @@
 #include "kernels/cholesky_cpu.h"
 
 #include <mlx/mlx.h>
+#include <omp.h>
 
 #include <algorithm>
 #include <stdexcept>
 #include <string>
 
+#include "kernels/parallel.h"
+
 // The wheel prefixes OpenBLAS's names, so that it can live in one process with any other BLAS.
 extern "C" {
+void scipy_openblas_set_num_threads(int threads);
 void scipy_spotrf_(const char* uplo, const int* n, float* a, const int* lda, int* info, std::size_t);
 void scipy_spotrs_(const char* uplo, const int* n, const int* nrhs, const float* a, const int* lda, float* b, const int* ldb, int* info, std::size_t);
 }
@@ -25,10 +29,21 @@ mx::array host_copy(const mx::array& a) {
   return owned;
 }
 
+// OpenBLAS's threads spin when they wait, which costs other work more than they save on what takes milliseconds.
+constexpr int kManyThreads = 4096;
+
+/// How many threads OpenBLAS may use while one lives.
+class Threads {
+ public:
+  explicit Threads(int k) { scipy_openblas_set_num_threads(k >= kManyThreads ? omp_get_max_threads() : 1); }
+  ~Threads() { scipy_openblas_set_num_threads(1); }
+};
+
 /// Row-major lower is column-major upper: LAPACK's "U" leaves L below the diagonal as C++ reads the memory.
 bool factor(mx::array& a) {
   const int k = a.shape(0);
   int info = 0;
+  const Threads threads(k);
   scipy_spotrf_("U", &k, a.data<float>(), &k, &info, 1);
   if (info < 0) throw std::runtime_error("[kernels] spotrf refused argument " + std::to_string(-info));
   return info == 0;
@@ -50,10 +65,14 @@ std::optional<mx::array> upper_factor(const mx::array& a) {
 std::optional<mx::array> solve_positive(const mx::array& a, const mx::array& b) {
   auto owned = host_copy(a), x = host_copy(b);
   if (!factor(owned)) return std::nullopt;
-  const int k = a.shape(0), n = b.shape(0);
-  int info = 0;
-  scipy_spotrs_("U", &k, &n, owned.data<float>(), &k, x.data<float>(), &k, &info, 1);
-  if (info != 0) throw std::runtime_error("[kernels] spotrs refused argument " + std::to_string(-info));
+  // Right-hand sides know nothing of each other: each core solves its share on one thread of OpenBLAS.
+  const Threads one(0);
+  const int k = a.shape(0);
+  parallel_for(b.shape(0), 16, [&](std::int64_t begin, std::int64_t end) {
+    const int n = static_cast<int>(end - begin);
+    int info = 0;
+    scipy_spotrs_("U", &k, &n, owned.data<float>(), &k, x.data<float>() + begin * k, &k, &info, 1);
+  });
   return x;
 }
 

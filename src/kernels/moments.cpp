@@ -21,6 +21,15 @@ mx::array cross_moment(const mx::array& x, const mx::array& y) {
   return mx::matmul(mx::transpose(rows(x)), rows(y));
 }
 
+mx::array shift_moment(const mx::array& reference, const mx::array& x) {
+  if (reference.shape() != x.shape() || reference.dtype() != x.dtype() || x.ndim() < 1)
+    throw std::invalid_argument("[kernels] shift_moment: both need one shape and dtype");
+  if constexpr (cpu::built) {
+    if (cpu::serves(x.dtype())) return cpu::shift_moment(reference, x);
+  }
+  return cross_moment(mx::subtract(reference, x), x);
+}
+
 mx::array gram(const mx::array& x) {
   if constexpr (cpu::built) {
     if (cpu::serves(x.dtype()) && x.ndim() > 0) return cpu::gram(x);

@@ -277,9 +277,9 @@ void Gptq::finish() {
   auto tensors = dense(model_.load_final(model_.stored_dtype()));
   auto outer = model_.load_final(model_.compute_dtype());
   for (std::size_t b = 0; b < ids_.size(); ++b) {
-    const auto input = [&](const Walk& walk) { return model::final_norm(spec_, outer, walk.states(b)); };
-    const std::optional<mx::array> reference = teacher_ ? std::optional(input(*teacher_)) : std::nullopt;
-    observe(linear.path, input(*student_), nullptr, b, reference ? &*reference : nullptr);
+    const auto input = [&](const mx::array& states) { return model::final_norm(spec_, outer, states); };
+    const std::optional<mx::array> reference = teacher_ ? std::optional(input(teacher_->states(b))) : std::nullopt;
+    observe(linear.path, input(student_->states(b)), nullptr, b, reference ? &*reference : nullptr);
   }
   model::Tensors unused;
   quantize_seen({&linear}, tensors, unused);

@@ -197,7 +197,8 @@ double correction_share(const mx::array& weight, const calibration::Hessian& tra
   const auto w = mx::astype(weight, mx::float32);
   const auto step = correction_step(w, train, damped(train.moment, train.tokens, damp, mean_of(diagonal_of(train.moment), train.tokens)));
   // ‖w·(x − x̂) − c·step·x̂‖² over the held-out tokens is a parabola in c.
-  const double slope = inner_product(product(w, mx::contiguous(mx::transpose(*held.shift))), step), bend = inner_product(product(step, held.moment), step);
+  const double slope = inner_product(product(w, mx::contiguous(mx::transpose(*held.shift))), step) / held.tokens;
+  const double bend = inner_product(product(step, held.moment), step) / held.tokens;
   return bend > 0 ? std::clamp(slope / bend, 0.0, 1.0) : 0;
 }
 

@@ -72,27 +72,26 @@ struct Case {
 
 class FeedbackTest : public ::testing::TestWithParam<Case> {};
 
-// Where the textbook stands clear of the border between two codes by more than f32 can err, ours must choose its code; behind a
-// closer call the rest of the row may rightly differ. With u = 2⁻²⁴ and κ the condition number of H, the factor's relative error is at most
+// Where the textbook stands clear of the border between two codes by more than f32 can err, ours must choose its code. With u = 2⁻²⁴ and κ the condition number of H, the factor's relative error is at most
 // about K·κ·u (Sun 1991, theorem 1.1), and so is that of the feedback taken up; the sum of K products adds K·u of the same, the weight
 // and the division a few u of themselves.
 void expect_textbook(const Problem& p, const Format& format) {
   const auto start = start_of(p, format);
   const int k = p.w.shape(1), top = (1 << format.bits) - 1;
-  const auto expected = oracle::textbook_gptq(as_matrix(p.w), as_matrix(p.hessian), as_matrix(start.scales), as_matrix(start.biases), format.group_size, top);
   const auto found = as_matrix(round_with_feedback(p.w, p.unit(), start.scales, start.biases, natural(k, format.group_size), format));
+  const auto expected = oracle::textbook_gptq(as_matrix(p.w), as_matrix(p.hessian), as_matrix(start.scales), as_matrix(start.biases), format.group_size, top, found);
   const auto weights = as_matrix(p.w);
   const double u = std::ldexp(1.0, -24), relative = k * (oracle::condition(as_matrix(p.hessian)) + 1) * u;
   std::size_t compared = 0;
   for (std::size_t r = 0; r < found.size(); ++r) {
     for (int j = 0; j < k; ++j) {
-      const double bound = relative * expected.taken[r][j] + 8 * u * (std::abs(weights[r][j]) + expected.taken[r][j]);
-      if (expected.margin[r][j] <= bound) break;
+      const double bound = relative * expected.feedback[r][j] + 8 * u * (std::abs(weights[r][j]) + expected.feedback[r][j]);
+      if (expected.margin[r][j] <= bound) continue;
       ASSERT_EQ(found[r][j], expected.codes[r][j]) << "row " << r << ", column " << j;
       ++compared;
     }
   }
-  EXPECT_GT(compared, found.size() * k / 2);  // else the bound, not the code, would pass the test
+  EXPECT_GT(compared, found.size() * k * 9 / 10);  // else the bound, not the code, would pass the test
 }
 
 TEST_P(FeedbackTest, EqualsTheTextbook) {

@@ -72,6 +72,15 @@ TEST_P(MomentsTest, EqualMlx) {
   EXPECT_LE(largest(mx::subtract(cross_moment(x, y), mx::matmul(mx::transpose(flat(x)), flat(y)))), 2 * 2 * rows * u * magnitude(x, y));
 }
 
+TEST_P(MomentsTest, ShiftIsTheMomentOfTheDifference) {
+  const auto [rows, k, dtype] = GetParam();
+  const auto x = mx::astype(mx::random::normal({rows, k}, mx::float32, mx::random::key(5)), dtype);
+  const auto reference = mx::astype(mx::random::normal({rows, k}, mx::float32, mx::random::key(6)), dtype);
+  const auto expected = mx::matmul(mx::transpose(mx::astype(mx::subtract(reference, x), mx::float32)), mx::astype(x, mx::float32));
+  const auto magnitude = mx::matmul(mx::transpose(mx::abs(mx::astype(mx::subtract(reference, x), mx::float32))), mx::abs(mx::astype(x, mx::float32)));
+  EXPECT_LE(largest(mx::subtract(shift_moment(reference, x), expected)), 2 * rows * std::ldexp(1.0f, -24) * largest(magnitude));
+}
+
 INSTANTIATE_TEST_SUITE_P(Shapes, MomentsTest,
                          ::testing::Combine(::testing::Values(1, 7, 100), ::testing::Values(1, 33, 192, 401), ::testing::Values(mx::float32, mx::bfloat16)));
 

@@ -57,7 +57,7 @@ Matrix upper_cholesky(const Matrix& a) {
   return c;
 }
 
-TextbookGptq textbook_gptq(Matrix w, const Matrix& hessian, const Matrix& scales, const Matrix& biases, int group, int top) {
+TextbookGptq textbook_gptq(Matrix w, const Matrix& hessian, const Matrix& scales, const Matrix& biases, int group, int top, const Matrix& taken) {
   const std::size_t n = w.size(), k = hessian.size();
   const auto c = upper_cholesky(inverse(hessian));
   TextbookGptq out{std::vector<std::vector<int>>(n, std::vector<int>(k)), Matrix(n, std::vector<double>(k)), Matrix(n, std::vector<double>(k, 0))};
@@ -70,10 +70,10 @@ TextbookGptq textbook_gptq(Matrix w, const Matrix& hessian, const Matrix& scales
       const double to_border = outside ? std::abs(at - q) - 0.5 : 0.5 - std::abs(at - q);
       // Below the first and above the last border there is no other code.
       out.margin[r][j] = at < 0 || at > top ? (outside ? std::numeric_limits<double>::infinity() : 0.5 * std::abs(s)) : to_border * std::abs(s);
-      const double error = (w[r][j] - (s * q + b)) / c[j][j];
+      const double error = (w[r][j] - (s * taken[r][j] + b)) / c[j][j];
       for (std::size_t l = j + 1; l < k; ++l) {
         w[r][l] -= error * c[j][l];
-        out.taken[r][l] += std::abs(error * c[j][l]);
+        out.feedback[r][l] += std::abs(error * c[j][l]);
       }
     }
   }

@@ -133,7 +133,7 @@ struct Pair {
     const auto mix = mx::multiply(mx::random::normal({64, 64}, mx::float32, mx::random::key(77)), mx::array(0.05f));
     hat = mx::add(mx::add(mx::multiply(x, mx::array(0.9f)), mx::matmul(x, mix)), mx::multiply(mx::random::normal(x.shape(), mx::float32, mx::random::key(seed + 9)), mx::array(0.1f)));
   }
-  Hessian hessian() const { return {kernels::gram(hat), kernels::cross_moment(mx::subtract(x, hat), hat), 400}; }
+  Hessian hessian() const { return {kernels::gram(hat), kernels::shift_moment(x, hat), 400}; }
   double error(const mx::array& w, const mx::array& used) const {
     return mx::sum(mx::square(mx::subtract(mx::matmul(x, mx::transpose(w)), mx::matmul(hat, mx::transpose(used))))).item<float>() / 400;
   }

@@ -1,0 +1,83 @@
+#include "calibration/hessian.h"
+
+#include <gtest/gtest.h>
+#include <mlx/mlx.h>
+
+#include "kernels/moments.h"
+
+namespace lquant::calibration {
+namespace {
+
+mx::array numbers(const mx::Shape& shape, unsigned seed) {
+  auto x = mx::random::normal(shape, mx::float32, mx::random::key(seed));
+  x.eval();
+  return x;
+}
+
+bool same(const mx::array& a, const mx::array& b) { return mx::array_equal(a, b).item<bool>(); }
+
+TEST(HessianStore, AddsBatchesUp) {
+  HessianStore store;
+  const auto a = numbers({2, 3, 8}, 1), b = numbers({2, 3, 8}, 2), reference = numbers({2, 3, 8}, 3);
+  store.add("q", a, nullptr, &reference, nullptr);
+  store.add("q", b, nullptr, &reference, nullptr);
+  const auto& found = store.of("q");
+  ASSERT_EQ(found.size(), 1u);
+  EXPECT_EQ(found[0].tokens, 12);
+  EXPECT_TRUE(same(found[0].moment, mx::add(kernels::gram(a), kernels::gram(b))));
+  const auto flat = [](const mx::array& x) { return mx::reshape(x, {-1, 8}); };
+  EXPECT_TRUE(same(*found[0].shift, mx::add(kernels::shift_moment(flat(reference), flat(a)), kernels::shift_moment(flat(reference), flat(b)))));
+}
+
+TEST(HessianStore, OneArrayIsSummedOnce) {
+  HessianStore store;
+  for (unsigned batch = 0; batch < 3; ++batch) {
+    const auto h = numbers({4, 8}, batch), other = numbers({4, 16}, 10 + batch);
+    for (const char* path : {"q", "k", "v"}) store.add(path, h, nullptr, nullptr, nullptr);
+    store.add("o", other, nullptr, nullptr, nullptr);
+  }
+  EXPECT_EQ(&store.of("k"), &store.of("q"));
+  EXPECT_EQ(store.of("v")[0].tokens, 12);
+  EXPECT_EQ(store.of("o")[0].moment.shape(0), 16);
+}
+
+TEST(HessianStore, ArraysThatAreGoneAreNotTakenForNewOnes) {
+  // Each input dies before the next one is made, which may then lie in its place.
+  HessianStore store;
+  for (int i = 0; i < 8; ++i) store.add("linear" + std::to_string(i), numbers({4, 8 + i}, i), nullptr, nullptr, nullptr);
+  for (int i = 0; i < 8; ++i) EXPECT_EQ(store.of("linear" + std::to_string(i))[0].moment.shape(0), 8 + i);
+}
+
+TEST(HessianStore, PaddingDoesNotCount) {
+  HessianStore store;
+  const auto x = numbers({1, 4, 8}, 1);
+  const mx::array rows({0, 2}, {2}, mx::int32);
+  store.add("q", x, nullptr, nullptr, &rows);
+  EXPECT_EQ(store.of("q")[0].tokens, 2);
+  EXPECT_TRUE(same(store.of("q")[0].moment, kernels::gram(mx::take(mx::reshape(x, {4, 8}), rows, 0))));
+}
+
+TEST(HessianStore, EachExpertHasItsOwn) {
+  HessianStore store;
+  const auto rows = numbers({5, 8}, 1);
+  const mx::array offsets({0, 2, 2, 5}, {4}, mx::int32);
+  store.add("experts", rows, &offsets, nullptr, nullptr);
+  store.add("experts", rows, &offsets, nullptr, nullptr);
+  const auto& found = store.of("experts");
+  ASSERT_EQ(found.size(), 3u);
+  EXPECT_EQ(found[0].tokens, 4);
+  EXPECT_EQ(found[1].tokens, 0);
+  EXPECT_EQ(found[2].tokens, 6);
+  EXPECT_TRUE(same(found[1].moment, mx::zeros({8, 8})));
+  const auto last = kernels::gram(mx::slice(rows, {2, 0}, {5, 8}));
+  EXPECT_TRUE(same(found[2].moment, mx::add(last, last)));
+}
+
+TEST(HessianStore, WhatWasNeverSeenIsAnError) {
+  HessianStore store;
+  EXPECT_FALSE(store.has("q"));
+  EXPECT_THROW(store.of("q"), std::invalid_argument);
+}
+
+}  // namespace
+}  // namespace lquant::calibration
