@@ -34,6 +34,24 @@ Adam adam_step(const Adam& now, const mx::array& gradient, float rate, int step)
   return {mx::subtract(now.value, delta), m, v};
 }
 
+/// Where in its code's cell each weight shall start. A start that rounds to nearest has every weight in the cell of its code (or beyond the
+/// outermost one). GPTQ's codes answer for other weights' errors too: there a weight d codes away starts as far inside the border as it
+/// lies outside of it (at 1 − d), and from a whole code on in the middle. On the border itself, the first step would flip it.
+mx::array placed(const mx::array& weight, const mx::array& codes, const mx::array& scales, const mx::array& biases, const codec::Format& format) {
+  auto shape = codes.shape();
+  shape.back() /= format.group_size;
+  shape.push_back(format.group_size);
+  const auto s = mx::expand_dims(scales, -1), b = mx::expand_dims(biases, -1), q = f32(mx::reshape(codes, shape));
+  const auto usable = mx::where(mx::equal(s, scalar(0)), mx::ones_like(s), s);
+  const auto away = mx::subtract(mx::divide(mx::subtract(f32(mx::reshape(weight, shape)), b), usable), q);
+  const auto distance = mx::abs(away), top = scalar((1 << format.bits) - 1);
+  const auto beyond_all = mx::logical_or(mx::logical_and(mx::equal(q, scalar(0)), mx::less(away, scalar(0))),
+                                         mx::logical_and(mx::equal(q, top), mx::greater(away, scalar(0))));
+  const auto mirrored = mx::multiply(mx::sign(away), mx::maximum(mx::subtract(scalar(1), distance), scalar(0)));
+  const auto kept = mx::logical_or(mx::less_equal(distance, scalar(0.5)), beyond_all);
+  return mx::reshape(mx::add(b, mx::multiply(s, mx::add(q, mx::where(kept, away, mirrored)))), codes.shape());
+}
+
 }  // namespace
 
 TrainedLinear::TrainedLinear(const codec::Packed& packed, const codec::Format& format, const mx::array* teacher, bool move_codes)
@@ -53,7 +71,7 @@ TrainedLinear::TrainedLinear(const codec::Packed& packed, const codec::Format& f
       vc_(a_),
       v_(a_) {
   const auto codes = codec::unpack_codes(packed.codes, format.bits);
-  const auto known = teacher ? *teacher : f32(codec::dequantize(packed, format, dtype_));
+  const auto known = teacher ? placed(*teacher, codes, s0_, b0_, format) : f32(codec::dequantize(packed, format, dtype_));
   latents_ = kernels::make_latents(known, codes, s0_, b0_, format.bits, format.group_size);
   auto shape = codes.shape();
   shape.back() /= format.group_size;
