@@ -22,10 +22,11 @@ parser.add_argument("--batch-size", type=int, required=True)
 parser.add_argument("--bits", type=int, required=True)
 args = parser.parse_args()
 
-model, _, config = load(args.model, return_config=True)
-student = copy.deepcopy(model)
-student, _ = quantize_model(student, config, group_size=64, bits=args.bits)
-mx.eval(model.parameters(), student.parameters())
+with contextlib.redirect_stdout(sys.stderr):  # mlx_lm prints notes; only the JSON belongs to the caller
+    model, _, config = load(args.model, return_config=True)
+    student = copy.deepcopy(model)
+    student, _ = quantize_model(student, config, group_size=64, bits=args.bits)
+    mx.eval(model.parameters(), student.parameters())
 rows = [(row, 0) for row in json.load(open(args.rows))]
 valid, train = rows[: args.batch_size], rows[args.batch_size :]
 asked = []

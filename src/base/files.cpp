@@ -58,7 +58,9 @@ class File {
   }
 
  private:
-  [[noreturn]] void complain(const char* what) { fail(room_, "{}: cannot be {} ({}); free space or pick another folder", path_.string(), what, std::strerror(errno)); }
+  [[noreturn]] void complain(const char* what) {
+    fail(room_, "{}: cannot be {} ({}); free space or pick another folder", path_.string(), what, std::strerror(errno));
+  }
   const char* room_;
   fs::path path_;
   int fd_;

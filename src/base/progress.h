@@ -34,7 +34,10 @@ class Progress {
   Progress(Log& log, std::string what, std::int64_t total);
   /// `extra` is appended, e.g. "loss 0.031". Already finished units of a resumed run are passed as `skipped`.
   void advance(std::int64_t units, const std::string& extra = "");
-  void skip(std::int64_t units) { done_ += units; skipped_ += units; }
+  void skip(std::int64_t units) {
+    done_ += units;
+    skipped_ += units;
+  }
   void finish(const std::string& extra = "");
   double units_per_second() const;
   double seconds() const;

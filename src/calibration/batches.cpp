@@ -69,16 +69,16 @@ Batch pack(const std::vector<Example>& examples, int max_tokens, bool mask_promp
     }
   }
   const mx::Shape shape{count, length};
-  return {mx::array(ids.begin(), shape, mx::int32),     mx::array(segments.begin(), shape, mx::int32),
-          mx::array(mask.begin(), shape, mx::float32),  mx::array(targets.begin(), shape, mx::int32),  mx::array(next_mask.begin(), shape, mx::float32),
-          tokens};
+  return {mx::array(ids.begin(), shape, mx::int32),     mx::array(segments.begin(), shape, mx::int32),    mx::array(mask.begin(), shape, mx::float32),
+          mx::array(targets.begin(), shape, mx::int32), mx::array(next_mask.begin(), shape, mx::float32), tokens};
 }
 
 std::vector<Batch> make_batches(const std::vector<Example>& examples, int batch_size, int max_tokens, bool mask_prompt) {
   std::vector<Batch> batches;
   for (std::size_t begin = 0; begin < examples.size(); begin += batch_size) {
     const auto end = std::min(examples.size(), begin + batch_size);
-    batches.push_back(pack({examples.begin() + static_cast<std::ptrdiff_t>(begin), examples.begin() + static_cast<std::ptrdiff_t>(end)}, max_tokens, mask_prompt));
+    batches.push_back(
+        pack({examples.begin() + static_cast<std::ptrdiff_t>(begin), examples.begin() + static_cast<std::ptrdiff_t>(end)}, max_tokens, mask_prompt));
   }
   return batches;
 }
@@ -93,7 +93,9 @@ Batch slice_rows(const Batch& batch, int begin, int end) {
 
 std::vector<Batch> text_rows(const std::vector<std::int32_t>& ids, int length, int batch_size, std::int64_t max_tokens) {
   const std::int64_t rows = std::min<std::int64_t>(max_tokens, static_cast<std::int64_t>(ids.size()) - 1) / length;
-  if (rows < 1) fail("calibration", "the text has {} tokens, fewer than one row of {} and the token after it; give more text or a smaller --sequence-length", ids.size(), length);
+  if (rows < 1)
+    fail("calibration", "the text has {} tokens, fewer than one row of {} and the token after it; give more text or a smaller --sequence-length",
+         ids.size(), length);
   std::vector<Batch> batches;
   for (std::int64_t begin = 0; begin < rows; begin += batch_size) {
     const int count = static_cast<int>(std::min<std::int64_t>(batch_size, rows - begin));

@@ -157,7 +157,8 @@ std::size_t count_examples(const fs::path& file, const text::Tokenizer& tokenize
   return is_text(file) ? cut_text(file, tokenizer, options).size() : read_lines(file).size();
 }
 
-Drawn draw_examples(const std::vector<fs::path>& paths, const text::Tokenizer& tokenizer, const SourceOptions& options, int count, std::uint64_t seed) {
+Drawn draw_examples(const std::vector<fs::path>& paths, const text::Tokenizer& tokenizer, const SourceOptions& options, int count,
+                    std::uint64_t seed) {
   Drawn drawn;
   struct File {
     fs::path path;
@@ -192,7 +193,8 @@ Drawn draw_examples(const std::vector<fs::path>& paths, const text::Tokenizer& t
   return drawn;
 }
 
-Split load_split(const fs::path& path, const text::Tokenizer& tokenizer, const SourceOptions& options, int num_train, int num_valid, std::uint64_t seed) {
+Split load_split(const fs::path& path, const text::Tokenizer& tokenizer, const SourceOptions& options, int num_train, int num_valid,
+                 std::uint64_t seed) {
   const fs::path train = file_of(path), valid = fs::is_directory(path) && fs::exists(path / "valid.jsonl") ? path / "valid.jsonl" : fs::path();
   const auto draw = [&](const fs::path& file, std::size_t skip, std::size_t take) {
     const auto order = permutation(count_examples(file, tokenizer, options), seed);
@@ -209,7 +211,8 @@ Split load_split(const fs::path& path, const text::Tokenizer& tokenizer, const S
   } else {
     const auto rows = count_examples(train, tokenizer, options);
     // Enough for both, or a tenth (at least one row) for validation; a single row must do for both.
-    const auto held = std::min<std::size_t>(num_valid, rows >= static_cast<std::size_t>(num_train) + num_valid ? num_valid : std::max<std::size_t>(1, rows / 10));
+    const auto held =
+        std::min<std::size_t>(num_valid, rows >= static_cast<std::size_t>(num_train) + num_valid ? num_valid : std::max<std::size_t>(1, rows / 10));
     const auto used = std::min<std::size_t>(num_train, rows > held ? rows - held : 1);
     split.train = draw(train, 0, used);
     split.valid = rows > 1 ? draw(train, used, held) : split.train;

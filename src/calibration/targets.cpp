@@ -31,7 +31,11 @@ mx::array take_rows(const mx::array& a, int begin, int end, int length) {
 class LiveTargets : public Targets {
  public:
   explicit LiveTargets(const model::Model& teacher)
-      : spec_(teacher.spec()), tensors_(teacher.load_all()), formats_(teacher.formats()), dtype_(teacher.compute_dtype()), head_{mx::array(0), std::nullopt} {
+      : spec_(teacher.spec()),
+        tensors_(teacher.load_all()),
+        formats_(teacher.formats()),
+        dtype_(teacher.compute_dtype()),
+        head_{mx::array(0), std::nullopt} {
     model::densify(tensors_, formats_, dtype_);
     head_ = model::head(spec_, tensors_, formats_, dtype_);
   }
@@ -169,7 +173,8 @@ bool has_targets(const TargetCache& cache) {
   }
   const auto stored = read_json("calibration", cache.folder / kKeyFile);
   if (stored.value("key", json()) != full_key(cache))
-    fail("calibration", "{}: holds targets of another model, other data or other options; pick another --target-dir or remove it", cache.folder.string());
+    fail("calibration", "{}: holds targets of another model, other data or other options; pick another --target-dir or remove it",
+         cache.folder.string());
   return stored.value("complete", false);
 }
 
@@ -207,6 +212,8 @@ void compute_targets(const TargetCache& cache, const model::Model& teacher, cons
   write_file_atomically("calibration", cache.folder / kKeyFile, json{{"key", full_key(cache)}, {"complete", true}}.dump(1) + "\n");
 }
 
-std::unique_ptr<Targets> cached_targets(const TargetCache& cache, const model::Model* teacher) { return std::make_unique<CachedTargets>(cache, teacher); }
+std::unique_ptr<Targets> cached_targets(const TargetCache& cache, const model::Model* teacher) {
+  return std::make_unique<CachedTargets>(cache, teacher);
+}
 
 }  // namespace lquant::calibration

@@ -34,8 +34,9 @@ int run(pipeline::DemoOptions options) {
                row.seconds > 0 ? fmt::format("{:.4f} ± {:.4f}", row.quality.kl, row.quality.kl_se) : "0", row.quality.perplexity(),
                row.seconds > 0 ? format_duration(row.seconds) : "");
   if (rows.size() == 3)
-    fmt::print("\nDWQ leaves {:.0f} % of plain rounding's KL at the same size. Try it:\n  python -m mlx_lm generate --model {} --prompt \"The river\"\n",
-               100 * rows[2].quality.kl / rows[1].quality.kl, (options.output / "dwq").string());
+    fmt::print(
+        "\nDWQ leaves {:.0f} % of plain rounding's KL at the same size. Try it:\n  python -m mlx_lm generate --model {} --prompt \"The river\"\n",
+        100 * rows[2].quality.kl / rows[1].quality.kl, (options.output / "dwq").string());
   return 0;
 }
 

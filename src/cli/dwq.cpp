@@ -45,20 +45,25 @@ void add_dwq(CLI::App& app, Run& chosen) {
   command->add_option("--group-size", r.format.group_size, "Weights that share a scale: 32, 64 or 128")->capture_default_str();
   command->add_option("--plan", r.plan, "JSON file of formats by path, as config.json's quantization block has them");
   command->add_option("--num-samples", r.num_samples, "Rows to train on")->capture_default_str()->check(kPositive);
-  command->add_option("--max-seq-length", r.max_seq_length, "Longer rows are cut; shorter ones are packed together")->capture_default_str()->check(CLI::Range(2, 1 << 20));
+  command->add_option("--max-seq-length", r.max_seq_length, "Longer rows are cut; shorter ones are packed together")
+      ->capture_default_str()
+      ->check(CLI::Range(2, 1 << 20));
   command->add_option("--seed", r.seed, "Seed of the choice and order of rows")->capture_default_str();
   command->add_option("--learning-rate", r.learning_rate, "Peak relative step of scales and biases (default: chosen by lquant)")->check(kPositive);
   command->add_option("--batch-size", r.batch_size, "Rows per step")->capture_default_str()->check(kPositive);
-  command->add_option("--data-path", r.data, "A .jsonl or .txt file, a folder with train.jsonl, or 'self': sampled from the model")->capture_default_str();
+  command->add_option("--data-path", r.data, "A .jsonl or .txt file, a folder with train.jsonl, or 'self': sampled from the model")
+      ->capture_default_str();
   command->add_flag("--mask-prompt", r.mask_prompt, "No loss on prompts (chat and prompt/completion rows)");
   command->add_flag("--grad-checkpoint", r.grad_checkpoint, "Compute blocks twice to need less memory");
   command->add_option("--temperature", r.temperature, "Of both distributions in the loss")->capture_default_str()->check(kPositive);
   command->add_option("--codes", o->codes, "'move': the integer codes are trained too; 'fixed': scales and biases alone, as mlx_lm does")
-      ->capture_default_str()->check(CLI::IsMember({"move", "fixed"}));
+      ->capture_default_str()
+      ->check(CLI::IsMember({"move", "fixed"}));
   command->add_option("--target-dir", r.target_dir, "Folder of the teacher's targets: read if complete, else made");
   command->add_flag("--targets-only", r.targets_only, "Make the targets and stop");
   command->add_option("--targets", r.targets, "What to keep in --target-dir: 'hidden' states (exact) or 'topk' logits")
-      ->capture_default_str()->check(CLI::IsMember({"hidden", "topk"}));
+      ->capture_default_str()
+      ->check(CLI::IsMember({"hidden", "topk"}));
   command->add_option("--num-valid", r.num_valid, "Rows held out for validation")->capture_default_str()->check(kPositive);
   command->add_flag("--fresh", r.fresh, "Start over instead of continuing an interrupted run");
   command->add_flag("--json", o->json, "Print the figures as JSON on stdout");

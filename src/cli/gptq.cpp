@@ -19,8 +19,12 @@ struct Options {
 int run(Options& o) {
   Log log;
   if (o.trust_remote_code) log.line("--trust-remote-code is not needed: lquant never runs code from a model folder");
-  o.run.method.act_order = o.act_order == "off" ? quantize::ActOrder::off : o.act_order == "gar" ? quantize::ActOrder::gar : quantize::ActOrder::fixed;
-  o.run.asymmetric = o.asymmetric == "off" ? pipeline::Asymmetric::off : o.asymmetric == "on" ? pipeline::Asymmetric::on : pipeline::Asymmetric::automatic;
+  o.run.method.act_order = o.act_order == "off"   ? quantize::ActOrder::off
+                           : o.act_order == "gar" ? quantize::ActOrder::gar
+                                                  : quantize::ActOrder::fixed;
+  o.run.asymmetric = o.asymmetric == "off"  ? pipeline::Asymmetric::off
+                     : o.asymmetric == "on" ? pipeline::Asymmetric::on
+                                            : pipeline::Asymmetric::automatic;
   o.run.sequential = !o.parallel;
   o.run.method.range_search = !o.no_range_search;
   const auto result = pipeline::gptq(o.run, log);
@@ -39,7 +43,8 @@ void add_gptq(CLI::App& app, Run& chosen) {
   command->add_option("--mlx-path", r.output, "Where to save the result")->capture_default_str();
   command->add_option("--bits", r.format.bits, "Bits per weight: 2, 3, 4, 5, 6 or 8")->capture_default_str();
   command->add_option("--group-size", r.format.group_size, "Weights that share a scale: 32, 64 or 128")->capture_default_str();
-  command->add_option("--fallback-bits", r.fallback.bits, "Bits of the embedding, and of linears whose rows the group size does not divide")->capture_default_str();
+  command->add_option("--fallback-bits", r.fallback.bits, "Bits of the embedding, and of linears whose rows the group size does not divide")
+      ->capture_default_str();
   command->add_option("--fallback-group-size", r.fallback.group_size, "Group size of these")->capture_default_str();
   command->add_option("--embed-bits", r.embed_bits, "Bits of the embedding (default: the fallback's)");
   command->add_option("--plan", r.plan, "JSON file of formats by path, as config.json's quantization block has them");
@@ -47,14 +52,21 @@ void add_gptq(CLI::App& app, Run& chosen) {
   command->add_option("--sequence-length", r.sequence_length, "Tokens of a row")->capture_default_str()->check(CLI::Range(1, 1 << 20));
   command->add_option("--seed", r.seed, "Seed of the choice of rows")->capture_default_str();
   command->add_option("--data-path", r.data, ".jsonl or .txt files, or 'self': sampled from the model")->capture_default_str();
-  command->add_option("--act-order", o->act_order, "Order of the columns: 'off', 'static' (largest moments first) or 'gar' (the same, group by group)")
-      ->capture_default_str()->check(CLI::IsMember({"off", "static", "gar"}));
+  command
+      ->add_option("--act-order", o->act_order, "Order of the columns: 'off', 'static' (largest moments first) or 'gar' (the same, group by group)")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"off", "static", "gar"}));
   command->add_option("--damp", r.method.damp, "Share of the mean that is added to a Hessian's diagonal")->capture_default_str()->check(kPositive);
-  command->add_option("--sweeps", r.method.sweeps, "Passes of coordinate descent behind the solve; 0: none")->capture_default_str()->check(CLI::Range(0, 1000));
+  command->add_option("--sweeps", r.method.sweeps, "Passes of coordinate descent behind the solve; 0: none")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1000));
   auto* parallel = command->add_flag("--parallel-hessians", o->parallel, "All Hessians of a block at once, from its full-precision weights");
-  command->add_flag("--sequential", o->sequential, "Inside a block, each linear sees what the ones before it have become (the default)")->excludes(parallel);
-  command->add_option("--asymmetric", o->asymmetric, "Aim at the full-precision model's outputs: 'auto' (as far as held-out rows gain), 'on' or 'off'")
-      ->capture_default_str()->check(CLI::IsMember({"auto", "on", "off"}));
+  command->add_flag("--sequential", o->sequential, "Inside a block, each linear sees what the ones before it have become (the default)")
+      ->excludes(parallel);
+  command
+      ->add_option("--asymmetric", o->asymmetric, "Aim at the full-precision model's outputs: 'auto' (as far as held-out rows gain), 'on' or 'off'")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "on", "off"}));
   auto* no_search = command->add_flag("--no-range-search", o->no_range_search, "Each group's minimum and maximum instead of the best range");
   command->add_flag("--range-search", o->range_search, "Search each group's range by the Hessian's diagonal (the default)")->excludes(no_search);
   command->add_flag("--fresh", r.fresh, "Start over instead of continuing an interrupted run");

@@ -20,7 +20,8 @@ int refuse(const CLI::App& app, const std::string& command, const std::string& c
   }
   std::string names;
   for (const auto* c : commands) names += (names.empty() ? "" : ", ") + c->get_name();
-  fmt::print(stderr, "lquant: {}; choose one of {}\n", command.empty() ? "a command is needed" : fmt::format("there is no command {}", command), names);
+  fmt::print(stderr, "lquant: {}; choose one of {}\n", command.empty() ? "a command is needed" : fmt::format("there is no command {}", command),
+             names);
   return 2;
 }
 
@@ -44,7 +45,8 @@ int main(int argc, char** argv) {
   // Called through a link named lquant.dwq, the program is `lquant dwq`.
   std::vector<std::string> arguments(argv + 1, argv + argc);
   const std::string name = std::filesystem::path(argv[0]).filename().string();
-  if (const auto dot = name.find('.'); dot != std::string::npos && name.compare(0, dot, "lquant") == 0) arguments.insert(arguments.begin(), name.substr(dot + 1));
+  if (const auto dot = name.find('.'); dot != std::string::npos && name.compare(0, dot, "lquant") == 0)
+    arguments.insert(arguments.begin(), name.substr(dot + 1));
   const std::string command = arguments.empty() ? "" : arguments.front();
   std::reverse(arguments.begin(), arguments.end());  // CLI11 takes them last first
 

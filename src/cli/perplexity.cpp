@@ -24,8 +24,8 @@ int run(const Options& o) {
   }
   fmt::print("tokens      {}\nperplexity  {:.4f} ± {:.4f}\n", q.tokens, q.perplexity(), q.perplexity_se());
   if (q.has_teacher)
-    fmt::print("teacher     {:.4f}\nKL          {:.5f} ± {:.5f} nats/token\nKL p99      {:.4f}\nsame top-1  {:.2f} %\n", q.teacher_perplexity(), q.kl, q.kl_se,
-               q.kl_p99, 100 * q.top1);
+    fmt::print("teacher     {:.4f}\nKL          {:.5f} ± {:.5f} nats/token\nKL p99      {:.4f}\nsame top-1  {:.2f} %\n", q.teacher_perplexity(), q.kl,
+               q.kl_se, q.kl_p99, 100 * q.top1);
   return 0;
 }
 

@@ -23,8 +23,8 @@ void check(const mx::array& w, const mx::array& square, const mx::array& scales,
   require(w.ndim() == 2 && w.dtype() == mx::float32, "the weight must be f32 [N, K]");
   require(square.shape() == mx::Shape{w.shape(1), w.shape(1)} && square.dtype() == mx::float32, "the factor or Hessian must be f32 [K, K]");
   require(w.shape(1) % format.group_size == 0, "K must be a multiple of the group size");
-  require(scales.shape() == mx::Shape{w.shape(0), w.shape(1) / format.group_size} && biases.shape() == scales.shape() && biases.dtype() == scales.dtype() &&
-              mx::issubdtype(scales.dtype(), mx::floating),
+  require(scales.shape() == mx::Shape{w.shape(0), w.shape(1) / format.group_size} && biases.shape() == scales.shape() &&
+              biases.dtype() == scales.dtype() && mx::issubdtype(scales.dtype(), mx::floating),
           "scales and biases must be [N, K/group_size] of one float dtype");
 }
 

@@ -55,7 +55,7 @@ struct FeedbackJob {
   const float* inside;  // [columns, columns]
   std::uint8_t* codes;  // [N, K]
   const mx::array &scales, &biases;
-  const int* group;     // of the block's columns
+  const int* group;  // of the block's columns
   std::int64_t k, begin, columns, groups;
   float top;
 };
@@ -88,13 +88,13 @@ LQUANT_MULTIVERSION void feedback_range(const FeedbackJob& job, std::int64_t fir
 }
 
 struct RefineJob {
-  const float* w;          // [N, K]
-  float* errors;           // [N, K]
-  float* slopes;           // [N, n]: (errors · H) at the group's columns
-  const float* hessian;    // [n, n], the group's own part
-  const float* ones;       // [n]: its row sums
-  float total;             // and their sum
-  std::uint8_t* codes;     // [N, K]
+  const float* w;        // [N, K]
+  float* errors;         // [N, K]
+  float* slopes;         // [N, n]: (errors · H) at the group's columns
+  const float* hessian;  // [n, n], the group's own part
+  const float* ones;     // [n]: its row sums
+  float total;           // and their sum
+  std::uint8_t* codes;   // [N, K]
   mx::array &scales, &biases;
   std::int64_t k, group, n, groups;
   float top;
@@ -209,8 +209,19 @@ mx::array round_with_feedback(const mx::array& w, const mx::array& unit_upper, c
     kernels::copy_matrix(rows, columns, view(from + begin, k), aims.data(), mx::float32, columns);
     kernels::copy_matrix(columns, columns, view(factor + begin * k + begin, k), inside.data(), mx::float32, columns);
     if (begin > 0) kernels::gemm(rows, columns, begin, 1, view(errors.data(), k), view(factor + begin, k), 1, aims.data(), mx::float32, columns);
-    const FeedbackJob job{from,        errors.data(),       aims.data(), inside.data(), codes.data<std::uint8_t>(), host_scales, host_biases, group.data() + begin,
-                          k,           begin,               columns,     scales.shape(1), static_cast<float>((1 << format.bits) - 1)};
+    const FeedbackJob job{from,
+                          errors.data(),
+                          aims.data(),
+                          inside.data(),
+                          codes.data<std::uint8_t>(),
+                          host_scales,
+                          host_biases,
+                          group.data() + begin,
+                          k,
+                          begin,
+                          columns,
+                          scales.shape(1),
+                          static_cast<float>((1 << format.bits) - 1)};
     kernels::parallel_for(rows, kRowGrain, [&](std::int64_t first, std::int64_t last) { feedback_range(job, first, last); });
   }
   return codes;
@@ -235,8 +246,20 @@ Coded refine(const mx::array& w, const mx::array& hessian, const Coded& start, c
         for (std::int64_t j = 0; j < n; ++j) ones[i] += own[i * n + j];
         total += ones[i];
       }
-      const RefineJob job{from,       errors.data(), slopes.data(), own.data(), ones.data(), total, out.codes.data<std::uint8_t>(),
-                          out.scales, out.biases,    k,             g,          n,           groups, static_cast<float>((1 << format.bits) - 1)};
+      const RefineJob job{from,
+                          errors.data(),
+                          slopes.data(),
+                          own.data(),
+                          ones.data(),
+                          total,
+                          out.codes.data<std::uint8_t>(),
+                          out.scales,
+                          out.biases,
+                          k,
+                          g,
+                          n,
+                          groups,
+                          static_cast<float>((1 << format.bits) - 1)};
       kernels::parallel_for(rows, kRowGrain, [&](std::int64_t first, std::int64_t last) { refine_range(job, first, last); });
     }
   }

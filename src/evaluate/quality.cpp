@@ -73,7 +73,8 @@ model::Head head_of(const LoadedModel& m) { return model::head(m.spec, m.tensors
 Quality measure(const LoadedModel& student, const LoadedModel* teacher, const std::vector<calibration::Batch>& batches,
                 const std::function<void(std::int64_t)>& progress) {
   if (teacher && teacher->spec.vocab != student.spec.vocab)
-    fail("evaluate", "the teacher has a vocabulary of {} and the model one of {}; they must be the same for KL", teacher->spec.vocab, student.spec.vocab);
+    fail("evaluate", "the teacher has a vocabulary of {} and the model one of {}; they must be the same for KL", teacher->spec.vocab,
+         student.spec.vocab);
   const auto head = head_of(student);
   std::optional<model::Head> teacher_head;
   if (teacher) teacher_head = head_of(*teacher);

@@ -28,11 +28,11 @@ struct LoadedModel {
 /// How well a model predicts a text, and how far it is from its teacher. All per token, in nats.
 struct Quality {
   std::int64_t tokens = 0;
-  double nll = 0, nll_se = 0;        ///< mean of −log p(next token); standard error over rows (tokens of a row hang together)
+  double nll = 0, nll_se = 0;  ///< mean of −log p(next token); standard error over rows (tokens of a row hang together)
   double teacher_nll = 0;
-  double kl = 0, kl_se = 0;          ///< KL(teacher ‖ student)
-  double kl_p99 = 0;                 ///< its 99th percentile over tokens
-  double top1 = 0;                   ///< share of tokens at which both have the same likeliest token
+  double kl = 0, kl_se = 0;  ///< KL(teacher ‖ student)
+  double kl_p99 = 0;         ///< its 99th percentile over tokens
+  double top1 = 0;           ///< share of tokens at which both have the same likeliest token
   bool has_teacher = false;
   double perplexity() const;
   double teacher_perplexity() const;

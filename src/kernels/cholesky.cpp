@@ -18,7 +18,9 @@ void require(bool ok, const char* what) {
   if (!ok) throw std::invalid_argument(std::string("[kernels] ") + what);
 }
 
-void check(const mx::array& a) { require(a.ndim() == 2 && a.shape(0) == a.shape(1) && a.shape(0) > 0 && a.dtype() == mx::float32, "a factor needs f32 [K, K]"); }
+void check(const mx::array& a) {
+  require(a.ndim() == 2 && a.shape(0) == a.shape(1) && a.shape(0) > 0 && a.dtype() == mx::float32, "a factor needs f32 [K, K]");
+}
 
 mx::array reversed(const mx::array& a) {
   const int k = a.shape(0);

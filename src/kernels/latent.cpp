@@ -67,7 +67,8 @@ std::pair<mx::array, mx::array> latent_step(const mx::array& latents, const mx::
   const auto g = by_group(mx::astype(dw, mx::float32), group_size);
   const auto next_v = mx::add(mx::multiply(v, mx::array(step.decay)), mx::multiply(mx::mean(mx::square(g), -1), mx::array(1 - step.decay)));
   const auto rms = mx::sqrt(mx::divide(next_v, mx::array(step.correction)));
-  const auto factor = mx::divide(mx::multiply(mx::sign(mx::astype(scales, mx::float32)), mx::array(step.rate * latent_one(bits))), mx::maximum(rms, mx::array(kLatentTiny)));
+  const auto factor = mx::divide(mx::multiply(mx::sign(mx::astype(scales, mx::float32)), mx::array(step.rate * latent_one(bits))),
+                                 mx::maximum(rms, mx::array(kLatentTiny)));
   const auto moved = mx::subtract(by_group(mx::astype(latents, mx::float32), group_size), mx::multiply(g, per_group(factor)));
   const auto clipped = mx::clip(mx::round(moved), mx::array(0.0f), mx::array(static_cast<float>(kLatentMax)));
   return {mx::reshape(mx::astype(clipped, mx::uint16), latents.shape()), next_v};

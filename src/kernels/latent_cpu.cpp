@@ -21,9 +21,7 @@ using Ints = hn::Rebind<std::int32_t, Lanes>;
 HWY_INLINE hn::Vec<Ints> load_latents(const std::uint16_t* p) { return hn::PromoteTo(Ints(), hn::LoadU(Shorts(), p)); }
 
 /// The codes of one vector of latents, as floats.
-HWY_INLINE Vector codes_of(const std::uint16_t* p, int bits) {
-  return hn::ConvertTo(Lanes(), hn::ShiftRightSame(load_latents(p), 16 - bits));
-}
+HWY_INLINE Vector codes_of(const std::uint16_t* p, int bits) { return hn::ConvertTo(Lanes(), hn::ShiftRightSame(load_latents(p), 16 - bits)); }
 
 template <class T>
 void weight_groups(const std::uint16_t* u, const T* scales, const T* biases, T* out, std::int64_t begin, std::int64_t end, int bits, int group_size) {
@@ -82,7 +80,8 @@ void weight_any(const std::uint16_t* u, const void* scales, const void* biases, 
     weight_groups(u, static_cast<const float*>(scales), static_cast<const float*>(biases), static_cast<float*>(out), begin, end, bits, group_size);
 }
 
-void gradient_any(const void* dw, bool bf16, const std::uint16_t* u, float* ds, float* db, std::int64_t begin, std::int64_t end, int bits, int group_size) {
+void gradient_any(const void* dw, bool bf16, const std::uint16_t* u, float* ds, float* db, std::int64_t begin, std::int64_t end, int bits,
+                  int group_size) {
   if (bf16)
     gradient_groups(static_cast<const Bf16*>(dw), u, ds, db, begin, end, bits, group_size);
   else
@@ -124,7 +123,8 @@ mx::array weight(const mx::array& latents, const mx::array& scales, const mx::ar
                  [bits, group_size](const std::vector<mx::array>& in, std::vector<mx::array>& out) {
                    const bool bf16 = in[1].dtype() == mx::bfloat16;
                    parallel_for(static_cast<std::int64_t>(in[1].size()), kGroupGrain, [&](std::int64_t begin, std::int64_t end) {
-                     HWY_DYNAMIC_DISPATCH(weight_any)(in[0].data<std::uint16_t>(), raw(in[1]), raw(in[2]), raw(out[0]), bf16, begin, end, bits, group_size);
+                     HWY_DYNAMIC_DISPATCH(weight_any)
+                     (in[0].data<std::uint16_t>(), raw(in[1]), raw(in[2]), raw(out[0]), bf16, begin, end, bits, group_size);
                    });
                  })[0];
 }
@@ -132,19 +132,20 @@ mx::array weight(const mx::array& latents, const mx::array& scales, const mx::ar
 std::pair<mx::array, mx::array> gradients(const mx::array& dw, const mx::array& latents, int bits, int group_size) {
   auto shape = dw.shape();
   shape.back() /= group_size;
-  const auto out = make_op("LatentGradients", {dw, latents}, {{shape, mx::float32}, {shape, mx::float32}},
-                           [bits, group_size](const std::vector<mx::array>& in, std::vector<mx::array>& out) {
-                             const bool bf16 = in[0].dtype() == mx::bfloat16;
-                             parallel_for(static_cast<std::int64_t>(out[0].size()), kGroupGrain, [&](std::int64_t begin, std::int64_t end) {
-                               HWY_DYNAMIC_DISPATCH(gradient_any)
-                               (raw(in[0]), bf16, in[1].data<std::uint16_t>(), out[0].data<float>(), out[1].data<float>(), begin, end, bits, group_size);
-                             });
-                           });
+  const auto out =
+      make_op("LatentGradients", {dw, latents}, {{shape, mx::float32}, {shape, mx::float32}},
+              [bits, group_size](const std::vector<mx::array>& in, std::vector<mx::array>& out) {
+                const bool bf16 = in[0].dtype() == mx::bfloat16;
+                parallel_for(static_cast<std::int64_t>(out[0].size()), kGroupGrain, [&](std::int64_t begin, std::int64_t end) {
+                  HWY_DYNAMIC_DISPATCH(gradient_any)
+                  (raw(in[0]), bf16, in[1].data<std::uint16_t>(), out[0].data<float>(), out[1].data<float>(), begin, end, bits, group_size);
+                });
+              });
   return {out[0], out[1]};
 }
 
-std::pair<mx::array, mx::array> step(const mx::array& latents, const mx::array& dw, const mx::array& scales, const mx::array& v, const LatentStep& step,
-                                     int bits, int group_size) {
+std::pair<mx::array, mx::array> step(const mx::array& latents, const mx::array& dw, const mx::array& scales, const mx::array& v,
+                                     const LatentStep& step, int bits, int group_size) {
   const auto out = make_op("LatentStep", {latents, dw, mx::astype(scales, mx::float32), v}, {{latents.shape(), mx::uint16}, {v.shape(), mx::float32}},
                            [bits, group_size, step](const std::vector<mx::array>& in, std::vector<mx::array>& out) {
                              const bool bf16 = in[1].dtype() == mx::bfloat16;

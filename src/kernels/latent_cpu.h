@@ -25,8 +25,8 @@ inline bool serves(mx::Dtype dtype) {
 
 mx::array weight(const mx::array& latents, const mx::array& scales, const mx::array& biases, int bits, int group_size);
 std::pair<mx::array, mx::array> gradients(const mx::array& dw, const mx::array& latents, int bits, int group_size);
-std::pair<mx::array, mx::array> step(const mx::array& latents, const mx::array& dw, const mx::array& scales, const mx::array& v, const LatentStep& step,
-                                     int bits, int group_size);
+std::pair<mx::array, mx::array> step(const mx::array& latents, const mx::array& dw, const mx::array& scales, const mx::array& v,
+                                     const LatentStep& step, int bits, int group_size);
 
 }  // namespace latent_cpu
 }  // namespace lquant::kernels

@@ -50,25 +50,28 @@ void mirror(float* m, std::int64_t k) {
 }  // namespace
 
 mx::array cross_moment(const mx::array& x, const mx::array& y) {
-  return make_op("cross_moment", {x, y}, {{{x.shape(-1), y.shape(-1)}, mx::float32}}, [](const std::vector<mx::array>& in, std::vector<mx::array>& out) {
-    product(in[0].data<char>(), in[0], 0, in[0].shape(-1), in[1], 0, out[0]);
-  })[0];
+  return make_op("cross_moment", {x, y}, {{{x.shape(-1), y.shape(-1)}, mx::float32}},
+                 [](const std::vector<mx::array>& in, std::vector<mx::array>& out) {
+                   product(in[0].data<char>(), in[0], 0, in[0].shape(-1), in[1], 0, out[0]);
+                 })[0];
 }
 
 mx::array shift_moment(const mx::array& reference, const mx::array& x) {
-  return make_op("shift_moment", {reference, x}, {{{x.shape(-1), x.shape(-1)}, mx::float32}}, [](const std::vector<mx::array>& in, std::vector<mx::array>& out) {
-    const auto difference = std::make_unique_for_overwrite<char[]>(in[1].nbytes());
-    constexpr std::int64_t kGrain = 1 << 14;  // as many elements take microseconds, as starting a thread team does
-    parallel_for(static_cast<std::int64_t>(in[1].size()), kGrain,
-                 [&](std::int64_t begin, std::int64_t end) { subtract_range(in[0], in[1], difference.get(), begin, end); });
-    product(difference.get(), in[1], 0, in[1].shape(-1), in[1], 0, out[0]);
-  })[0];
+  return make_op("shift_moment", {reference, x}, {{{x.shape(-1), x.shape(-1)}, mx::float32}},
+                 [](const std::vector<mx::array>& in, std::vector<mx::array>& out) {
+                   const auto difference = std::make_unique_for_overwrite<char[]>(in[1].nbytes());
+                   constexpr std::int64_t kGrain = 1 << 14;  // as many elements take microseconds, as starting a thread team does
+                   parallel_for(static_cast<std::int64_t>(in[1].size()), kGrain,
+                                [&](std::int64_t begin, std::int64_t end) { subtract_range(in[0], in[1], difference.get(), begin, end); });
+                   product(difference.get(), in[1], 0, in[1].shape(-1), in[1], 0, out[0]);
+                 })[0];
 }
 
 mx::array gram(const mx::array& x) {
   return make_op("gram", {x}, {{{x.shape(-1), x.shape(-1)}, mx::float32}}, [](const std::vector<mx::array>& in, std::vector<mx::array>& out) {
     const std::int64_t k = in[0].shape(-1);
-    for (std::int64_t first = 0; first < k; first += kPanel) product(in[0].data<char>(), in[0], first, std::min(kPanel, k - first), in[0], first, out[0]);
+    for (std::int64_t first = 0; first < k; first += kPanel)
+      product(in[0].data<char>(), in[0], first, std::min(kPanel, k - first), in[0], first, out[0]);
     mirror(out[0].data<float>(), k);
   })[0];
 }

@@ -52,7 +52,8 @@ void convert(const ConvertOptions& options, Log& log) {
   const auto checkpoint = checkpoint::Checkpoint::open(options.model);
   const auto model = model::Model::open(checkpoint);
   if (options.quantize && !model.formats().empty())
-    fail("pipeline", "{}: is quantized already; dequantize it first (lquant convert --dequantize) or start from the original", options.model.string());
+    fail("pipeline", "{}: is quantized already; dequantize it first (lquant convert --dequantize) or start from the original",
+         options.model.string());
   if (options.dequantize && model.formats().empty()) fail("pipeline", "{}: is not quantized; there is nothing to dequantize", options.model.string());
   if (!options.quantize && !options.dequantize && !model.formats().empty() && options.dtype)
     fail("pipeline", "{}: is quantized; --dtype needs --dequantize with it", options.model.string());
@@ -93,7 +94,8 @@ void convert(const ConvertOptions& options, Log& log) {
     return tensors;
   };
   for (std::size_t u = 0; u < units.size(); ++u) {
-    if (InterruptGuard::requested()) throw Interrupted(fmt::format("[pipeline] interrupted; give the same command again to continue ({} of {} parts are done)", u, units.size()));
+    if (InterruptGuard::requested())
+      throw Interrupted(fmt::format("[pipeline] interrupted; give the same command again to continue ({} of {} parts are done)", u, units.size()));
     if (run.has(units[u])) {
       progress.skip(1);
       continue;
@@ -108,7 +110,8 @@ void convert(const ConvertOptions& options, Log& log) {
   writer.finish(plan ? &*plan : nullptr, dtype, {"convert", recipe, nullptr, nullptr});
   run.remove();
   const auto size = plan::size_of(model.spec(), plan.value_or(plan::QuantPlan{}), static_cast<int>(mx::size_of(dtype)));
-  progress.finish(fmt::format("{} at {:.3f} bits per weight in {}", format_bytes(static_cast<double>(size.bytes)), size.bits_per_weight(), options.output.string()));
+  progress.finish(fmt::format("{} at {:.3f} bits per weight in {}", format_bytes(static_cast<double>(size.bytes)), size.bits_per_weight(),
+                              options.output.string()));
 }
 
 }  // namespace lquant::pipeline

@@ -31,7 +31,8 @@ void clear_earlier(const fs::path& output) {
   fs::remove_all(output);
 }
 
-DemoRow measured(const std::string& name, const fs::path& folder, const evaluate::LoadedModel& teacher, const std::vector<calibration::Batch>& batches) {
+DemoRow measured(const std::string& name, const fs::path& folder, const evaluate::LoadedModel& teacher,
+                 const std::vector<calibration::Batch>& batches) {
   const auto checkpoint = checkpoint::Checkpoint::open(folder);
   const auto model = model::Model::open(checkpoint);
   const auto size = plan::size_of(model.spec(), plan::plan_of(model.spec(), model.formats(), checkpoint.config()));
@@ -48,7 +49,8 @@ std::vector<DemoRow> demo(const DemoOptions& options, Log& log) {
   const auto tokenizer = text::Tokenizer::open(options.model);
   const auto teacher = evaluate::LoadedModel::load(model);
   log.line("sampling texts to judge by");
-  const auto batches = calibration::make_batches(calibration::sample_self(model, tokenizer, kTestRows, kTokens, kTestSeed, [](auto, auto) {}), 8, kTokens, false);
+  const auto batches =
+      calibration::make_batches(calibration::sample_self(model, tokenizer, kTestRows, kTokens, kTestSeed, [](auto, auto) {}), 8, kTokens, false);
 
   std::vector<DemoRow> rows{measured("original", options.model, teacher, batches)};
   const auto timed = [&](const std::string& name, const fs::path& folder, const auto& work) {

@@ -41,9 +41,18 @@ double save_seconds() {
 constexpr int kSelfTokens = 512;
 
 json identity_of(const DwqRun& o, const std::string& model_hash, const std::string& student_hash, int ranks) {
-  json options{{"bits", o.format.bits},         {"group_size", o.format.group_size}, {"num_samples", o.num_samples}, {"num_valid", o.num_valid},
-               {"max_seq_length", o.max_seq_length}, {"seed", o.seed},               {"batch_size", o.batch_size},   {"data_path", fs::path(o.data).filename().string()},
-               {"mask_prompt", o.mask_prompt},  {"temperature", o.temperature},      {"move_codes", o.move_codes},   {"grad_checkpoint", o.grad_checkpoint}};
+  json options{{"bits", o.format.bits},
+               {"group_size", o.format.group_size},
+               {"num_samples", o.num_samples},
+               {"num_valid", o.num_valid},
+               {"max_seq_length", o.max_seq_length},
+               {"seed", o.seed},
+               {"batch_size", o.batch_size},
+               {"data_path", fs::path(o.data).filename().string()},
+               {"mask_prompt", o.mask_prompt},
+               {"temperature", o.temperature},
+               {"move_codes", o.move_codes},
+               {"grad_checkpoint", o.grad_checkpoint}};
   options["learning_rate"] = o.learning_rate ? json(*o.learning_rate) : json("auto");
   if (o.target_dir) options["targets"] = o.targets;
   json identity{{"command", "dwq"}, {"model", model_hash}, {"ranks", ranks}, {"device", mx::default_device() == mx::Device::gpu ? "gpu" : "cpu"}};
@@ -58,7 +67,8 @@ calibration::Split self_data(const DwqRun& o, const model::Model& teacher, const
   calibration::Split split;
   split.train.assign(examples.begin(), examples.begin() + o.num_samples);
   split.valid.assign(examples.begin() + o.num_samples, examples.end());
-  split.manifest = {{"source", "self"}, {"seed", o.seed}, {"rows", {{"train", split.train.size()}, {"valid", split.valid.size()}}}, {"max_tokens", longest}};
+  split.manifest = {
+      {"source", "self"}, {"seed", o.seed}, {"rows", {{"train", split.train.size()}, {"valid", split.valid.size()}}}, {"max_tokens", longest}};
   return split;
 }
 
@@ -97,7 +107,11 @@ class Journal {
   }
   void save() {
     run_.save("state", student_.state(),
-              {{"step", progress_.step}, {"best", progress_.best}, {"start", progress_.start}, {"best_step", progress_.best_step}, {"losses", progress_.losses}});
+              {{"step", progress_.step},
+               {"best", progress_.best},
+               {"start", progress_.start},
+               {"best_step", progress_.best_step},
+               {"losses", progress_.losses}});
     saved_ = Clock::now();
   }
   void save_if_due() {
@@ -116,9 +130,7 @@ class Journal {
 void share_state(quantize::Student& student, quantize::DwqProgress& progress, const mx::distributed::Group& group) {
   if (group.size() == 1) return;
   const bool first = group.rank() == 0;
-  const auto shared = [&](const mx::array& a) {
-    return mx::distributed::all_sum(first ? a : mx::zeros_like(a), group);
-  };
+  const auto shared = [&](const mx::array& a) { return mx::distributed::all_sum(first ? a : mx::zeros_like(a), group); };
   auto state = student.state();
   std::vector<std::string> names;
   for (const auto& [name, tensor] : state) names.push_back(name);
@@ -161,10 +173,11 @@ Inputs open_inputs(const DwqRun& o, int ranks, Log& log) {
   if (o.quantized_model) {
     in.student_files = checkpoint::Checkpoint::open(*o.quantized_model);
     in.student = model::Model::open(*in.student_files);
-    if (in.student->formats().empty()) fail("pipeline", "{}: is not quantized; give a quantized model to --quantized-model", o.quantized_model->string());
+    if (in.student->formats().empty())
+      fail("pipeline", "{}: is not quantized; give a quantized model to --quantized-model", o.quantized_model->string());
     if (in.student->spec().vocab != in.teacher.spec().vocab)
-      fail("pipeline", "{}: has a vocabulary of {} and its teacher one of {}; give the model that it was made from to --model", o.quantized_model->string(),
-           in.student->spec().vocab, in.teacher.spec().vocab);
+      fail("pipeline", "{}: has a vocabulary of {} and its teacher one of {}; give the model that it was made from to --model",
+           o.quantized_model->string(), in.student->spec().vocab, in.teacher.spec().vocab);
     in.plan = plan::plan_of(in.student->spec(), in.student->formats(), in.student_files->config());
   } else {
     in.plan = plan::uniform_plan(in.teacher.spec(), o.format);
@@ -185,8 +198,9 @@ struct Data {
 };
 
 Data read_data(const DwqRun& o, const Inputs& in, RunFolder& run, Log& log) {
-  const auto split = o.data == "self" ? self_data(o, in.teacher, in.tokenizer, run, log)
-                                      : calibration::load_split(o.data, in.tokenizer, {o.max_seq_length, o.mask_prompt}, o.num_samples, o.num_valid, o.seed);
+  const auto split = o.data == "self"
+                         ? self_data(o, in.teacher, in.tokenizer, run, log)
+                         : calibration::load_split(o.data, in.tokenizer, {o.max_seq_length, o.mask_prompt}, o.num_samples, o.num_valid, o.seed);
   if (static_cast<int>(split.train.size()) < o.num_samples)
     log.line(fmt::format("{} rows were asked for and {} found; all of them are used", o.num_samples, split.train.size()));
   return {split.manifest, calibration::make_batches(split.train, o.batch_size, o.max_seq_length, o.mask_prompt),
@@ -197,7 +211,7 @@ Data read_data(const DwqRun& o, const Inputs& in, RunFolder& run, Log& log) {
 std::unique_ptr<calibration::Targets> open_targets(const DwqRun& o, const Inputs& in, const Data& data, bool first, Log& log) {
   if (!o.target_dir) return calibration::live_targets(in.teacher);
   const json key{{"model", in.teacher_files.fingerprint()}, {"data", data.manifest}, {"batch_size", o.batch_size},
-                 {"max_seq_length", o.max_seq_length}, {"seed", o.seed}, {"mask_prompt", o.mask_prompt}};
+                 {"max_seq_length", o.max_seq_length},      {"seed", o.seed},        {"mask_prompt", o.mask_prompt}};
   const calibration::TargetCache cache{*o.target_dir, key, o.targets == "topk" ? calibration::TargetKind::topk : calibration::TargetKind::hidden};
   if (!has_targets(cache)) {
     if (!first) fail("pipeline", "{}: holds no targets yet; make them by one process first (--targets-only)", o.target_dir->string());
@@ -242,16 +256,19 @@ DwqResult train(const DwqRun& o, const Inputs& in, const Data& data, quantize::S
   if (group.rank() == 0) journal.restore();
   share_state(student, progress, group);
   quantize::DwqTrainer trainer(in.target().spec(), student, in.target().compute_dtype(), data.train, data.valid, targets, settings, group);
-  log.line(fmt::format("training {} parameters of {} linears: {} steps of {} rows, learning rate {:.2g}, codes {}", student.trained_parameters(), student.size(),
-                       trainer.steps(), o.batch_size, settings.scale_rate, o.move_codes ? fmt::format("move by {:.2g}", settings.code_rate) : "fixed"));
+  log.line(fmt::format("training {} parameters of {} linears: {} steps of {} rows, learning rate {:.2g}, codes {}", student.trained_parameters(),
+                       student.size(), trainer.steps(), o.batch_size, settings.scale_rate,
+                       o.move_codes ? fmt::format("move by {:.2g}", settings.code_rate) : "fixed"));
   DwqResult result;
   Progress bar(log, "step", trainer.steps());
   bar.skip(progress.step);
   const auto report = [&](const quantize::DwqReport& now) {
     result.tokens += now.tokens;
     result.seconds += now.seconds;
-    bar.advance(1, fmt::format("loss {:.4f}, {:.0f} tokens/s, peak {}", now.loss, result.tokens / result.seconds, format_bytes(static_cast<double>(peak_memory()))));
-    if (now.validation) log.line(fmt::format("step {}/{}: validation KL {:.5f}{}", now.step, now.steps, *now.validation, now.best ? ", the best so far" : ""));
+    bar.advance(1, fmt::format("loss {:.4f}, {:.0f} tokens/s, peak {}", now.loss, result.tokens / result.seconds,
+                               format_bytes(static_cast<double>(peak_memory()))));
+    if (now.validation)
+      log.line(fmt::format("step {}/{}: validation KL {:.5f}{}", now.step, now.steps, *now.validation, now.best ? ", the best so far" : ""));
     const bool stop = InterruptGuard::requested() && now.step < now.steps;
     stop ? journal.save() : journal.save_if_due();
     return !stop;
@@ -261,7 +278,8 @@ DwqResult train(const DwqRun& o, const Inputs& in, const Data& data, quantize::S
     run.save("best", student.pack(), {{"step", progress.step}});
   });
   if (progress.step < trainer.steps())
-    throw Interrupted(fmt::format("[pipeline] interrupted after step {} of {}; give the same command again to continue", progress.step, trainer.steps()));
+    throw Interrupted(
+        fmt::format("[pipeline] interrupted after step {} of {}; give the same command again to continue", progress.step, trainer.steps()));
 
   const auto size = plan::size_of(in.target().spec(), in.plan, static_cast<int>(mx::size_of(in.target().stored_dtype())));
   result.start_kl = progress.start, result.best_kl = progress.best;
@@ -277,17 +295,28 @@ void write(const DwqRun& o, const Inputs& in, const Data& data, const DwqResult&
   writer.add(run.load("best")->tensors);
   json options = in.identity;
   for (const char* key : {"command", "model", "device"}) options.erase(key);
-  writer.finish(&in.plan, in.target().stored_dtype(),
-                {"dwq", options, data.manifest,
-                 {{"validation_kl_start", result.start_kl}, {"validation_kl", result.best_kl}, {"steps", result.steps}, {"best_step", result.best_step}}});
+  writer.finish(
+      &in.plan, in.target().stored_dtype(),
+      {"dwq",
+       options,
+       data.manifest,
+       {{"validation_kl_start", result.start_kl}, {"validation_kl", result.best_kl}, {"steps", result.steps}, {"best_step", result.best_step}}});
   run.remove();
 }
 
 }  // namespace
 
 json DwqResult::to_json() const {
-  return {{"validation_kl_start", start_kl}, {"validation_kl", best_kl}, {"steps", steps}, {"best_step", best_step}, {"tokens", tokens}, {"seconds", seconds},
-          {"tokens_per_second", seconds > 0 ? tokens / seconds : 0}, {"bits_per_weight", bits_per_weight}, {"bytes", bytes}, {"peak_memory", peak_memory()}};
+  return {{"validation_kl_start", start_kl},
+          {"validation_kl", best_kl},
+          {"steps", steps},
+          {"best_step", best_step},
+          {"tokens", tokens},
+          {"seconds", seconds},
+          {"tokens_per_second", seconds > 0 ? tokens / seconds : 0},
+          {"bits_per_weight", bits_per_weight},
+          {"bytes", bytes},
+          {"peak_memory", peak_memory()}};
 }
 
 DwqResult dwq(const DwqRun& o, mx::distributed::Group group, Log& log) {

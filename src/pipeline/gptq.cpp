@@ -46,7 +46,9 @@ plan::QuantPlan plan_for(const GptqRun& o, const model::ModelSpec& spec, const s
   return plan;
 }
 
-const char* name_of(quantize::ActOrder order) { return order == quantize::ActOrder::off ? "off" : order == quantize::ActOrder::gar ? "gar" : "static"; }
+const char* name_of(quantize::ActOrder order) {
+  return order == quantize::ActOrder::off ? "off" : order == quantize::ActOrder::gar ? "gar" : "static";
+}
 const char* name_of(Asymmetric a) { return a == Asymmetric::off ? "off" : a == Asymmetric::on ? "on" : "auto"; }
 
 json options_of(const GptqRun& o, const std::optional<json>& overrides) {
@@ -71,7 +73,8 @@ json options_of(const GptqRun& o, const std::optional<json>& overrides) {
 /// The run of one command: everything that a block's turn needs.
 class Gptq {
  public:
-  Gptq(const GptqRun& options, const model::Model& model, const plan::QuantPlan& plan, const std::vector<calibration::Batch>& batches, RunFolder& run, Log& log)
+  Gptq(const GptqRun& options, const model::Model& model, const plan::QuantPlan& plan, const std::vector<calibration::Batch>& batches, RunFolder& run,
+       Log& log)
       : o_(options), model_(model), spec_(model.spec()), plan_(plan), run_(run), log_(log) {
     for (const auto& batch : batches) {
       ids_.push_back(batch.ids);
@@ -96,8 +99,8 @@ class Gptq {
   void observe(const std::string& path, const mx::array& input, const mx::array* offsets, std::size_t batch, const mx::array* reference);
   std::vector<calibration::Hessian> hessians_of(const model::LinearSpec& linear, const std::vector<calibration::Hessian>& sums);
   codec::Packed quantize_linear(const model::LinearSpec& linear, const mx::array& weight);
-  codec::Packed quantize_matrix(const std::string& path, const mx::array& weight, const calibration::Hessian& hessian, const calibration::Hessian* train,
-                                const calibration::Hessian* held, const codec::Format& format);
+  codec::Packed quantize_matrix(const std::string& path, const mx::array& weight, const calibration::Hessian& hessian,
+                                const calibration::Hessian* train, const calibration::Hessian* held, const codec::Format& format);
   /// The linears whose Hessians are there: `tensors` gets their packed form, `student` what that stands for.
   void quantize_seen(const std::vector<const model::LinearSpec*>& linears, model::Tensors& tensors, model::Tensors& student);
   void turn(int block, const model::Tensors& teacher_tensors, model::Tensors& tensors);
@@ -172,13 +175,13 @@ std::vector<calibration::Hessian> Gptq::hessians_of(const model::LinearSpec& lin
     found[e].tokens += enough;
   }
   if (count > 0)
-    log_.warn(fmt::format("{}: {} of {} experts saw fewer than {:.0f} tokens ({}{}); they lean on the inputs of all experts. More rows help", linear.path, count,
-                          found.size(), enough, starved, count > 8 ? ", …" : ""));
+    log_.warn(fmt::format("{}: {} of {} experts saw fewer than {:.0f} tokens ({}{}); they lean on the inputs of all experts. More rows help",
+                          linear.path, count, found.size(), enough, starved, count > 8 ? ", …" : ""));
   return found;
 }
 
-codec::Packed Gptq::quantize_matrix(const std::string& path, const mx::array& weight, const calibration::Hessian& hessian, const calibration::Hessian* train,
-                                    const calibration::Hessian* held, const codec::Format& format) {
+codec::Packed Gptq::quantize_matrix(const std::string& path, const mx::array& weight, const calibration::Hessian& hessian,
+                                    const calibration::Hessian* train, const calibration::Hessian* held, const codec::Format& format) {
   auto method = o_.method;
   if (hessian.shift) {
     const auto start = Clock::now();
@@ -346,8 +349,14 @@ std::vector<std::string> Gptq::quantize_all() {
 }  // namespace
 
 json GptqResult::to_json() const {
-  return {{"bits_per_weight", bits_per_weight}, {"bytes", bytes}, {"tokens", tokens}, {"seconds", total_time}, {"peak_memory", peak_memory()}, {"correction", corrected},
-          {"time", {{"forward", forward_time}, {"hessians", hessian_time}, {"range_search", search_time}, {"factors", factor_time}, {"solve", solve_time}}}};
+  return {{"bits_per_weight", bits_per_weight},
+          {"bytes", bytes},
+          {"tokens", tokens},
+          {"seconds", total_time},
+          {"peak_memory", peak_memory()},
+          {"correction", corrected},
+          {"time",
+           {{"forward", forward_time}, {"hessians", hessian_time}, {"range_search", search_time}, {"factors", factor_time}, {"solve", solve_time}}}};
 }
 
 GptqResult gptq(const GptqRun& o, Log& log) {
@@ -362,7 +371,10 @@ GptqResult gptq(const GptqRun& o, Log& log) {
   for (const auto& [path, why] : plan.dense) log.line(fmt::format("{} stays dense: {}", path, why));
 
   const auto options = options_of(o, overrides);
-  json identity{{"command", "gptq"}, {"options", options}, {"model", checkpoint.fingerprint()}, {"device", mx::default_device() == mx::Device::gpu ? "gpu" : "cpu"}};
+  json identity{{"command", "gptq"},
+                {"options", options},
+                {"model", checkpoint.fingerprint()},
+                {"device", mx::default_device() == mx::Device::gpu ? "gpu" : "cpu"}};
   const bool self = o.data == std::vector<std::string>{"self"};
   std::optional<calibration::Drawn> drawn;
   if (!self) {
@@ -392,9 +404,10 @@ GptqResult gptq(const GptqRun& o, Log& log) {
   result.bits_per_weight = size.bits_per_weight(), result.bytes = size.bytes;
   result.total_time = seconds_since(began);
   const auto share = [&](double seconds) { return 100 * seconds / result.total_time; };
-  log.line(fmt::format("{} at {:.3f} bits per weight in {}; forward {:.0f} %, Hessians {:.0f} %, range search {:.0f} %, factors {:.0f} %, solve {:.0f} %",
-                       format_bytes(static_cast<double>(size.bytes)), size.bits_per_weight(), format_duration(result.total_time), share(result.forward_time),
-                       share(result.hessian_time), share(result.search_time), share(result.factor_time), share(result.solve_time)));
+  log.line(fmt::format(
+      "{} at {:.3f} bits per weight in {}; forward {:.0f} %, Hessians {:.0f} %, range search {:.0f} %, factors {:.0f} %, solve {:.0f} %",
+      format_bytes(static_cast<double>(size.bytes)), size.bits_per_weight(), format_duration(result.total_time), share(result.forward_time),
+      share(result.hessian_time), share(result.search_time), share(result.factor_time), share(result.solve_time)));
   return result;
 }
 

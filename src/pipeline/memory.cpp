@@ -52,9 +52,10 @@ double expected_memory(const model::ModelSpec& spec, const plan::QuantPlan& plan
 void advise_memory(const model::ModelSpec& spec, const plan::QuantPlan& plan, const MemoryUse& use, Log& log) {
   const double need = expected_memory(spec, plan, use), have = available_memory();
   if (have <= 0 || need < 0.8 * have) return;
-  log.warn(fmt::format("about {} of memory will be needed and there are {}. To need less: distil from an 8-bit model (--model), "
-                       "shorten the sequences (--max-seq-length 512), use --batch-size 1, or add --grad-checkpoint.",
-                       format_bytes(need), format_bytes(have)));
+  log.warn(
+      fmt::format("about {} of memory will be needed and there are {}. To need less: distil from an 8-bit model (--model), "
+                  "shorten the sequences (--max-seq-length 512), use --batch-size 1, or add --grad-checkpoint.",
+                  format_bytes(need), format_bytes(have)));
 }
 
 }  // namespace lquant::pipeline

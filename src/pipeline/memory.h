@@ -17,7 +17,8 @@ double expected_memory(const model::ModelSpec& spec, const plan::QuantPlan& plan
 /// Bytes that this device has (GPU: the device's; CPU: the machine's), 0 when unknown.
 double available_memory();
 
-/// Says what to do when the expected peak comes near what there is: distil from an 8-bit model, shorter sequences, a smaller batch, --grad-checkpoint.
+/// Says what to do when the expected peak comes near what there is: distil from an 8-bit model, shorter sequences, a smaller batch,
+/// --grad-checkpoint.
 void advise_memory(const model::ModelSpec& spec, const plan::QuantPlan& plan, const MemoryUse& use, Log& log);
 
 /// Tokens that are worked through at once: on a CPU, whose products are as fast with 1,024 rows as with more, 1,024; a GPU wants

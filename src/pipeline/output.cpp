@@ -38,16 +38,19 @@ json record_json(const model::Model& source, const plan::QuantPlan* plan, const 
   return out;
 }
 
-std::string model_card(const model::Model& source, const plan::QuantPlan* plan, const plan::Size& size, const Record& record, const std::string& name) {
+std::string model_card(const model::Model& source, const plan::QuantPlan* plan, const plan::Size& size, const Record& record,
+                       const std::string& name) {
   std::string card = "---\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n- lquant\n---\n\n";
-  card += fmt::format("# {}\n\nMade from `{}` by `lquant {}` {}.\n\n", name, source.checkpoint().folder().filename().string(), record.command, LQUANT_VERSION);
-  card += fmt::format("| | |\n| --- | --- |\n| parameters | {} |\n| bits per weight | {:.3f} |\n| size of the weights | {} bytes |\n", size.parameters,
-                      size.bits_per_weight(), size.bytes);
+  card += fmt::format("# {}\n\nMade from `{}` by `lquant {}` {}.\n\n", name, source.checkpoint().folder().filename().string(), record.command,
+                      LQUANT_VERSION);
+  card += fmt::format("| | |\n| --- | --- |\n| parameters | {} |\n| bits per weight | {:.3f} |\n| size of the weights | {} bytes |\n",
+                      size.parameters, size.bits_per_weight(), size.bytes);
   if (plan) card += fmt::format("| format | {} {} bits, groups of {} |\n", codec::to_string(plan->base.mode), plan->base.bits, plan->base.group_size);
   if (record.quality.contains("validation_kl"))
     card += fmt::format("| KL to the teacher on held-out rows | {:.4f} nats/token (before training {:.4f}) |\n",
                         record.quality.at("validation_kl").get<double>(), record.quality.at("validation_kl_start").get<double>());
-  card += fmt::format("\nThe recipe, versions and hashes are in `lquant.json`.\n\n```\npython -m mlx_lm generate --model {} --prompt \"Hello\"\n```\n", name);
+  card += fmt::format(
+      "\nThe recipe, versions and hashes are in `lquant.json`.\n\n```\npython -m mlx_lm generate --model {} --prompt \"Hello\"\n```\n", name);
   return card;
 }
 
@@ -83,7 +86,8 @@ void ModelWriter::finish(const plan::QuantPlan* plan, mx::Dtype dtype, const Rec
   writer_.set_total_parameters(size.parameters);
   writer_.write_json("config.json", output_config(source_, plan, dtype));
   writer_.write_json("lquant.json", record_json(source_, plan, size, record));
-  writer_.write_text("README.md", model_card(source_, plan, size, record, folder.filename().string() + (plan ? fmt::format("-{}bit", plan->base.bits) : "")));
+  writer_.write_text("README.md",
+                     model_card(source_, plan, size, record, folder.filename().string() + (plan ? fmt::format("-{}bit", plan->base.bits) : "")));
   for (const auto& file : checkpoint::tokenizer_files())
     if (fs::is_regular_file(folder / file)) writer_.copy_file(folder / file, file);
   if (fs::is_regular_file(folder / "generation_config.json")) writer_.copy_file(folder / "generation_config.json", "generation_config.json");

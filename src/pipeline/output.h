@@ -14,10 +14,10 @@ namespace mx = mlx::core;
 
 /// What an output folder says of itself beside its tensors (docs/format.md).
 struct Record {
-  std::string command;           ///< "dwq", "convert"
-  nlohmann::json options;        ///< all that the result depends on
-  nlohmann::json data;           ///< the calibration manifest, or null
-  nlohmann::json quality;        ///< measured figures, or null
+  std::string command;     ///< "dwq", "convert"
+  nlohmann::json options;  ///< all that the result depends on
+  nlohmann::json data;     ///< the calibration manifest, or null
+  nlohmann::json quality;  ///< measured figures, or null
 };
 
 /// Refuses at once, before any work, an output that exists. Throws Error.

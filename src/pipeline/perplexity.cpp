@@ -16,7 +16,8 @@ std::vector<std::int32_t> read_tokens(const PerplexityOptions& o, const text::To
   std::filesystem::path file = o.data;
   if (std::filesystem::is_directory(file)) file /= "train.jsonl";
   if (file.extension() != ".jsonl" && file.extension() != ".json") return tokenizer.encode(read_file("pipeline", file), false);
-  const std::size_t wanted = o.num_samples < 0 ? std::numeric_limits<std::size_t>::max() : static_cast<std::size_t>(o.num_samples) * o.sequence_length + 1;
+  const std::size_t wanted =
+      o.num_samples < 0 ? std::numeric_limits<std::size_t>::max() : static_cast<std::size_t>(o.num_samples) * o.sequence_length + 1;
   const calibration::SourceOptions source{kNoLimit, false};
   const auto rows = calibration::read_examples(file, tokenizer, source);
   std::vector<std::int32_t> tokens;

@@ -12,7 +12,7 @@ namespace lquant::pipeline {
 struct PerplexityOptions {
   std::filesystem::path model;
   std::optional<std::filesystem::path> teacher;
-  std::string data;            ///< .txt, .jsonl or a folder with train.jsonl
+  std::string data;  ///< .txt, .jsonl or a folder with train.jsonl
   int sequence_length = 512;
   std::int64_t num_samples = 256;  ///< rows; −1: all
   int batch_size = 8;

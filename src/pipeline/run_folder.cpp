@@ -66,8 +66,10 @@ RunFolder::RunFolder(const fs::path& output, json identity, bool fresh, bool act
       fail("pipeline", "{}: left by a run that differs in {}; repeat that command to continue it, or add --fresh to start over", folder_.string(),
            differences(before, identity));
     for (const auto& entry : fs::directory_iterator(folder_)) {
-      if (entry.path().extension() == ".partial" || entry.path().string().ends_with(".partial.safetensors")) fs::remove(entry.path());
-      else if (entry.path().extension() == ".safetensors") resumed_ = true;
+      if (entry.path().extension() == ".partial" || entry.path().string().ends_with(".partial.safetensors"))
+        fs::remove(entry.path());
+      else if (entry.path().extension() == ".safetensors")
+        resumed_ = true;
     }
   } else {
     write_file_atomically("pipeline", journal, identity.dump(1) + "\n");

@@ -9,8 +9,8 @@ namespace lquant::pipeline {
 namespace mx = mlx::core;
 using json = nlohmann::json;
 
-std::vector<calibration::Example> self_examples(const model::Model& model, const text::Tokenizer& tokenizer, int count, int max_tokens, std::uint64_t seed,
-                                                RunFolder& run, Log& log) {
+std::vector<calibration::Example> self_examples(const model::Model& model, const text::Tokenizer& tokenizer, int count, int max_tokens,
+                                                std::uint64_t seed, RunFolder& run, Log& log) {
   std::vector<calibration::Example> examples;
   if (const auto unit = run.load("self")) {
     const auto* at = unit->tensors.at("tokens").data<std::int32_t>();

@@ -11,7 +11,7 @@
 namespace lquant::pipeline {
 
 /// calibration::sample_self, kept as the unit "self" of the run: sampling again would be slow.
-std::vector<calibration::Example> self_examples(const model::Model& model, const text::Tokenizer& tokenizer, int count, int max_tokens, std::uint64_t seed,
-                                                RunFolder& run, Log& log);
+std::vector<calibration::Example> self_examples(const model::Model& model, const text::Tokenizer& tokenizer, int count, int max_tokens,
+                                                std::uint64_t seed, RunFolder& run, Log& log);
 
 }  // namespace lquant::pipeline

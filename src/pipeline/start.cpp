@@ -62,7 +62,8 @@ void pack_linears(model::Tensors& tensors, model::Formats formats, const plan::Q
 
 }  // namespace
 
-model::Tensors search_start(const model::Model& model, const plan::QuantPlan& plan, const std::vector<calibration::Batch>& batches, RunFolder& run, Log& log) {
+model::Tensors search_start(const model::Model& model, const plan::QuantPlan& plan, const std::vector<calibration::Batch>& batches, RunFolder& run,
+                            Log& log) {
   const auto& spec = model.spec();
   const auto dtype = model.stored_dtype();
   const int blocks = static_cast<int>(spec.blocks.size());
@@ -71,7 +72,9 @@ model::Tensors search_start(const model::Model& model, const plan::QuantPlan& pl
   model::Tensors result;
 
   Moments moments;
-  const model::Observer observer = [&](const std::string& path, const mx::array& input, const mx::array* offsets) { add_moment(moments, path, input, offsets); };
+  const model::Observer observer = [&](const std::string& path, const mx::array& input, const mx::array* offsets) {
+    add_moment(moments, path, input, offsets);
+  };
   const auto finish = [&](int i, const std::function<model::Tensors()>& load) {
     if (auto done = run.load(unit(i))) {
       result.merge(done->tensors);
@@ -105,7 +108,8 @@ model::Tensors search_start(const model::Model& model, const plan::QuantPlan& pl
   };
   const auto states = model::stream_blocks(model, ids, options);
   const auto final_tensors = model.load_final();
-  for (const auto& state : states) add_moment(moments, spec.head ? spec.head->path : spec.embedding.path, model::final_norm(spec, final_tensors, state), nullptr);
+  for (const auto& state : states)
+    add_moment(moments, spec.head ? spec.head->path : spec.embedding.path, model::final_norm(spec, final_tensors, state), nullptr);
   finish(blocks, [&] {
     auto tensors = model.load_embedding(dtype);
     tensors.merge(model.load_final(dtype));

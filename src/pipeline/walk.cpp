@@ -24,7 +24,8 @@ Walk::Walk(const model::ModelSpec& spec, const std::vector<mx::array>& ids, cons
   }
 }
 
-void Walk::advance(std::size_t batch, int block, Halt halt, const model::Tensors& tensors, const model::Formats& formats, const model::Observer* observer) {
+void Walk::advance(std::size_t batch, int block, Halt halt, const model::Tensors& tensors, const model::Formats& formats,
+                   const model::Observer* observer) {
   model::Context context;
   if (!segments_.empty()) context.segments = segments_[batch];
   context.observer = observer;

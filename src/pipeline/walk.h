@@ -25,7 +25,8 @@ class Walk {
 
   std::size_t batches() const { return at_.size(); }
   /// Brings one batch from the halt before to this one; the observer is told of the linears that come next. Evaluated.
-  void advance(std::size_t batch, int block, Halt halt, const model::Tensors& tensors, const model::Formats& formats, const model::Observer* observer);
+  void advance(std::size_t batch, int block, Halt halt, const model::Tensors& tensors, const model::Formats& formats,
+               const model::Observer* observer);
   /// What the halted linears read: [B, T, K], of experts the sorted rows.
   const mx::array& input(std::size_t batch) const { return at_[batch].input; }
   /// From the last halt out of the block.

@@ -47,19 +47,22 @@ QuantPlan fallback_plan(const model::ModelSpec& spec, const codec::Format& base,
     else if (divides(*linear, fallback))
       plan.formats[linear->path] = fallback;
     else
-      plan.dense[linear->path] = fmt::format("its {} inputs are a multiple neither of the group size {} nor of the fallback's {}", linear->in, wanted.group_size, fallback.group_size);
+      plan.dense[linear->path] = fmt::format("its {} inputs are a multiple neither of the group size {} nor of the fallback's {}", linear->in,
+                                             wanted.group_size, fallback.group_size);
   }
   if (plan.formats.empty()) fail("plan", "no linear's width is a multiple of the group size {}; choose a smaller --group-size", base.group_size);
   return plan;
 }
 
 void apply_overrides(QuantPlan& plan, const model::ModelSpec& spec, const nlohmann::json& overrides) {
-  if (!overrides.is_object()) fail("plan", "a plan is a JSON object of paths and formats, such as {{\"model.layers.0.mlp.down_proj\": {{\"bits\": 8}}}}");
+  if (!overrides.is_object())
+    fail("plan", "a plan is a JSON object of paths and formats, such as {{\"model.layers.0.mlp.down_proj\": {{\"bits\": 8}}}}");
   for (const auto& [path, value] : overrides.items()) {
     if (path == "bits" || path == "group_size" || path == "mode") continue;  // of a whole quantization block
     const auto linears = spec.linears();
     const auto it = std::find_if(linears.begin(), linears.end(), [&](const auto* linear) { return linear->path == path; });
-    if (it == linears.end()) fail("plan", "{}: the plan names it and the model has no such linear; mend the path (such as {})", path, linears.back()->path);
+    if (it == linears.end())
+      fail("plan", "{}: the plan names it and the model has no such linear; mend the path (such as {})", path, linears.back()->path);
     if (value.is_boolean() && !value.get<bool>()) {
       plan.formats.erase(path);
       plan.dense[path] = "the plan says so";
@@ -68,7 +71,8 @@ void apply_overrides(QuantPlan& plan, const model::ModelSpec& spec, const nlohma
     if (!value.is_object()) fail("plan", "{}: its entry in the plan must be an object with bits and group_size, or false", path);
     auto format = plan.formats.count(path) ? plan.formats.at(path) : plan.base;
     try {
-      if (value.contains("mode") && codec::parse_mode(value.at("mode")) != format.mode) format = codec::default_format(codec::parse_mode(value.at("mode")));
+      if (value.contains("mode") && codec::parse_mode(value.at("mode")) != format.mode)
+        format = codec::default_format(codec::parse_mode(value.at("mode")));
       format.bits = value.value("bits", format.bits);
       format.group_size = value.value("group_size", format.group_size);
     } catch (const nlohmann::json::exception&) {

@@ -13,9 +13,9 @@ namespace lquant::plan {
 
 /// What becomes of every linear: its format, or dense. Made before any work, from shapes alone.
 struct QuantPlan {
-  codec::Format base;                                           ///< what config.json names globally
-  std::map<std::string, codec::Format> formats;                 ///< the linears that are quantized
-  std::map<std::string, std::string> dense;                     ///< those that stay dense, and why
+  codec::Format base;                            ///< what config.json names globally
+  std::map<std::string, codec::Format> formats;  ///< the linears that are quantized
+  std::map<std::string, std::string> dense;      ///< those that stay dense, and why
   model::Formats by_path() const { return {formats.begin(), formats.end()}; }
 };
 

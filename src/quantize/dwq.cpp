@@ -40,7 +40,8 @@ std::vector<std::pair<int, int>> parts_of(const calibration::Batch& batch, int m
 }  // namespace
 
 DwqTrainer::DwqTrainer(const model::ModelSpec& spec, Student& student, mx::Dtype dtype, const std::vector<calibration::Batch>& train,
-                       const std::vector<calibration::Batch>& valid, calibration::Targets& targets, const DwqOptions& options, mx::distributed::Group group)
+                       const std::vector<calibration::Batch>& valid, calibration::Targets& targets, const DwqOptions& options,
+                       mx::distributed::Group group)
     : spec_(spec), student_(student), dtype_(dtype), train_(train), valid_(valid), targets_(targets), options_(options), group_(std::move(group)) {}
 
 double DwqTrainer::sum_over_ranks(double value) const {
@@ -49,8 +50,8 @@ double DwqTrainer::sum_over_ranks(double value) const {
   return total.item<float>();
 }
 
-mx::array DwqTrainer::loss(const std::vector<mx::array>& weights, const calibration::Batch& part, const calibration::Target& target, float temperature,
-                           bool needs_gradient) const {
+mx::array DwqTrainer::loss(const std::vector<mx::array>& weights, const calibration::Batch& part, const calibration::Target& target,
+                           float temperature, bool needs_gradient) const {
   const auto tensors = student_.with(weights);
   const auto& formats = student_.fixed_formats();
   model::Context context;
@@ -89,13 +90,15 @@ mx::array DwqTrainer::loss(const std::vector<mx::array>& weights, const calibrat
   const auto& teacher = targets_.head();
   args.teacher_softcap = teacher.softcap;
   args.teacher_multiplier = teacher.multiplier;
-  return kernels::kl_loss(hidden, head.weight, head.bias, kernels::TeacherHidden{*target.hidden, teacher.weight, teacher.bias}, mask, args, needs_gradient);
+  return kernels::kl_loss(hidden, head.weight, head.bias, kernels::TeacherHidden{*target.hidden, teacher.weight, teacher.bias}, mask, args,
+                          needs_gradient);
 }
 
 std::pair<double, std::vector<mx::array>> DwqTrainer::loss_and_gradients(const std::vector<mx::array>& weights, const calibration::Batch& part,
                                                                          const calibration::Target& target) const {
-  auto [values, gradients] = mx::vjp(
-      [&](const std::vector<mx::array>& w) { return std::vector<mx::array>{loss(w, part, target, options_.temperature, true)}; }, weights, {mx::array(1.0f)});
+  auto [values, gradients] =
+      mx::vjp([&](const std::vector<mx::array>& w) { return std::vector<mx::array>{loss(w, part, target, options_.temperature, true)}; }, weights,
+              {mx::array(1.0f)});
   if (!kernels::cpu_kernels()) {  // a GPU is kept busy by one long graph
     auto all = gradients;
     all.push_back(values[0]);
@@ -121,7 +124,8 @@ double DwqTrainer::train_step(int step, double* tokens) {
   weights.clear();
   *tokens = batch.tokens;  // of all ranks: every rank holds the whole batch's mask
   loss = sum_over_ranks(loss);
-  if (!std::isfinite(loss)) fail("quantize", "the loss is not a number at step {}; check the model's weights, or give a smaller --learning-rate", step + 1);
+  if (!std::isfinite(loss))
+    fail("quantize", "the loss is not a number at step {}; check the model's weights, or give a smaller --learning-rate", step + 1);
   const float rate = rate_at(step, steps(), options_.warmup);
   for (std::size_t i = 0; i < student_.size(); ++i) {
     auto& linear = student_.linear(i);
@@ -191,7 +195,8 @@ float default_code_rate(int steps) { return std::min(0.008f, 0.048f / std::sqrt(
 std::string diagnose(const std::vector<double>& losses, double start, double best) {
   // Below 20 steps the noise of single batches says more than the trend.
   if (losses.size() < 20) return "";
-  if (best >= start) return "Validation never improved on the start, which is kept. The learning rate is probably too high: give a smaller --learning-rate.";
+  if (best >= start)
+    return "Validation never improved on the start, which is kept. The learning rate is probably too high: give a smaller --learning-rate.";
   const std::size_t quarter = losses.size() / 4;
   const auto mean = [&](std::size_t from, std::size_t to) {
     double sum = 0;

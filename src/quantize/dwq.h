@@ -18,20 +18,20 @@ namespace lquant::quantize {
 
 struct DwqOptions {
   float temperature = 2;
-  float scale_rate = 5e-3f;     ///< peak of Adam's relative step for scales and biases
-  float code_rate = 3e-3f;      ///< peak step of the latents of 4-bit codes, in codes
-  float warmup = 0.05f;         ///< share of the steps in which the rates rise; then they fall by a cosine to 0
-  int micro_tokens = 1024;      ///< tokens in memory at once: a batch is worked through in parts of whole rows
-  bool grad_checkpoint = false; ///< keep block boundaries alone and compute each block again in the backward pass
-  int validations = 8;          ///< at most so many during training, besides the first and the last
+  float scale_rate = 5e-3f;      ///< peak of Adam's relative step for scales and biases
+  float code_rate = 3e-3f;       ///< peak step of the latents of 4-bit codes, in codes
+  float warmup = 0.05f;          ///< share of the steps in which the rates rise; then they fall by a cosine to 0
+  int micro_tokens = 1024;       ///< tokens in memory at once: a batch is worked through in parts of whole rows
+  bool grad_checkpoint = false;  ///< keep block boundaries alone and compute each block again in the backward pass
+  int validations = 8;           ///< at most so many during training, besides the first and the last
 };
 
 /// What the trainer tells its caller, who prints and saves.
 struct DwqReport {
   int step = 0, steps = 0;
-  double loss = 0;               ///< mean KL per token of this step at the training temperature
-  double tokens = 0;             ///< tokens of this step, all ranks
-  double seconds = 0;            ///< its time, validation not counted
+  double loss = 0;                   ///< mean KL per token of this step at the training temperature
+  double tokens = 0;                 ///< tokens of this step, all ranks
+  double seconds = 0;                ///< its time, validation not counted
   std::optional<double> validation;  ///< when this step ended with one
   bool best = false;                 ///< and it was the best so far
 };

@@ -68,7 +68,8 @@ mx::array as_indices(const std::vector<int>& order) { return mx::array(order.dat
 
 /// w · S · (H + λI)⁻¹: the whole step of the correction.
 mx::array correction_step(const mx::array& weight, const calibration::Hessian& h, const mx::array& damped_hessian) {
-  const auto shifted = product(mx::multiply(weight, mx::array(static_cast<float>(1 / std::max(1.0, h.tokens)))), mx::contiguous(mx::transpose(*h.shift)));
+  const auto shifted =
+      product(mx::multiply(weight, mx::array(static_cast<float>(1 / std::max(1.0, h.tokens)))), mx::contiguous(mx::transpose(*h.shift)));
   const auto step = kernels::solve_positive(damped_hessian, shifted);
   return step ? *step : mx::zeros_like(weight);
 }
@@ -93,7 +94,8 @@ codec::Packed packed(const codec::Coded& coded, const codec::Format& format) {
 }
 
 /// One pass of rounding with feedback in the visiting order, codes back in their own.
-codec::Coded solve(const mx::array& aim, const mx::array& factor, const std::vector<int>& order, const codec::Coded& start, const codec::Format& format) {
+codec::Coded solve(const mx::array& aim, const mx::array& factor, const std::vector<int>& order, const codec::Coded& start,
+                   const codec::Format& format) {
   // R = U · √D: columns divided by their diagonal.
   const auto unit = mx::divide(factor, mx::expand_dims(mx::diagonal(factor), 0));
   std::vector<int> group(order.size()), back(order.size());
@@ -109,7 +111,8 @@ struct Shared {
   const std::optional<mx::array>& importance;
 };
 
-GptqResult quantize_rows(const mx::array& weight, const mx::array& aim, const Shared& shared, const codec::Format& format, const GptqOptions& options) {
+GptqResult quantize_rows(const mx::array& weight, const mx::array& aim, const Shared& shared, const codec::Format& format,
+                         const GptqOptions& options) {
   auto start = Clock::now();
   const auto plain = codec::quantize(weight, format);
   const auto begin = options.range_search ? codec::range_search(aim, format, shared.importance, weight.dtype()).packed : plain;
@@ -148,10 +151,12 @@ GptqResult joined(const std::vector<GptqResult>& parts) {
 
 }  // namespace
 
-GptqResult gptq(const std::string& path, const mx::array& weight, const calibration::Hessian& h, const codec::Format& format, const GptqOptions& options) {
+GptqResult gptq(const std::string& path, const mx::array& weight, const calibration::Hessian& h, const codec::Format& format,
+                const GptqOptions& options) {
   const auto w = mx::astype(weight, mx::float32);
   if (!all_finite(w)) fail("quantize", "{}: holds weights that are NaN or infinite; get the model again or mend that tensor", path);
-  if (!all_finite(h.moment)) fail("quantize", "{}: its inputs became NaN or infinite on the calibration data; try --dtype float32 or other data", path);
+  if (!all_finite(h.moment))
+    fail("quantize", "{}: its inputs became NaN or infinite on the calibration data; try --dtype float32 or other data", path);
   auto moments = diagonal_of(h.moment);
   const double mean = mean_of(moments, h.tokens);
 
@@ -161,7 +166,9 @@ GptqResult gptq(const std::string& path, const mx::array& weight, const calibrat
   double damp = options.damp;
   auto hessian = damped(h.moment, h.tokens, damp, mean);
   hessian.eval();
-  const auto factor_of = [&] { return kernels::upper_factor(options.act_order == ActOrder::off ? hessian : mx::take(mx::take(hessian, indices, 0), indices, 1)); };
+  const auto factor_of = [&] {
+    return kernels::upper_factor(options.act_order == ActOrder::off ? hessian : mx::take(mx::take(hessian, indices, 0), indices, 1));
+  };
   auto factor = factor_of();
   // At 1000 times its mean the diagonal outweighs any rounding error of the sums.
   while (!factor && damp < 1e3) {

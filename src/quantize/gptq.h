@@ -39,11 +39,13 @@ struct GptqResult {
 
 /// Quantizes one matrix [N, K] (f32, bf16, f16) to an affine format; scales and biases have its dtype. With `correction` c the aim is not w but
 /// w* = w + c · w · S · (H + λI)⁻¹, the least-squares weight for which the quantized model's inputs give the full-precision outputs
-/// (the closed form behind GPTAQ, arXiv 2504.02692, and Qronos, arXiv 2505.11695). A Hessian of nothing but zeros gives range-searched or plain rounding.
-/// Throws Error naming `path` when weights or moments are not finite.
-GptqResult gptq(const std::string& path, const mx::array& weight, const calibration::Hessian& hessian, const codec::Format& format, const GptqOptions& options);
+/// (the closed form behind GPTAQ, arXiv 2504.02692, and Qronos, arXiv 2505.11695). A Hessian of nothing but zeros gives range-searched or plain
+/// rounding. Throws Error naming `path` when weights or moments are not finite.
+GptqResult gptq(const std::string& path, const mx::array& weight, const calibration::Hessian& hessian, const codec::Format& format,
+                const GptqOptions& options);
 
-/// How much of the correction to take: it is fitted on `train` and this is the share in [0, 1] with the least output error on `held`. 0 when either has no shift.
+/// How much of the correction to take: it is fitted on `train` and this is the share in [0, 1] with the least output error on `held`. 0 when either
+/// has no shift.
 double correction_share(const mx::array& weight, const calibration::Hessian& train, const calibration::Hessian& held, double damp);
 
 }  // namespace lquant::quantize

@@ -123,7 +123,8 @@ void TrainedLinear::step(const StepRates& rates) {
   const auto &ds = gradient_[0], &db = gradient_[1];
   const auto scales_before = scales_f32();
   const auto ga = mx::multiply(mx::multiply(s0_, scalar(1 / spread_)), mx::subtract(ds, mx::multiply(pivot_, db)));
-  const auto a = adam_step({a_, ma_, va_}, ga, rates.scales, rates.step), c = adam_step({c_, mc_, vc_}, mx::multiply(s0_, db), rates.scales, rates.step);
+  const auto a = adam_step({a_, ma_, va_}, ga, rates.scales, rates.step),
+             c = adam_step({c_, mc_, vc_}, mx::multiply(s0_, db), rates.scales, rates.step);
   if (move_codes_) {
     // Fewer bits bear larger steps: measured optima are .003, .004 and .005 codes at 4, 3 and 2 bits (docs/methods/dwq.md).
     const float rate = rates.codes * std::exp2(static_cast<float>(4 - format_.bits) / 3);
@@ -163,19 +164,22 @@ Student::Student(const model::ModelSpec& spec, const model::Formats& formats, mo
     if (it == formats.end() || it->second.mode != codec::Mode::affine || it->second.bits >= 8) continue;
     const auto take = [&](const char* suffix) {
       const auto found = fixed_.find(linear->path + suffix);
-      if (found == fixed_.end()) fail("quantize", "{}{} is missing from the quantized model; make it again with lquant convert -q", linear->path, suffix);
+      if (found == fixed_.end())
+        fail("quantize", "{}{} is missing from the quantized model; make it again with lquant convert -q", linear->path, suffix);
       mx::array tensor = found->second;
       fixed_.erase(found);
       return tensor;
     };
     const codec::Packed packed{take(".weight"), take(".scales"), take(".biases")};
     const auto dense = teacher.find(linear->path + ".weight");
-    const bool known = dense != teacher.end() && dense->second.dtype() != mx::uint32 && dense->second.size() == packed.scales.size() * it->second.group_size;
+    const bool known =
+        dense != teacher.end() && dense->second.dtype() != mx::uint32 && dense->second.size() == packed.scales.size() * it->second.group_size;
     linears_.emplace_back(packed, it->second, known ? &dense->second : nullptr, move_codes);
     paths_.push_back(linear->path);
     fixed_formats_.erase(linear->path);
   }
-  if (linears_.empty()) fail("quantize", "the quantized model has no affine linear of fewer than 8 bits, so there is nothing to train; quantize with --bits 2 … 6");
+  if (linears_.empty())
+    fail("quantize", "the quantized model has no affine linear of fewer than 8 bits, so there is nothing to train; quantize with --bits 2 … 6");
 }
 
 std::int64_t Student::trained_parameters() const {

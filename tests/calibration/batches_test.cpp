@@ -102,7 +102,9 @@ TEST(SliceRows, PartsAddUp) {
   ASSERT_GT(batch.rows(), 2);
   const auto a = slice_rows(batch, 0, 2), b = slice_rows(batch, 2, batch.rows());
   EXPECT_EQ(a.tokens + b.tokens, batch.tokens);
-  const auto expect = [&](auto member) { EXPECT_TRUE(mx::array_equal(mx::concatenate({a.*member, b.*member}, 0), batch.*member).template item<bool>()); };
+  const auto expect = [&](auto member) {
+    EXPECT_TRUE(mx::array_equal(mx::concatenate({a.*member, b.*member}, 0), batch.*member).template item<bool>());
+  };
   expect(&Batch::ids), expect(&Batch::segments), expect(&Batch::mask), expect(&Batch::targets), expect(&Batch::next_mask);
 }
 

@@ -61,10 +61,9 @@ TEST_F(ExamplesTest, TextEndsWithTheEndOfText) {
 }
 
 TEST_F(ExamplesTest, ChatsGoThroughTheTemplate) {
-  const auto rows = read("a.jsonl",
-                         R"({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]})"
-                         "\n"
-                         R"({"prompt": "Hi", "completion": "Hello"})");
+  const auto rows = read("a.jsonl", R"({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]})"
+                                    "\n"
+                                    R"({"prompt": "Hi", "completion": "Hello"})");
   ASSERT_EQ(rows.size(), 2u);
   EXPECT_EQ(text_of(rows[0]), "<user>Hi</user><assistant>Hello</assistant>");
   EXPECT_EQ(rows[1].tokens, rows[0].tokens);
@@ -146,7 +145,9 @@ class SplitTest : public ExamplesTest {
     for (const auto& e : examples) out.push_back(text_of(e));
     return out;
   }
-  Split split(const fs::path& path, int train, int valid, std::uint64_t seed = 1) { return load_split(path, *tokenizer, options, train, valid, seed); }
+  Split split(const fs::path& path, int train, int valid, std::uint64_t seed = 1) {
+    return load_split(path, *tokenizer, options, train, valid, seed);
+  }
 };
 
 TEST_F(SplitTest, PartsAreDisjointAndTheSameForTheSameSeed) {

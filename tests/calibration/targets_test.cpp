@@ -84,7 +84,8 @@ TEST_F(TargetsTest, PackedRowsHaveTheStatesOfSeparateOnes) {
       for (int begin = 0; begin < batch.length() && s[r * batch.length() + begin] >= 0;) {
         int end = begin;
         while (end < batch.length() && s[r * batch.length() + end] == s[r * batch.length() + begin]) ++end;
-        const auto alone = model::hidden_states(teacher.spec(), tensors, teacher.formats(), mx::slice(batch.ids, {r, begin}, {r + 1, end}), teacher.compute_dtype());
+        const auto alone =
+            model::hidden_states(teacher.spec(), tensors, teacher.formats(), mx::slice(batch.ids, {r, begin}, {r + 1, end}), teacher.compute_dtype());
         const auto there = mx::slice(states, {r, begin, 0}, {r + 1, end, states.shape(2)});
         EXPECT_LE(relative_distance(there, alone), bf16_bound(teacher.spec())) << "row " << r << " from " << begin;
         begin = end;
@@ -104,7 +105,8 @@ TEST_F(TargetsTest, CachedStatesAreTheLiveOnes) {
       const auto a = cached->rows(split, i, batch, 0, batch.rows()), b = live->rows(split, i, batch, 0, batch.rows());
       EXPECT_LE(relative_distance(*a.hidden, *b.hidden), bf16_bound(teacher.spec()));
       const auto last = cached->rows(split, i, batch, batch.rows() - 1, batch.rows());
-      EXPECT_TRUE(same_bits(*last.hidden, mx::slice(*a.hidden, {(batch.rows() - 1) * batch.length(), 0}, {batch.rows() * batch.length(), a.hidden->shape(1)})));
+      EXPECT_TRUE(same_bits(*last.hidden,
+                            mx::slice(*a.hidden, {(batch.rows() - 1) * batch.length(), 0}, {batch.rows() * batch.length(), a.hidden->shape(1)})));
     }
   EXPECT_NE(message_of([&] { cached_targets(cache, nullptr); }).find("need the teacher's head"), std::string::npos);
 }
@@ -175,7 +177,9 @@ TEST(SampleSelf, IsTheSameForTheSameSeed) {
   const auto teacher = model::Model::open(checkpoint::Checkpoint::open(kTiny));
   const auto tokenizer = text::Tokenizer::open(kTiny);
   std::int64_t told = 0;
-  const auto sample = [&](std::uint64_t seed) { return sample_self(teacher, tokenizer, 5, 12, seed, [&](std::int64_t done, std::int64_t) { told = done; }); };
+  const auto sample = [&](std::uint64_t seed) {
+    return sample_self(teacher, tokenizer, 5, 12, seed, [&](std::int64_t done, std::int64_t) { told = done; });
+  };
   const auto a = sample(1), b = sample(1), c = sample(2);
   ASSERT_EQ(a.size(), 5u);
   EXPECT_EQ(told, 5);

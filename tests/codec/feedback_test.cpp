@@ -34,10 +34,12 @@ oracle::Matrix difference(const oracle::Matrix& a, const oracle::Matrix& b) {
 /// Weights and the damped second moments of correlated inputs.
 struct Problem {
   Problem(int rows, int k, unsigned seed) : w(mx::random::normal({rows, k}, mx::float32, mx::random::key(seed))), hessian(0) {
-    const auto mix = mx::add(mx::eye(k), mx::multiply(mx::random::normal({k, k}, mx::float32, mx::random::key(seed + 1)), mx::array(0.5f / std::sqrt(static_cast<float>(k)))));
+    const auto mix = mx::add(mx::eye(k), mx::multiply(mx::random::normal({k, k}, mx::float32, mx::random::key(seed + 1)),
+                                                      mx::array(0.5f / std::sqrt(static_cast<float>(k)))));
     const auto common = mx::random::normal({3 * k, 1}, mx::float32, mx::random::key(seed + 3));
     const auto x = mx::matmul(mx::add(mx::random::normal({3 * k, k}, mx::float32, mx::random::key(seed + 2)), common), mix);
-    hessian = mx::add(mx::divide(mx::matmul(mx::transpose(x), x), mx::array(3.0f * static_cast<float>(k))), mx::multiply(mx::eye(k), mx::array(0.05f)));
+    hessian =
+        mx::add(mx::divide(mx::matmul(mx::transpose(x), x), mx::array(3.0f * static_cast<float>(k))), mx::multiply(mx::eye(k), mx::array(0.05f)));
     // Exactly symmetric, as kernels::gram makes it.
     hessian = mx::add(mx::triu(hessian), mx::transpose(mx::triu(hessian, 1)));
     mx::eval(w, hessian);
@@ -72,14 +74,15 @@ struct Case {
 
 class FeedbackTest : public ::testing::TestWithParam<Case> {};
 
-// Where the textbook stands clear of the border between two codes by more than f32 can err, ours must choose its code. With u = 2⁻²⁴ and κ the condition number of H, the factor's relative error is at most
-// about K·κ·u (Sun 1991, theorem 1.1), and so is that of the feedback taken up; the sum of K products adds K·u of the same, the weight
-// and the division a few u of themselves.
+// Where the textbook stands clear of the border between two codes by more than f32 can err, ours must choose its code. With u = 2⁻²⁴ and κ the
+// condition number of H, the factor's relative error is at most about K·κ·u (Sun 1991, theorem 1.1), and so is that of the feedback taken up; the sum
+// of K products adds K·u of the same, the weight and the division a few u of themselves.
 void expect_textbook(const Problem& p, const Format& format) {
   const auto start = start_of(p, format);
   const int k = p.w.shape(1), top = (1 << format.bits) - 1;
   const auto found = as_matrix(round_with_feedback(p.w, p.unit(), start.scales, start.biases, natural(k, format.group_size), format));
-  const auto expected = oracle::textbook_gptq(as_matrix(p.w), as_matrix(p.hessian), as_matrix(start.scales), as_matrix(start.biases), format.group_size, top, found);
+  const auto expected =
+      oracle::textbook_gptq(as_matrix(p.w), as_matrix(p.hessian), as_matrix(start.scales), as_matrix(start.biases), format.group_size, top, found);
   const auto weights = as_matrix(p.w);
   const double u = std::ldexp(1.0, -24), relative = k * (oracle::condition(as_matrix(p.hessian)) + 1) * u;
   std::size_t compared = 0;
@@ -114,8 +117,11 @@ TEST_P(FeedbackTest, LowersTheErrorOfRounding) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, FeedbackTest,
-                         ::testing::Values(Case{2, 32, 96}, Case{3, 64, 192}, Case{4, 64, 128}, Case{4, 128, 256}, Case{5, 32, 160}, Case{6, 64, 64}, Case{8, 32, 64}),
-                         [](const auto& info) { return "b" + std::to_string(info.param.bits) + "g" + std::to_string(info.param.group) + "k" + std::to_string(info.param.k); });
+                         ::testing::Values(Case{2, 32, 96}, Case{3, 64, 192}, Case{4, 64, 128}, Case{4, 128, 256}, Case{5, 32, 160}, Case{6, 64, 64},
+                                           Case{8, 32, 64}),
+                         [](const auto& info) {
+                           return "b" + std::to_string(info.param.bits) + "g" + std::to_string(info.param.group) + "k" + std::to_string(info.param.k);
+                         });
 
 TEST(Feedback, VisitsColumnsInAnyOrder) {
   const Problem p(8, 128, 5);
@@ -171,8 +177,9 @@ TEST_P(RefineTest, MlxOpsDoTheSame) {
   EXPECT_LT(theirs, 0.9 * error_of(p, start, format));
 }
 
-INSTANTIATE_TEST_SUITE_P(Dtypes, RefineTest, ::testing::Values(mx::float32, mx::bfloat16, mx::float16),
-                         [](const auto& info) { return info.param == mx::float32 ? "f32" : info.param == mx::bfloat16 ? "bf16" : "f16"; });
+INSTANTIATE_TEST_SUITE_P(Dtypes, RefineTest, ::testing::Values(mx::float32, mx::bfloat16, mx::float16), [](const auto& info) {
+  return info.param == mx::float32 ? "f32" : info.param == mx::bfloat16 ? "bf16" : "f16";
+});
 
 TEST(Refine, EndsWhereNoCodeCanMove) {
   const Problem p(4, 64, 3);

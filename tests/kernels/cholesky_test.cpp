@@ -64,7 +64,9 @@ TEST_P(MomentsTest, EqualMlx) {
   const auto x = mx::astype(mx::random::normal({2, rows, k}, mx::float32, mx::random::key(3)), dtype);
   const auto y = mx::astype(mx::random::normal({2, rows, k + 3}, mx::float32, mx::random::key(4)), dtype);
   const auto flat = [](const mx::array& a) { return mx::astype(mx::reshape(a, {-1, a.shape(-1)}), mx::float32); };
-  const auto magnitude = [&](const mx::array& a, const mx::array& b) { return largest(mx::matmul(mx::transpose(mx::abs(flat(a))), mx::abs(flat(b)))); };
+  const auto magnitude = [&](const mx::array& a, const mx::array& b) {
+    return largest(mx::matmul(mx::transpose(mx::abs(flat(a))), mx::abs(flat(b))));
+  };
   const float u = std::ldexp(1.0f, -24);
   const auto h = gram(x);
   EXPECT_LE(largest(mx::subtract(h, mx::matmul(mx::transpose(flat(x)), flat(x)))), 2 * 2 * rows * u * magnitude(x, x));
@@ -82,7 +84,8 @@ TEST_P(MomentsTest, ShiftIsTheMomentOfTheDifference) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, MomentsTest,
-                         ::testing::Combine(::testing::Values(1, 7, 100), ::testing::Values(1, 33, 192, 401), ::testing::Values(mx::float32, mx::bfloat16)));
+                         ::testing::Combine(::testing::Values(1, 7, 100), ::testing::Values(1, 33, 192, 401),
+                                            ::testing::Values(mx::float32, mx::bfloat16)));
 
 TEST(Moments, RefuseShapesThatDisagree) { EXPECT_THROW(cross_moment(mx::ones({3, 4}), mx::ones({4, 4})), std::invalid_argument); }
 

@@ -20,7 +20,8 @@ using calibration::Hessian;
 /// Inputs with strong directions in common, as hidden states have.
 mx::array inputs(int tokens, int k, unsigned seed) {
   const auto common = mx::random::normal({4, k}, mx::float32, mx::random::key(1000));
-  return mx::add(mx::random::normal({tokens, k}, mx::float32, mx::random::key(seed)), mx::matmul(mx::random::normal({tokens, 4}, mx::float32, mx::random::key(seed + 1)), common));
+  return mx::add(mx::random::normal({tokens, k}, mx::float32, mx::random::key(seed)),
+                 mx::matmul(mx::random::normal({tokens, 4}, mx::float32, mx::random::key(seed + 1)), common));
 }
 
 Hessian hessian_of(const mx::array& x) { return {kernels::gram(x), std::nullopt, static_cast<double>(x.shape(0))}; }
@@ -131,7 +132,8 @@ TEST(Gptq, RefusesWhatIsNotFinite) {
 struct Pair {
   explicit Pair(unsigned seed) : x(inputs(400, 64, seed)), hat(x) {
     const auto mix = mx::multiply(mx::random::normal({64, 64}, mx::float32, mx::random::key(77)), mx::array(0.05f));
-    hat = mx::add(mx::add(mx::multiply(x, mx::array(0.9f)), mx::matmul(x, mix)), mx::multiply(mx::random::normal(x.shape(), mx::float32, mx::random::key(seed + 9)), mx::array(0.1f)));
+    hat = mx::add(mx::add(mx::multiply(x, mx::array(0.9f)), mx::matmul(x, mix)),
+                  mx::multiply(mx::random::normal(x.shape(), mx::float32, mx::random::key(seed + 9)), mx::array(0.1f)));
   }
   Hessian hessian() const { return {kernels::gram(hat), kernels::shift_moment(x, hat), 400}; }
   double error(const mx::array& w, const mx::array& used) const {
