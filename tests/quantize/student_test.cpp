@@ -251,5 +251,33 @@ TEST(StudentTest, FaultsAreNamed) {
   EXPECT_THROW(Student(pair.spec, {}, pair.teacher, {}, false), Error);
 }
 
+/// The latents of a row of 32 weights whose codes are all `code`, `away` codes from them; 3 bits, scale 0.5, bias −1.
+std::vector<float> placed_at(int code, const std::vector<float>& away) {
+  std::vector<float> values(32);
+  for (int j = 0; j < 32; ++j) values[j] = -1 + 0.5f * (static_cast<float>(code) + away[j % away.size()]);
+  const codec::Format format{codec::Mode::affine, 3, 32};
+  const auto codes = mx::full({1, 32}, code, mx::uint8);
+  const codec::Packed packed{codec::pack_codes(codes, 3), mx::full({1, 1}, 0.5f), mx::full({1, 1}, -1.0f)};
+  const mx::array teacher(values.data(), {1, 32}, mx::float32);
+  auto latents = TrainedLinear(packed, format, &teacher, true).state().at("u");
+  latents.eval();
+  std::vector<float> found;
+  // 16 bits: the code in the upper 3, its cell in the lower 13; the middle of the cell is the code itself.
+  for (std::size_t j = 0; j < away.size(); ++j) found.push_back(static_cast<float>(latents.data<std::uint16_t>()[j]) / 8192 - 0.5f - static_cast<float>(code));
+  return found;
+}
+
+TEST(TrainedLinear, WeightsOutsideTheirCellsStartAsFarInside) {
+  const std::vector<float> away{0, 0.3f, -0.45f, 0.6f, -0.7f, 0.9f, 1.0f, -1.6f}, expected{0, 0.3f, -0.45f, 0.4f, -0.3f, 0.1f, 0, 0};
+  const auto found = placed_at(3, away);
+  for (std::size_t j = 0; j < away.size(); ++j) EXPECT_NEAR(found[j], expected[j], 1.0f / 8192) << away[j];
+}
+
+TEST(TrainedLinear, WeightsBeyondTheLastCodesStayThere) {
+  EXPECT_LT(placed_at(0, {-0.8f})[0], -0.49f);
+  EXPECT_GT(placed_at(7, {0.8f})[0], 0.49f);
+  EXPECT_NEAR(placed_at(0, {0.8f})[0], 0.2f, 1.0f / 8192);
+}
+
 }  // namespace
 }  // namespace lquant::quantize
