@@ -64,7 +64,7 @@ lint:
 	@scripts/setup lint
 	@git ls-files '*.cpp' '*.h' | xargs clang-format --dry-run --Werror
 	@$(CMAKE) --preset lint --log-level=WARNING
-	@git ls-files 'src/*.cpp' | xargs -n 4 -P $$(getconf _NPROCESSORS_ONLN) clang-tidy -p build-lint --quiet
+	@sed -n 's|.*"file": "\($(CURDIR)/src/[^"]*\)".*|\1|p' build-lint/compile_commands.json | xargs -n 4 -P $$(getconf _NPROCESSORS_ONLN) clang-tidy -p build-lint --quiet
 
 clean:
 	@rm -rf build build-debug build-asan build-ubsan build-fuzz build-lint target

@@ -4,19 +4,27 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <cstdio>
 
 namespace lquant {
 using Clock = std::chrono::steady_clock;
+namespace {
+
+// A log that cannot be written (a full disk) is no reason to end a run of hours: failures are ignored, where fmt::print would throw.
+void to_stderr(const std::string& text) {
+  std::fputs(text.c_str(), stderr);
+  std::fflush(stderr);
+}
+
+}  // namespace
 
 Log::Log() : style_(isatty(STDERR_FILENO) ? Style::terminal : Style::plain) {}
 
 void Log::line(const std::string& text) {
   if (style_ == Style::quiet) return;
-  if (status_shown_) fmt::print(stderr, "\r\033[K");
+  to_stderr((status_shown_ ? "\r\033[K" : "") + text + "\n");
   status_shown_ = false;
-  fmt::print(stderr, "{}\n", text);
-  std::fflush(stderr);
 }
 
 void Log::warn(const std::string& text) { line("warning: " + text); }
@@ -28,13 +36,8 @@ void Log::status(const std::string& text, bool force) {
   const auto now = Clock::now();
   if (!force && now - last_ < pause) return;
   last_ = now;
-  if (style_ == Style::terminal) {
-    fmt::print(stderr, "\r\033[K{}", text);
-    status_shown_ = true;
-  } else {
-    fmt::print(stderr, "{}\n", text);
-  }
-  std::fflush(stderr);
+  status_shown_ = style_ == Style::terminal;
+  to_stderr(status_shown_ ? "\r\033[K" + text : text + "\n");
 }
 
 Progress::Progress(Log& log, std::string what, std::int64_t total) : log_(log), what_(std::move(what)), total_(total), start_(Clock::now()) {}
@@ -58,7 +61,7 @@ void Progress::finish(const std::string& extra) {
 }
 
 std::string format_duration(double seconds) {
-  const auto s = static_cast<std::int64_t>(seconds + 0.5);
+  const auto s = std::int64_t{std::llround(seconds)};
   if (s < 60) return fmt::format("{} s", s);
   if (s < 3600) return fmt::format("{} min {:02} s", s / 60, s % 60);
   return fmt::format("{} h {:02} min", s / 3600, s % 3600 / 60);

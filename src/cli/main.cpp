@@ -10,25 +10,27 @@
 
 namespace {
 
+/// Says it and passes the exit code on. Where stderr cannot be written (a full disk) the code still tells; fmt::print would throw.
+int complain(int code, const char* sentence) noexcept {
+  std::fputs("lquant: ", stderr);
+  std::fputs(sentence, stderr);
+  std::fputs("\n", stderr);
+  return code;
+}
+
 /// CLI11 says what is wrong; here it becomes one sentence that also says where help is.
 int refuse(const CLI::App& app, const std::string& command, const std::string& complaint) {
   const auto commands = app.get_subcommands([](const CLI::App*) { return true; });
   const bool known = std::any_of(commands.begin(), commands.end(), [&](const auto* c) { return c->get_name() == command; });
-  if (known) {
-    fmt::print(stderr, "lquant: {}; see lquant {} --help\n", complaint, command);
-    return 2;
-  }
+  if (known) return complain(2, fmt::format("{}; see lquant {} --help", complaint, command).c_str());
   std::string names;
   for (const auto* c : commands) names += (names.empty() ? "" : ", ") + c->get_name();
-  fmt::print(stderr, "lquant: {}; choose one of {}\n", command.empty() ? "a command is needed" : fmt::format("there is no command {}", command),
-             names);
-  return 2;
+  const auto what = command.empty() ? "a command is needed" : fmt::format("there is no command {}", command);
+  return complain(2, fmt::format("{}; choose one of {}", what, names).c_str());
 }
 
-}  // namespace
-
-// The front door: picks the command, runs it, and turns every failure into one sentence and an exit code.
-int main(int argc, char** argv) {
+/// Picks the command and runs it.
+int front_door(int argc, char** argv) {
   using namespace lquant;
   CLI::App app{"lquant learns low-bit weights for language models and writes them in MLX's formats"};
   app.set_version_flag("--version", LQUANT_VERSION);
@@ -55,19 +57,22 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     return e.get_exit_code() == 0 ? app.exit(e) : refuse(app, command, e.what());
   }
+  return run();
+}
+
+}  // namespace
+
+// Every failure becomes one sentence and an exit code here and nowhere else.
+int main(int argc, char** argv) {
   try {
-    return run();
-  } catch (const UsageError& e) {
-    fmt::print(stderr, "lquant: {}\n", e.what());
-    return 2;
-  } catch (const Interrupted& e) {
-    fmt::print(stderr, "lquant: {}\n", e.what());
-    return 130;
+    return front_door(argc, argv);
+  } catch (const lquant::UsageError& e) {
+    return complain(2, e.what());
+  } catch (const lquant::Interrupted& e) {
+    return complain(130, e.what());
   } catch (const std::bad_alloc&) {
-    fmt::print(stderr, "lquant: out of memory; use a smaller --batch-size or --max-seq-length\n");
-    return 1;
+    return complain(1, "out of memory; use a smaller --batch-size or --max-seq-length");
   } catch (const std::exception& e) {
-    fmt::print(stderr, "lquant: {}\n", e.what());
-    return 1;
+    return complain(1, e.what());
   }
 }

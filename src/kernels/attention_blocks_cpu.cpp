@@ -1,3 +1,5 @@
+#include <memory>
+
 #include "kernels/attention_blocks.h"
 
 namespace lquant::kernels::blockwise {
@@ -8,8 +10,9 @@ Shape shape_of(const mx::array& q, const mx::array& k, const mx::array& v) {
 
 // MLX aligns to 16 bytes; a cache line has 64.
 Scratch::Scratch(std::int64_t floats) : memory_(mx::allocator::malloc(floats * sizeof(float) + 64)) {
-  const auto address = reinterpret_cast<std::uintptr_t>(memory_.buffer().raw_ptr());
-  data_ = reinterpret_cast<float*>((address + 63) / 64 * 64);
+  void* begin = memory_.buffer().raw_ptr();
+  std::size_t room = floats * sizeof(float) + 64;
+  data_ = static_cast<float*>(std::align(64, floats * sizeof(float), begin, room));
 }
 
 Visibility::Visibility(const Shape& shape, const AttentionArgs& args, const std::int32_t* segments)

@@ -15,7 +15,7 @@ mx::array with_room(const std::optional<mx::array>& buffer, const mx::array& fre
   if (buffer && buffer->shape(1) >= needed) return *buffer;
   auto shape = fresh.shape();
   shape[1] = (needed + kStep - 1) / kStep * kStep - length;
-  const auto room = mx::zeros(shape, fresh.dtype());
+  auto room = mx::zeros(shape, fresh.dtype());
   if (length == 0) return room;
   auto stop = buffer->shape();
   stop[1] = length;

@@ -319,7 +319,7 @@ json DwqResult::to_json() const {
           {"peak_memory", peak_memory()}};
 }
 
-DwqResult dwq(const DwqRun& o, mx::distributed::Group group, Log& log) {
+DwqResult dwq(const DwqRun& o, const mx::distributed::Group& group, Log& log) {
   if (o.format.mode != codec::Mode::affine) throw UsageError("dwq trains scales and biases, which only the affine mode has; drop --q-mode");
   if (o.targets_only && !o.target_dir) throw UsageError("--targets-only needs --target-dir, the folder to write them to");
   if (!o.targets_only) check_output(o.output);

@@ -49,6 +49,6 @@ struct DwqResult {
 
 /// The whole of `lquant dwq`: data, start, training, output. Journalled: the same call continues a killed run and ends in the same bytes.
 /// All ranks of `group` call it; rank 0 writes. Throws Error (nothing is left under the output's name) or Interrupted (state saved).
-DwqResult dwq(const DwqRun& options, mx::distributed::Group group, Log& log);
+DwqResult dwq(const DwqRun& options, const mx::distributed::Group& group, Log& log);
 
 }  // namespace lquant::pipeline

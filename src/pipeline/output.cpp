@@ -65,7 +65,7 @@ void check_output(const fs::path& output) {
 json read_plan(const fs::path& file) {
   std::ifstream in(file);
   if (!in) fail("pipeline", "{}: cannot be read; check --plan", file.string());
-  const auto plan = json::parse(in, nullptr, false);
+  auto plan = json::parse(in, nullptr, false);
   if (plan.is_discarded()) fail("pipeline", "{}: is not JSON; mend it or drop --plan", file.string());
   return plan;
 }

@@ -57,7 +57,9 @@ QuantPlan fallback_plan(const model::ModelSpec& spec, const codec::Format& base,
 void apply_overrides(QuantPlan& plan, const model::ModelSpec& spec, const nlohmann::json& overrides) {
   if (!overrides.is_object())
     fail("plan", "a plan is a JSON object of paths and formats, such as {{\"model.layers.0.mlp.down_proj\": {{\"bits\": 8}}}}");
-  for (const auto& [path, value] : overrides.items()) {
+  for (const auto& entry : overrides.items()) {
+    const auto& path = entry.key();  // by name: a lambda may not hold part of a structured binding
+    const auto& value = entry.value();
     if (path == "bits" || path == "group_size" || path == "mode") continue;  // of a whole quantization block
     const auto linears = spec.linears();
     const auto it = std::find_if(linears.begin(), linears.end(), [&](const auto* linear) { return linear->path == path; });

@@ -204,9 +204,10 @@ std::string diagnose(const std::vector<double>& losses, double start, double bes
     return sum / static_cast<double>(to - from);
   };
   const double first = mean(0, quarter), last = mean(losses.size() - quarter, losses.size());
+  const std::size_t half = losses.size() / 2;
   double swings = 0;
-  for (std::size_t i = losses.size() / 2; i < losses.size(); ++i) swings += std::abs(losses[i] - losses[i - 1]);
-  swings /= static_cast<double>(losses.size() - losses.size() / 2);
+  for (std::size_t i = half; i < losses.size(); ++i) swings += std::abs(losses[i] - losses[i - 1]);
+  swings /= static_cast<double>(losses.size() - half);
   if (last > 1.02 * first || swings > last) return "The loss oscillates instead of going down: give a smaller --learning-rate.";
   if (best > 0.97 * start) return "The loss barely moved: give a larger --learning-rate or more --num-samples.";
   return "";

@@ -1,13 +1,15 @@
 """Whatever is wrong with the input: one sentence that names it, the right exit code, and a disk as it was before."""
 
 import json
+import os
 import resource
 import signal
 import struct
+import subprocess
 
 import mlx.core as mx
 import pytest
-from support import random_model, run, sentences, tensors, text_rows, tree
+from support import ENVIRONMENT, LQUANT, random_model, run, sentences, tensors, text_rows, tree
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +255,21 @@ def test_full_disk_while_the_result_is_written(good, out):
     other = out.parent / "other"
     run("convert", "--hf-path", good, "-q", "--mlx-path", other)
     assert tree(other) == tree(out / "result")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the device that is always full is Linux's")
+def test_log_that_cannot_be_written(good, out, tmp_path):
+    """Neither a message nor a progress line that finds no room changes how the program ends."""
+
+    def exit_code(*arguments):
+        with open("/dev/full", "w") as full:
+            return subprocess.run([LQUANT, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=full, env=ENVIRONMENT, timeout=300).returncode
+
+    assert exit_code("nonsense") == 2
+    assert exit_code("dwq", "--bits", "many") == 2
+    assert exit_code("convert", "--hf-path", tmp_path / "nothing", "--mlx-path", out / "result") == 1
+    assert exit_code(*dwq(good, out, text_rows(tmp_path / "rows.jsonl"))) == 0
+    assert [p.name for p in out.iterdir()] == ["result"]
 
 
 def test_logits_of_ids_that_do_not_exist(good, out, tmp_path):

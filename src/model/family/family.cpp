@@ -78,7 +78,7 @@ bool Config::flag(const char* key) const {
 
 std::vector<int> Config::counts(const char* key, int size) const {
   if (!has(key) || !fields_.at(key).is_array()) fail("model", "config.json: \"{}\" must be a list of whole numbers", key);
-  const auto values = fields_.at(key).get<std::vector<int>>();
+  auto values = fields_.at(key).get<std::vector<int>>();
   if (size > 0 && static_cast<int>(values.size()) != size)
     fail("model", "config.json: \"{}\" has {} entries where the model has {} layers", key, values.size(), size);
   return values;
