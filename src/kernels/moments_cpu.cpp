@@ -12,8 +12,8 @@
 namespace lquant::kernels::cpu {
 namespace {
 
-// Narrower panels save more (p of them compute (p + 1) / 2p of the whole), but each brings the second matrix into oneDNN's layout anew, at the price of
-// some 70 rows of product.
+// Narrower panels save more (p of them compute (p + 1) / 2p of the whole), but each brings the second matrix into oneDNN's layout anew, at the price
+// of some 70 rows of product.
 constexpr std::int64_t kPanel = 384;
 
 std::int64_t rows_of(const mx::array& x) { return x.shape(-1) == 0 ? 0 : static_cast<std::int64_t>(x.size()) / x.shape(-1); }

@@ -105,7 +105,6 @@ class Gptq {
   void quantize_seen(const std::vector<const model::LinearSpec*>& linears, model::Tensors& tensors, model::Tensors& student);
   void turn(int block, const model::Tensors& teacher_tensors, model::Tensors& tensors);
   void finish();
-  void save(const std::string& unit, const model::Tensors& tensors);
   void check_interrupt() const {
     if (InterruptGuard::requested()) throw Interrupted("[pipeline] interrupted; give the same command again to continue");
   }
@@ -286,10 +285,8 @@ void Gptq::finish() {
   }
   model::Tensors unused;
   quantize_seen({&linear}, tensors, unused);
-  save("final", tensors);
+  run_.save("final", tensors);
 }
-
-void Gptq::save(const std::string& unit, const model::Tensors& tensors) { run_.save(unit, tensors); }
 
 std::vector<std::string> Gptq::quantize_all() {
   const int blocks = static_cast<int>(spec_.blocks.size());
@@ -311,7 +308,7 @@ std::vector<std::string> Gptq::quantize_all() {
       if (packed.biases) embedding.insert_or_assign(spec_.embedding.path + ".biases", *packed.biases);
       formats.insert(*planned);
     }
-    save("embedding", embedding);
+    run_.save("embedding", embedding);
   }
   student_.emplace(spec_, ids_, segments_, embedding, formats, compute);
   if (paired_) teacher_.emplace(spec_, ids_, segments_, dense(model_.load_embedding(stored)), model::Formats{}, compute);
@@ -337,7 +334,7 @@ std::vector<std::string> Gptq::quantize_all() {
     }
     plain_error_ = error_ = 0;
     turn(i, full, tensors);
-    save(unit(i), tensors);
+    run_.save(unit(i), tensors);
     progress.advance(1, fmt::format("output errors {:.2f} of plain rounding's", plain_error_ > 0 ? error_ / plain_error_ : 1));
   }
   if (!run_.has("final")) finish();

@@ -156,7 +156,10 @@ GptqResult gptq(const std::string& path, const mx::array& weight, const calibrat
   const auto w = mx::astype(weight, mx::float32);
   if (!all_finite(w)) fail("quantize", "{}: holds weights that are NaN or infinite; get the model again or mend that tensor", path);
   if (!all_finite(h.moment))
-    fail("quantize", "{}: its inputs became NaN or infinite on the calibration data; try --dtype float32 or other data", path);
+    fail("quantize",
+         "{}: its inputs became NaN or infinite on the calibration data; make the model float32 first (lquant convert --dtype float32) or use other "
+         "data",
+         path);
   auto moments = diagonal_of(h.moment);
   const double mean = mean_of(moments, h.tokens);
 

@@ -15,8 +15,8 @@ namespace lquant::quantize {
 namespace mx = mlx::core;
 
 /// The order in which columns are rounded. Scales and biases are fixed before, so any order leaves them where MLX expects them.
-/// `fixed` (arXiv 2210.17323's act-order with static groups): columns by falling second moment. `gar` (arXiv 2410.?, group-aware): groups
-/// by their largest moment, inside a group columns by theirs.
+/// `fixed`: columns by falling second moment (the act-order of GPTQ's authors, with groups fixed beforehand). `gar`, group-aware: groups by
+/// their largest moment, inside a group columns by theirs.
 enum class ActOrder { off, fixed, gar };
 
 struct GptqOptions {

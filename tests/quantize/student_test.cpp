@@ -263,7 +263,8 @@ std::vector<float> placed_at(int code, const std::vector<float>& away) {
   latents.eval();
   std::vector<float> found;
   // 16 bits: the code in the upper 3, its cell in the lower 13; the middle of the cell is the code itself.
-  for (std::size_t j = 0; j < away.size(); ++j) found.push_back(static_cast<float>(latents.data<std::uint16_t>()[j]) / 8192 - 0.5f - static_cast<float>(code));
+  for (std::size_t j = 0; j < away.size(); ++j)
+    found.push_back(static_cast<float>(latents.data<std::uint16_t>()[j]) / 8192 - 0.5f - static_cast<float>(code));
   return found;
 }
 
