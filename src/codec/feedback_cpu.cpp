@@ -1,5 +1,6 @@
 // Rows are independent of each other, columns are not. So columns are taken in blocks: what earlier (or, in refine, all other) blocks say
-// comes as one matrix product, and inside a block each row runs on its own, its errors and sums in the first cache.
+// comes as one matrix product, and inside a block each row runs on its own, its errors and sums in the first cache. Threads take slabs of rows
+// through all blocks, and never wait for each other in between.
 #include "kernels/multiversion.h"
 LQUANT_EXACT_ARITHMETIC
 
@@ -19,8 +20,9 @@ namespace {
 
 // Wide enough for fast products, narrow enough that most of the work is in them.
 constexpr int kBlock = 128;
-constexpr int kMaxGroup = 128;
-constexpr std::int64_t kRowGrain = 8;  // a row of a block takes some microseconds
+constexpr int kMaxGroup = 128;  // groups are of 32, 64 or 128
+// Rows of a slab: enough for fast products, few enough that their errors stay in the second cache (360 kB at 704 columns).
+constexpr std::int64_t kSlab = 128;
 
 mx::array on_host(const mx::array& x) {
   auto copy = mx::contiguous(x, false, mx::Device::cpu);
@@ -51,7 +53,7 @@ LQUANT_INLINE float nearest(float x, ScaleBias at, float top) {
 struct FeedbackJob {
   const float* w;       // [N, K]
   float* errors;        // [N, K]
-  float* aims;          // [N, columns]: the block's weights with the earlier blocks' feedback
+  float* aims;          // [slab, columns]: the block's weights with the earlier blocks' feedback
   const float* inside;  // [columns, columns]
   std::uint8_t* codes;  // [N, K]
   const mx::array &scales, &biases;
@@ -66,7 +68,7 @@ LQUANT_INLINE void feedback_rows(const FeedbackJob& job, std::int64_t first, std
   const auto* biases = job.biases.data<typename S::Bits>();
   const std::int64_t n = job.columns;
   for (auto r = first; r < last; ++r) {
-    float* aim = job.aims + r * n;
+    float* aim = job.aims + (r - first) * n;
     const float* w = job.w + r * job.k + job.begin;
     float* errors = job.errors + r * job.k + job.begin;
     std::uint8_t* codes = job.codes + r * job.k + job.begin;
@@ -90,7 +92,7 @@ LQUANT_MULTIVERSION void feedback_range(const FeedbackJob& job, std::int64_t fir
 struct RefineJob {
   const float* w;        // [N, K]
   float* errors;         // [N, K]
-  float* slopes;         // [N, n]: (errors · H) at the group's columns
+  float* slopes;         // [slab, n]: (errors · H) at the group's columns
   const float* hessian;  // [n, n], the group's own part
   const float* ones;     // [n]: its row sums
   float total;           // and their sum
@@ -105,31 +107,34 @@ struct RefineRow {
   alignas(64) float w[kMaxGroup], e[kMaxGroup], r[kMaxGroup], q[kMaxGroup], d[kMaxGroup], hd[kMaxGroup];
 };
 
-LQUANT_INLINE void times(const float* h, const float* x, std::int64_t n, float* y) {
-  for (std::int64_t i = 0; i < n; ++i) y[i] = 0;
-  for (std::int64_t j = 0; j < n; ++j) {
-    const float* row = h + j * n;
+/// y = H·x (H is its own transpose). With N known, the sums stay in registers.
+template <int N>
+LQUANT_INLINE void times(const float* h, const float* x, float* y) {
+  float sums[N] = {};
+  for (int j = 0; j < N; ++j) {
+    const float* row = h + j * N;
     const float factor = x[j];
 #pragma omp simd
-    for (std::int64_t i = 0; i < n; ++i) y[i] += factor * row[i];
+    for (int i = 0; i < N; ++i) sums[i] += factor * row[i];
   }
+  for (int i = 0; i < N; ++i) y[i] = sums[i];
 }
 
-LQUANT_INLINE float dot(const float* a, const float* b, std::int64_t n) {
+template <int N>
+LQUANT_INLINE float dot(const float* a, const float* b) {
   float sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (std::int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
+  for (int i = 0; i < N; ++i) sum += a[i] * b[i];
   return sum;
 }
 
-template <class S>
+template <class S, int N>
 LQUANT_INLINE void refit(const RefineJob& job, RefineRow& x, ScaleBias& at) {
-  const auto n = job.n;
-  times(job.hessian, x.q, n, x.hd);
-  const float a = dot(x.q, x.hd, n), mixed = dot(x.q, job.ones, n), rq = dot(x.r, x.q, n);
+  times<N>(job.hessian, x.q, x.hd);
+  const float a = dot<N>(x.q, x.hd), mixed = dot<N>(x.q, job.ones), rq = dot<N>(x.r, x.q);
   float r1 = 0;
 #pragma omp simd reduction(+ : r1)
-  for (std::int64_t i = 0; i < n; ++i) r1 += x.r[i];
+  for (int i = 0; i < N; ++i) r1 += x.r[i];
   const double determinant = static_cast<double>(a) * job.total - static_cast<double>(mixed) * mixed;
   // All codes (that matter) alike: no slope to fit. The sums carry f32 rounding of about n·2^−24 relative.
   if (!(determinant > 1e-5 * static_cast<double>(a) * job.total)) return;
@@ -138,19 +143,18 @@ LQUANT_INLINE void refit(const RefineJob& job, RefineRow& x, ScaleBias& at) {
   const float bias = kernels::rounded<S>(at.bias + (r1 - mixed * (scale - at.scale)) / job.total);
   if (!(std::abs(scale) > 0) || (scale == at.scale && bias == at.bias)) return;
 #pragma omp simd
-  for (std::int64_t i = 0; i < n; ++i) x.d[i] = x.w[i] - value_of<S>(x.q[i], {scale, bias}) - x.e[i];
-  times(job.hessian, x.d, n, x.hd);
-  if (!(2 * dot(x.r, x.d, n) + dot(x.d, x.hd, n) < 0)) return;
+  for (int i = 0; i < N; ++i) x.d[i] = x.w[i] - value_of<S>(x.q[i], {scale, bias}) - x.e[i];
+  times<N>(job.hessian, x.d, x.hd);
+  if (!(2 * dot<N>(x.r, x.d) + dot<N>(x.d, x.hd) < 0)) return;
   at = {scale, bias};
 #pragma omp simd
-  for (std::int64_t i = 0; i < n; ++i) x.e[i] += x.d[i], x.r[i] += x.hd[i];
+  for (int i = 0; i < N; ++i) x.e[i] += x.d[i], x.r[i] += x.hd[i];
 }
 
-template <class S>
+template <class S, int N>
 LQUANT_INLINE void recode(const RefineJob& job, RefineRow& x, ScaleBias at) {
-  const auto n = job.n;
-  for (std::int64_t j = 0; j < n; ++j) {
-    const float own = job.hessian[j * n + j], now = x.w[j] - x.e[j];
+  for (int j = 0; j < N; ++j) {
+    const float own = job.hessian[j * N + j], now = x.w[j] - x.e[j];
     if (!(own > 0)) continue;
     const float q = nearest(now + x.r[j] / own, at, job.top);
     if (q == x.q[j]) continue;
@@ -158,111 +162,134 @@ LQUANT_INLINE void recode(const RefineJob& job, RefineRow& x, ScaleBias at) {
     if (!(d * (2 * x.r[j] + own * d) < 0)) continue;
     x.q[j] = q;
     x.e[j] += d;
-    const float* row = job.hessian + j * n;
+    const float* row = job.hessian + j * N;
 #pragma omp simd
-    for (std::int64_t i = 0; i < n; ++i) x.r[i] += d * row[i];
+    for (int i = 0; i < N; ++i) x.r[i] += d * row[i];
   }
 }
 
-template <class S>
+template <class S, int N>
 LQUANT_INLINE void refine_rows(const RefineJob& job, std::int64_t first, std::int64_t last) {
   auto* scales = job.scales.data<typename S::Bits>();
   auto* biases = job.biases.data<typename S::Bits>();
-  const auto n = job.n;
   RefineRow x;
   for (auto r = first; r < last; ++r) {
-    const auto at_row = r * job.k + job.group * n, g = r * job.groups + job.group;
-    std::copy_n(job.w + at_row, n, x.w);
-    std::copy_n(job.errors + at_row, n, x.e);
-    std::copy_n(job.slopes + r * n, n, x.r);
-    for (std::int64_t i = 0; i < n; ++i) x.q[i] = job.codes[at_row + i];
+    const auto at_row = r * job.k + job.group * N, g = r * job.groups + job.group;
+    std::copy_n(job.w + at_row, N, x.w);
+    std::copy_n(job.errors + at_row, N, x.e);
+    std::copy_n(job.slopes + (r - first) * N, N, x.r);
+    for (int i = 0; i < N; ++i) x.q[i] = job.codes[at_row + i];
     ScaleBias at{S::load(scales[g]), S::load(biases[g])};
     // One place for the two fits, for the compiler's sake: they are inlined.
     for (int turn = 0; turn < 2; ++turn) {
-      refit<S>(job, x, at);
-      if (turn == 0) recode<S>(job, x, at);
+      refit<S, N>(job, x, at);
+      if (turn == 0) recode<S, N>(job, x, at);
     }
-    std::copy_n(x.e, n, job.errors + at_row);
-    for (std::int64_t i = 0; i < n; ++i) job.codes[at_row + i] = static_cast<std::uint8_t>(x.q[i]);
+    std::copy_n(x.e, N, job.errors + at_row);
+    for (int i = 0; i < N; ++i) job.codes[at_row + i] = static_cast<std::uint8_t>(x.q[i]);
     scales[g] = S::store(at.scale);
     biases[g] = S::store(at.bias);
   }
 }
 
 LQUANT_MULTIVERSION void refine_range(const RefineJob& job, std::int64_t first, std::int64_t last) {
-  kernels::with_storage(job.scales.dtype(), [&](auto s) LQUANT_INLINE_LAMBDA { refine_rows<decltype(s)>(job, first, last); });
+  kernels::with_storage(job.scales.dtype(), [&](auto s) LQUANT_INLINE_LAMBDA {
+    using S = decltype(s);
+    if (job.n == 32) return refine_rows<S, 32>(job, first, last);
+    if (job.n == 64) return refine_rows<S, 64>(job, first, last);
+    refine_rows<S, 128>(job, first, last);
+  });
 }
 
 kernels::Matrix view(const float* data, std::int64_t row) { return {data, mx::float32, row}; }
+
+/// Calls body(first, last) for slabs of rows, which do not depend on the number of threads: neither do the results.
+template <class Body>
+void for_slabs(std::int64_t rows, const Body& body) {
+  kernels::parallel_tasks((rows + kSlab - 1) / kSlab, [&](std::int64_t slab) { body(slab * kSlab, std::min(rows, (slab + 1) * kSlab)); });
+}
 
 }  // namespace
 
 mx::array round_with_feedback(const mx::array& w, const mx::array& unit_upper, const mx::array& scales, const mx::array& biases,
                               const std::vector<int>& group, const Format& format) {
   const auto weights = on_host(w), upper = on_host(unit_upper), host_scales = on_host(scales), host_biases = on_host(biases);
-  const std::int64_t rows = w.shape(0), k = w.shape(1);
+  const std::int64_t k = w.shape(1);
   auto codes = host_array(w.shape(), mx::uint8);
-  std::vector<float> errors(rows * k), aims(rows * kBlock), inside(kBlock * kBlock);
+  std::vector<float> errors(w.size());
   const float *from = weights.data<float>(), *factor = upper.data<float>();
-  for (std::int64_t begin = 0; begin < k; begin += kBlock) {
-    const auto columns = std::min<std::int64_t>(kBlock, k - begin);
-    kernels::copy_matrix(rows, columns, view(from + begin, k), aims.data(), mx::float32, columns);
-    kernels::copy_matrix(columns, columns, view(factor + begin * k + begin, k), inside.data(), mx::float32, columns);
-    if (begin > 0) kernels::gemm(rows, columns, begin, 1, view(errors.data(), k), view(factor + begin, k), 1, aims.data(), mx::float32, columns);
-    const FeedbackJob job{from,
-                          errors.data(),
-                          aims.data(),
-                          inside.data(),
-                          codes.data<std::uint8_t>(),
-                          host_scales,
-                          host_biases,
-                          group.data() + begin,
-                          k,
-                          begin,
-                          columns,
-                          scales.shape(1),
-                          static_cast<float>((1 << format.bits) - 1)};
-    kernels::parallel_for(rows, kRowGrain, [&](std::int64_t first, std::int64_t last) { feedback_range(job, first, last); });
-  }
+  for_slabs(w.shape(0), [&](std::int64_t first, std::int64_t last) {
+    std::vector<float> aims((last - first) * kBlock), inside(kBlock * kBlock);
+    for (std::int64_t begin = 0; begin < k; begin += kBlock) {
+      const auto columns = std::min<std::int64_t>(kBlock, k - begin);
+      kernels::copy_matrix(last - first, columns, view(from + first * k + begin, k), aims.data(), mx::float32, columns);
+      kernels::copy_matrix(columns, columns, view(factor + begin * k + begin, k), inside.data(), mx::float32, columns);
+      if (begin > 0)
+        kernels::gemm(last - first, columns, begin, 1, view(errors.data() + first * k, k), view(factor + begin, k), 1, aims.data(), mx::float32,
+                      columns);
+      feedback_range({from,
+                      errors.data(),
+                      aims.data(),
+                      inside.data(),
+                      codes.data<std::uint8_t>(),
+                      host_scales,
+                      host_biases,
+                      group.data() + begin,
+                      k,
+                      begin,
+                      columns,
+                      scales.shape(1),
+                      static_cast<float>((1 << format.bits) - 1)},
+                     first, last);
+    }
+  });
   return codes;
 }
 
 Coded refine(const mx::array& w, const mx::array& hessian, const Coded& start, const Format& format, int sweeps) {
   const auto weights = on_host(w), moments = on_host(hessian), values = on_host(values_of(start, format));
   Coded out{host_copy(start.codes), host_copy(start.scales), host_copy(start.biases)};
-  const std::int64_t rows = w.shape(0), k = w.shape(1), n = format.group_size, groups = k / n;
-  std::vector<float> errors(rows * k), slopes(rows * n), own(n * n), ones(n);
+  const std::int64_t k = w.shape(1), n = format.group_size, groups = k / n;
   const float *from = weights.data<float>(), *h = moments.data<float>(), *back = values.data<float>();
-  kernels::parallel_for(rows, kRowGrain, [&](std::int64_t first, std::int64_t last) {
-    for (auto i = first * k; i < last * k; ++i) errors[i] = from[i] - back[i];
-  });
-  for (int sweep = 0; sweep < sweeps; ++sweep) {
-    for (std::int64_t g = 0; g < groups; ++g) {
-      kernels::gemm(rows, n, k, 1, view(errors.data(), k), view(h + g * n, k), 0, slopes.data(), mx::float32, n);
-      kernels::copy_matrix(n, n, view(h + g * n * k + g * n, k), own.data(), mx::float32, n);
-      float total = 0;
+  // Of each group its own part of H, that part's row sums and their sum: [n, n], [n] and one number.
+  const auto part = n * n + n + 1;
+  std::vector<float> errors(w.size()), parts(groups * part);
+  kernels::parallel_for(groups, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (auto g = begin; g < end; ++g) {
+      float *own = parts.data() + g * part, *ones = own + n * n, *total = ones + n;
+      kernels::copy_matrix(n, n, view(h + g * n * k + g * n, k), own, mx::float32, n);
+      *total = 0;
       for (std::int64_t i = 0; i < n; ++i) {
         ones[i] = 0;
         for (std::int64_t j = 0; j < n; ++j) ones[i] += own[i * n + j];
-        total += ones[i];
+        *total += ones[i];
       }
-      const RefineJob job{from,
-                          errors.data(),
-                          slopes.data(),
-                          own.data(),
-                          ones.data(),
-                          total,
-                          out.codes.data<std::uint8_t>(),
-                          out.scales,
-                          out.biases,
-                          k,
-                          g,
-                          n,
-                          groups,
-                          static_cast<float>((1 << format.bits) - 1)};
-      kernels::parallel_for(rows, kRowGrain, [&](std::int64_t first, std::int64_t last) { refine_range(job, first, last); });
     }
-  }
+  });
+  for_slabs(w.shape(0), [&](std::int64_t first, std::int64_t last) {
+    std::vector<float> slopes((last - first) * n);
+    for (auto i = first * k; i < last * k; ++i) errors[i] = from[i] - back[i];
+    for (std::int64_t turn = 0; turn < sweeps * groups; ++turn) {
+      const auto g = turn % groups;
+      kernels::gemm(last - first, n, k, 1, view(errors.data() + first * k, k), view(h + g * n, k), 0, slopes.data(), mx::float32, n);
+      const float *own = parts.data() + g * part, *ones = own + n * n;
+      refine_range({from,
+                    errors.data(),
+                    slopes.data(),
+                    own,
+                    ones,
+                    ones[n],
+                    out.codes.data<std::uint8_t>(),
+                    out.scales,
+                    out.biases,
+                    k,
+                    g,
+                    n,
+                    groups,
+                    static_cast<float>((1 << format.bits) - 1)},
+                   first, last);
+    }
+  });
   return out;
 }
 

@@ -102,7 +102,8 @@ struct Buffers {
 
 /// Writes the group's codes to b.codes; returns the scale and bias as stored, and adds to the errors.
 template <class S>
-LQUANT_INLINE ScaleBias solve_group(const float* h, int n, float top, Buffers& b, double& plain_error, double& found_error) {
+LQUANT_INLINE ScaleBias solve_group(const float* h, int n, int bits, Buffers& b, double& plain_error, double& found_error) {
+  const float top = static_cast<float>((1 << bits) - 1);
   Group g{b.w, h, n, top, range_of(b.w, n), 0, 0};
   for (int j = 0; j < n; ++j) g.sum_h += h[j], g.sum_hw += static_cast<double>(h[j]) * b.w[j];
   const auto rule = affine_rule(g.range, top);
@@ -117,7 +118,7 @@ LQUANT_INLINE ScaleBias solve_group(const float* h, int n, float top, Buffers& b
   }
   std::copy(b.codes, b.codes + n, b.plain);
   auto best = evaluate<S>(g, plain);
-  search_group<S>(g, Effort{}, best);
+  search_group<S>(g, effort_for(bits), best);
   nearest_codes<S>(b.w, n, best.at, top, b.codes);
   const double after = error_of<S>(g, best.at, b.codes);
   if (after < before) {
@@ -132,7 +133,6 @@ LQUANT_INLINE ScaleBias solve_group(const float* h, int n, float top, Buffers& b
 template <class S>
 LQUANT_INLINE void search_rows(const Job& job, std::int64_t begin, std::int64_t end) {
   const int n = job.format.group_size, bits = job.format.bits;
-  const float top = static_cast<float>((1 << bits) - 1);
   const auto groups = job.columns() / n;
   auto* scales = job.scales.data<typename S::Bits>();
   auto* biases = job.biases.data<typename S::Bits>();
@@ -141,7 +141,7 @@ LQUANT_INLINE void search_rows(const Job& job, std::int64_t begin, std::int64_t 
     for (std::int64_t c = 0; c < groups; ++c) {
       const auto i = r * groups + c;
       load(job.w, i * n, n, b.w);
-      const auto at = solve_group<S>(job.importance.row(r) + c * n, n, top, b, job.plain[r], job.found[r]);
+      const auto at = solve_group<S>(job.importance.row(r) + c * n, n, bits, b, job.plain[r], job.found[r]);
       scales[i] = S::store(at.scale);
       biases[i] = S::store(at.bias);
       kernels::squeeze_codes(b.codes, job.codes.data<std::uint32_t>() + i * (n * bits / 32), n, bits);

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -188,7 +189,9 @@ struct Operands {
   View a, b, c;
 };
 
-void multiply(ThreadState& s, const Operands& x, bool reorder_b, Type compute, float alpha, float beta, const float* bias) {
+/// `ready` is the layout in which s.b holds this very block of B already, if it does; it is brought up to date.
+void multiply(ThreadState& s, const Operands& x, bool reorder_b, std::optional<Desc>& ready, Type compute, float alpha, float beta,
+              const float* bias) {
   View a = x.a;
   if (a.type != compute || a.columns != 1) {
     a = dense(s.a, x.m, x.k, compute);
@@ -200,7 +203,8 @@ void multiply(ThreadState& s, const Operands& x, bool reorder_b, Type compute, f
     const Desc layout = p.b.get_desc();
     View target = blocked(compute);
     b = target.data = static_cast<char*>(s.b.get(layout.get_size()));
-    reorder(s, x.k, x.n, x.b, target, &layout, x.m);
+    if (!ready || *ready != layout) reorder(s, x.k, x.n, x.b, target, &layout, x.m);
+    ready = layout;
   }
   p.a.set_data_handle(a.data);
   p.b.set_data_handle(const_cast<void*>(b));
@@ -252,6 +256,7 @@ void run(std::int64_t m, std::int64_t n, std::int64_t k, float alpha, const View
   const Type compute = native ? Type::bf16 : Type::f32;
   const bool reorder_b = !few_rows || b.type != compute;
   for_blocks(n, kBlockN, [&](std::int64_t j, std::int64_t columns) {
+    std::optional<Desc> ready;  // with one block of K, all blocks of rows meet the same block of B
     for_blocks(m, kBlockM, [&](std::int64_t i, std::int64_t rows) {
       // A bf16 result is summed in f32 scratch unless a native product writes it in one go.
       const View target = c.at(i, j);
@@ -260,7 +265,8 @@ void run(std::int64_t m, std::int64_t n, std::int64_t k, float alpha, const View
       if (through_scratch && beta != 0) reorder(s, rows, columns, target, sum);
       for_blocks(k, kBlockK, [&](std::int64_t l, std::int64_t depth) {
         const bool last = l + depth == k;
-        multiply(s, {rows, columns, depth, a.at(i, l), b.at(l, j), sum}, reorder_b, compute, alpha, l == 0 ? beta : 1.0f,
+        if (k > kBlockK) ready.reset();
+        multiply(s, {rows, columns, depth, a.at(i, l), b.at(l, j), sum}, reorder_b, ready, compute, alpha, l == 0 ? beta : 1.0f,
                  last && bias ? bias + j : nullptr);
       });
       if (through_scratch) reorder(s, rows, columns, sum, target);

@@ -1,7 +1,9 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <exception>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -26,6 +28,23 @@ void parallel_for(std::int64_t n, std::int64_t grain, const Body& body) {
   }
 #endif
   if (n > 0) body(std::int64_t{0}, n);
+}
+
+/// Calls body(task) for every task in [0, count), each on whichever thread is free. The first exception is thrown again when all have stopped.
+template <class Body>
+void parallel_tasks(std::int64_t count, const Body& body) {
+  std::exception_ptr error;
+  std::atomic<bool> failed{false};
+#pragma omp parallel for schedule(dynamic, 1)
+  for (std::int64_t task = 0; task < count; ++task) {
+    if (failed) continue;
+    try {
+      body(task);
+    } catch (...) {
+      if (!failed.exchange(true)) error = std::current_exception();
+    }
+  }
+  if (error) std::rethrow_exception(error);
 }
 
 }  // namespace lquant::kernels
