@@ -48,10 +48,10 @@ void add_gptq(CLI::App& app, Run& chosen) {
   command->add_option("--fallback-group-size", r.fallback.group_size, "Group size of these")->capture_default_str();
   command->add_option("--embed-bits", r.embed_bits, "Bits of the embedding (default: the fallback's)");
   command->add_option("--plan", r.plan, "JSON file of formats by path, as config.json's quantization block has them");
-  command->add_option("--num-samples", r.num_samples, "Rows of the data to use; -1: all of them (of 'self': 128)")->capture_default_str();
-  command->add_option("--sequence-length", r.sequence_length, "Tokens of a row")->capture_default_str()->check(CLI::Range(1, 1 << 20));
-  command->add_option("--seed", r.seed, "Seed of the choice of rows")->capture_default_str();
-  command->add_option("--data-path", r.data, ".jsonl or .txt files, or 'self': sampled from the model")->capture_default_str();
+  command->add_option("--num-samples", r.rows.num_samples, "Rows of the data to use; -1: all of them (of 'self': 128)")->capture_default_str();
+  command->add_option("--sequence-length", r.rows.sequence_length, "Tokens of a row")->capture_default_str()->check(CLI::Range(1, 1 << 20));
+  command->add_option("--seed", r.rows.seed, "Seed of the choice of rows")->capture_default_str();
+  command->add_option("--data-path", r.rows.data, ".jsonl or .txt files, or 'self': sampled from the model")->capture_default_str();
   command
       ->add_option("--act-order", o->act_order, "Order of the columns: 'off', 'static' (largest moments first) or 'gar' (the same, group by group)")
       ->capture_default_str()

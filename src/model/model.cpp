@@ -168,4 +168,11 @@ std::vector<std::string> Model::unused_names() const {
 
 std::vector<std::string> tensor_names(const LinearSpec& linear, const Formats& formats) { return names_of(expected_tensors(linear, formats)); }
 
+Tensors dense_tensors(const Model& model, Tensors tensors) {
+  auto formats = model.formats();
+  std::erase_if(formats, [&](const auto& entry) { return !tensors.contains(entry.first + ".scales"); });
+  densify(tensors, formats, model.stored_dtype());
+  return tensors;
+}
+
 }  // namespace lquant::model

@@ -10,14 +10,12 @@
 
 #include "base/error.h"
 #include "base/hash.h"
-#include "calibration/batches.h"
-#include "calibration/examples.h"
 #include "calibration/hessian.h"
 #include "codec/quantize.h"
 #include "codec/range_search.h"
+#include "pipeline/experts.h"
 #include "pipeline/output.h"
 #include "pipeline/run_folder.h"
-#include "pipeline/self_data.h"
 #include "pipeline/walk.h"
 
 namespace lquant::pipeline {
@@ -28,14 +26,8 @@ using Clock = std::chrono::steady_clock;
 
 namespace {
 
-// Rows that go through the model at once; 4,096 tokens of 512 keep products long and their activations small.
-constexpr int kBatchRows = 8;
 // One batch in eight judges the correction and does not fit it.
 constexpr std::size_t kHeldOut = 8;
-// Rows sampled from the model itself when no data are named.
-constexpr int kSelfRows = 128;
-// An expert that saw fewer tokens than an eighth of its inputs leans on the other experts' inputs with as many.
-constexpr int kStarved = 8;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
@@ -56,9 +48,9 @@ json options_of(const GptqRun& o, const std::optional<json>& overrides) {
                {"group_size", o.format.group_size},
                {"fallback_bits", o.fallback.bits},
                {"fallback_group_size", o.fallback.group_size},
-               {"num_samples", o.num_samples},
-               {"sequence_length", o.sequence_length},
-               {"seed", o.seed},
+               {"num_samples", o.rows.num_samples},
+               {"sequence_length", o.rows.sequence_length},
+               {"seed", o.rows.seed},
                {"act_order", name_of(o.method.act_order)},
                {"damp", o.method.damp},
                {"range_search", o.method.range_search},
@@ -73,17 +65,11 @@ json options_of(const GptqRun& o, const std::optional<json>& overrides) {
 /// The run of one command: everything that a block's turn needs.
 class Gptq {
  public:
-  Gptq(const GptqRun& options, const model::Model& model, const plan::QuantPlan& plan, const std::vector<calibration::Batch>& batches, RunFolder& run,
-       Log& log)
-      : o_(options), model_(model), spec_(model.spec()), plan_(plan), run_(run), log_(log) {
-    for (const auto& batch : batches) {
-      ids_.push_back(batch.ids);
-      segments_.push_back(batch.segments);
-      counted_.push_back(counted_rows(batch));
-      result.tokens += static_cast<double>(counted_.back() ? counted_.back()->size() : batch.ids.size());
-    }
+  Gptq(const GptqRun& options, const model::Model& model, const plan::QuantPlan& plan, const Rows& rows, RunFolder& run, Log& log)
+      : o_(options), model_(model), spec_(model.spec()), plan_(plan), rows_(rows), run_(run), log_(log) {
+    result.tokens = rows_.tokens;
     // One batch alone fits everything and can judge nothing.
-    if (o_.asymmetric == Asymmetric::automatic && batches.size() > 1) held_every_ = std::min(kHeldOut, batches.size());
+    if (o_.asymmetric == Asymmetric::automatic && rows_.ids.size() > 1) held_every_ = std::min(kHeldOut, rows_.ids.size());
     paired_ = o_.asymmetric == Asymmetric::on || held_every_ > 0;
   }
 
@@ -93,11 +79,8 @@ class Gptq {
   GptqResult result;
 
  private:
-  static std::optional<mx::array> counted_rows(const calibration::Batch& batch);
   bool held(std::size_t batch) const { return held_every_ > 0 && batch % held_every_ == held_every_ - 1; }
-  model::Tensors dense(model::Tensors tensors) const;
   void observe(const std::string& path, const mx::array& input, const mx::array* offsets, std::size_t batch, const mx::array* reference);
-  std::vector<calibration::Hessian> hessians_of(const model::LinearSpec& linear, const std::vector<calibration::Hessian>& sums);
   codec::Packed quantize_linear(const model::LinearSpec& linear, const mx::array& weight);
   codec::Packed quantize_matrix(const std::string& path, const mx::array& weight, const calibration::Hessian& hessian,
                                 const calibration::Hessian* train, const calibration::Hessian* held, const codec::Format& format);
@@ -113,10 +96,9 @@ class Gptq {
   const model::Model& model_;
   const model::ModelSpec& spec_;
   const plan::QuantPlan& plan_;
+  const Rows& rows_;
   RunFolder& run_;
   Log& log_;
-  std::vector<mx::array> ids_, segments_;
-  std::vector<std::optional<mx::array>> counted_;
   std::size_t held_every_ = 0;
   bool paired_ = false;
   std::optional<Walk> student_, teacher_;
@@ -125,26 +107,6 @@ class Gptq {
   double correctable_ = 0;
 };
 
-/// The tokens that are no padding; nullopt: all of them.
-std::optional<mx::array> Gptq::counted_rows(const calibration::Batch& batch) {
-  auto host = batch.segments;
-  host.eval();
-  const auto* segments = host.data<std::int32_t>();
-  std::vector<std::int32_t> rows;
-  for (std::int32_t i = 0; i < static_cast<std::int32_t>(host.size()); ++i)
-    if (segments[i] >= 0) rows.push_back(i);
-  if (rows.size() == host.size()) return std::nullopt;
-  return mx::array(rows.data(), {static_cast<int>(rows.size())}, mx::int32);
-}
-
-/// A teacher that is quantized itself (8 bits, say) is made dense first.
-model::Tensors Gptq::dense(model::Tensors tensors) const {
-  auto formats = model_.formats();
-  std::erase_if(formats, [&](const auto& entry) { return !tensors.contains(entry.first + ".scales"); });
-  model::densify(tensors, formats, model_.stored_dtype());
-  return tensors;
-}
-
 void Gptq::observe(const std::string& path, const mx::array& input, const mx::array* offsets, std::size_t batch, const mx::array* reference) {
   if (!plan_.formats.count(path) || plan_.formats.at(path).mode != codec::Mode::affine) return;
   auto start = Clock::now();
@@ -152,31 +114,9 @@ void Gptq::observe(const std::string& path, const mx::array& input, const mx::ar
   settled.eval();
   result.forward_time += seconds_since(start);
   start = Clock::now();
-  const auto& rows = counted_[batch];
+  const auto& rows = rows_.counted[batch];
   (held(batch) ? held_ : train_).add(path, settled, offsets, offsets ? nullptr : reference, rows && !offsets ? &*rows : nullptr);
   result.hessian_time += seconds_since(start);
-}
-
-/// The Hessians to use: experts that saw too few tokens lean on all of them together.
-std::vector<calibration::Hessian> Gptq::hessians_of(const model::LinearSpec& linear, const std::vector<calibration::Hessian>& sums) {
-  if (linear.experts == 0) return sums;
-  auto pooled = sums.front();
-  for (std::size_t e = 1; e < sums.size(); ++e) pooled = calibration::together(pooled, sums[e]);
-  const double enough = std::max(1, linear.in / kStarved);
-  auto found = sums;
-  std::string starved;
-  int count = 0;
-  for (std::size_t e = 0; e < found.size(); ++e) {
-    if (found[e].tokens >= enough) continue;
-    if (++count <= 8) starved += fmt::format("{}{}", starved.empty() ? "" : ", ", e);
-    if (pooled.tokens <= 0) continue;
-    found[e].moment = mx::add(found[e].moment, mx::multiply(pooled.moment, mx::array(static_cast<float>(enough / pooled.tokens))));
-    found[e].tokens += enough;
-  }
-  if (count > 0)
-    log_.warn(fmt::format("{}: {} of {} experts saw fewer than {:.0f} tokens ({}{}); they lean on the inputs of all experts. More rows help",
-                          linear.path, count, found.size(), enough, starved, count > 8 ? ", …" : ""));
-  return found;
 }
 
 codec::Packed Gptq::quantize_matrix(const std::string& path, const mx::array& weight, const calibration::Hessian& hessian,
@@ -207,7 +147,7 @@ codec::Packed Gptq::quantize_linear(const model::LinearSpec& linear, const mx::a
   const auto train = sums;
   if (judged)
     for (std::size_t e = 0; e < sums.size(); ++e) sums[e] = calibration::together(sums[e], held_.of(linear.path)[e]);
-  const auto hessians = hessians_of(linear, sums);
+  const auto hessians = supported(linear, sums, log_);
   if (linear.experts == 0) return quantize_matrix(linear.path, weight, hessians[0], &train[0], judged ? &held_.of(linear.path)[0] : nullptr, format);
   std::vector<mx::array> codes, scales, biases;
   for (int e = 0; e < linear.experts; ++e) {
@@ -242,7 +182,7 @@ void Gptq::turn(int block, const model::Tensors& teacher_tensors, model::Tensors
   auto student = teacher_tensors;
   const auto linears = spec_.blocks[block].linears();
   const auto halt = [&](Walk& walk, Walk::Halt at, const model::Tensors& weights) {
-    for (std::size_t b = 0; b < ids_.size(); ++b) {
+    for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
       const auto start = Clock::now();
       const double elsewhere = result.hessian_time + result.forward_time;
       if (teacher_) teacher_->advance(b, block, at, teacher_tensors, {}, nullptr);
@@ -265,7 +205,7 @@ void Gptq::turn(int block, const model::Tensors& teacher_tensors, model::Tensors
     quantize_seen(linears, tensors, student);
   }
   const auto start = Clock::now();
-  for (std::size_t b = 0; b < ids_.size(); ++b) {
+  for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
     if (teacher_) teacher_->leave(b, block, teacher_tensors, {});
     if (o_.sequential) student_->leave(b, block, student, {});
   }
@@ -276,9 +216,9 @@ void Gptq::turn(int block, const model::Tensors& teacher_tensors, model::Tensors
 /// The head, or the embedding that serves as one, by the inputs that it gets behind the last block.
 void Gptq::finish() {
   const auto& linear = spec_.head ? *spec_.head : spec_.embedding;
-  auto tensors = dense(model_.load_final(model_.stored_dtype()));
+  auto tensors = model::dense_tensors(model_, model_.load_final(model_.stored_dtype()));
   auto outer = model_.load_final(model_.compute_dtype());
-  for (std::size_t b = 0; b < ids_.size(); ++b) {
+  for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
     const auto input = [&](const mx::array& states) { return model::final_norm(spec_, outer, states); };
     const std::optional<mx::array> reference = teacher_ ? std::optional(input(teacher_->states(b))) : std::nullopt;
     observe(linear.path, input(student_->states(b)), nullptr, b, reference ? &*reference : nullptr);
@@ -296,7 +236,7 @@ std::vector<std::string> Gptq::quantize_all() {
   for (int i = 0; i < blocks; ++i) units.push_back(unit(i));
   units.push_back("final");
 
-  auto embedding = dense(model_.load_embedding(stored));
+  auto embedding = model::dense_tensors(model_, model_.load_embedding(stored));
   model::Formats formats;
   if (!spec_.tied()) {
     // Its rows are looked up, not multiplied: nothing weighs one of its columns above another.
@@ -310,12 +250,12 @@ std::vector<std::string> Gptq::quantize_all() {
     }
     run_.save("embedding", embedding);
   }
-  student_.emplace(spec_, ids_, segments_, embedding, formats, compute);
-  if (paired_) teacher_.emplace(spec_, ids_, segments_, dense(model_.load_embedding(stored)), model::Formats{}, compute);
+  student_.emplace(spec_, rows_.ids, rows_.segments, embedding, formats, compute);
+  if (paired_) teacher_.emplace(spec_, rows_.ids, rows_.segments, model::dense_tensors(model_, model_.load_embedding(stored)), model::Formats{}, compute);
 
   Progress progress(log_, "quantizing blocks", blocks + 1);
   for (int i = 0; i < blocks; ++i) {
-    auto tensors = dense(model_.load_block(i, stored));
+    auto tensors = model::dense_tensors(model_, model_.load_block(i, stored));
     auto full = tensors;
     if (compute != stored)
       for (auto& [name, tensor] : full) tensor = mx::astype(tensor, compute);
@@ -372,28 +312,17 @@ GptqResult gptq(const GptqRun& o, Log& log) {
                 {"options", options},
                 {"model", checkpoint.fingerprint()},
                 {"device", mx::default_device() == mx::Device::gpu ? "gpu" : "cpu"}};
-  const bool self = o.data == std::vector<std::string>{"self"};
-  std::optional<calibration::Drawn> drawn;
-  if (!self) {
-    drawn = calibration::draw_examples({o.data.begin(), o.data.end()}, tokenizer, {o.sequence_length, false}, o.num_samples, o.seed);
-    identity["data"] = drawn->manifest;
-  }
+  RowSource source(o.rows, tokenizer);
+  source.identify(identity);
   RunFolder run(o.output, identity, o.fresh);
   InterruptGuard guard;
   if (run.resumed()) log.line(fmt::format("continuing the run in {}", run.path().string()));
-  if (!drawn) {
-    const int rows = o.num_samples < 0 ? kSelfRows : o.num_samples;
-    drawn = {self_examples(model, tokenizer, rows, o.sequence_length, o.seed, run, log),
-             {{"source", "self"}, {"seed", o.seed}, {"rows", rows}, {"max_tokens", o.sequence_length}}};
-  }
-  if (o.num_samples > static_cast<int>(drawn->examples.size()))
-    log.line(fmt::format("{} rows were asked for and {} found; all of them are used", o.num_samples, drawn->examples.size()));
-
-  Gptq work(o, model, plan, calibration::make_batches(drawn->examples, kBatchRows, o.sequence_length, false), run, log);
+  const auto rows = source.read(model, run, log);
+  Gptq work(o, model, plan, rows, run, log);
   const auto units = work.quantize_all();
   ModelWriter writer(o.output, model);
   for (const auto& unit : units) writer.add(run.load(unit)->tensors);
-  writer.finish(&plan, model.stored_dtype(), {"gptq", options, drawn->manifest, nullptr});
+  writer.finish(&plan, model.stored_dtype(), {"gptq", options, rows.manifest, nullptr});
   run.remove();
 
   auto& result = work.result;

@@ -9,6 +9,7 @@
 
 #include "base/progress.h"
 #include "codec/format.h"
+#include "pipeline/rows.h"
 #include "quantize/gptq.h"
 
 namespace lquant::pipeline {
@@ -22,10 +23,7 @@ struct GptqRun {
   codec::Format fallback{codec::Mode::affine, 6, 64};  ///< of the embedding, and of linears whose rows the group does not divide
   std::optional<int> embed_bits;                       ///< of the embedding (and a head tied to it); default: the fallback's
   std::optional<std::filesystem::path> plan;           ///< JSON of formats by path
-  int num_samples = -1;                                ///< rows; −1: all of the data (128 of "self")
-  int sequence_length = 512;
-  std::uint64_t seed = 123;
-  std::vector<std::string> data = {"self"};  ///< files and folders, or "self"
+  RowOptions rows;
   quantize::GptqOptions method;
   bool sequential = true;  ///< inside a block, each linear's inputs come from the linears already quantized; else all at once
   Asymmetric asymmetric = Asymmetric::automatic;

@@ -1,0 +1,73 @@
+#include "model/fold.h"
+
+#include <mlx/mlx.h>
+
+#include <stdexcept>
+#include <vector>
+
+namespace lquant::model {
+namespace {
+
+mx::array f32(const mx::array& x) { return mx::astype(x, mx::float32); }
+
+/// Rows first_row … of a linear's weight or bias divided by the scales; `axis` is that of the rows.
+mx::array divided_rows(const mx::array& x, const mx::array& scales, int first_row, int axis) {
+  auto shape = scales.shape();
+  shape.back() = x.shape(axis);
+  auto start = mx::Shape(shape.size(), 0), stop = shape;
+  start.back() = first_row;
+  stop.back() = first_row + scales.shape(-1);
+  auto divisors = mx::slice_update(mx::ones(shape, mx::float32), scales, start, stop);
+  if (axis < static_cast<int>(x.ndim()) - 1) divisors = mx::expand_dims(divisors, -1);
+  return mx::divide(f32(x), divisors);
+}
+
+/// The norm's new weight in `stored`; `scales` become those that took effect.
+mx::array divided_norm(const mx::array& weight, float offset, mx::array& scales, mx::Dtype stored) {
+  const auto one = mx::array(offset), used = mx::add(f32(weight), one);
+  const auto wanted = mx::divide(used, scales);
+  const auto rounded = mx::astype(mx::subtract(wanted, one), stored), now = mx::add(f32(rounded), one);
+  // What storage makes of it must still be near: a channel beside 0, or one that an offset drowns, keeps its weight.
+  const auto near = mx::less(mx::abs(mx::subtract(now, wanted)), mx::multiply(mx::abs(wanted), mx::array(0.125f)));
+  scales = mx::where(near, mx::divide(used, now), mx::ones_like(scales));
+  return mx::where(near, rounded, mx::astype(weight, stored));
+}
+
+}  // namespace
+
+mx::array column_scales(const Edge& edge, const mx::array& scales) {
+  std::vector<std::int32_t> channel(edge.channels * edge.repeats);
+  for (int c = 0; c < static_cast<int>(channel.size()); ++c) channel[c] = edge.channel(c);
+  return mx::take(scales, mx::array(channel.data(), {static_cast<int>(channel.size())}, mx::int32), -1);
+}
+
+mx::array fold(const Edge& edge, const mx::array& scales, Tensors& tensors, mx::Dtype stored) {
+  const auto expected = edge.experts > 0 ? mx::Shape{edge.experts, edge.channels} : mx::Shape{edge.channels};
+  if (scales.shape() != expected || scales.dtype() != mx::float32)
+    throw std::invalid_argument("[model] fold: scales must be f32, one for each channel of the edge at " + edge.producer);
+  auto used = scales;
+  auto& weight = tensors.at(edge.producer + ".weight");
+  if (edge.producer_is_norm) {
+    weight = divided_norm(weight, edge.norm_offset, used, stored);
+  } else {
+    weight = divided_rows(weight, used, edge.first_row, static_cast<int>(weight.ndim()) - 2);
+    if (const auto bias = tensors.find(edge.producer + ".bias"); bias != tensors.end())
+      bias->second = divided_rows(bias->second, used, edge.first_row, static_cast<int>(bias->second.ndim()) - 1);
+  }
+  const auto columns = column_scales(edge, used);
+  for (const auto& path : edge.consumers) {
+    auto& consumer = tensors.at(path + ".weight");
+    if (consumer.shape(-1) != columns.shape(-1)) throw std::invalid_argument("[model] fold: " + path + " is not as wide as its edge");
+    consumer = mx::multiply(f32(consumer), columns.ndim() == 2 ? mx::expand_dims(columns, -2) : columns);
+  }
+  return used;
+}
+
+void fold_block(const ModelSpec& spec, int block, const Folds& folds, Tensors& tensors, mx::Dtype stored) {
+  for (const auto& edge : spec.edges()) {
+    const auto it = folds.find(edge.producer);
+    if (edge.block == block && it != folds.end()) fold(edge, it->second, tensors, stored);
+  }
+}
+
+}  // namespace lquant::model

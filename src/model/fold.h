@@ -1,0 +1,29 @@
+#pragma once
+
+#include <mlx/array.h>
+
+#include <map>
+#include <string>
+
+#include "model/spec.h"
+#include "model/tensors.h"
+
+// Moving scales along the edges of a model (spec.h): what a producer gives is divided by them, what its consumers multiply it with is
+// multiplied by them, and the model computes what it did before. AWQ (arXiv 2306.00978) chooses them so that the consumers' weights bear quantization better.
+namespace lquant::model {
+
+/// Scales by the edge's producer: f32 [channels], or [experts, channels]; all finite and above 0.
+using Folds = std::map<std::string, mx::array>;
+
+/// Folds `scales` into the tensors of one edge, which hold both ends dense; weights that change become f32, except a norm's, which is
+/// rounded to `stored`, the dtype that it will be written in. Returns the scales that took effect: a norm's rounding is made part of them,
+/// so that nothing is lost by it; where a norm's channel is 0, or would become so, its scale is 1. Throws std::invalid_argument when shapes disagree.
+mx::array fold(const Edge& edge, const mx::array& scales, Tensors& tensors, mx::Dtype stored);
+
+/// fold() for every edge of the block that `folds` has scales for.
+void fold_block(const ModelSpec& spec, int block, const Folds& folds, Tensors& tensors, mx::Dtype stored);
+
+/// An edge's scales as the columns of its consumers read them: [in], or [experts, in].
+mx::array column_scales(const Edge& edge, const mx::array& scales);
+
+}  // namespace lquant::model

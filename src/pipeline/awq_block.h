@@ -1,0 +1,80 @@
+#pragma once
+
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "calibration/hessian.h"
+#include "model/fold.h"
+#include "model/model.h"
+#include "pipeline/rows.h"
+#include "pipeline/walk.h"
+#include "plan/plan.h"
+#include "quantize/awq.h"
+
+namespace lquant::pipeline {
+
+/// What AWQ has found for one block: its packed tensors and the scales behind them.
+struct AwqSolution {
+  model::Tensors packed;               ///< as they are written
+  model::Tensors dense;                ///< what they stand for, in the compute dtype
+  model::Folds folds;                  ///< that are in use
+  bool clipped = true;                 ///< whether searched ranges are in use
+  std::vector<std::string> undone;     ///< parts that did not help: producers of edges, or "clip"
+  double plain_error = 0, error = 0;   ///< squared distance of the block's outputs from the full-precision model's, on the judging rows
+};
+
+/// One block under AWQ: scales for each of its edges, searched ranges, and a gate that undoes what does not lower the error of the block's outputs.
+class AwqBlock {
+ public:
+  struct Inputs {
+    const model::Model& model;
+    const plan::QuantPlan& plan;
+    const quantize::AwqOptions& options;
+    const Rows& rows;
+    const std::vector<std::size_t>& judges;  ///< batches that judge
+    int block;
+    const model::Tensors& stored;  ///< dense, in the stored dtype
+    const model::Tensors& full;    ///< the same in the compute dtype
+    const Walk& student;           ///< before the block
+    /// What the full-precision model has on the judging batches: hidden states behind the attention and behind the block.
+    const std::vector<mx::array>&behind_attention, &behind_block;
+  };
+  explicit AwqBlock(const Inputs& inputs) : in_(inputs), spec_(inputs.model.spec()) {}
+
+  /// From the second moments of one set of inputs: those that choose scales and (of all rows) those that weigh ranges, for each linear.
+  using Moments = std::map<std::string, std::vector<calibration::Hessian>>;
+  AwqSolution solve(const Moments& choosing, const Moments& weighing);
+
+  /// Seconds.
+  double search_time = 0, gate_time = 0;
+
+ private:
+  /// Which parts are in use.
+  struct Parts {
+    std::set<std::string> edges;
+    bool clip = true;
+  };
+  struct Quantized {
+    codec::Packed packed;
+    mx::array dense;
+  };
+  std::vector<model::Edge> edges() const;
+  const codec::Format* format_of(const std::string& path) const;
+  model::Folds choose(const Moments& choosing, const Moments& weighing);
+  double attention_error(const model::Tensors& tensors) const;
+  double block_error(const model::Tensors& tensors) const;
+  double distance(std::size_t judge, const mx::array& states, const mx::array& reference) const;
+  model::Tensors folded(const Parts& parts) const;
+  const Quantized& quantized(const model::LinearSpec& linear, const Parts& parts, const model::Tensors& folded, const Moments& weighing);
+  AwqSolution build(const Parts& parts, const Moments& weighing);
+  AwqSolution gate(const Moments& weighing);
+
+  Inputs in_;
+  const model::ModelSpec& spec_;
+  model::Folds folds_;                      // of the present moments
+  std::map<std::string, Quantized> cache_;  // by linear and the parts that touch it
+};
+
+}  // namespace lquant::pipeline

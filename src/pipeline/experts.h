@@ -1,0 +1,15 @@
+#pragma once
+
+#include <vector>
+
+#include "base/progress.h"
+#include "calibration/hessian.h"
+#include "model/spec.h"
+
+namespace lquant::pipeline {
+
+/// The Hessians to use for a linear: experts that saw too few tokens of their own lean on the inputs of all of them together, with
+/// a warning that names them.
+std::vector<calibration::Hessian> supported(const model::LinearSpec& linear, std::vector<calibration::Hessian> sums, Log& log);
+
+}  // namespace lquant::pipeline

@@ -1,0 +1,61 @@
+#include "pipeline/rows.h"
+
+#include <mlx/mlx.h>
+
+#include "calibration/batches.h"
+#include "pipeline/self_data.h"
+
+namespace lquant::pipeline {
+using json = nlohmann::json;
+
+namespace {
+
+// Rows that go through the model at once; 4,096 tokens of 512 keep products long and their activations small.
+constexpr int kBatchRows = 8;
+// Rows sampled from the model itself when no number is given.
+constexpr int kSelfRows = 128;
+
+std::optional<mx::array> counted_tokens(const calibration::Batch& batch) {
+  auto host = batch.segments;
+  host.eval();
+  const auto* segments = host.data<std::int32_t>();
+  std::vector<std::int32_t> rows;
+  for (std::int32_t i = 0; i < static_cast<std::int32_t>(host.size()); ++i)
+    if (segments[i] >= 0) rows.push_back(i);
+  if (rows.size() == host.size()) return std::nullopt;
+  return mx::array(rows.data(), {static_cast<int>(rows.size())}, mx::int32);
+}
+
+}  // namespace
+
+RowSource::RowSource(const RowOptions& options, const text::Tokenizer& tokenizer) : options_(options), tokenizer_(tokenizer) {
+  const auto& o = options_;
+  if (o.data == std::vector<std::string>{"self"}) return;
+  drawn_ = calibration::draw_examples({o.data.begin(), o.data.end()}, tokenizer_, {o.sequence_length, false}, o.num_samples, o.seed);
+}
+
+void RowSource::identify(json& identity) const {
+  if (drawn_) identity["data"] = drawn_->manifest;
+}
+
+Rows RowSource::read(const model::Model& model, RunFolder& run, Log& log) {
+  const auto& o = options_;
+  if (!drawn_) {
+    const int rows = o.num_samples < 0 ? kSelfRows : o.num_samples;
+    drawn_ = {self_examples(model, tokenizer_, rows, o.sequence_length, o.seed, run, log),
+              {{"source", "self"}, {"seed", o.seed}, {"rows", rows}, {"max_tokens", o.sequence_length}}};
+  }
+  if (o.num_samples > static_cast<int>(drawn_->examples.size()))
+    log.line(fmt::format("{} rows were asked for and {} found; all of them are used", o.num_samples, drawn_->examples.size()));
+  Rows rows;
+  for (const auto& batch : calibration::make_batches(drawn_->examples, kBatchRows, o.sequence_length, false)) {
+    rows.ids.push_back(batch.ids);
+    rows.segments.push_back(batch.segments);
+    rows.counted.push_back(counted_tokens(batch));
+    rows.tokens += static_cast<double>(rows.counted.back() ? rows.counted.back()->size() : batch.ids.size());
+  }
+  rows.manifest = drawn_->manifest;
+  return rows;
+}
+
+}  // namespace lquant::pipeline

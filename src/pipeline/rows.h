@@ -1,0 +1,52 @@
+#pragma once
+
+#include <mlx/array.h>
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/progress.h"
+#include "calibration/examples.h"
+#include "model/model.h"
+#include "pipeline/run_folder.h"
+
+namespace lquant::pipeline {
+
+namespace mx = mlx::core;
+
+/// What the methods that walk block by block calibrate on.
+struct RowOptions {
+  std::vector<std::string> data = {"self"};  ///< files and folders, or "self": sampled from the model
+  int num_samples = -1;                      ///< rows; −1: all of the data (128 of "self")
+  int sequence_length = 512;
+  std::uint64_t seed = 123;
+};
+
+/// Batches of eight packed rows.
+struct Rows {
+  std::vector<mx::array> ids, segments;           ///< int32 [R, L]
+  std::vector<std::optional<mx::array>> counted;  ///< of each batch the tokens that are no padding, int32; nullopt: all of them
+  double tokens = 0;                              ///< that count
+  nlohmann::json manifest;
+};
+
+/// Rows are drawn from files before a run folder is opened, for their hashes are part of its identity; they are sampled from the
+/// model itself after, for samples are kept in it.
+class RowSource {
+ public:
+  /// Reads the files. Throws Error naming the file when it cannot be read or holds no text.
+  RowSource(const RowOptions& options, const text::Tokenizer& tokenizer);
+  /// Adds what the rows depend on.
+  void identify(nlohmann::json& identity) const;
+  Rows read(const model::Model& model, RunFolder& run, Log& log);
+
+ private:
+  RowOptions options_;
+  const text::Tokenizer& tokenizer_;
+  std::optional<calibration::Drawn> drawn_;
+};
+
+}  // namespace lquant::pipeline
