@@ -87,6 +87,12 @@ __device__ void times(const float* h, int lane, const float (&x)[m], float (&y)[
   }
 }
 
+// x = high + low exactly, high of 11 bits.
+__device__ void split(float x, float& high, float& low) {
+  high = __uint_as_float((__float_as_uint(x) + 0x1000u) & 0xffffe000u);
+  low = __fsub_rn(x, high);
+}
+
 __device__ int column_of(int i, int lane) { return i / 4 * 32 + 4 * lane + i % 4; }
 
 // Columns 32·t to 32·t + 31 of a row and, after them, the others.
@@ -160,7 +166,7 @@ __device__ void recode(const float* h, int lane, float top, float scale, float b
 )cuda";
 
 /// Inputs: w, fed [N, n] (what earlier columns' errors add to w), inside [n, n], scales, biases [N, groups], group [n], top [1].
-/// Outputs: codes u8, errors f32 [N, n].
+/// Outputs: codes u8, the errors' parts high and low f32 [N, n].
 inline constexpr const char* kCudaFeedback = R"cuda(
   constexpr int m = n / lquant::kLanes;
   extern __shared__ float4 shared[];
@@ -183,29 +189,37 @@ inline constexpr const char* kCudaFeedback = R"cuda(
   for (int i = 0; i < m; ++i) {
     const long long at = row * n + lquant::column_of(i, lane);
     codes[at] = static_cast<unsigned char>(q[i]);
-    errors[at] = e[i];
+    lquant::split(e[i], high[at], low[at]);
   }
 )cuda";
 
-/// One group of n columns. Inputs: w, old_errors, slopes [N, n] (all errors · H at the group's columns), own [n, n] (the group's part of H), total
-/// [1] (its sum), old_codes [N, n], old_scales, old_biases [N, 1], top [1]. Outputs: codes, errors, scales, biases alike.
+/// One group of n columns, from `first` [1] on. Inputs: w [N, n], old_high, old_low [N, K] (the parts of all errors), slopes [N, n] (all errors · H
+/// at the group's columns), own [n, n] (the group's part of H), total [1] (its sum), old_codes [N, n], old_scales, old_biases [N, 1], first, top [1].
+/// Outputs: codes, high, low, scales, biases alike. The errors are copied whole: the launches that would put a group's in place cost more.
 inline constexpr const char* kCudaRefine = R"cuda(
   constexpr int m = n / lquant::kLanes;
   extern __shared__ float4 shared[];
   float* square = reinterpret_cast<float*>(shared);
   for (int i = threadIdx.x; i < n * n; i += blockDim.x) square[i] = own[i];
-  __syncthreads();
   const int lane = threadIdx.x % lquant::kLanes, rows = w_shape[0];
   const int turn = (blockIdx.x * blockDim.x + threadIdx.x) / lquant::kLanes;
   const long long row = turn < rows ? turn : rows - 1;
+  const long long k = old_high_shape[1], per_block = blockDim.x / lquant::kLanes * k, begin = blockIdx.x * per_block;
+  const long long end = begin + per_block < rows * k ? begin + per_block : rows * k;
+  for (long long i = begin + threadIdx.x; i < end; i += blockDim.x) {
+    high[i] = old_high[i];
+    low[i] = old_low[i];
+  }
+  __syncthreads();  // for the matrix, and so that the group's new errors come after the copy of the old
   float weights[m], q[m], e[m], r[m];
 #pragma unroll
   for (int i = 0; i < m; ++i) {
     const long long at = row * n + lquant::column_of(i, lane);
     weights[i] = w[at];
     q[i] = static_cast<float>(old_codes[at]);
-    e[i] = old_errors[at];
     r[i] = slopes[at];
+    const long long in_row = row * k + first[0] + lquant::column_of(i, lane);
+    e[i] = __fadd_rn(old_high[in_row], old_low[in_row]);
   }
   float scale = static_cast<float>(old_scales[row]), bias = static_cast<float>(old_biases[row]);
   lquant::refit<S, n>(square, total[0], lane, weights, q, e, r, scale, bias);
@@ -216,7 +230,8 @@ inline constexpr const char* kCudaRefine = R"cuda(
   for (int i = 0; i < m; ++i) {
     const long long at = row * n + lquant::column_of(i, lane);
     codes[at] = static_cast<unsigned char>(q[i]);
-    errors[at] = e[i];
+    const long long in_row = row * k + first[0] + lquant::column_of(i, lane);
+    lquant::split(e[i], high[in_row], low[in_row]);
   }
   if (lane == 0) scales[row] = static_cast<S>(scale), biases[row] = static_cast<S>(bias);
 )cuda";

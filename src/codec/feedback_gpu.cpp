@@ -51,7 +51,7 @@ mx::array top_of(const Format& format) { return mx::array({static_cast<float>((1
 
 /// One group of columns while it is refined.
 struct Block {
-  mx::array w, own, total, codes, scales, biases, errors;
+  mx::array first, w, own, total, codes, scales, biases;
 };
 
 }  // namespace
@@ -76,14 +76,12 @@ mx::array round_with_feedback(const mx::array& w, const mx::array& unit_upper, c
     const auto before = [&](const mx::array& u) { return mx::slice(u, {0, begin}, {begin, end}); };
     const auto fed = begin > 0 ? product(Parts{mx::concatenate(high, 1), mx::concatenate(low, 1)}, {before(upper.high), before(upper.low)})
                                : mx::zeros({rows, n}, mx::float32);
-    const auto kernel = mx::fast::cuda_kernel("lquant_feedback", {"w", "fed", "inside", "scales", "biases", "group", "top"}, {"codes", "errors"},
+    const auto kernel = mx::fast::cuda_kernel("lquant_feedback", {"w", "fed", "inside", "scales", "biases", "group", "top"}, {"codes", "high", "low"},
                                               kCudaFeedback, kCudaCommon, true, square_bytes(n));
     const auto inside = mx::slice(unit_upper, {begin, begin}, {end, end});
     const auto made = launch(kernel, {columns(w, begin, end), fed, inside, scales, biases, mx::array(group.data() + begin, {n}, mx::int32), top},
-                             {{rows, n}, {rows, n}}, {mx::uint8, mx::float32}, rows, n, scales.dtype());
-    const auto errors = split(made[1]);
-    codes.push_back(made[0]), high.push_back(errors.high), low.push_back(errors.low);
-    mx::eval(codes.back(), high.back(), low.back());  // else the copies of all blocks would be in memory at once
+                             {{rows, n}, {rows, n}, {rows, n}}, {mx::uint8, mx::float32, mx::float32}, rows, n, scales.dtype());
+    codes.push_back(made[0]), high.push_back(made[1]), low.push_back(made[2]);
   }
   auto all = mx::concatenate(codes, 1);
   all.eval();
@@ -91,21 +89,20 @@ mx::array round_with_feedback(const mx::array& w, const mx::array& unit_upper, c
 }
 
 Coded refine(const mx::array& w, const mx::array& hessian, const Coded& start, const Format& format, int sweeps) {
-  const int rows = w.shape(0), n = format.group_size, groups = w.shape(1) / n;
+  const int rows = w.shape(0), k = w.shape(1), n = format.group_size, groups = k / n;
   const auto dtype = start.scales.dtype();
   const auto top = top_of(format);
-  const auto kernel =
-      mx::fast::cuda_kernel("lquant_refine", {"w", "old_errors", "slopes", "own", "total", "old_codes", "old_scales", "old_biases", "top"},
-                            {"codes", "errors", "scales", "biases"}, kCudaRefine, kCudaCommon, true, square_bytes(n));
-  const auto first_errors = mx::subtract(w, gpu::values_of(start, format));
+  const auto kernel = mx::fast::cuda_kernel(
+      "lquant_refine", {"w", "old_high", "old_low", "slopes", "own", "total", "old_codes", "old_scales", "old_biases", "first", "top"},
+      {"codes", "high", "low", "scales", "biases"}, kCudaRefine, kCudaCommon, true, square_bytes(n));
   const auto h = split(hessian);
-  auto errors = split(first_errors);
+  auto errors = split(mx::subtract(w, gpu::values_of(start, format)));
   std::vector<Block> blocks;
   for (int g = 0; g < groups; ++g) {
     const auto cut = [&](const mx::array& x) { return mx::contiguous(columns(x, g * n, (g + 1) * n)); };
     const auto own = mx::contiguous(mx::slice(hessian, {g * n, g * n}, {(g + 1) * n, (g + 1) * n}));
-    blocks.push_back({cut(w), own, mx::reshape(mx::sum(own), {1}), cut(start.codes), mx::contiguous(columns(start.scales, g, g + 1)),
-                      mx::contiguous(columns(start.biases, g, g + 1)), cut(first_errors)});
+    blocks.push_back({mx::array({g * n}, {1}), cut(w), own, mx::reshape(mx::sum(own), {1}), cut(start.codes),
+                      mx::contiguous(columns(start.scales, g, g + 1)), mx::contiguous(columns(start.biases, g, g + 1))});
   }
   for (int sweep = 0; sweep < sweeps; ++sweep) {
     for (int g = 0; g < groups; ++g) {
@@ -113,25 +110,24 @@ Coded refine(const mx::array& w, const mx::array& hessian, const Coded& start, c
       // Rows of H, turned: it is its own transpose, and so no columns need to be gathered.
       const auto wide = [&](const mx::array& x) { return mx::transpose(rows_of(x, g * n, (g + 1) * n)); };
       const auto slopes = product(errors, {wide(h.high), wide(h.low)});
-      const auto made = launch(kernel, {b.w, b.errors, slopes, b.own, b.total, b.codes, b.scales, b.biases, top},
-                               {{rows, n}, {rows, n}, {rows, 1}, {rows, 1}}, {mx::uint8, mx::float32, dtype, dtype}, rows, n, dtype);
-      b.codes = made[0], b.errors = made[1], b.scales = made[2], b.biases = made[3];
-      const auto parts = split(b.errors);
-      const auto put = [&](const mx::array& x, const mx::array& part) {
-        return mx::slice_update(x, part, mx::Shape{0, g * n}, mx::Shape{rows, (g + 1) * n});
-      };
-      errors = {put(errors.high, parts.high), put(errors.low, parts.low)};
-      mx::eval(errors.high, errors.low, b.codes, b.errors, b.scales, b.biases);
+      const auto made =
+          launch(kernel, {b.w, errors.high, errors.low, slopes, b.own, b.total, b.codes, b.scales, b.biases, b.first, top},
+                 {{rows, n}, {rows, k}, {rows, k}, {rows, 1}, {rows, 1}}, {mx::uint8, mx::float32, mx::float32, dtype, dtype}, rows, n, dtype);
+      b.codes = made[0], errors = {made[1], made[2]}, b.scales = made[3], b.biases = made[4];
     }
+    // Once for a sweep: a small matrix takes the device less time than the host needs to wait for each of its groups.
+    std::vector<mx::array> all{errors.high, errors.low};
+    for (const auto& b : blocks) all.insert(all.end(), {b.codes, b.scales, b.biases});
+    mx::eval(all);
   }
   const auto joined = [&](mx::array Block::*member) {
     std::vector<mx::array> all;
     for (const auto& b : blocks) all.push_back(b.*member);
-    auto made = mx::concatenate(all, 1);
-    made.eval();
-    return made;
+    return mx::concatenate(all, 1);
   };
-  return {joined(&Block::codes), joined(&Block::scales), joined(&Block::biases)};
+  Coded made{joined(&Block::codes), joined(&Block::scales), joined(&Block::biases)};
+  mx::eval(made.codes, made.scales, made.biases);
+  return made;
 }
 
 }  // namespace lquant::codec::gpu
