@@ -1,4 +1,4 @@
-// Here are the checks and the way by MLX's ops, one column of all rows at a time; feedback_cpu.cpp has the fast one.
+// Here are the checks and the way by MLX's ops, one column of all rows at a time; feedback_cpu.cpp and feedback_gpu.cpp have the fast ones.
 #include "codec/feedback.h"
 
 #include <mlx/mlx.h>
@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "codec/feedback_cpu.h"
+#include "codec/feedback_gpu.h"
 #include "codec/quantize.h"
 #include "kernels/linear.h"
 #include "kernels/primitive.h"
@@ -53,6 +54,7 @@ mx::array round_with_feedback(const mx::array& w, const mx::array& unit_upper, c
   if constexpr (cpu::built) {
     if (kernels::cpu_kernels()) return cpu::round_with_feedback(w, unit_upper, scales, biases, group, format);
   }
+  if (kernels::cuda_kernels()) return gpu::round_with_feedback(w, unit_upper, scales, biases, group, format);
   const float top = static_cast<float>((1 << format.bits) - 1);
   std::vector<mx::array> codes, errors;
   for (int begin = 0; begin < k; begin += kBlock) {
@@ -83,6 +85,7 @@ Coded refine(const mx::array& w, const mx::array& hessian, const Coded& start, c
   if constexpr (cpu::built) {
     if (kernels::cpu_kernels()) return cpu::refine(w, hessian, start, format, sweeps);
   }
+  if (kernels::cuda_kernels()) return gpu::refine(w, hessian, start, format, sweeps);
   const int n = format.group_size, groups = w.shape(1) / n;
   const float top = static_cast<float>((1 << format.bits) - 1);
   auto errors = mx::subtract(w, values_of(start, format));
@@ -140,12 +143,14 @@ Coded refine(const mx::array& w, const mx::array& hessian, const Coded& start, c
 }
 
 mx::array values_of(const Coded& coded, const Format& format) {
+  if (kernels::cuda_kernels()) return gpu::values_of(coded, format);
   return kernels::dequantize_affine(pack_codes(coded.codes, format.bits), coded.scales, coded.biases, format.bits, format.group_size, mx::float32);
 }
 
 double feedback_error(const mx::array& w, const mx::array& quantized, const mx::array& hessian) {
   const auto e = mx::subtract(w, quantized);
-  auto product = mx::multiply(kernels::linear(e, {hessian, std::nullopt}), e);  // H is its own transpose
+  // H is its own transpose.
+  const auto product = mx::multiply(kernels::cuda_kernels() ? gpu::product(e, hessian) : kernels::linear(e, {hessian, std::nullopt}), e);
   auto rows = mx::contiguous(mx::copy(mx::sum(product, 1), mx::Device::cpu), false, mx::Device::cpu);
   rows.eval();
   return std::accumulate(rows.data<float>(), rows.data<float>() + rows.size(), 0.0);

@@ -7,7 +7,7 @@
 // Codes that answer for each other's errors: the inner loops of GPTQ and of coordinate descent (docs/methods/gptq.md). What they make
 // small is Σ_rows e · H · eᵀ with e = w − ŵ and H the second moments of the layer's inputs. Weights, factors and moments are f32
 // row-major and finite; scales and biases are affine ones [N, K/group] of one float dtype. All compute at once and throw
-// std::invalid_argument when shapes disagree. On a GPU they run there, on MLX's ops.
+// std::invalid_argument when shapes disagree. On a GPU they run there: on NVIDIA's in kernels of their own, on others by MLX's ops.
 namespace lquant::codec {
 
 /// u8 [N, K]: column after column, each weight is rounded to its nearest code after taking up the errors of the columns before it,

@@ -30,6 +30,7 @@ void require(bool ok, const char* what) {
 mx::array on_host(const mx::array& x) {
   auto copy = mx::contiguous(x, false, mx::Device::cpu);
   copy.eval();
+  copy.data<char>();  // MLX brings what is on a CUDA device over when first asked for it, and not safely for several threads that ask at once
   return copy;
 }
 

@@ -8,6 +8,7 @@
 #include "kernels/primitive.h"
 
 #include <mlx/allocator.h>
+#include <mlx/backend/cuda/cuda.h>
 #include <mlx/primitives.h>
 #include <mlx/stream.h>
 
@@ -38,6 +39,8 @@ bool cpu_kernels() {
   return false;
 #endif
 }
+
+bool cuda_kernels() { return mlx_ops_only == 0 && mx::default_device() == mx::Device::gpu && mx::cu::is_available(); }
 
 #ifdef LQUANT_ONEDNN
 namespace {

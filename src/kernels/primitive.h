@@ -15,7 +15,10 @@ namespace mx = mlx::core;
 /// Every op asks this and runs on MLX's own ops otherwise.
 bool cpu_kernels();
 
-/// While one lives, cpu_kernels() is false on this thread: the way to run, on a CPU, what a GPU would run.
+/// True when MLX can compile and run CUDA kernels for the default device.
+bool cuda_kernels();
+
+/// While one lives, cpu_kernels() and cuda_kernels() are false on this thread: the way to run what a GPU without kernels of ours would run.
 class MlxOpsOnly {
  public:
   MlxOpsOnly();

@@ -80,6 +80,20 @@ TextbookGptq textbook_gptq(Matrix w, const Matrix& hessian, const Matrix& scales
   return out;
 }
 
+Aims aims_of(const Matrix& w, const Matrix& unit_upper, const Matrix& values) {
+  Aims out{w, Matrix(w.size(), std::vector<double>(unit_upper.size(), 0))};
+  for (std::size_t r = 0; r < w.size(); ++r) {
+    for (std::size_t j = 0; j < unit_upper.size(); ++j) {
+      for (std::size_t i = 0; i < j; ++i) {
+        const double term = (w[r][i] - values[r][i]) * unit_upper[i][j];
+        out.aim[r][j] += term;
+        out.taken_up[r][j] += std::abs(term);
+      }
+    }
+  }
+  return out;
+}
+
 double quadratic_error(const Matrix& e, const Matrix& hessian) {
   double sum = 0;
   for (const auto& row : e)

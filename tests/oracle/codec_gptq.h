@@ -26,6 +26,12 @@ struct TextbookGptq {
 /// test, so that after a close call, which f32 may decide otherwise, the two go on from the same place.
 TextbookGptq textbook_gptq(Matrix w, const Matrix& hessian, const Matrix& scales, const Matrix& biases, int group, int top, const Matrix& taken);
 
+/// What each weight aims at, w_j + Σ_{i<j} e_i · U_ij with e = w − values, and Σ_{i<j} |e_i · U_ij|, the size of what it takes up.
+struct Aims {
+  Matrix aim, taken_up;
+};
+Aims aims_of(const Matrix& w, const Matrix& unit_upper, const Matrix& values);
+
 /// Σ_rows e · H · eᵀ.
 double quadratic_error(const Matrix& e, const Matrix& hessian);
 
