@@ -112,6 +112,19 @@ void Writer::write_text(const std::string& file, std::string_view content) {
 
 void Writer::write_json(const std::string& file, const nlohmann::ordered_json& value) { write_text(file, value.dump(4, ' ', true)); }
 
+void Writer::write_tensors(const std::string& file, const std::vector<std::pair<std::string, mx::array>>& tensors) {
+  state_->claim(file);
+  Shard shard(state_->folder.path() / file);
+  for (const auto& [name, value] : tensors) {
+    auto flat = mx::contiguous(value, false, mx::Device::cpu);
+    flat.eval();
+    shard.add(name, flat);
+  }
+  shard.finish();
+  shard.verify();
+  state_->texts[file] = sha256_from(File::open(shard.path()), 0);
+}
+
 void Writer::copy_file(const fs::path& from, const std::string& as) {
   const auto file = File::open(from);
   std::string bytes(static_cast<std::size_t>(file.size()), '\0');  // a tokenizer, tens of megabytes at most

@@ -8,6 +8,8 @@
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 namespace lquant::checkpoint {
 
@@ -30,6 +32,8 @@ class Writer {
   void write_text(const std::string& file, std::string_view content);
   /// As Python's json.dump(value, indent=4) writes it: the objects of an ordered_json keep their order, those of a json are sorted.
   void write_json(const std::string& file, const nlohmann::ordered_json& value);
+  /// Named tensors, evaluated and row-major, as a safetensors file beside the model's own.
+  void write_tensors(const std::string& file, const std::vector<std::pair<std::string, mx::array>>& tensors);
   /// Byte for byte. Throws Error when `from` is no regular file.
   void copy_file(const std::filesystem::path& from, const std::string& as);
   /// What the index says of the number of weights; without it, the number of elements added (right for a dense model).

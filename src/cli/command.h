@@ -17,6 +17,7 @@ inline const CLI::Validator kPositive(
     },
     "POSITIVE");
 
+void add_awq(CLI::App& app, Run& run);
 void add_convert(CLI::App& app, Run& run);
 void add_demo(CLI::App& app, Run& run);
 void add_dwq(CLI::App& app, Run& run);

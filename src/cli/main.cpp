@@ -38,6 +38,7 @@ int front_door(int argc, char** argv) {
   cli::Run run;
   cli::add_dwq(app, run);
   cli::add_gptq(app, run);
+  cli::add_awq(app, run);
   cli::add_convert(app, run);
   cli::add_perplexity(app, run);
   cli::add_generate(app, run);

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/hash.h"
 #include "calibration/targets.h"
+#include "pipeline/folds.h"
 #include "pipeline/memory.h"
 #include "pipeline/output.h"
 #include "pipeline/run_folder.h"
@@ -158,6 +159,7 @@ struct Inputs {
   model::Model teacher;
   std::optional<checkpoint::Checkpoint> student_files;  ///< of --quantized-model
   std::optional<model::Model> student;
+  model::Folds folds;  ///< the student's scales, when awq has made it
   plan::QuantPlan plan;
   text::Tokenizer tokenizer;
   json identity;
@@ -169,7 +171,7 @@ Inputs open_inputs(const DwqRun& o, int ranks, Log& log) {
   if (o.plan && o.quantized_model) throw UsageError("--plan and --quantized-model exclude each other: the quantized model has its formats already");
   const std::optional<json> overrides = o.plan ? std::optional(read_plan(*o.plan)) : std::nullopt;
   const auto teacher_files = checkpoint::Checkpoint::open(o.model);
-  Inputs in{teacher_files, model::Model::open(teacher_files), std::nullopt, std::nullopt, {}, text::Tokenizer::open(o.model), {}};
+  Inputs in{teacher_files, model::Model::open(teacher_files), std::nullopt, std::nullopt, {}, {}, text::Tokenizer::open(o.model), {}};
   if (o.quantized_model) {
     in.student_files = checkpoint::Checkpoint::open(*o.quantized_model);
     in.student = model::Model::open(*in.student_files);
@@ -178,6 +180,7 @@ Inputs open_inputs(const DwqRun& o, int ranks, Log& log) {
     if (in.student->spec().vocab != in.teacher.spec().vocab)
       fail("pipeline", "{}: has a vocabulary of {} and its teacher one of {}; give the model that it was made from to --model",
            o.quantized_model->string(), in.student->spec().vocab, in.teacher.spec().vocab);
+    in.folds = read_folds(*o.quantized_model, in.teacher.spec());
     in.plan = plan::plan_of(in.student->spec(), in.student->formats(), in.student_files->config());
   } else {
     in.plan = plan::uniform_plan(in.teacher.spec(), o.format);
@@ -186,6 +189,7 @@ Inputs open_inputs(const DwqRun& o, int ranks, Log& log) {
   }
   in.identity = identity_of(o, in.teacher_files.fingerprint(), in.student_files ? in.student_files->fingerprint() : "", ranks);
   if (overrides) in.identity["plan"] = *overrides;
+  if (!in.folds.empty()) in.identity["scales"] = sha256_file(*o.quantized_model / kFoldFile);
   // The files' contents are what the result depends on, not where they lie.
   for (const auto& file : {fs::path(o.data), fs::path(o.data) / "train.jsonl", fs::path(o.data) / "valid.jsonl"})
     if (o.data != "self" && fs::is_regular_file(file)) in.identity["data"][file.filename().string()] = sha256_file(file);
@@ -230,7 +234,9 @@ std::unique_ptr<calibration::Targets> open_targets(const DwqRun& o, const Inputs
 quantize::Student make_student(const DwqRun& o, const Inputs& in, const Data& data, RunFolder& run, Log& log) {
   auto start = in.student ? in.student->load_all(in.student->stored_dtype()) : search_start(in.teacher, in.plan, first_batches(data.train), run, log);
   // The teacher's own weights tell on which side of a code each weight lies; a quantized teacher tells nothing of the kind.
-  const auto dense = o.move_codes && in.teacher.formats().empty() ? in.teacher.load_all(in.teacher.stored_dtype()) : model::Tensors{};
+  auto dense = o.move_codes && in.teacher.formats().empty() ? in.teacher.load_all(in.teacher.stored_dtype()) : model::Tensors{};
+  // A student that awq has scaled has codes of scaled weights.
+  if (!dense.empty() && !in.folds.empty()) fold_all(in.teacher.spec(), in.folds, dense, in.teacher.stored_dtype());
   return {in.target().spec(), in.plan.by_path(), std::move(start), dense, o.move_codes};
 }
 
@@ -293,6 +299,7 @@ DwqResult train(const DwqRun& o, const Inputs& in, const Data& data, quantize::S
 void write(const DwqRun& o, const Inputs& in, const Data& data, const DwqResult& result, RunFolder& run) {
   ModelWriter writer(o.output, in.target());
   writer.add(run.load("best")->tensors);
+  writer.add_folds(in.folds);
   json options = in.identity;
   for (const char* key : {"command", "model", "device"}) options.erase(key);
   writer.finish(

@@ -14,6 +14,7 @@
 #include "codec/quantize.h"
 #include "codec/range_search.h"
 #include "pipeline/experts.h"
+#include "pipeline/folds.h"
 #include "pipeline/output.h"
 #include "pipeline/run_folder.h"
 #include "pipeline/walk.h"
@@ -65,8 +66,9 @@ json options_of(const GptqRun& o, const std::optional<json>& overrides) {
 /// The run of one command: everything that a block's turn needs.
 class Gptq {
  public:
-  Gptq(const GptqRun& options, const model::Model& model, const plan::QuantPlan& plan, const Rows& rows, RunFolder& run, Log& log)
-      : o_(options), model_(model), spec_(model.spec()), plan_(plan), rows_(rows), run_(run), log_(log) {
+  Gptq(const GptqRun& options, const model::Model& model, const plan::QuantPlan& plan, const Rows& rows, const model::Folds& folds,
+       RunFolder& run, Log& log)
+      : o_(options), model_(model), spec_(model.spec()), plan_(plan), rows_(rows), folds_(folds), run_(run), log_(log) {
     result.tokens = rows_.tokens;
     // One batch alone fits everything and can judge nothing.
     if (o_.asymmetric == Asymmetric::automatic && rows_.ids.size() > 1) held_every_ = std::min(kHeldOut, rows_.ids.size());
@@ -97,6 +99,7 @@ class Gptq {
   const model::ModelSpec& spec_;
   const plan::QuantPlan& plan_;
   const Rows& rows_;
+  const model::Folds& folds_;
   RunFolder& run_;
   Log& log_;
   std::size_t held_every_ = 0;
@@ -256,6 +259,8 @@ std::vector<std::string> Gptq::quantize_all() {
   Progress progress(log_, "quantizing blocks", blocks + 1);
   for (int i = 0; i < blocks; ++i) {
     auto tensors = model::dense_tensors(model_, model_.load_block(i, stored));
+    model::fold_block(spec_, i, folds_, tensors, stored);
+    for (auto& [name, tensor] : tensors) tensor = mx::astype(tensor, stored);
     auto full = tensors;
     if (compute != stored)
       for (auto& [name, tensor] : full) tensor = mx::astype(tensor, compute);
@@ -312,16 +317,20 @@ GptqResult gptq(const GptqRun& o, Log& log) {
                 {"options", options},
                 {"model", checkpoint.fingerprint()},
                 {"device", mx::default_device() == mx::Device::gpu ? "gpu" : "cpu"}};
+  const auto folds = o.scaled ? read_folds(*o.scaled, model.spec()) : model::Folds{};
+  if (o.scaled && folds.empty()) log.line(fmt::format("{}: holds no scales; the model is taken as it is", o.scaled->string()));
+  if (!folds.empty()) identity["scales"] = sha256_file(*o.scaled / kFoldFile);
   RowSource source(o.rows, tokenizer);
   source.identify(identity);
   RunFolder run(o.output, identity, o.fresh);
   InterruptGuard guard;
   if (run.resumed()) log.line(fmt::format("continuing the run in {}", run.path().string()));
   const auto rows = source.read(model, run, log);
-  Gptq work(o, model, plan, rows, run, log);
+  Gptq work(o, model, plan, rows, folds, run, log);
   const auto units = work.quantize_all();
   ModelWriter writer(o.output, model);
   for (const auto& unit : units) writer.add(run.load(unit)->tensors);
+  writer.add_folds(folds);
   writer.finish(&plan, model.stored_dtype(), {"gptq", options, rows.manifest, nullptr});
   run.remove();
 

@@ -24,6 +24,7 @@ struct GptqRun {
   std::optional<int> embed_bits;                       ///< of the embedding (and a head tied to it); default: the fallback's
   std::optional<std::filesystem::path> plan;           ///< JSON of formats by path
   RowOptions rows;
+  std::optional<std::filesystem::path> scaled;  ///< a result of awq: its scales are folded into the model first
   quantize::GptqOptions method;
   bool sequential = true;  ///< inside a block, each linear's inputs come from the linears already quantized; else all at once
   Asymmetric asymmetric = Asymmetric::automatic;

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "lquant/version.h"
+#include "pipeline/folds.h"
 
 namespace lquant::pipeline {
 namespace fs = std::filesystem;
@@ -77,6 +78,10 @@ void ModelWriter::add(const model::Tensors& tensors) {
   for (const auto& [name, tensor] : tensors) names.push_back(name);
   std::sort(names.begin(), names.end());
   for (const auto& name : names) writer_.add(name, tensors.at(name));
+}
+
+void ModelWriter::add_folds(const model::Folds& folds) {
+  if (!folds.empty()) writer_.write_tensors(kFoldFile, {folds.begin(), folds.end()});
 }
 
 void ModelWriter::finish(const plan::QuantPlan* plan, mx::Dtype dtype, const Record& record) {

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "checkpoint/writer.h"
+#include "model/fold.h"
 #include "model/model.h"
 #include "plan/plan.h"
 
@@ -33,6 +34,8 @@ class ModelWriter {
   ModelWriter(const std::filesystem::path& output, const model::Model& source);
   /// Sorted by name within the call.
   void add(const model::Tensors& tensors);
+  /// The file of AWQ's scales, when there are any.
+  void add_folds(const model::Folds& folds);
   /// `plan` null: a dense model. `dtype` is that of its float tensors.
   void finish(const plan::QuantPlan* plan, mx::Dtype dtype, const Record& record);
 

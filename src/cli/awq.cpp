@@ -1,0 +1,72 @@
+// `lquant awq`: mlx_lm.awq's flags, and more.
+#include "pipeline/cascade.h"
+
+#include <fmt/format.h>
+#include <mlx/distributed/distributed.h>
+
+#include <memory>
+
+#include "base/error.h"
+#include "cli/command.h"
+
+namespace lquant::cli {
+namespace {
+
+struct Options {
+  pipeline::AwqRun run;
+  std::string then;
+  std::optional<int> then_samples;
+  std::string inputs = "auto";
+  bool no_duo = false, no_clip = false, json = false, trust_remote_code = false;
+};
+
+int run(Options& o) {
+  Log log;
+  if (o.trust_remote_code) log.line("--trust-remote-code is not needed: lquant never runs code from a model folder");
+  o.run.inputs = o.inputs == "full"        ? pipeline::AwqInputs::full
+                 : o.inputs == "quantized" ? pipeline::AwqInputs::quantized
+                                           : pipeline::AwqInputs::automatic;
+  o.run.method.duo = !o.no_duo;
+  o.run.method.clip = !o.no_clip;
+  if (o.then.empty() && o.then_samples) throw UsageError("--then-samples is for a method that follows; give --then with it");
+  const auto figures =
+      o.then.empty() ? pipeline::awq(o.run, log).to_json() : pipeline::cascade({o.run, o.then, o.then_samples}, mlx::core::distributed::init(), log);
+  if (o.json) fmt::print("{}\n", figures.dump(1));
+  log.line(fmt::format("saved to {}", o.run.output.string()));
+  return 0;
+}
+
+}  // namespace
+
+void add_awq(CLI::App& app, Run& chosen) {
+  auto* command = app.add_subcommand("awq", "Scale channels by their activations, search ranges, then round (AWQ)");
+  auto o = std::make_shared<Options>();
+  auto& r = o->run;
+  command->add_option("--model,-m", r.model, "Model folder")->required();
+  command->add_option("--mlx-path", r.output, "Where to save the result")->capture_default_str();
+  command->add_option("--bits", r.format.bits, "Bits per weight: 2, 3, 4, 5, 6 or 8")->capture_default_str();
+  command->add_option("--group-size", r.format.group_size, "Weights that share a scale: 32, 64 or 128")->capture_default_str();
+  command->add_option("--embed-bits", r.embedding.bits, "Bits of the embedding, and of linears whose rows the group size does not divide")->capture_default_str();
+  command->add_option("--embed-group-size", r.embedding.group_size, "Group size of these")->capture_default_str();
+  command->add_option("--plan", r.plan, "JSON file of formats by path, as config.json's quantization block has them");
+  command->add_option("--num-samples", r.rows.num_samples, "Rows of the data to use; -1: all of them (of 'self': 128)")->capture_default_str();
+  command->add_option("--sequence-length", r.rows.sequence_length, "Tokens of a row")->capture_default_str()->check(CLI::Range(1, 1 << 20));
+  command->add_option("--seed", r.rows.seed, "Seed of the choice of rows")->capture_default_str();
+  command->add_option("--data-path", r.rows.data, ".jsonl or .txt files, or 'self': sampled from the model")->capture_default_str();
+  command->add_option("--n-grid", r.method.grid, "Exponents that are tried for each edge's scales")->capture_default_str()->check(CLI::Range(1, 1000));
+  command
+      ->add_option("--inputs", o->inputs,
+                   "Whose activations count: 'quantized' (earlier blocks as they have become), 'full', or 'auto' (whichever helps a block more)")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "quantized", "full"}));
+  command->add_flag("--no-duo", o->no_duo, "Scales by activations alone, not by weights too");
+  command->add_flag("--no-clip", o->no_clip, "Each group's minimum and maximum instead of searched ranges");
+  command->add_option("--then", o->then, "Method that follows: 'gptq' on the scaled model, or 'dwq' from the result")->check(CLI::IsMember({"gptq", "dwq"}));
+  command->add_option("--then-samples", o->then_samples, "Its rows (default: of gptq the same, of dwq 1024)")->check(CLI::Range(1, 1 << 30));
+  command->add_flag("--fresh", r.fresh, "Start over instead of continuing an interrupted run");
+  command->add_flag("--json", o->json, "Print the figures as JSON on stdout");
+  command->add_flag("--trust-remote-code", o->trust_remote_code, "Accepted for mlx_lm's sake; no remote code is ever run");
+  command->callback([o, &chosen] { chosen = [o] { return run(*o); }; });
+}
+
+}  // namespace lquant::cli

@@ -1,0 +1,358 @@
+// Two walks through the model side by side: the student's, whose finished blocks are quantized, and the full-precision model's, whose outputs
+// say what a block's should be. Each block gives its second moments once, in full precision, before anything in it changes.
+#include "pipeline/awq.h"
+
+#include <mlx/mlx.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "base/error.h"
+#include "codec/quantize.h"
+#include "codec/range_search.h"
+#include "pipeline/awq_block.h"
+#include "pipeline/experts.h"
+#include "pipeline/folds.h"
+#include "pipeline/output.h"
+#include "pipeline/run_folder.h"
+
+namespace lquant::pipeline {
+using json = nlohmann::json;
+using Clock = std::chrono::steady_clock;
+
+namespace {
+
+// One batch in eight judges and chooses nothing.
+constexpr std::size_t kHeldOut = 8;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+const char* name_of(AwqInputs inputs) {
+  return inputs == AwqInputs::quantized ? "quantized" : inputs == AwqInputs::full ? "full" : "auto";
+}
+
+plan::QuantPlan plan_for(const AwqRun& o, const model::ModelSpec& spec, const std::optional<json>& overrides) {
+  auto plan = plan::fallback_plan(spec, o.format, o.embedding);
+  if (overrides) plan::apply_overrides(plan, spec, *overrides);
+  return plan;
+}
+
+/// The second moments that one walk's inputs give: of the batches that choose, and of all.
+class MomentStores {
+ public:
+  void add(bool judges, const std::string& path, const mx::array& input, const mx::array* offsets, const mx::array* counted) {
+    (judges ? judging_ : choosing_).add(path, input, offsets, nullptr, offsets ? nullptr : counted);
+  }
+  /// Throws nothing away: a model with a single batch chooses by what it is judged with.
+  std::pair<AwqBlock::Moments, AwqBlock::Moments> of(const std::vector<const model::LinearSpec*>& linears, Log& log) const {
+    std::pair<AwqBlock::Moments, AwqBlock::Moments> moments;
+    for (const auto* linear : linears) {
+      if (!choosing_.has(linear->path) && !judging_.has(linear->path)) continue;
+      auto choosing = choosing_.has(linear->path) ? choosing_.of(linear->path) : judging_.of(linear->path);
+      auto all = choosing;
+      if (choosing_.has(linear->path) && judging_.has(linear->path))
+        for (std::size_t e = 0; e < all.size(); ++e) all[e] = calibration::together(all[e], judging_.of(linear->path)[e]);
+      Log quiet(Log::Style::quiet);  // said once, of all tokens
+      moments.first.insert({linear->path, supported(*linear, std::move(choosing), quiet)});
+      moments.second.insert({linear->path, supported(*linear, std::move(all), log)});
+    }
+    return moments;
+  }
+
+ private:
+  calibration::HessianStore choosing_, judging_;
+};
+
+/// The run of one command.
+class Awq {
+ public:
+  Awq(const AwqRun& options, const model::Model& model, const plan::QuantPlan& plan, const Rows& rows, RunFolder& run, Log& log)
+      : o_(options), model_(model), spec_(model.spec()), plan_(plan), rows_(rows), run_(run), log_(log) {
+    const auto every = std::min(kHeldOut, rows_.ids.size());
+    for (std::size_t b = every - 1; b < rows_.ids.size(); b += every) judges_.push_back(b);
+    result.tokens = rows_.tokens;
+  }
+
+  /// Quantizes everything; the parts are units of the run, named in order.
+  std::vector<std::string> quantize_all();
+  model::Folds folds;
+
+  AwqResult result;
+
+ private:
+  bool judges(std::size_t batch) const { return std::find(judges_.begin(), judges_.end(), batch) != judges_.end(); }
+  RunFolder::Unit turn(int block, const model::Tensors& stored);
+  void count(const json& figures);
+  AwqSolution solve(AwqBlock& work, const MomentStores& stores, const std::vector<const model::LinearSpec*>& linears);
+  void tell(int block, const AwqSolution& solution);
+  void resume(int block, const RunFolder::Unit& unit, const model::Tensors& full);
+  model::Tensors cast(const model::Tensors& tensors, mx::Dtype dtype) const;
+  void pack(const model::LinearSpec& linear, model::Tensors& tensors, const std::optional<mx::array>& importance) const;
+  void check_interrupt() const {
+    if (InterruptGuard::requested()) throw Interrupted("[pipeline] interrupted; give the same command again to continue");
+  }
+
+  const AwqRun& o_;
+  const model::Model& model_;
+  const model::ModelSpec& spec_;
+  const plan::QuantPlan& plan_;
+  const Rows& rows_;
+  RunFolder& run_;
+  Log& log_;
+  std::vector<std::size_t> judges_;
+  std::optional<Walk> student_, teacher_;
+};
+
+model::Tensors Awq::cast(const model::Tensors& tensors, mx::Dtype dtype) const {
+  auto made = tensors;
+  for (auto& [name, tensor] : made)
+    if (mx::issubdtype(tensor.dtype(), mx::floating) && tensor.dtype() != dtype) tensor = mx::astype(tensor, dtype);
+  return made;
+}
+
+AwqSolution Awq::solve(AwqBlock& work, const MomentStores& stores, const std::vector<const model::LinearSpec*>& linears) {
+  const auto [choosing, weighing] = stores.of(linears, log_);
+  auto solution = work.solve(choosing, weighing);
+  result.search_time += work.search_time, result.gate_time += work.gate_time;
+  work.search_time = work.gate_time = 0;
+  return solution;
+}
+
+void Awq::tell(int block, const AwqSolution& solution) {
+  if (solution.undone.empty()) return;
+  std::string parts;
+  for (const auto& part : solution.undone) parts += (parts.empty() ? "" : ", ") + (part == "clip" ? "searched ranges" : "scales of " + part);
+  log_.line(fmt::format("block {}: undone, for they did not help: {}", block, parts));
+}
+
+/// A finished block's figures, also those of an earlier process.
+void Awq::count(const json& figures) {
+  result.error_ratio += figures.at("error_ratio").get<double>();
+  result.scaled += figures.at("scaled").get<int>();
+  result.clipped += figures.at("clipped").get<bool>();
+  result.from_quantized += figures.at("from_quantized").get<bool>();
+  ++result.blocks;
+}
+
+/// Both walks come out of the block; returns the unit to save.
+RunFolder::Unit Awq::turn(int block, const model::Tensors& stored) {
+  const auto full = cast(stored, model_.compute_dtype());
+  const auto linears = spec_.blocks[block].linears();
+  MomentStores by_student, by_teacher;
+  Walk probe = *student_;
+  std::vector<mx::array> behind_attention, behind_block;
+  const auto advance = [&](Walk& walk, Walk::Halt at, std::size_t b, MomentStores* stores) {
+    const auto start = Clock::now();
+    double summing = 0;
+    const model::Observer observer = [&](const std::string& path, const mx::array& input, const mx::array* offsets) {
+      mx::array settled = input;
+      settled.eval();
+      const auto began = Clock::now();
+      stores->add(judges(b), path, settled, offsets, rows_.counted[b] ? &*rows_.counted[b] : nullptr);
+      summing += seconds_since(began);
+    };
+    walk.advance(b, block, at, full, {}, stores ? &observer : nullptr);
+    result.forward_time += seconds_since(start) - summing;
+    result.hessian_time += summing;
+  };
+  for (const auto at : Walk::kHalts) {
+    for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
+      if (o_.inputs != AwqInputs::full) advance(probe, at, b, &by_student);
+      advance(*teacher_, at, b, o_.inputs != AwqInputs::quantized ? &by_teacher : nullptr);
+      if (at == Walk::Halt::mlp_input && judges(b)) behind_attention.push_back(teacher_->states(b));
+    }
+    check_interrupt();
+  }
+  auto start = Clock::now();
+  for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
+    teacher_->leave(b, block, full, {});
+    if (judges(b)) behind_block.push_back(teacher_->states(b));
+  }
+  result.forward_time += seconds_since(start);
+
+  AwqBlock work({model_, plan_, o_.method, rows_, judges_, block, stored, full, *student_, behind_attention, behind_block});
+  std::optional<AwqSolution> solution;
+  bool from_quantized = o_.inputs != AwqInputs::full;
+  if (from_quantized) solution = solve(work, by_student, linears);
+  // In the first block nothing is quantized yet and both walks see the same.
+  if (o_.inputs == AwqInputs::full || (o_.inputs == AwqInputs::automatic && block > 0)) {
+    auto other = solve(work, by_teacher, linears);
+    if (!solution || other.error < solution->error) solution = std::move(other), from_quantized = false;
+  }
+  check_interrupt();
+  tell(block, *solution);
+  start = Clock::now();
+  student_->pass(block, solution->dense, {});
+  result.forward_time += seconds_since(start);
+
+  RunFolder::Unit unit{std::move(solution->packed),
+                       {{"error_ratio", solution->plain_error > 0 ? solution->error / solution->plain_error : 1},
+                        {"scaled", solution->folds.size()},
+                        {"clipped", solution->clipped},
+                        {"from_quantized", from_quantized}}};
+  for (const auto& [producer, scales] : solution->folds) unit.tensors.insert({kFoldPrefix + producer, scales});
+  count(unit.meta);
+  return unit;
+}
+
+/// A block that an earlier process has finished.
+void Awq::resume(int block, const RunFolder::Unit& unit, const model::Tensors& full) {
+  auto student = unit.tensors;
+  std::erase_if(student, [](const auto& entry) { return entry.first.starts_with(kFoldPrefix); });
+  auto formats = plan_.by_path();
+  std::erase_if(formats, [&](const auto& entry) { return !student.contains(entry.first + ".scales"); });
+  model::densify(student, formats, model_.stored_dtype());
+  student_->pass(block, cast(student, model_.compute_dtype()), {});
+  teacher_->pass(block, full, {});
+  count(unit.meta);
+}
+
+void Awq::pack(const model::LinearSpec& linear, model::Tensors& tensors, const std::optional<mx::array>& importance) const {
+  const auto planned = plan_.formats.find(linear.path);
+  if (planned == plan_.formats.end()) return;
+  auto& weight = tensors.at(linear.path + ".weight");
+  const auto packed =
+      planned->second.mode == codec::Mode::affine && o_.method.clip ? codec::range_search(weight, planned->second, importance).packed : codec::quantize(weight, planned->second);
+  weight = packed.codes;
+  tensors.insert_or_assign(linear.path + ".scales", packed.scales);
+  if (packed.biases) tensors.insert_or_assign(linear.path + ".biases", *packed.biases);
+}
+
+std::vector<std::string> Awq::quantize_all() {
+  const int blocks = static_cast<int>(spec_.blocks.size());
+  const auto compute = model_.compute_dtype(), stored = model_.stored_dtype();
+  const auto unit_name = [](int i) { return fmt::format("block-{:05d}", i); };
+  std::vector<std::string> units;
+  for (int i = 0; i < blocks; ++i) units.push_back(unit_name(i));
+  units.push_back("final");
+
+  const auto original = model::dense_tensors(model_, model_.load_embedding(stored));
+  auto embedding = original;
+  model::Formats formats;
+  if (!spec_.tied()) {
+    // Its rows are looked up, not multiplied: nothing weighs one of its columns above another.
+    units.insert(units.begin(), "embedding");
+    pack(spec_.embedding, embedding, std::nullopt);
+    if (const auto planned = plan_.formats.find(spec_.embedding.path); planned != plan_.formats.end()) formats.insert(*planned);
+    run_.save("embedding", embedding);
+  }
+  student_.emplace(spec_, rows_.ids, rows_.segments, embedding, formats, compute);
+  teacher_.emplace(spec_, rows_.ids, rows_.segments, original, model::Formats{}, compute);
+
+  result.edges = static_cast<int>(spec_.edges().size());
+  result.error_ratio = 0;
+  Progress progress(log_, "scaling blocks", blocks + 1);
+  for (int i = 0; i < blocks; ++i) {
+    const auto dense = model::dense_tensors(model_, model_.load_block(i, stored));
+    const double before = result.error_ratio;
+    if (const auto done = run_.load(unit_name(i))) {
+      resume(i, *done, cast(dense, compute));
+      progress.skip(1);
+      check_interrupt();
+    } else {
+      const auto unit = turn(i, dense);
+      run_.save(unit_name(i), unit.tensors, unit.meta);
+      progress.advance(1, fmt::format("output error {:.2f} of plain rounding's", result.error_ratio - before));
+    }
+  }
+  if (result.blocks > 0) result.error_ratio /= result.blocks;
+
+  if (!run_.has("final")) {
+    const auto& linear = spec_.head ? *spec_.head : spec_.embedding;
+    const auto outer = model_.load_final(compute);
+    calibration::HessianStore moments;
+    for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
+      auto input = model::final_norm(spec_, outer, student_->states(b));
+      input.eval();
+      moments.add(linear.path, input, nullptr, nullptr, rows_.counted[b] ? &*rows_.counted[b] : nullptr);
+    }
+    auto tensors = model::dense_tensors(model_, model_.load_final(stored));
+    const auto& h = moments.of(linear.path).front();
+    pack(linear, tensors, mx::multiply(mx::diagonal(h.moment), mx::array(static_cast<float>(1 / std::max(1.0, h.tokens)))));
+    run_.save("final", tensors);
+  }
+  progress.finish();
+  return units;
+}
+
+}  // namespace
+
+json AwqResult::to_json() const {
+  return {{"bits_per_weight", bits_per_weight},
+          {"bytes", bytes},
+          {"tokens", tokens},
+          {"seconds", total_time},
+          {"peak_memory", peak_memory()},
+          {"output_error_ratio", error_ratio},
+          {"edges", edges},
+          {"edges_scaled", scaled},
+          {"blocks_clipped", clipped},
+          {"blocks_from_quantized_inputs", from_quantized},
+          {"time", {{"forward", forward_time}, {"hessians", hessian_time}, {"search", search_time}, {"gate", gate_time}}}};
+}
+
+json awq_options(const AwqRun& o) {
+  json options{{"bits", o.format.bits},
+               {"group_size", o.format.group_size},
+               {"embed_bits", o.embedding.bits},
+               {"embed_group_size", o.embedding.group_size},
+               {"num_samples", o.rows.num_samples},
+               {"sequence_length", o.rows.sequence_length},
+               {"seed", o.rows.seed},
+               {"n_grid", o.method.grid},
+               {"duo", o.method.duo},
+               {"clip", o.method.clip},
+               {"inputs", name_of(o.inputs)}};
+  if (o.plan) options["plan"] = read_plan(*o.plan);
+  return options;
+}
+
+AwqResult awq(const AwqRun& o, Log& log) {
+  const auto began = Clock::now();
+  if (o.format.mode != codec::Mode::affine) throw UsageError("awq searches scales and biases, which only the affine mode has");
+  check_output(o.output);
+  const auto checkpoint = checkpoint::Checkpoint::open(o.model);
+  const auto model = model::Model::open(checkpoint);
+  const auto tokenizer = text::Tokenizer::open(o.model);
+  const auto options = awq_options(o);
+  const auto plan = plan_for(o, model.spec(), options.contains("plan") ? std::optional(options.at("plan")) : std::nullopt);
+  for (const auto& [path, why] : plan.dense) log.line(fmt::format("{} stays dense: {}", path, why));
+
+  json identity{{"command", "awq"},
+                {"options", options},
+                {"model", checkpoint.fingerprint()},
+                {"device", mx::default_device() == mx::Device::gpu ? "gpu" : "cpu"}};
+  RowSource source(o.rows, tokenizer);
+  source.identify(identity);
+  RunFolder run(o.output, identity, o.fresh);
+  InterruptGuard guard;
+  if (run.resumed()) log.line(fmt::format("continuing the run in {}", run.path().string()));
+  const auto rows = source.read(model, run, log);
+
+  Awq work(o, model, plan, rows, run, log);
+  const auto units = work.quantize_all();
+  ModelWriter writer(o.output, model);
+  model::Folds folds;
+  for (const auto& unit : units) {
+    auto tensors = run.load(unit)->tensors;
+    for (const auto& [name, tensor] : tensors)
+      if (name.starts_with(kFoldPrefix)) folds.insert({name.substr(std::string(kFoldPrefix).size()), tensor});
+    std::erase_if(tensors, [](const auto& entry) { return entry.first.starts_with(kFoldPrefix); });
+    writer.add(tensors);
+  }
+  writer.add_folds(folds);
+  writer.finish(&plan, model.stored_dtype(), {"awq", options, rows.manifest, nullptr});
+  run.remove();
+
+  auto& result = work.result;
+  const auto size = plan::size_of(model.spec(), plan, static_cast<int>(mx::size_of(model.stored_dtype())));
+  result.bits_per_weight = size.bits_per_weight(), result.bytes = size.bytes;
+  result.total_time = seconds_since(began);
+  const auto share = [&](double seconds) { return 100 * seconds / result.total_time; };
+  log.line(fmt::format("{} at {:.3f} bits per weight in {}; scales on {} of {} edges; forward {:.0f} %, second moments {:.0f} %, search {:.0f} %, gate {:.0f} %",
+                       format_bytes(static_cast<double>(size.bytes)), size.bits_per_weight(), format_duration(result.total_time), folds.size(),
+                       result.edges, share(result.forward_time), share(result.hessian_time), share(result.search_time), share(result.gate_time)));
+  return result;
+}
+
+}  // namespace lquant::pipeline

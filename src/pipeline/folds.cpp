@@ -1,0 +1,41 @@
+#include "pipeline/folds.h"
+
+#include <mlx/mlx.h>
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "checkpoint/file.h"
+#include "checkpoint/safetensors.h"
+#include "checkpoint/tensor.h"
+
+namespace lquant::pipeline {
+namespace fs = std::filesystem;
+
+model::Folds read_folds(const fs::path& folder, const model::ModelSpec& spec) {
+  model::Folds folds;
+  const auto path = folder / kFoldFile;
+  if (!fs::is_regular_file(path)) return folds;
+  const auto file = checkpoint::File::open(path);
+  const auto header = checkpoint::read_header(file);
+  const auto edges = spec.edges();
+  for (const auto& [producer, info] : header.tensors) {
+    const auto edge = std::find_if(edges.begin(), edges.end(), [&](const auto& e) { return e.producer == producer; });
+    const bool fits = edge != edges.end() && info.dtype == mx::float32 &&
+                      info.shape == (edge->experts > 0 ? mx::Shape{edge->experts, edge->channels} : mx::Shape{edge->channels});
+    if (!fits) fail("pipeline", "{}: its scales of {} are not for this model; make the folder again with lquant awq", path.string(), checkpoint::in_quotes(producer));
+    auto scales = checkpoint::read_tensor(file, info);
+    if (!mx::all(mx::logical_and(mx::isfinite(scales), mx::greater(scales, mx::array(0.0f)))).item<bool>())
+      fail("pipeline", "{}: its scales of {} are not all finite and above 0; make the folder again with lquant awq", path.string(), producer);
+    folds.insert({producer, scales});
+  }
+  return folds;
+}
+
+void fold_all(const model::ModelSpec& spec, const model::Folds& folds, model::Tensors& tensors, mx::Dtype stored) {
+  const auto before = tensors;
+  for (int i = 0; i < static_cast<int>(spec.blocks.size()); ++i) model::fold_block(spec, i, folds, tensors, stored);
+  for (auto& [name, tensor] : tensors) tensor = mx::astype(tensor, before.at(name).dtype());
+}
+
+}  // namespace lquant::pipeline
