@@ -103,25 +103,29 @@ def peer(model, rows, batch, bits):
         return json.loads(run([sys.executable, ROOT / "benchmarks" / "peer_dwq.py", "--model", model, "--rows", file.name, "--batch-size", batch, "--bits", bits]))
 
 
-def gptq_round(table, args, model):
-    """Whole commands, from start to the written folder, on the same rows."""
-    group = f"GPTQ on {model.name}, {args.bits} bits, {args.gptq_rows} rows of 512"
-    texts, rows = rows_of_ids(model, 516, args.gptq_rows)
+def method_round(table, args, model, method, rows, variants, options=()):
+    """Whole commands, from start to the written folder, on the same rows: ours in each of its variants, then the peer."""
+    group = f"{method.upper()} on {model.name}, {args.bits} bits, {rows} rows of 512" + "".join(f" {o}" for o in options)
+    texts, ids = rows_of_ids(model, 516, rows)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         (folder / "rows.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
-        (folder / "rows.json").write_text(json.dumps([(row * 2)[:512] for row in rows]))
-        start = time.perf_counter()
-        out = run([args.build / "lquant", "gptq", "--model", model, "--mlx-path", folder / "ours", "--data-path", folder / "rows.jsonl", "--bits", args.bits, "--json"])
-        seconds = time.perf_counter() - start
-        figures = json.loads(out)
-        table.add(group, "lquant", seconds, "s")
-        for part, spent in figures["time"].items():
-            table.add(group, f"lquant: {part.replace('_', ' ')}", 100 * spent / figures["seconds"], "% of its time")
-        theirs = json.loads(run([sys.executable, ROOT / "benchmarks" / "peer_gptq.py", "--model", model, "--rows", folder / "rows.json", "--bits", args.bits,
-                                 "--output", folder / "theirs"]))
+        (folder / "rows.json").write_text(json.dumps([(row * 2)[:512] for row in ids]))
+        seconds = {}
+        for name, switches in variants.items():
+            start = time.perf_counter()
+            out = run([args.build / "lquant", method, "--model", model, "--mlx-path", folder / name, "--data-path", folder / "rows.jsonl", "--num-samples", rows,
+                       "--bits", args.bits, "--embed-bits", 6, *switches, *options, "--json"])
+            seconds[name] = time.perf_counter() - start
+            figures = json.loads(out)
+            table.add(group, f"lquant{name}", seconds[name], "s")
+            for part, spent in figures["time"].items():
+                table.add(group, f"lquant{name}: {part.replace('_', ' ')}", 100 * spent / figures["seconds"], "% of its time")
+        theirs = json.loads(run([sys.executable, ROOT / "benchmarks" / f"peer_{method}.py", "--model", model, "--rows", folder / "rows.json", "--bits", args.bits,
+                                 *options, "--output", folder / "theirs"]))
         table.add(group, "mlx_lm", theirs["seconds"], "s")
-        table.add(group, "ratio", theirs["seconds"] / seconds, "times as fast")
+        for name in variants:
+            table.add(group, f"ratio{name}", theirs["seconds"] / seconds[name], "times as fast")
 
 
 class Table:
@@ -198,6 +202,8 @@ def main():
     parser.add_argument("--peer-tokens", type=int, default=64, help="tokens in a row of the peer's; 0 leaves the peer out")
     parser.add_argument("--peer-steps", type=int, default=2, help="steps of the peer's")
     parser.add_argument("--gptq-rows", type=int, default=0, help="rows of 512 tokens for GPTQ beside mlx_lm's, which takes minutes even on models/tiny; 0 leaves it out")
+    parser.add_argument("--awq-rows", type=int, default=0, help="the same for AWQ")
+    parser.add_argument("--awq-grid", type=int, default=10, help="exponents that AWQ tries, of both")
     parser.add_argument("--no-dwq", action="store_true", help="leave DWQ out")
     parser.add_argument("--no-kernels", action="store_true", help="models alone")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
@@ -214,7 +220,10 @@ def main():
             if not args.no_dwq:
                 model_round(table, args, model.resolve(), peaks)
             if args.gptq_rows > 0:
-                gptq_round(table, args, model.resolve())
+                # The correction is more than mlx_lm does; without it both have one task.
+                method_round(table, args, model.resolve(), "gptq", args.gptq_rows, {"": [], " without correction": ["--asymmetric", "off"]})
+            if args.awq_rows > 0:
+                method_round(table, args, model.resolve(), "awq", args.awq_rows, {"": ["--embed-group-size", 64]}, ["--n-grid", args.awq_grid])
         if not args.no_kernels:
             kernel_round(table, args.build, peaks)
     print(table.markdown())

@@ -83,4 +83,13 @@ Hessian together(const Hessian& a, const Hessian& b) {
   return sum;
 }
 
+Hessian rescaled(const Hessian& h, const mx::array& columns) {
+  const auto both = mx::multiply(mx::expand_dims(columns, 0), mx::expand_dims(columns, 1));
+  Hessian made{mx::divide(h.moment, both), std::nullopt, h.tokens};
+  if (h.shift) made.shift = mx::divide(*h.shift, both);
+  made.moment.eval();
+  if (made.shift) made.shift->eval();
+  return made;
+}
+
 }  // namespace lquant::calibration

@@ -41,4 +41,7 @@ class HessianStore {
 /// a + b, of the same linear. Where one lacks a shift, the sum has the other's.
 Hessian together(const Hessian& a, const Hessian& b);
 
+/// That of the same linear when its inputs are divided by `columns`, f32 [K].
+Hessian rescaled(const Hessian& h, const mx::array& columns);
+
 }  // namespace lquant::calibration

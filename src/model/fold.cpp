@@ -41,7 +41,7 @@ mx::array column_scales(const Edge& edge, const mx::array& scales) {
   return mx::take(scales, mx::array(channel.data(), {static_cast<int>(channel.size())}, mx::int32), -1);
 }
 
-mx::array fold(const Edge& edge, const mx::array& scales, Tensors& tensors, mx::Dtype stored) {
+mx::array fold_producer(const Edge& edge, const mx::array& scales, Tensors& tensors, mx::Dtype stored) {
   const auto expected = edge.experts > 0 ? mx::Shape{edge.experts, edge.channels} : mx::Shape{edge.channels};
   if (scales.shape() != expected || scales.dtype() != mx::float32)
     throw std::invalid_argument("[model] fold: scales must be f32, one for each channel of the edge at " + edge.producer);
@@ -49,17 +49,36 @@ mx::array fold(const Edge& edge, const mx::array& scales, Tensors& tensors, mx::
   auto& weight = tensors.at(edge.producer + ".weight");
   if (edge.producer_is_norm) {
     weight = divided_norm(weight, edge.norm_offset, used, stored);
+  } else if (tensors.contains(edge.producer + ".scales")) {
+    for (const char* part : {".scales", ".biases"}) {
+      const auto found = tensors.find(edge.producer + part);
+      if (found == tensors.end()) continue;
+      auto& x = found->second;
+      x = mx::astype(divided_rows(x, used, edge.first_row, static_cast<int>(x.ndim()) - 2), x.dtype());
+    }
   } else {
     weight = divided_rows(weight, used, edge.first_row, static_cast<int>(weight.ndim()) - 2);
+  }
+  if (!edge.producer_is_norm) {
     if (const auto bias = tensors.find(edge.producer + ".bias"); bias != tensors.end())
       bias->second = divided_rows(bias->second, used, edge.first_row, static_cast<int>(bias->second.ndim()) - 1);
   }
-  const auto columns = column_scales(edge, used);
+  return used;
+}
+
+void fold_consumers(const Edge& edge, const mx::array& scales, Tensors& tensors) {
+  const auto columns = column_scales(edge, scales);
   for (const auto& path : edge.consumers) {
     auto& consumer = tensors.at(path + ".weight");
+    if (tensors.contains(path + ".scales")) continue;
     if (consumer.shape(-1) != columns.shape(-1)) throw std::invalid_argument("[model] fold: " + path + " is not as wide as its edge");
     consumer = mx::multiply(f32(consumer), columns.ndim() == 2 ? mx::expand_dims(columns, -2) : columns);
   }
+}
+
+mx::array fold(const Edge& edge, const mx::array& scales, Tensors& tensors, mx::Dtype stored) {
+  auto used = fold_producer(edge, scales, tensors, stored);
+  fold_consumers(edge, used, tensors);
   return used;
 }
 

@@ -15,9 +15,15 @@ namespace lquant::model {
 /// Scales by the edge's producer: f32 [channels], or [experts, channels]; all finite and above 0.
 using Folds = std::map<std::string, mx::array>;
 
-/// Folds `scales` into the tensors of one edge, which hold both ends dense; weights that change become f32, except a norm's, which is
-/// rounded to `stored`, the dtype that it will be written in. Returns the scales that took effect: a norm's rounding is made part of them,
-/// so that nothing is lost by it; where a norm's channel is 0, or would become so, its scale is 1. Throws std::invalid_argument when shapes disagree.
+/// Divides what the edge's producer gives. Returns the scales that took effect: a norm is rounded to `stored`, the dtype that it will be written in, and
+/// its rounding is made part of them, so that nothing is lost by it; where a norm's channel is 0, or would become so, its scale is 1. A dense linear becomes
+/// f32. Of a packed one, scales and biases are divided in their own dtype: exact for powers of two. Throws std::invalid_argument when shapes disagree.
+mx::array fold_producer(const Edge& edge, const mx::array& scales, Tensors& tensors, mx::Dtype stored);
+
+/// Multiplies the weights of the edge's dense consumers, which become f32. Packed ones are left: their codes are of scaled weights already.
+void fold_consumers(const Edge& edge, const mx::array& scales, Tensors& tensors);
+
+/// Both ends. Returns the scales that took effect.
 mx::array fold(const Edge& edge, const mx::array& scales, Tensors& tensors, mx::Dtype stored);
 
 /// fold() for every edge of the block that `folds` has scales for.

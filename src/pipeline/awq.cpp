@@ -83,7 +83,6 @@ class Awq {
   bool judges(std::size_t batch) const { return std::find(judges_.begin(), judges_.end(), batch) != judges_.end(); }
   RunFolder::Unit turn(int block, const model::Tensors& stored);
   void count(const json& figures);
-  AwqSolution solve(AwqBlock& work, const MomentStores& stores, const std::vector<const model::LinearSpec*>& linears);
   void tell(int block, const AwqSolution& solution);
   void resume(int block, const RunFolder::Unit& unit, const model::Tensors& full);
   model::Tensors cast(const model::Tensors& tensors, mx::Dtype dtype) const;
@@ -108,14 +107,6 @@ model::Tensors Awq::cast(const model::Tensors& tensors, mx::Dtype dtype) const {
   for (auto& [name, tensor] : made)
     if (mx::issubdtype(tensor.dtype(), mx::floating) && tensor.dtype() != dtype) tensor = mx::astype(tensor, dtype);
   return made;
-}
-
-AwqSolution Awq::solve(AwqBlock& work, const MomentStores& stores, const std::vector<const model::LinearSpec*>& linears) {
-  const auto [choosing, weighing] = stores.of(linears, log_);
-  auto solution = work.solve(choosing, weighing);
-  result.search_time += work.search_time, result.gate_time += work.gate_time;
-  work.search_time = work.gate_time = 0;
-  return solution;
 }
 
 void Awq::tell(int block, const AwqSolution& solution) {
@@ -171,26 +162,32 @@ RunFolder::Unit Awq::turn(int block, const model::Tensors& stored) {
   result.forward_time += seconds_since(start);
 
   AwqBlock work({model_, plan_, o_.method, rows_, judges_, block, stored, full, *student_, behind_attention, behind_block});
-  std::optional<AwqSolution> solution;
   bool from_quantized = o_.inputs != AwqInputs::full;
-  if (from_quantized) solution = solve(work, by_student, linears);
+  const auto [choosing, weighing] = (from_quantized ? by_student : by_teacher).of(linears, log_);
+  auto solution = work.solve(choosing, weighing);
   // In the first block nothing is quantized yet and both walks see the same.
-  if (o_.inputs == AwqInputs::full || (o_.inputs == AwqInputs::automatic && block > 0)) {
-    auto other = solve(work, by_teacher, linears);
-    if (!solution || other.error < solution->error) solution = std::move(other), from_quantized = false;
+  if (o_.inputs == AwqInputs::automatic && block > 0) {
+    Log quiet(Log::Style::quiet);  // experts that saw too few tokens are named already
+    auto other = work.reweighed(by_teacher.of(linears, quiet).second);
+    if (clearly_below(other.error, solution.error)) {
+      other.undone = solution.undone, other.plain_error = solution.plain_error;
+      solution = std::move(other);
+      from_quantized = false;
+    }
   }
+  result.search_time += work.search_time, result.gate_time += work.gate_time;
   check_interrupt();
-  tell(block, *solution);
+  tell(block, solution);
   start = Clock::now();
-  student_->pass(block, solution->dense, {});
+  student_->pass(block, solution.dense, {});
   result.forward_time += seconds_since(start);
 
-  RunFolder::Unit unit{std::move(solution->packed),
-                       {{"error_ratio", solution->plain_error > 0 ? solution->error / solution->plain_error : 1},
-                        {"scaled", solution->folds.size()},
-                        {"clipped", solution->clipped},
+  RunFolder::Unit unit{std::move(solution.packed),
+                       {{"error_ratio", sum(solution.plain_error) > 0 ? sum(solution.error) / sum(solution.plain_error) : 1},
+                        {"scaled", solution.folds.size()},
+                        {"clipped", solution.clipped},
                         {"from_quantized", from_quantized}}};
-  for (const auto& [producer, scales] : solution->folds) unit.tensors.insert({kFoldPrefix + producer, scales});
+  for (const auto& [producer, scales] : solution.folds) unit.tensors.insert({kFoldPrefix + producer, scales});
   count(unit.meta);
   return unit;
 }
@@ -335,9 +332,7 @@ AwqResult awq(const AwqRun& o, Log& log) {
   model::Folds folds;
   for (const auto& unit : units) {
     auto tensors = run.load(unit)->tensors;
-    for (const auto& [name, tensor] : tensors)
-      if (name.starts_with(kFoldPrefix)) folds.insert({name.substr(std::string(kFoldPrefix).size()), tensor});
-    std::erase_if(tensors, [](const auto& entry) { return entry.first.starts_with(kFoldPrefix); });
+    folds.merge(take_folds(tensors));
     writer.add(tensors);
   }
   writer.add_folds(folds);

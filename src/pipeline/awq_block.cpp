@@ -1,11 +1,14 @@
 // Scales are searched edge by edge on the readers' own output errors (quantize/awq.h). Where several linears read an edge, and their errors do not
 // simply add up, the best few candidates are judged by what the sub-layer then puts out. In the end the whole block is judged: parts are taken
-// away one by one, and stay away where its outputs come nearer to the full-precision model's.
+// away one by one, and stay away unless its outputs are clearly farther from the full-precision model's without them.
 #include "pipeline/awq_block.h"
 
 #include <mlx/mlx.h>
 
+#include <algorithm>
 #include <chrono>
+#include <cmath>
+#include <numeric>
 
 #include "codec/quantize.h"
 #include "codec/range_search.h"
@@ -27,6 +30,17 @@ mx::array mean_squares(const std::vector<calibration::Hessian>& hessians) {
 
 }  // namespace
 
+double sum(const RowErrors& errors) { return std::accumulate(errors.begin(), errors.end(), 0.0); }
+
+bool clearly_below(const RowErrors& a, const RowErrors& b) {
+  const auto n = static_cast<double>(a.size());
+  const double gain = sum(b) - sum(a);
+  double spread = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) spread += std::pow(b[i] - a[i] - gain / n, 2);
+  const double error = a.size() > 1 ? std::sqrt(spread * n / (n - 1)) : 0;  // of the sum of n differences
+  return gain > 2 * error;
+}
+
 std::vector<model::Edge> AwqBlock::edges() const {
   std::vector<model::Edge> own;
   for (auto& edge : spec_.edges())
@@ -39,35 +53,37 @@ const codec::Format* AwqBlock::format_of(const std::string& path) const {
   return it == in_.plan.formats.end() ? nullptr : &it->second;
 }
 
-double AwqBlock::distance(std::size_t judge, const mx::array& states, const mx::array& reference) const {
-  const auto& counted = in_.rows.counted[in_.judges[judge]];
-  const auto rows = [&](const mx::array& x) {
-    const auto flat = f32(mx::reshape(x, {-1, x.shape(-1)}));
-    return counted ? mx::take(flat, *counted, 0) : flat;
-  };
-  return mx::sum(mx::square(mx::subtract(rows(states), rows(reference)))).item<float>();
+void AwqBlock::add_distance(RowErrors& errors, std::size_t judge, const mx::array& states, const mx::array& reference) const {
+  // Padding belongs to no text.
+  const auto counts = mx::astype(mx::greater_equal(in_.rows.segments[in_.judges[judge]], mx::array(0)), mx::float32);
+  // Every reader of the states norms them first, so a token's error counts relative to the token: a few huge ones would outvote all others.
+  const auto size = mx::maximum(mx::sum(mx::square(f32(reference)), -1), mx::array(1e-20f));
+  const auto squares = mx::divide(mx::sum(mx::square(mx::subtract(f32(states), f32(reference))), -1), size);
+  auto rows = mx::contiguous(mx::copy(mx::sum(mx::multiply(squares, counts), -1), mx::Device::cpu), false, mx::Device::cpu);
+  rows.eval();
+  errors.insert(errors.end(), rows.data<float>(), rows.data<float>() + rows.size());
 }
 
-double AwqBlock::attention_error(const model::Tensors& tensors) const {
-  double error = 0;
+RowErrors AwqBlock::attention_error(const model::Tensors& tensors) const {
+  RowErrors errors;
   for (std::size_t j = 0; j < in_.judges.size(); ++j) {
     model::Context context;
     context.segments = in_.rows.segments[in_.judges[j]];
     auto cut = model::attention_input(spec_, in_.block, tensors, {}, in_.student.states(in_.judges[j]), context);
     cut = model::attention_output(spec_, in_.block, tensors, {}, cut, context);
-    error += distance(j, model::mlp_input(spec_, in_.block, tensors, {}, cut, context).residual, in_.behind_attention[j]);
+    add_distance(errors, j, model::mlp_input(spec_, in_.block, tensors, {}, cut, context).residual, in_.behind_attention[j]);
   }
-  return error;
+  return errors;
 }
 
-double AwqBlock::block_error(const model::Tensors& tensors) const {
-  double error = 0;
+RowErrors AwqBlock::block_error(const model::Tensors& tensors) const {
+  RowErrors errors;
   for (std::size_t j = 0; j < in_.judges.size(); ++j) {
     model::Context context;
     context.segments = in_.rows.segments[in_.judges[j]];
-    error += distance(j, model::block(spec_, in_.block, tensors, {}, in_.student.states(in_.judges[j]), context), in_.behind_block[j]);
+    add_distance(errors, j, model::block(spec_, in_.block, tensors, {}, in_.student.states(in_.judges[j]), context), in_.behind_block[j]);
   }
-  return error;
+  return errors;
 }
 
 model::Tensors AwqBlock::folded(const Parts& parts) const {
@@ -169,7 +185,7 @@ model::Folds AwqBlock::choose(const Moments& choosing, const Moments& weighing) 
         }
         cache_.clear();
         const bool attention = edge.producer == spec_.blocks[in_.block].attention_norm.path;
-        const double error = attention ? attention_error(judged) : block_error(judged);
+        const double error = sum(attention ? attention_error(judged) : block_error(judged));
         if (&candidate == &search.candidates.front() || error < least) least = error, best = candidate.scales;
       }
     }
@@ -179,39 +195,40 @@ model::Folds AwqBlock::choose(const Moments& choosing, const Moments& weighing) 
   return folds_;
 }
 
+AwqSolution AwqBlock::judged(const Parts& parts, const Moments& weighing) {
+  auto solution = build(parts, weighing);
+  solution.error = block_error(solution.dense);
+  return solution;
+}
+
 AwqSolution AwqBlock::gate(const Moments& weighing) {
   const auto start = Clock::now();
-  const auto judged = [&](const Parts& parts) {
-    auto solution = build(parts, weighing);
-    solution.error = block_error(solution.dense);
-    return solution;
-  };
-  const auto plain = judged({{}, false});
-  Parts parts{{}, in_.options.clip};
-  for (const auto& [producer, scales] : folds_) parts.edges.insert(producer);
-  auto best = judged(parts);
-  std::vector<std::string> undone;
+  const auto plain = judged({{}, false}, weighing);
+  Parts all{{}, in_.options.clip};
+  for (const auto& [producer, scales] : folds_) all.edges.insert(producer);
+  kept_ = all;
+  auto best = judged(kept_, weighing);
   const auto try_without = [&](const std::string& name, const Parts& less) {
-    auto solution = judged(less);
-    if (!(solution.error < best.error)) return;
+    auto solution = judged(less, weighing);
+    if (clearly_below(best.error, solution.error)) return;
+    solution.undone = best.undone;
+    solution.undone.push_back(name);
     best = std::move(solution);
-    parts = less;
-    undone.push_back(name);
+    kept_ = less;
   };
-  for (const auto& [producer, scales] : folds_) {
-    auto less = parts;
+  for (const auto& producer : all.edges) {
+    auto less = kept_;
     less.edges.erase(producer);
     try_without(producer, less);
   }
-  if (parts.clip) try_without("clip", {parts.edges, false});
+  if (kept_.clip) try_without("clip", {kept_.edges, false});
   // NaN included: plain rounding is what everything else must beat.
-  if (!(best.error <= plain.error)) {
-    undone.clear();
-    for (const auto& [producer, scales] : folds_) undone.push_back(producer);
-    if (in_.options.clip) undone.push_back("clip");
+  if (!(sum(best.error) <= sum(plain.error))) {
     best = plain;
+    best.undone.assign(all.edges.begin(), all.edges.end());
+    if (all.clip) best.undone.push_back("clip");
+    kept_ = {{}, false};
   }
-  best.undone = undone;
   best.plain_error = plain.error;
   gate_time += seconds_since(start);
   return best;
@@ -222,6 +239,14 @@ AwqSolution AwqBlock::solve(const Moments& choosing, const Moments& weighing) {
   cache_.clear();
   choose(choosing, weighing);
   return gate(weighing);
+}
+
+AwqSolution AwqBlock::reweighed(const Moments& weighing) {
+  const auto start = Clock::now();
+  cache_.clear();
+  auto solution = judged(kept_, weighing);
+  gate_time += seconds_since(start);
+  return solution;
 }
 
 }  // namespace lquant::pipeline

@@ -15,6 +15,12 @@
 
 namespace lquant::pipeline {
 
+/// Squared distances of outputs from the full-precision model's, row by row of the judging batches.
+using RowErrors = std::vector<double>;
+double sum(const RowErrors& errors);
+/// Whether `a` is below `b` by more than twice the standard error that the difference has from row to row: what is less may be chance.
+bool clearly_below(const RowErrors& a, const RowErrors& b);
+
 /// What AWQ has found for one block: its packed tensors and the scales behind them.
 struct AwqSolution {
   model::Tensors packed;               ///< as they are written
@@ -22,7 +28,7 @@ struct AwqSolution {
   model::Folds folds;                  ///< that are in use
   bool clipped = true;                 ///< whether searched ranges are in use
   std::vector<std::string> undone;     ///< parts that did not help: producers of edges, or "clip"
-  double plain_error = 0, error = 0;   ///< squared distance of the block's outputs from the full-precision model's, on the judging rows
+  RowErrors plain_error, error;        ///< of the block's outputs
 };
 
 /// One block under AWQ: scales for each of its edges, searched ranges, and a gate that undoes what does not lower the error of the block's outputs.
@@ -46,6 +52,8 @@ class AwqBlock {
   /// From the second moments of one set of inputs: those that choose scales and (of all rows) those that weigh ranges, for each linear.
   using Moments = std::map<std::string, std::vector<calibration::Hessian>>;
   AwqSolution solve(const Moments& choosing, const Moments& weighing);
+  /// The parts that the last solve() kept, with ranges weighed by other moments.
+  AwqSolution reweighed(const Moments& weighing);
 
   /// Seconds.
   double search_time = 0, gate_time = 0;
@@ -63,17 +71,19 @@ class AwqBlock {
   std::vector<model::Edge> edges() const;
   const codec::Format* format_of(const std::string& path) const;
   model::Folds choose(const Moments& choosing, const Moments& weighing);
-  double attention_error(const model::Tensors& tensors) const;
-  double block_error(const model::Tensors& tensors) const;
-  double distance(std::size_t judge, const mx::array& states, const mx::array& reference) const;
+  RowErrors attention_error(const model::Tensors& tensors) const;
+  RowErrors block_error(const model::Tensors& tensors) const;
+  void add_distance(RowErrors& errors, std::size_t judge, const mx::array& states, const mx::array& reference) const;
   model::Tensors folded(const Parts& parts) const;
   const Quantized& quantized(const model::LinearSpec& linear, const Parts& parts, const model::Tensors& folded, const Moments& weighing);
   AwqSolution build(const Parts& parts, const Moments& weighing);
+  AwqSolution judged(const Parts& parts, const Moments& weighing);
   AwqSolution gate(const Moments& weighing);
 
   Inputs in_;
   const model::ModelSpec& spec_;
-  model::Folds folds_;                      // of the present moments
+  model::Folds folds_;
+  Parts kept_;
   std::map<std::string, Quantized> cache_;  // by linear and the parts that touch it
 };
 

@@ -32,6 +32,24 @@ model::Folds read_folds(const fs::path& folder, const model::ModelSpec& spec) {
   return folds;
 }
 
+model::Folds as_powers_of_two(model::Folds folds, const model::ModelSpec& spec) {
+  for (const auto& edge : spec.edges()) {
+    const auto it = folds.find(edge.producer);
+    if (it == folds.end() || edge.producer_is_norm) continue;
+    it->second = mx::power(mx::array(2.0f), mx::round(mx::log2(it->second)));
+    it->second.eval();
+  }
+  return folds;
+}
+
+model::Folds take_folds(model::Tensors& unit) {
+  model::Folds folds;
+  for (const auto& [name, tensor] : unit)
+    if (name.starts_with(kFoldPrefix)) folds.insert({name.substr(std::string_view(kFoldPrefix).size()), tensor});
+  std::erase_if(unit, [](const auto& entry) { return entry.first.starts_with(kFoldPrefix); });
+  return folds;
+}
+
 void fold_all(const model::ModelSpec& spec, const model::Folds& folds, model::Tensors& tensors, mx::Dtype stored) {
   const auto before = tensors;
   for (int i = 0; i < static_cast<int>(spec.blocks.size()); ++i) model::fold_block(spec, i, folds, tensors, stored);

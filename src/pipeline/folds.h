@@ -19,6 +19,12 @@ inline constexpr const char* kFoldPrefix = "awq:";
 /// the file, when it cannot be read or is for another architecture.
 model::Folds read_folds(const std::filesystem::path& folder, const model::ModelSpec& spec);
 
+/// Scales whose producer is a linear rounded to powers of two, by which the scales and biases of packed linears are divided without rounding.
+model::Folds as_powers_of_two(model::Folds folds, const model::ModelSpec& spec);
+
+/// Takes the scales out of a unit of a run.
+model::Folds take_folds(model::Tensors& unit);
+
 /// A model's dense tensors with all of `folds` in them, in their own dtypes.
 void fold_all(const model::ModelSpec& spec, const model::Folds& folds, model::Tensors& tensors, mx::Dtype stored);
 

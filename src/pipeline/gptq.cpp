@@ -29,6 +29,8 @@ namespace {
 
 // One batch in eight judges the correction and does not fit it.
 constexpr std::size_t kHeldOut = 8;
+// AWQ's scales must lower the output error by this share: rounding anew moves it by about as much either way.
+constexpr double kWorthScaling = 0.01;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
@@ -73,6 +75,8 @@ class Gptq {
     // One batch alone fits everything and can judge nothing.
     if (o_.asymmetric == Asymmetric::automatic && rows_.ids.size() > 1) held_every_ = std::min(kHeldOut, rows_.ids.size());
     paired_ = o_.asymmetric == Asymmetric::on || held_every_ > 0;
+    for (const auto& edge : spec_.edges())
+      if (folds_.contains(edge.producer)) edges_.push_back(edge);
   }
 
   /// Quantizes everything; the packed parts are units of the run, named in order.
@@ -83,11 +87,20 @@ class Gptq {
  private:
   bool held(std::size_t batch) const { return held_every_ > 0 && batch % held_every_ == held_every_ - 1; }
   void observe(const std::string& path, const mx::array& input, const mx::array* offsets, std::size_t batch, const mx::array* reference);
-  codec::Packed quantize_linear(const model::LinearSpec& linear, const mx::array& weight);
-  codec::Packed quantize_matrix(const std::string& path, const mx::array& weight, const calibration::Hessian& hessian,
-                                const calibration::Hessian* train, const calibration::Hessian* held, const codec::Format& format);
+  /// A quantized linear. Errors are those of quantize::GptqResult; `judged` is by the true distance of its outputs from the full-precision model's, on
+  /// rows held out if there are any, up to a constant.
+  struct Quantized {
+    codec::Packed packed;
+    mx::array dense;  ///< what it stands for without `columns`, in the compute dtype
+    double plain_error = 0, error = 0, judged = 0;
+  };
+  Quantized quantize_linear(const model::LinearSpec& linear, const mx::array& weight, const mx::array* columns);
+  quantize::GptqResult quantize_matrix(const std::string& path, const mx::array& weight, const calibration::Hessian& hessian,
+                                       const calibration::Hessian* train, const calibration::Hessian* held, const codec::Format& format);
+  const model::Edge* scaled_edge(const model::LinearSpec& linear) const;
   /// The linears whose Hessians are there: `tensors` gets their packed form, `student` what that stands for.
   void quantize_seen(const std::vector<const model::LinearSpec*>& linears, model::Tensors& tensors, model::Tensors& student);
+  model::Tensors walked(model::Tensors tensors) const;
   void turn(int block, const model::Tensors& teacher_tensors, model::Tensors& tensors);
   void finish();
   void check_interrupt() const {
@@ -99,13 +112,15 @@ class Gptq {
   const model::ModelSpec& spec_;
   const plan::QuantPlan& plan_;
   const Rows& rows_;
-  const model::Folds& folds_;
+  const model::Folds& folds_;  ///< tried edge by edge
   RunFolder& run_;
   Log& log_;
   std::size_t held_every_ = 0;
   bool paired_ = false;
   std::optional<Walk> student_, teacher_;
   calibration::HessianStore train_, held_;
+  std::vector<model::Edge> edges_;      // that have scales
+  model::Folds chosen_;                 // of the present block
   double plain_error_ = 0, error_ = 0;  // of the present block
   double correctable_ = 0;
 };
@@ -122,8 +137,8 @@ void Gptq::observe(const std::string& path, const mx::array& input, const mx::ar
   result.hessian_time += seconds_since(start);
 }
 
-codec::Packed Gptq::quantize_matrix(const std::string& path, const mx::array& weight, const calibration::Hessian& hessian,
-                                    const calibration::Hessian* train, const calibration::Hessian* held, const codec::Format& format) {
+quantize::GptqResult Gptq::quantize_matrix(const std::string& path, const mx::array& weight, const calibration::Hessian& hessian,
+                                           const calibration::Hessian* train, const calibration::Hessian* held, const codec::Format& format) {
   auto method = o_.method;
   if (hessian.shift) {
     const auto start = Clock::now();
@@ -136,45 +151,86 @@ codec::Packed Gptq::quantize_matrix(const std::string& path, const mx::array& we
   result.search_time += done.search_time;
   result.factor_time += done.factor_time;
   result.solve_time += done.solve_time;
-  plain_error_ += done.plain_error;
-  error_ += done.error;
   if (done.damp > method.damp) log_.warn(fmt::format("{}: its Hessian needed a damping of {:.2g}; more rows help", path, done.damp));
-  return std::move(done.packed);
+  return done;
 }
 
-codec::Packed Gptq::quantize_linear(const model::LinearSpec& linear, const mx::array& weight) {
+Gptq::Quantized Gptq::quantize_linear(const model::LinearSpec& linear, const mx::array& weight, const mx::array* columns) {
   const auto format = plan_.formats.at(linear.path);
-  if (format.mode != codec::Mode::affine) return codec::quantize(weight, format);
-  const bool judged = held_.has(linear.path);
-  auto sums = train_.of(linear.path);
-  const auto train = sums;
-  if (judged)
-    for (std::size_t e = 0; e < sums.size(); ++e) sums[e] = calibration::together(sums[e], held_.of(linear.path)[e]);
-  const auto hessians = supported(linear, sums, log_);
-  if (linear.experts == 0) return quantize_matrix(linear.path, weight, hessians[0], &train[0], judged ? &held_.of(linear.path)[0] : nullptr, format);
-  std::vector<mx::array> codes, scales, biases;
-  for (int e = 0; e < linear.experts; ++e) {
-    const auto one = mx::reshape(mx::slice(weight, {e, 0, 0}, {e + 1, linear.out, linear.in}), {linear.out, linear.in});
-    const auto packed = quantize_matrix(fmt::format("{} (expert {})", linear.path, e), one, hessians[e], nullptr, nullptr, format);
-    codes.push_back(packed.codes), scales.push_back(packed.scales), biases.push_back(*packed.biases);
+  const auto stored = model_.stored_dtype();
+  const auto scaled = columns ? mx::astype(mx::multiply(weight, columns->ndim() == 2 ? mx::expand_dims(*columns, -2) : *columns), stored) : weight;
+  Quantized all{{mx::array(0), mx::array(0), std::nullopt}, mx::array(0)};
+  if (format.mode != codec::Mode::affine) {
+    all.packed = codec::quantize(scaled, format);
+  } else {
+    const auto both = [&](const std::vector<calibration::Hessian>& sums) {
+      auto pooled = sums;
+      if (held_.has(linear.path))
+        for (std::size_t e = 0; e < sums.size(); ++e) pooled[e] = calibration::together(sums[e], held_.of(linear.path)[e]);
+      return pooled;
+    };
+    const auto hessians = supported(linear, both(train_.of(linear.path)), log_);
+    std::vector<mx::array> codes, scales, biases;
+    for (int e = 0; e < std::max(1, linear.experts); ++e) {
+      const auto cut = [&](const mx::array& x) { return linear.experts == 0 ? x : mx::reshape(mx::slice(x, {e, 0, 0}, {e + 1, linear.out, linear.in}), {linear.out, linear.in}); };
+      const auto own = [&](const calibration::Hessian& h) { return columns ? calibration::rescaled(h, columns->ndim() == 2 ? mx::take(*columns, e, 0) : *columns) : h; };
+      const bool judged = held_.has(linear.path) && linear.experts == 0;
+      const auto train = own(train_.of(linear.path)[e]), held = judged ? own(held_.of(linear.path)[e]) : train;
+      const auto name = linear.experts == 0 ? linear.path : fmt::format("{} (expert {})", linear.path, e);
+      const auto done = quantize_matrix(name, cut(scaled), own(hessians[e]), judged ? &train : nullptr, judged ? &held : nullptr, format);
+      codes.push_back(done.packed.codes), scales.push_back(done.packed.scales), biases.push_back(*done.packed.biases);
+      all.plain_error += done.plain_error, all.error += done.error;
+      if (scaled_edge(linear)) all.judged += quantize::output_error(cut(scaled), done.packed, format, judged ? held : own(hessians[e]));
+    }
+    const auto joined = [&](const std::vector<mx::array>& parts) { return linear.experts == 0 ? parts.front() : mx::stack(parts); };
+    all.packed = {joined(codes), joined(scales), joined(biases)};
   }
-  return {mx::stack(codes), mx::stack(scales), mx::stack(biases)};
+  all.dense = codec::dequantize(all.packed, format, columns ? mx::float32 : stored);
+  if (columns) all.dense = mx::astype(mx::divide(all.dense, columns->ndim() == 2 ? mx::expand_dims(*columns, -2) : *columns), stored);
+  if (model_.compute_dtype() != stored) all.dense = mx::astype(all.dense, model_.compute_dtype());
+  all.dense.eval();
+  return all;
+}
+
+const model::Edge* Gptq::scaled_edge(const model::LinearSpec& linear) const {
+  for (const auto& edge : edges_)
+    if (std::find(edge.consumers.begin(), edge.consumers.end(), linear.path) != edge.consumers.end()) return &edge;
+  return nullptr;
 }
 
 void Gptq::quantize_seen(const std::vector<const model::LinearSpec*>& linears, model::Tensors& tensors, model::Tensors& student) {
+  const auto take = [&](const model::LinearSpec& linear, const Quantized& q) {
+    tensors.insert_or_assign(linear.path + ".weight", q.packed.codes);
+    tensors.insert_or_assign(linear.path + ".scales", q.packed.scales);
+    if (q.packed.biases) tensors.insert_or_assign(linear.path + ".biases", *q.packed.biases);
+    student.insert_or_assign(linear.path + ".weight", q.dense);
+    plain_error_ += q.plain_error, error_ += q.error;
+    check_interrupt();
+  };
+  std::map<const model::Edge*, std::vector<const model::LinearSpec*>> together;  // readers of an edge with scales: all take them, or none
   for (const auto* linear : linears) {
     const auto planned = plan_.formats.find(linear->path);
     if (planned == plan_.formats.end() || tensors.contains(linear->path + ".scales")) continue;
     if (planned->second.mode == codec::Mode::affine && !train_.has(linear->path)) continue;
-    const auto packed = quantize_linear(*linear, tensors.at(linear->path + ".weight"));
-    tensors.insert_or_assign(linear->path + ".weight", packed.codes);
-    tensors.insert_or_assign(linear->path + ".scales", packed.scales);
-    if (packed.biases) tensors.insert_or_assign(linear->path + ".biases", *packed.biases);
-    auto stands_for = codec::dequantize(packed, planned->second, model_.stored_dtype());
-    if (model_.compute_dtype() != model_.stored_dtype()) stands_for = mx::astype(stands_for, model_.compute_dtype());
-    stands_for.eval();
-    student.insert_or_assign(linear->path + ".weight", stands_for);
-    check_interrupt();
+    if (const auto* edge = scaled_edge(*linear))
+      together[edge].push_back(linear);
+    else
+      take(*linear, quantize_linear(*linear, tensors.at(linear->path + ".weight"), nullptr));
+  }
+  for (const auto& [edge, readers] : together) {
+    const auto columns = model::column_scales(*edge, folds_.at(edge->producer));
+    std::vector<Quantized> plain, scaled;
+    double gain = 0, error = 0;
+    for (const auto* linear : readers) {
+      const auto& weight = tensors.at(linear->path + ".weight");
+      plain.push_back(quantize_linear(*linear, weight, nullptr));
+      scaled.push_back(quantize_linear(*linear, weight, &columns));
+      gain += plain.back().judged - scaled.back().judged;
+      error += plain.back().error;
+    }
+    const bool better = gain > kWorthScaling * error;
+    if (better) chosen_.insert({edge->producer, folds_.at(edge->producer)});
+    for (std::size_t i = 0; i < readers.size(); ++i) take(*readers[i], better ? scaled[i] : plain[i]);
   }
   train_.clear();
   held_.clear();
@@ -183,6 +239,8 @@ void Gptq::quantize_seen(const std::vector<const model::LinearSpec*>& linears, m
 /// One block: `tensors`, dense in the stored dtype, become packed; both walks come out of the block.
 void Gptq::turn(int block, const model::Tensors& teacher_tensors, model::Tensors& tensors) {
   auto student = teacher_tensors;
+  const auto before = edges_.empty() ? std::nullopt : student_;
+  chosen_.clear();
   const auto linears = spec_.blocks[block].linears();
   const auto halt = [&](Walk& walk, Walk::Halt at, const model::Tensors& weights) {
     for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
@@ -212,8 +270,32 @@ void Gptq::turn(int block, const model::Tensors& teacher_tensors, model::Tensors
     if (teacher_) teacher_->leave(b, block, teacher_tensors, {});
     if (o_.sequential) student_->leave(b, block, student, {});
   }
-  if (!o_.sequential) student_->pass(block, student, {});
+  for (const auto& edge : edges_) {
+    if (!chosen_.contains(edge.producer)) continue;
+    model::fold_producer(edge, chosen_.at(edge.producer), tensors, model_.stored_dtype());
+    model::fold_consumers(edge, chosen_.at(edge.producer), tensors);
+  }
+  for (auto& [name, tensor] : tensors)
+    if (tensor.dtype() == mx::float32) tensor = mx::astype(tensor, model_.stored_dtype());
+  if (!chosen_.empty()) {
+    // The next block shall get what the written tensors give, to the last bit, as it will when a killed run goes on.
+    student_.emplace(*before);
+    student_->pass(block, walked(tensors), {});
+  } else if (!o_.sequential) {
+    student_->pass(block, student, {});
+  }
   result.forward_time += seconds_since(start);
+}
+
+/// A finished block's tensors, packed, as a walk takes them.
+model::Tensors Gptq::walked(model::Tensors tensors) const {
+  std::erase_if(tensors, [](const auto& entry) { return entry.first.starts_with(kFoldPrefix); });
+  auto formats = plan_.by_path();
+  std::erase_if(formats, [&](const auto& entry) { return !tensors.contains(entry.first + ".scales"); });
+  model::densify(tensors, formats, model_.stored_dtype());
+  if (model_.compute_dtype() != model_.stored_dtype())
+    for (auto& [name, tensor] : tensors) tensor = mx::astype(tensor, model_.compute_dtype());
+  return tensors;
 }
 
 /// The head, or the embedding that serves as one, by the inputs that it gets behind the last block.
@@ -259,19 +341,11 @@ std::vector<std::string> Gptq::quantize_all() {
   Progress progress(log_, "quantizing blocks", blocks + 1);
   for (int i = 0; i < blocks; ++i) {
     auto tensors = model::dense_tensors(model_, model_.load_block(i, stored));
-    model::fold_block(spec_, i, folds_, tensors, stored);
-    for (auto& [name, tensor] : tensors) tensor = mx::astype(tensor, stored);
     auto full = tensors;
     if (compute != stored)
       for (auto& [name, tensor] : full) tensor = mx::astype(tensor, compute);
     if (auto done = run_.load(unit(i))) {
-      auto student = done->tensors;
-      auto packed = plan_.by_path();
-      std::erase_if(packed, [&](const auto& entry) { return !student.contains(entry.first + ".scales"); });
-      model::densify(student, packed, stored);
-      if (compute != stored)
-        for (auto& [name, tensor] : student) tensor = mx::astype(tensor, compute);
-      student_->pass(i, student, {});
+      student_->pass(i, walked(done->tensors), {});
       if (teacher_) teacher_->pass(i, full, {});
       progress.skip(1);
       check_interrupt();
@@ -279,6 +353,7 @@ std::vector<std::string> Gptq::quantize_all() {
     }
     plain_error_ = error_ = 0;
     turn(i, full, tensors);
+    for (const auto& [producer, scales] : chosen_) tensors.insert({kFoldPrefix + producer, scales});
     run_.save(unit(i), tensors);
     progress.advance(1, fmt::format("output errors {:.2f} of plain rounding's", plain_error_ > 0 ? error_ / plain_error_ : 1));
   }
@@ -317,7 +392,7 @@ GptqResult gptq(const GptqRun& o, Log& log) {
                 {"options", options},
                 {"model", checkpoint.fingerprint()},
                 {"device", mx::default_device() == mx::Device::gpu ? "gpu" : "cpu"}};
-  const auto folds = o.scaled ? read_folds(*o.scaled, model.spec()) : model::Folds{};
+  const auto folds = o.scaled ? as_powers_of_two(read_folds(*o.scaled, model.spec()), model.spec()) : model::Folds{};
   if (o.scaled && folds.empty()) log.line(fmt::format("{}: holds no scales; the model is taken as it is", o.scaled->string()));
   if (!folds.empty()) identity["scales"] = sha256_file(*o.scaled / kFoldFile);
   RowSource source(o.rows, tokenizer);
@@ -329,11 +404,17 @@ GptqResult gptq(const GptqRun& o, Log& log) {
   Gptq work(o, model, plan, rows, folds, run, log);
   const auto units = work.quantize_all();
   ModelWriter writer(o.output, model);
-  for (const auto& unit : units) writer.add(run.load(unit)->tensors);
-  writer.add_folds(folds);
+  model::Folds used;
+  for (const auto& unit : units) {
+    auto tensors = run.load(unit)->tensors;
+    used.merge(take_folds(tensors));
+    writer.add(tensors);
+  }
+  writer.add_folds(used);
   writer.finish(&plan, model.stored_dtype(), {"gptq", options, rows.manifest, nullptr});
   run.remove();
 
+  if (!folds.empty()) log.line(fmt::format("scales kept on {} of {} edges that have some", used.size(), folds.size()));
   auto& result = work.result;
   const auto size = plan::size_of(model.spec(), plan, static_cast<int>(mx::size_of(model.stored_dtype())));
   result.bits_per_weight = size.bits_per_weight(), result.bytes = size.bytes;

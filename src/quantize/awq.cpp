@@ -17,7 +17,7 @@ namespace lquant::quantize {
 namespace {
 
 // Rows of a weight that judge a candidate. Errors of rows differ by chance more than by kind: twice as many choose the same r (docs/methods/awq.md).
-constexpr int kJudges = 512;
+constexpr int kJudges = 128;
 // A channel that is always 0 would get a scale of 0; mlx_lm has the same floor.
 constexpr float kFloor = 1e-4f;
 

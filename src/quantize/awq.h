@@ -45,7 +45,7 @@ struct ScaleSearch {
 /// Searches the scales of one edge on a grid: s_c = x̄_c^r, and with duo x̄_c^r / w̄_c^(1−r), r = 0, 1/grid, …, normalised to
 /// √(max · min) = 1. x̄ is the root mean square of a channel's activations, w̄ the mean of its weights' magnitudes relative to
 /// their groups' largest. Each candidate is judged by the readers' exact output errors Σ e · H · eᵀ, e = W − Q(W · s)/s, on at most
-/// 512 evenly spaced rows of each weight, so that a candidate costs a product or two and no forward pass. `scale_dtype` is the storage of the readers'
+/// 255 evenly spaced rows of each weight, so that a candidate costs a product or two and no forward pass. `scale_dtype` is the storage of the readers'
 /// scales and biases. Throws std::invalid_argument when shapes disagree.
 ScaleSearch search_scales(const model::Edge& edge, const std::vector<Reader>& readers, const AwqOptions& options, mx::Dtype scale_dtype);
 

@@ -212,4 +212,11 @@ double correction_share(const mx::array& weight, const calibration::Hessian& tra
   return bend > 0 ? std::clamp(slope / bend, 0.0, 1.0) : 0;
 }
 
+double output_error(const mx::array& weight, const codec::Packed& packed, const codec::Format& format, const calibration::Hessian& h) {
+  const auto w = mx::astype(weight, mx::float32), quantized = codec::dequantize(packed, format, mx::float32);
+  double error = codec::feedback_error(w, quantized, h.moment);
+  if (h.shift) error += 2 * inner_product(product(w, mx::contiguous(mx::transpose(*h.shift))), mx::subtract(w, quantized));
+  return error / std::max(1.0, h.tokens);
+}
+
 }  // namespace lquant::quantize
