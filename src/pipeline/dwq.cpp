@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <fstream>
 
 #include "base/error.h"
 #include "base/hash.h"
@@ -38,6 +39,8 @@ double save_seconds() {
   if (end == text || *end != 0 || !(seconds >= 0)) throw UsageError(fmt::format("LQUANT_SAVE_SECONDS={} is no number of seconds", text));
   return seconds;
 }
+// Codes that GPTQ has chosen answer for each other's errors: smaller steps keep more of that (docs/methods/gptq.md).
+constexpr double kRateAfterGptq = 0.003;
 // Self-sampled texts are no longer than this: sampling is slow, and short texts teach as well.
 constexpr int kSelfTokens = 512;
 
@@ -240,13 +243,22 @@ quantize::Student make_student(const DwqRun& o, const Inputs& in, const Data& da
   return {in.target().spec(), in.plan.by_path(), std::move(start), dense, o.move_codes};
 }
 
+/// Whether lquant gptq has made the folder, as its record says.
+bool made_by_gptq(const fs::path& folder) {
+  std::ifstream in(folder / "lquant.json");
+  const auto record = json::parse(in, nullptr, false);
+  return record.is_object() && record.value("command", json()) == "gptq";
+}
+
 quantize::DwqOptions settings_of(const DwqRun& o, const Inputs& in, std::size_t steps) {
   quantize::DwqOptions settings;
   settings.temperature = o.temperature;
   settings.code_rate = quantize::default_code_rate(static_cast<int>(steps));
-  if (o.learning_rate) {
-    settings.code_rate *= static_cast<float>(*o.learning_rate) / settings.scale_rate;
-    settings.scale_rate = static_cast<float>(*o.learning_rate);
+  auto rate = o.learning_rate;
+  if (!rate && o.quantized_model && made_by_gptq(*o.quantized_model)) rate = kRateAfterGptq;
+  if (rate) {
+    settings.code_rate *= static_cast<float>(*rate) / settings.scale_rate;
+    settings.scale_rate = static_cast<float>(*rate);
   }
   settings.grad_checkpoint = o.grad_checkpoint;
   settings.micro_tokens = micro_tokens(in.teacher.spec());
