@@ -24,13 +24,16 @@ mx::array divided_rows(const mx::array& x, const mx::array& scales, int first_ro
 
 /// The norm's new weight in `stored`; `scales` become those that took effect.
 mx::array divided_norm(const mx::array& weight, float offset, mx::array& scales, mx::Dtype stored) {
-  const auto one = mx::array(offset), used = mx::add(f32(weight), one);
+  if (weight.shape() != scales.shape()) throw std::invalid_argument("[model] fold: a norm and its edge must be equally wide");
+  // What multiplies is the sum of weight and offset, rounded to the weight's dtype (kernels/norm.h).
+  const auto one = mx::array(offset, stored), before = mx::astype(weight, stored), used = f32(mx::add(before, one));
   const auto wanted = mx::divide(used, scales);
-  const auto rounded = mx::astype(mx::subtract(wanted, one), stored), now = mx::add(f32(rounded), one);
+  // Rounded as a sum first: then the sum comes back as it was, in f32 too, and the scales that took effect lead to this very weight again.
+  const auto rounded = mx::subtract(mx::astype(wanted, stored), one), now = f32(mx::add(rounded, one));
   // What storage makes of it must still be near: a channel beside 0, or one that an offset drowns, keeps its weight.
   const auto near = mx::less(mx::abs(mx::subtract(now, wanted)), mx::multiply(mx::abs(wanted), mx::array(0.125f)));
   scales = mx::where(near, mx::divide(used, now), mx::ones_like(scales));
-  return mx::where(near, rounded, mx::astype(weight, stored));
+  return mx::where(near, rounded, before);
 }
 
 }  // namespace
