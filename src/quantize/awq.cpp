@@ -8,6 +8,7 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "base/error.h"
 #include "codec/feedback.h"
 #include "codec/quantize.h"
 #include "codec/range_search.h"
@@ -114,10 +115,29 @@ mx::array expert(const mx::array& stacked, int e) {
   return mx::reshape(mx::slice(stacked, {e, 0, 0}, {e + 1, stacked.shape(1), stacked.shape(2)}), {stacked.shape(1), stacked.shape(2)});
 }
 
+bool fits(const model::Edge& edge, const Reader& reader) {
+  const auto& w = reader.weight;
+  const bool stacked = w.ndim() == 3;
+  const int columns = edge.channels * edge.repeats;
+  if ((w.ndim() != 2 && !stacked) || w.dtype() != mx::float32 || w.shape(-1) != columns) return false;
+  if (edge.experts > 0 && (!stacked || w.shape(0) != edge.experts)) return false;
+  if (reader.hessians.size() != (stacked ? static_cast<std::size_t>(w.shape(0)) : 1)) return false;
+  return std::all_of(reader.hessians.begin(), reader.hessians.end(), [&](const auto& h) { return h.moment.shape() == mx::Shape{columns, columns}; });
+}
+
 }  // namespace
 
 ScaleSearch search_scales(const model::Edge& edge, const std::vector<Reader>& readers, const AwqOptions& options, mx::Dtype scale_dtype) {
   if (readers.empty()) throw std::invalid_argument("[quantize] search_scales: nobody reads the edge at " + edge.producer);
+  for (const auto& reader : readers) {
+    if (!fits(edge, reader)) throw std::invalid_argument("[quantize] search_scales: a reader does not fit the edge at " + edge.producer);
+    for (const auto& h : reader.hessians)
+      if (!mx::all(mx::isfinite(h.moment)).item<bool>())
+        fail("quantize",
+             "{}: what it gives became NaN or infinite on the calibration data; make the model float32 first (lquant convert --dtype float32) or use "
+             "other data",
+             edge.producer);
+  }
   const auto matrices_of = [&](std::optional<int> only) {
     std::vector<Matrix> all;
     for (const auto& reader : readers) {

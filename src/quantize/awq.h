@@ -46,7 +46,7 @@ struct ScaleSearch {
 /// √(max · min) = 1. x̄ is the root mean square of a channel's activations, w̄ the mean of its weights' magnitudes relative to
 /// their groups' largest. Each candidate is judged by the readers' exact output errors Σ e · H · eᵀ, e = W − Q(W · s)/s, on at most
 /// 255 evenly spaced rows of each weight, so that a candidate costs a product or two and no forward pass. `scale_dtype` is the storage of the readers'
-/// scales and biases. Throws std::invalid_argument when shapes disagree.
+/// scales and biases. Throws std::invalid_argument when shapes disagree, Error when moments are not finite.
 ScaleSearch search_scales(const model::Edge& edge, const std::vector<Reader>& readers, const AwqOptions& options, mx::Dtype scale_dtype);
 
 }  // namespace lquant::quantize
