@@ -265,6 +265,11 @@ std::vector<std::string> Awq::quantize_all() {
     }
     auto tensors = model::dense_tensors(model_, model_.load_final(stored));
     const auto& h = moments.of(linear.path).front();
+    if (!mx::all(mx::isfinite(h.moment)).item<bool>())
+      fail("pipeline",
+           "{}: its inputs became NaN or infinite on the calibration data; make the model float32 first (lquant convert --dtype float32) or use "
+           "other data",
+           linear.path);
     pack(linear, tensors, mx::multiply(mx::diagonal(h.moment), mx::array(static_cast<float>(1 / std::max(1.0, h.tokens)))));
     run_.save("final", tensors);
   }
