@@ -6,6 +6,7 @@
 #include "pipeline/dwq.h"
 #include "pipeline/gptq.h"
 #include "pipeline/output.h"
+#include "pipeline/run_folder.h"
 
 namespace lquant::pipeline {
 namespace fs = std::filesystem;
@@ -58,7 +59,7 @@ json cascade(const Cascade& c, const mx::distributed::Group& group, Log& log) {
   if (c.then == "dwq" && c.awq.rows.data.size() != 1) throw UsageError("--then dwq takes one file or folder of --data-path; put the rows together");
   check_output(c.awq.output);
   auto first = c.awq;
-  first.output += ".awq";
+  first.output = RunFolder::folder_of(c.awq.output).replace_extension(".awq");
   if (c.awq.fresh) fs::remove_all(first.output);
   if (fs::exists(first.output)) {
     if (!made_by(first.output, c.awq))
@@ -71,6 +72,7 @@ json cascade(const Cascade& c, const mx::distributed::Group& group, Log& log) {
   const auto figures = c.then == "gptq" ? then_gptq(c, first.output, log) : then_dwq(c, first.output, group, log);
   std::error_code ignored;
   fs::remove_all(first.output, ignored);
+  fs::remove_all(RunFolder::folder_of(first.output), ignored);  // left by a kill when its result was whole already
   return figures;
 }
 
