@@ -14,6 +14,7 @@ namespace fs = std::filesystem;
 
 model::Folds read_folds(const fs::path& folder, const model::ModelSpec& spec) {
   model::Folds folds;
+  if (!fs::is_directory(folder)) fail("pipeline", "{}: is no folder; give --scales one that lquant awq has written", folder.string());
   const auto path = folder / kFoldFile;
   if (!fs::is_regular_file(path)) return folds;
   const auto file = checkpoint::File::open(path);

@@ -16,7 +16,7 @@ inline constexpr const char* kFoldFile = "scales.awq";
 inline constexpr const char* kFoldPrefix = "awq:";
 
 /// The scales in a folder that awq has written, checked against the model that they are for. None when it has no such file. Throws Error, naming
-/// the file, when it cannot be read or is for another architecture.
+/// the file, when it cannot be read or is for another architecture, and when there is no such folder.
 model::Folds read_folds(const std::filesystem::path& folder, const model::ModelSpec& spec);
 
 /// Scales whose producer is a linear rounded to powers of two, by which the scales and biases of packed linears are divided without rounding.
