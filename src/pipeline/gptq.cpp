@@ -411,7 +411,9 @@ GptqResult gptq(const GptqRun& o, Log& log) {
     writer.add(tensors);
   }
   writer.add_folds(used);
-  writer.finish(&plan, model.stored_dtype(), {"gptq", options, rows.manifest, nullptr});
+  auto recorded = options;
+  if (!folds.empty()) recorded["scales"] = identity["scales"];
+  writer.finish(&plan, model.stored_dtype(), {"gptq", recorded, rows.manifest, nullptr});
   run.remove();
 
   if (!folds.empty()) log.line(fmt::format("scales kept on {} of {} edges that have some", used.size(), folds.size()));
