@@ -18,25 +18,28 @@ WIDTHS = ["--bits", 3, "--embed-bits", 6, "--embed-group-size", 64, "--sequence-
 HELD_OUT = [ids[:24] for ids in encode(sentences(6, seed=1000, words=30))]
 
 
-def learned_norms(folder, **changes):
-    """A llama in which one channel in eight of every norm is 8 times as large and what reads it as much smaller, as training leaves norms. Plain
-    rounding to three bits makes such weights 0; AWQ's scales are there to bring them back. Powers of two: the model is the one without them."""
+def unbalanced(folder, **changes):
+    """A llama in which one channel in eight of all that AWQ scales is 8 times as large and what reads it as much smaller, as training leaves norms.
+    Plain rounding to three bits makes such weights 0. Powers of two: the model is the one without them."""
     random_model(folder, **changes)
     weights = tensors(folder)
     for i in range(json.loads((folder / "config.json").read_text())["num_hidden_layers"]):
-        layer = f"model.layers.{i}."
-        for norm, readers in {"input_layernorm": "self_attn.{}_proj:q k v", "post_attention_layernorm": "mlp.{}_proj:gate up"}.items():
-            path, names = readers.split(":")
-            weights[f"{layer}{norm}.weight"][::8] *= 8
-            for name in names.split():
-                weights[layer + path.format(name) + ".weight"][:, ::8] *= 1 / 8
+        for producer, readers in {
+            "input_layernorm": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+            "self_attn.v_proj": ["self_attn.o_proj"],
+            "post_attention_layernorm": ["mlp.gate_proj", "mlp.up_proj"],
+            "mlp.up_proj": ["mlp.down_proj"],
+        }.items():
+            weights[f"model.layers.{i}.{producer}.weight"][::8] *= 8
+            for reader in readers:
+                weights[f"model.layers.{i}.{reader}.weight"][:, ::8] *= 1 / 8
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
     return folder
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return learned_norms(tmp_path_factory.mktemp("source") / "small")
+    return unbalanced(tmp_path_factory.mktemp("source") / "small")
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +133,7 @@ def test_the_scales_that_it_writes_are_those_in_its_tensors(model, quantized):
     source, found = dense_weights(model), dense_weights(quantized[0])
     scales = {name: np.array(value) for name, value in scales_of(quantized[0]).items()}
     norms = [name for name in scales if name.endswith("layernorm")]
-    assert len(norms) == 4 and len(scales) > 4  # none of the norms can do without
+    assert len(norms) == 4 and len(scales) == 8  # no edge can do without
     for name, s in scales.items():
         assert s.dtype == np.float32 and np.isfinite(s).all() and (s > 0).all()
         if name in norms:

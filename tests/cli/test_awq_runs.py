@@ -10,7 +10,7 @@ import mlx_lm
 import numpy as np
 import pytest
 from support import kl, random_model, run, same_bytes, tensors, text_rows, tree
-from test_awq import HELD_OUT, WIDTHS, awq, learned_norms, model, plain, plain_kl, rows  # noqa: F401 (fixtures)
+from test_awq import HELD_OUT, WIDTHS, awq, model, plain, plain_kl, rows, unbalanced  # noqa: F401 (fixtures)
 from test_bad_input import out, refused  # noqa: F401
 from test_resume import start, wait_for
 
@@ -56,7 +56,7 @@ def test_output_named_as_a_folder(model, rows, tmp_path):
 def commands(tmp_path_factory):
     """command: its arguments but for --mlx-path, and the files of an undisturbed run; with blocks enough for kills to land among them."""
     folder = tmp_path_factory.mktemp("resume")
-    model = learned_norms(folder / "model", num_hidden_layers=6, hidden_size=64, num_attention_heads=2, num_key_value_heads=1)
+    model = unbalanced(folder / "model", num_hidden_layers=6, hidden_size=64, num_attention_heads=2, num_key_value_heads=1)
     rows = text_rows(folder / "rows.jsonl", count=44, words=12)
     alone = ["awq", "--model", model, "--data-path", rows, "--bits", 3, "--sequence-length", 32, "--n-grid", 2]
     found = {"alone": alone, "then-gptq": [*alone, "--then", "gptq"]}
