@@ -114,7 +114,7 @@ def method_round(table, args, model, method, rows, variants, options=()):
         seconds = {}
         for name, switches in variants.items():
             start = time.perf_counter()
-            out = run([args.build / "lquant", method, "--model", model, "--mlx-path", folder / name, "--data-path", folder / "rows.jsonl", "--num-samples", rows,
+            out = run([args.build / "lquant", method, "--model", model, "--mlx-path", folder / f"ours{name}", "--data-path", folder / "rows.jsonl", "--num-samples", rows,
                        "--bits", args.bits, "--embed-bits", 6, *switches, *options, "--json"])
             seconds[name] = time.perf_counter() - start
             figures = json.loads(out)

@@ -78,6 +78,18 @@ mx::array round_with_feedback(const mx::array& w, const mx::array& unit_upper, c
   return codes.front();
 }
 
+mx::array take_columns(const mx::array& x, const std::vector<int>& order) {
+  require(x.ndim() == 2 && x.shape(1) == static_cast<int>(order.size()), "an order must name every column");
+  require(x.dtype() == mx::float32 || x.dtype() == mx::uint8, "columns of f32 or u8 can be reordered");
+  for (int c : order) require(c >= 0 && c < x.shape(1), "an order names a column that does not exist");
+  if constexpr (cpu::built) {
+    if (kernels::cpu_kernels()) return cpu::take_columns(x, order);
+  }
+  auto taken = mx::take(x, mx::array(order.data(), {static_cast<int>(order.size())}, mx::int32), 1);
+  taken.eval();
+  return taken;
+}
+
 Coded refine(const mx::array& w, const mx::array& hessian, const Coded& start, const Format& format, int sweeps) {
   check(w, hessian, start.scales, start.biases, format);
   require(start.codes.shape() == w.shape() && start.codes.dtype() == mx::uint8, "codes must be u8 [N, K]");
@@ -148,6 +160,9 @@ mx::array values_of(const Coded& coded, const Format& format) {
 }
 
 double feedback_error(const mx::array& w, const mx::array& quantized, const mx::array& hessian) {
+  if constexpr (cpu::built) {
+    if (kernels::cpu_kernels()) return cpu::feedback_error(w, quantized, hessian);
+  }
   const auto e = mx::subtract(w, quantized);
   // H is its own transpose.
   const auto product = mx::multiply(kernels::cuda_kernels() ? gpu::product(e, hessian) : kernels::linear(e, {hessian, std::nullopt}), e);

@@ -18,6 +18,9 @@ namespace lquant::codec {
 mx::array round_with_feedback(const mx::array& w, const mx::array& unit_upper, const mx::array& scales, const mx::array& biases,
                               const std::vector<int>& group, const Format& format);
 
+/// x [N, K] (f32 or u8) with its columns in another order: column j of the result is column order[j] of x. Computes at once.
+mx::array take_columns(const mx::array& x, const std::vector<int>& order);
+
 /// Codes u8 [N, K] with their scales and biases, columns in their natural order.
 struct Coded {
   mx::array codes, scales, biases;

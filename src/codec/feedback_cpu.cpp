@@ -201,6 +201,24 @@ LQUANT_MULTIVERSION void refine_range(const RefineJob& job, std::int64_t first, 
   });
 }
 
+/// w less what the codes stand for, rows [first, last).
+template <class S>
+LQUANT_INLINE void error_rows(const float* w, const Coded& coded, std::int64_t k, std::int64_t n, float* errors, std::int64_t first, std::int64_t last) {
+  const auto* codes = coded.codes.data<std::uint8_t>();
+  const auto* scales = coded.scales.data<typename S::Bits>();
+  const auto* biases = coded.biases.data<typename S::Bits>();
+  for (auto begin = first * k; begin < last * k; begin += n) {
+    const ScaleBias at{S::load(scales[begin / n]), S::load(biases[begin / n])};
+#pragma omp simd
+    for (std::int64_t i = 0; i < n; ++i) errors[begin + i] = w[begin + i] - value_of<S>(static_cast<float>(codes[begin + i]), at);
+  }
+}
+
+LQUANT_MULTIVERSION void error_range(const float* w, const Coded& coded, std::int64_t k, std::int64_t n, float* errors, std::int64_t first,
+                                     std::int64_t last) {
+  kernels::with_storage(coded.scales.dtype(), [&](auto s) LQUANT_INLINE_LAMBDA { error_rows<decltype(s)>(w, coded, k, n, errors, first, last); });
+}
+
 kernels::Matrix view(const float* data, std::int64_t row) { return {data, mx::float32, row}; }
 
 /// Calls body(first, last) for slabs of rows, which do not depend on the number of threads: neither do the results.
@@ -247,10 +265,10 @@ mx::array round_with_feedback(const mx::array& w, const mx::array& unit_upper, c
 }
 
 Coded refine(const mx::array& w, const mx::array& hessian, const Coded& start, const Format& format, int sweeps) {
-  const auto weights = on_host(w), moments = on_host(hessian), values = on_host(values_of(start, format));
+  const auto weights = on_host(w), moments = on_host(hessian);
   Coded out{host_copy(start.codes), host_copy(start.scales), host_copy(start.biases)};
   const std::int64_t k = w.shape(1), n = format.group_size, groups = k / n;
-  const float *from = weights.data<float>(), *h = moments.data<float>(), *back = values.data<float>();
+  const float *from = weights.data<float>(), *h = moments.data<float>();
   // Of each group its own part of H, that part's row sums and their sum: [n, n], [n] and one number.
   const auto part = n * n + n + 1;
   std::vector<float> errors(w.size()), parts(groups * part);
@@ -268,7 +286,7 @@ Coded refine(const mx::array& w, const mx::array& hessian, const Coded& start, c
   });
   for_slabs(w.shape(0), [&](std::int64_t first, std::int64_t last) {
     std::vector<float> slopes((last - first) * n);
-    for (auto i = first * k; i < last * k; ++i) errors[i] = from[i] - back[i];
+    error_range(from, out, k, n, errors.data(), first, last);
     for (std::int64_t turn = 0; turn < sweeps * groups; ++turn) {
       const auto g = turn % groups;
       kernels::gemm(last - first, n, k, 1, view(errors.data() + first * k, k), view(h + g * n, k), 0, slopes.data(), mx::float32, n);
@@ -291,6 +309,41 @@ Coded refine(const mx::array& w, const mx::array& hessian, const Coded& start, c
     }
   });
   return out;
+}
+
+mx::array take_columns(const mx::array& x, const std::vector<int>& order) {
+  const auto source = on_host(x);
+  auto taken = host_array(x.shape(), x.dtype());
+  const auto k = static_cast<std::int64_t>(order.size());
+  const auto copy = [&](auto* to, const auto* from) {
+    for_slabs(x.shape(0), [&](std::int64_t first, std::int64_t last) {
+      for (auto row = first * k; row < last * k; row += k)
+        for (std::int64_t j = 0; j < k; ++j) to[row + j] = from[row + order[j]];
+    });
+  };
+  if (x.dtype() == mx::uint8)
+    copy(taken.data<std::uint8_t>(), source.data<std::uint8_t>());
+  else
+    copy(taken.data<float>(), source.data<float>());
+  return taken;
+}
+
+double feedback_error(const mx::array& w, const mx::array& quantized, const mx::array& hessian) {
+  const auto weights = on_host(w), values = on_host(quantized), moments = on_host(hessian);
+  const std::int64_t rows = w.shape(0), k = w.shape(1);
+  const float *from = weights.data<float>(), *back = values.data<float>(), *h = moments.data<float>();
+  std::vector<double> sums((rows + kSlab - 1) / kSlab);
+  for_slabs(rows, [&](std::int64_t first, std::int64_t last) {
+    std::vector<float> errors((last - first) * k), products(errors.size());
+    for (std::size_t i = 0; i < errors.size(); ++i) errors[i] = from[first * k + i] - back[first * k + i];
+    kernels::gemm(last - first, k, k, 1, view(errors.data(), k), view(h, k), 0, products.data(), mx::float32, k);
+    double sum = 0;
+    for (std::size_t i = 0; i < errors.size(); ++i) sum += static_cast<double>(errors[i]) * products[i];
+    sums[first / kSlab] = sum;
+  });
+  double total = 0;
+  for (const double sum : sums) total += sum;
+  return total;
 }
 
 }  // namespace lquant::codec::cpu

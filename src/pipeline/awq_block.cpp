@@ -21,6 +21,10 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 
 mx::array f32(const mx::array& x) { return mx::astype(x, mx::float32); }
 
+bool reads(const model::Edge& edge, const std::string& path) {
+  return std::find(edge.consumers.begin(), edge.consumers.end(), path) != edge.consumers.end();
+}
+
 /// Mean squares of the inputs, f32 [K], or [E, K] of experts.
 mx::array mean_squares(const std::vector<calibration::Hessian>& hessians) {
   std::vector<mx::array> all;
@@ -41,11 +45,9 @@ bool clearly_below(const RowErrors& a, const RowErrors& b) {
   return gain > 2 * error;
 }
 
-std::vector<model::Edge> AwqBlock::edges() const {
-  std::vector<model::Edge> own;
+AwqBlock::AwqBlock(const Inputs& inputs) : in_(inputs), spec_(inputs.model.spec()) {
   for (auto& edge : spec_.edges())
-    if (edge.block == in_.block) own.push_back(edge);
-  return own;
+    if (edge.block == in_.block) edges_.push_back(std::move(edge));
 }
 
 const codec::Format* AwqBlock::format_of(const std::string& path) const {
@@ -99,11 +101,11 @@ const AwqBlock::Quantized& AwqBlock::quantized(const model::LinearSpec& linear, 
                                                const Moments& weighing) {
   std::string key = linear.path + (parts.clip ? " clip" : "");
   std::optional<mx::array> columns;
-  for (const auto& edge : edges()) {
+  for (const auto& edge : edges_) {
     if (!parts.edges.count(edge.producer)) continue;
-    const bool reads = std::find(edge.consumers.begin(), edge.consumers.end(), linear.path) != edge.consumers.end();
-    if (reads) columns = model::column_scales(edge, folds_.at(edge.producer));
-    if (reads || edge.producer == linear.path) key += " " + edge.producer;
+    const bool scaled = reads(edge, linear.path);
+    if (scaled) columns = model::column_scales(edge, folds_.at(edge.producer));
+    if (scaled || edge.producer == linear.path) key += " " + edge.producer;
   }
   if (const auto it = cache_.find(key); it != cache_.end()) return it->second;
   const auto& format = *format_of(linear.path);
@@ -150,49 +152,54 @@ AwqSolution AwqBlock::build(const Parts& parts, const Moments& weighing) {
   return solution;
 }
 
-model::Folds AwqBlock::choose(const Moments& choosing, const Moments& weighing) {
+/// How far the sub-layer that reads the edge is off when its readers alone are quantized, with the scales that folds_ has for it.
+double AwqBlock::sub_layer_error(const model::Edge& edge, const Moments& weighing) {
+  const Parts parts{{edge.producer}, in_.options.clip};
+  const auto tensors = folded(parts);
+  const auto compute = in_.model.compute_dtype();
+  auto judged = in_.full;
+  const auto take = [&](const std::string& path) { judged.insert_or_assign(path + ".weight", mx::astype(tensors.at(path + ".weight"), compute)); };
+  take(edge.producer);
+  for (const auto* linear : spec_.blocks[in_.block].linears()) {
+    if (!reads(edge, linear->path)) continue;
+    if (format_of(linear->path))
+      judged.insert_or_assign(linear->path + ".weight", quantized(*linear, parts, tensors, weighing).dense);
+    else
+      take(linear->path);
+  }
+  cache_.clear();  // its keys do not tell candidates apart
+  return sum(edge.producer == spec_.blocks[in_.block].attention_norm.path ? attention_error(judged) : block_error(judged));
+}
+
+void AwqBlock::choose(const Moments& choosing, const Moments& weighing) {
   const auto start = Clock::now();
   const auto dtype = in_.model.stored_dtype();
-  for (const auto& edge : edges()) {
+  for (const auto& edge : edges_) {
     std::vector<quantize::Reader> readers;
     for (const auto& path : edge.consumers)
       if (const auto* format = format_of(path)) readers.push_back({f32(in_.stored.at(path + ".weight")), *format, choosing.at(path)});
     if (readers.empty()) continue;
-    auto search = quantize::search_scales(edge, readers, in_.options, dtype);
+    const auto search = quantize::search_scales(edge, readers, in_.options, dtype);
     if (search.candidates.empty()) continue;
-    auto best = search.candidates.front().scales;
-    // The effective scales, which a norm's storage rounds, are the ones to remember.
-    const auto effective = [&](const mx::array& scales) {
+    // What a norm's storage makes of the scales is what they are.
+    const auto use = [&](const mx::array& scales) {
       auto tensors = in_.stored;
-      auto used = model::fold(edge, scales, tensors, dtype);
-      used.eval();
-      return used;
+      auto effective = model::fold_producer(edge, scales, tensors, dtype);
+      effective.eval();
+      folds_.insert_or_assign(edge.producer, effective);
     };
+    auto best = search.candidates.front().scales;
     if (edge.consumers.size() > 1 && search.candidates.size() > 1) {
-      double least = 0;
+      std::optional<double> least;
       for (const auto& candidate : search.candidates) {
-        folds_.insert_or_assign(edge.producer, effective(candidate.scales));
-        const Parts parts{{edge.producer}, in_.options.clip};
-        const auto tensors = folded(parts);
-        auto judged = in_.full;
-        for (const auto& [name, tensor] : tensors)
-          if (name == edge.producer + ".weight") judged.insert_or_assign(name, mx::astype(tensor, in_.model.compute_dtype()));
-        for (const auto* linear : spec_.blocks[in_.block].linears()) {
-          if (std::find(edge.consumers.begin(), edge.consumers.end(), linear->path) == edge.consumers.end()) continue;
-          judged.insert_or_assign(linear->path + ".weight",
-                                  format_of(linear->path) ? quantized(*linear, parts, tensors, weighing).dense
-                                                          : mx::astype(tensors.at(linear->path + ".weight"), in_.model.compute_dtype()));
-        }
-        cache_.clear();
-        const bool attention = edge.producer == spec_.blocks[in_.block].attention_norm.path;
-        const double error = sum(attention ? attention_error(judged) : block_error(judged));
-        if (&candidate == &search.candidates.front() || error < least) least = error, best = candidate.scales;
+        use(candidate.scales);
+        const double error = sub_layer_error(edge, weighing);
+        if (!least || error < *least) least = error, best = candidate.scales;
       }
     }
-    folds_.insert_or_assign(edge.producer, effective(best));
+    use(best);
   }
   search_time += seconds_since(start);
-  return folds_;
 }
 
 AwqSolution AwqBlock::judged(const Parts& parts, const Moments& weighing) {

@@ -47,7 +47,7 @@ class AwqBlock {
     /// What the full-precision model has on the judging batches: hidden states behind the attention and behind the block.
     const std::vector<mx::array>&behind_attention, &behind_block;
   };
-  explicit AwqBlock(const Inputs& inputs) : in_(inputs), spec_(inputs.model.spec()) {}
+  explicit AwqBlock(const Inputs& inputs);
 
   /// From the second moments of one set of inputs: those that choose scales and (of all rows) those that weigh ranges, for each linear.
   using Moments = std::map<std::string, std::vector<calibration::Hessian>>;
@@ -68,9 +68,9 @@ class AwqBlock {
     codec::Packed packed;
     mx::array dense;
   };
-  std::vector<model::Edge> edges() const;
   const codec::Format* format_of(const std::string& path) const;
-  model::Folds choose(const Moments& choosing, const Moments& weighing);
+  double sub_layer_error(const model::Edge& edge, const Moments& weighing);
+  void choose(const Moments& choosing, const Moments& weighing);
   RowErrors attention_error(const model::Tensors& tensors) const;
   RowErrors block_error(const model::Tensors& tensors) const;
   void add_distance(RowErrors& errors, std::size_t judge, const mx::array& states, const mx::array& reference) const;
@@ -82,6 +82,7 @@ class AwqBlock {
 
   Inputs in_;
   const model::ModelSpec& spec_;
+  std::vector<model::Edge> edges_;  // of this block
   model::Folds folds_;
   Parts kept_;
   std::map<std::string, Quantized> cache_;  // by linear and the parts that touch it

@@ -100,8 +100,8 @@ codec::Coded solve(const mx::array& aim, const mx::array& factor, const std::vec
   const auto unit = mx::divide(factor, mx::expand_dims(mx::diagonal(factor), 0));
   std::vector<int> group(order.size()), back(order.size());
   for (std::size_t j = 0; j < order.size(); ++j) group[j] = order[j] / format.group_size, back[order[j]] = static_cast<int>(j);
-  const auto codes = codec::round_with_feedback(mx::take(aim, as_indices(order), 1), unit, start.scales, start.biases, group, format);
-  return {mx::take(codes, as_indices(back), 1), start.scales, start.biases};
+  const auto codes = codec::round_with_feedback(codec::take_columns(aim, order), unit, start.scales, start.biases, group, format);
+  return {codec::take_columns(codes, back), start.scales, start.biases};
 }
 
 /// What all rows of a matrix share.

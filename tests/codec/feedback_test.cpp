@@ -86,6 +86,18 @@ TEST(Feedback, VisitsColumnsInAnyOrder) {
   EXPECT_LT(solved, error_of(p, start, format));
 }
 
+TEST(Feedback, TakesColumnsAsMlxDoes) {
+  const std::vector<int> order{2, 0, 0, 4, 1};
+  const auto indices = mx::array(order.data(), {5}, mx::int32);
+  for (const auto& dtype : {mx::float32, mx::uint8}) {
+    const auto x = mx::astype(mx::reshape(mx::arange(300 * 5), {300, 5}), dtype);  // more rows than one slab
+    EXPECT_TRUE(mx::array_equal(take_columns(x, order), mx::take(x, indices, 1)).item<bool>());
+  }
+  const auto x = mx::zeros({2, 5}, mx::float32);
+  EXPECT_THROW(take_columns(x, {0, 1, 2, 3, 5}), std::invalid_argument);
+  EXPECT_THROW(take_columns(x, {0, 1}), std::invalid_argument);
+}
+
 class RefineTest : public ::testing::TestWithParam<mx::Dtype> {};
 
 TEST_P(RefineTest, NeverRises) {
