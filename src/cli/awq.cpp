@@ -46,14 +46,17 @@ void add_awq(CLI::App& app, Run& chosen) {
   command->add_option("--mlx-path", r.output, "Where to save the result")->capture_default_str();
   command->add_option("--bits", r.format.bits, "Bits per weight: 2, 3, 4, 5, 6 or 8")->capture_default_str();
   command->add_option("--group-size", r.format.group_size, "Weights that share a scale: 32, 64 or 128")->capture_default_str();
-  command->add_option("--embed-bits", r.embedding.bits, "Bits of the embedding, and of linears whose rows the group size does not divide")->capture_default_str();
+  command->add_option("--embed-bits", r.embedding.bits, "Bits of the embedding, and of linears whose rows the group size does not divide")
+      ->capture_default_str();
   command->add_option("--embed-group-size", r.embedding.group_size, "Group size of these")->capture_default_str();
   command->add_option("--plan", r.plan, "JSON file of formats by path, as config.json's quantization block has them");
   command->add_option("--num-samples", r.rows.num_samples, "Rows of the data to use; -1: all of them (of 'self': 128)")->capture_default_str();
   command->add_option("--sequence-length", r.rows.sequence_length, "Tokens of a row")->capture_default_str()->check(CLI::Range(1, 1 << 20));
   command->add_option("--seed", r.rows.seed, "Seed of the choice of rows")->capture_default_str();
   command->add_option("--data-path", r.rows.data, ".jsonl or .txt files, or 'self': sampled from the model")->capture_default_str();
-  command->add_option("--n-grid", r.method.grid, "Exponents that are tried for each edge's scales")->capture_default_str()->check(CLI::Range(1, 1000));
+  command->add_option("--n-grid", r.method.grid, "Exponents that are tried for each edge's scales")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
   command
       ->add_option("--inputs", o->inputs,
                    "Whose activations count: 'quantized' (earlier blocks as they have become), 'full', or 'auto' (whichever helps a block more)")
@@ -61,7 +64,8 @@ void add_awq(CLI::App& app, Run& chosen) {
       ->check(CLI::IsMember({"auto", "quantized", "full"}));
   command->add_flag("--no-duo", o->no_duo, "Scales by activations alone, not by weights too");
   command->add_flag("--no-clip", o->no_clip, "Each group's minimum and maximum instead of searched ranges");
-  command->add_option("--then", o->then, "Method that follows: 'gptq' on the scaled model, or 'dwq' from the result")->check(CLI::IsMember({"gptq", "dwq"}));
+  command->add_option("--then", o->then, "Method that follows: 'gptq' on the scaled model, or 'dwq' from the result")
+      ->check(CLI::IsMember({"gptq", "dwq"}));
   command->add_option("--then-samples", o->then_samples, "Its rows (default: of gptq the same, of dwq 1024)")->check(CLI::Range(1, 1 << 30));
   command->add_flag("--fresh", r.fresh, "Start over instead of continuing an interrupted run");
   command->add_flag("--json", o->json, "Print the figures as JSON on stdout");

@@ -203,7 +203,8 @@ LQUANT_MULTIVERSION void refine_range(const RefineJob& job, std::int64_t first, 
 
 /// w less what the codes stand for, rows [first, last).
 template <class S>
-LQUANT_INLINE void error_rows(const float* w, const Coded& coded, std::int64_t k, std::int64_t n, float* errors, std::int64_t first, std::int64_t last) {
+LQUANT_INLINE void error_rows(const float* w, const Coded& coded, std::int64_t k, std::int64_t n, float* errors, std::int64_t first,
+                              std::int64_t last) {
   const auto* codes = coded.codes.data<std::uint8_t>();
   const auto* scales = coded.scales.data<typename S::Bits>();
   const auto* biases = coded.biases.data<typename S::Bits>();
@@ -245,19 +246,8 @@ mx::array round_with_feedback(const mx::array& w, const mx::array& unit_upper, c
       if (begin > 0)
         kernels::gemm(last - first, columns, begin, 1, view(errors.data() + first * k, k), view(factor + begin, k), 1, aims.data(), mx::float32,
                       columns);
-      feedback_range({from,
-                      errors.data(),
-                      aims.data(),
-                      inside.data(),
-                      codes.data<std::uint8_t>(),
-                      host_scales,
-                      host_biases,
-                      group.data() + begin,
-                      k,
-                      begin,
-                      columns,
-                      scales.shape(1),
-                      static_cast<float>((1 << format.bits) - 1)},
+      feedback_range({from, errors.data(), aims.data(), inside.data(), codes.data<std::uint8_t>(), host_scales, host_biases, group.data() + begin, k,
+                      begin, columns, scales.shape(1), static_cast<float>((1 << format.bits) - 1)},
                      first, last);
     }
   });
@@ -291,19 +281,7 @@ Coded refine(const mx::array& w, const mx::array& hessian, const Coded& start, c
       const auto g = turn % groups;
       kernels::gemm(last - first, n, k, 1, view(errors.data() + first * k, k), view(h + g * n, k), 0, slopes.data(), mx::float32, n);
       const float *own = parts.data() + g * part, *ones = own + n * n;
-      refine_range({from,
-                    errors.data(),
-                    slopes.data(),
-                    own,
-                    ones,
-                    ones[n],
-                    out.codes.data<std::uint8_t>(),
-                    out.scales,
-                    out.biases,
-                    k,
-                    g,
-                    n,
-                    groups,
+      refine_range({from, errors.data(), slopes.data(), own, ones, ones[n], out.codes.data<std::uint8_t>(), out.scales, out.biases, k, g, n, groups,
                     static_cast<float>((1 << format.bits) - 1)},
                    first, last);
     }

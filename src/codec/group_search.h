@@ -139,17 +139,17 @@ LQUANT_INLINE void polish(const Group& g, int rounds, Candidate& best) {
 
 /// How much is tried.
 struct Effort {
-  int steps;      ///< positions of either edge, from its own to `least` of it, all pairs of them
-  float least;    ///< where an edge is drawn in to, as a share of itself
-  int kept;       ///< pairs, the best as they stand, that are refitted
-  int refits = 2; ///< of each of them
+  int steps;             ///< positions of either edge, from its own to `least` of it, all pairs of them
+  float least;           ///< where an edge is drawn in to, as a share of itself
+  int kept;              ///< pairs, the best as they stand, that are refitted
+  int refits = 2;        ///< of each of them
   int final_refits = 4;  ///< of the best, in either orientation
   int polish = 4;
 };
 constexpr int kMostKept = 64;
 
-/// Measured on Gaussian and Student-t weights, plain and with log-normal importances (docs/methods/rtn.md): refitting every pair lowers the error by less
-/// than 0.2 % at 3 and 4 bits, by 2 % at 2, where refits move the edges far. With 5 bits and more, edges that are drawn in below 0.8 never win,
+/// Measured on Gaussian and Student-t weights, plain and with log-normal importances (docs/methods/rtn.md): refitting every pair lowers the error by
+/// less than 0.2 % at 3 and 4 bits, by 2 % at 2, where refits move the edges far. With 5 bits and more, edges that are drawn in below 0.8 never win,
 /// and the finer grid above that is the better one.
 constexpr Effort effort_for(int bits) {
   if (bits <= 2) return {8, 0.5f, kMostKept};

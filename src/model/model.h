@@ -55,7 +55,8 @@ class Model {
   mx::Dtype stored_dtype_ = mx::bfloat16;
 };
 
-/// Of some of a model's tensors, every packed linear made dense in the stored dtype: what a model that is quantized itself (to 8 bits, say) stands for.
+/// Of some of a model's tensors, every packed linear made dense in the stored dtype: what a model that is quantized itself (to 8 bits, say) stands
+/// for.
 Tensors dense_tensors(const Model& model, Tensors tensors);
 
 /// Tensor names of one linear (".weight", ".scales", ".biases" as its format asks, ".bias" when it has one).

@@ -27,9 +27,7 @@ constexpr std::size_t kHeldOut = 8;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-const char* name_of(AwqInputs inputs) {
-  return inputs == AwqInputs::quantized ? "quantized" : inputs == AwqInputs::full ? "full" : "auto";
-}
+const char* name_of(AwqInputs inputs) { return inputs == AwqInputs::quantized ? "quantized" : inputs == AwqInputs::full ? "full" : "auto"; }
 
 plan::QuantPlan plan_for(const AwqRun& o, const model::ModelSpec& spec, const std::optional<json>& overrides) {
   auto plan = plan::fallback_plan(spec, o.format, o.embedding);
@@ -81,10 +79,15 @@ class Awq {
 
  private:
   bool judges(std::size_t batch) const { return std::find(judges_.begin(), judges_.end(), batch) != judges_.end(); }
+  /// What a block's full-precision weights do.
+  struct Seen {
+    MomentStores by_student, by_teacher;                    ///< of the inputs in either walk
+    std::vector<mx::array> behind_attention, behind_block;  ///< the full-precision model's states, of the judging batches
+  };
+  Seen look(int block, const model::Tensors& full);
   RunFolder::Unit turn(int block, const model::Tensors& stored);
   void count(const json& figures);
   void tell(int block, const AwqSolution& solution);
-  void resume(int block, const RunFolder::Unit& unit, const model::Tensors& full);
   model::Tensors cast(const model::Tensors& tensors, mx::Dtype dtype) const;
   void pack(const model::LinearSpec& linear, model::Tensors& tensors, const std::optional<mx::array>& importance) const;
   void check_interrupt() const {
@@ -125,13 +128,10 @@ void Awq::count(const json& figures) {
   ++result.blocks;
 }
 
-/// Both walks come out of the block; returns the unit to save.
-RunFolder::Unit Awq::turn(int block, const model::Tensors& stored) {
-  const auto full = cast(stored, model_.compute_dtype());
-  const auto linears = spec_.blocks[block].linears();
-  MomentStores by_student, by_teacher;
+/// The teacher's walk comes out of the block, the student's stays before it.
+Awq::Seen Awq::look(int block, const model::Tensors& full) {
+  Seen seen;
   Walk probe = *student_;
-  std::vector<mx::array> behind_attention, behind_block;
   const auto advance = [&](Walk& walk, Walk::Halt at, std::size_t b, MomentStores* stores) {
     const auto start = Clock::now();
     double summing = 0;
@@ -148,27 +148,34 @@ RunFolder::Unit Awq::turn(int block, const model::Tensors& stored) {
   };
   for (const auto at : Walk::kHalts) {
     for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
-      if (o_.inputs != AwqInputs::full) advance(probe, at, b, &by_student);
-      advance(*teacher_, at, b, o_.inputs != AwqInputs::quantized ? &by_teacher : nullptr);
-      if (at == Walk::Halt::mlp_input && judges(b)) behind_attention.push_back(teacher_->states(b));
+      if (o_.inputs != AwqInputs::full) advance(probe, at, b, &seen.by_student);
+      advance(*teacher_, at, b, o_.inputs != AwqInputs::quantized ? &seen.by_teacher : nullptr);
+      if (at == Walk::Halt::mlp_input && judges(b)) seen.behind_attention.push_back(teacher_->states(b));
     }
     check_interrupt();
   }
-  auto start = Clock::now();
+  const auto start = Clock::now();
   for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
     teacher_->leave(b, block, full, {});
-    if (judges(b)) behind_block.push_back(teacher_->states(b));
+    if (judges(b)) seen.behind_block.push_back(teacher_->states(b));
   }
   result.forward_time += seconds_since(start);
+  return seen;
+}
 
-  AwqBlock work({model_, plan_, o_.method, rows_, judges_, block, stored, full, *student_, behind_attention, behind_block});
+/// Both walks come out of the block; returns the unit to save.
+RunFolder::Unit Awq::turn(int block, const model::Tensors& stored) {
+  const auto full = cast(stored, model_.compute_dtype());
+  const auto linears = spec_.blocks[block].linears();
+  const auto seen = look(block, full);
+  AwqBlock work({model_, plan_, o_.method, rows_, judges_, block, stored, full, *student_, seen.behind_attention, seen.behind_block});
   bool from_quantized = o_.inputs != AwqInputs::full;
-  const auto [choosing, weighing] = (from_quantized ? by_student : by_teacher).of(linears, log_);
+  const auto [choosing, weighing] = (from_quantized ? seen.by_student : seen.by_teacher).of(linears, log_);
   auto solution = work.solve(choosing, weighing);
   // In the first block nothing is quantized yet and both walks see the same.
   if (o_.inputs == AwqInputs::automatic && block > 0) {
     Log quiet(Log::Style::quiet);  // experts that saw too few tokens are named already
-    auto other = work.reweighed(by_teacher.of(linears, quiet).second);
+    auto other = work.reweighed(seen.by_teacher.of(linears, quiet).second);
     if (clearly_below(other.error, solution.error)) {
       other.undone = solution.undone, other.plain_error = solution.plain_error;
       solution = std::move(other);
@@ -178,7 +185,7 @@ RunFolder::Unit Awq::turn(int block, const model::Tensors& stored) {
   result.search_time += work.search_time, result.gate_time += work.gate_time;
   check_interrupt();
   tell(block, solution);
-  start = Clock::now();
+  const auto start = Clock::now();
   student_->pass(block, solution.dense, {});
   result.forward_time += seconds_since(start);
 
@@ -192,24 +199,12 @@ RunFolder::Unit Awq::turn(int block, const model::Tensors& stored) {
   return unit;
 }
 
-/// A block that an earlier process has finished.
-void Awq::resume(int block, const RunFolder::Unit& unit, const model::Tensors& full) {
-  auto student = unit.tensors;
-  std::erase_if(student, [](const auto& entry) { return entry.first.starts_with(kFoldPrefix); });
-  auto formats = plan_.by_path();
-  std::erase_if(formats, [&](const auto& entry) { return !student.contains(entry.first + ".scales"); });
-  model::densify(student, formats, model_.stored_dtype());
-  student_->pass(block, cast(student, model_.compute_dtype()), {});
-  teacher_->pass(block, full, {});
-  count(unit.meta);
-}
-
 void Awq::pack(const model::LinearSpec& linear, model::Tensors& tensors, const std::optional<mx::array>& importance) const {
   const auto planned = plan_.formats.find(linear.path);
   if (planned == plan_.formats.end()) return;
   auto& weight = tensors.at(linear.path + ".weight");
-  const auto packed =
-      planned->second.mode == codec::Mode::affine && o_.method.clip ? codec::range_search(weight, planned->second, importance).packed : codec::quantize(weight, planned->second);
+  const auto packed = planned->second.mode == codec::Mode::affine && o_.method.clip ? codec::range_search(weight, planned->second, importance).packed
+                                                                                    : codec::quantize(weight, planned->second);
   weight = packed.codes;
   tensors.insert_or_assign(linear.path + ".scales", packed.scales);
   if (packed.biases) tensors.insert_or_assign(linear.path + ".biases", *packed.biases);
@@ -243,7 +238,9 @@ std::vector<std::string> Awq::quantize_all() {
     const auto dense = model::dense_tensors(model_, model_.load_block(i, stored));
     const double before = result.error_ratio;
     if (const auto done = run_.load(unit_name(i))) {
-      resume(i, *done, cast(dense, compute));
+      student_->pass(i, walked(model_, plan_, done->tensors), {});
+      teacher_->pass(i, cast(dense, compute), {});
+      count(done->meta);
       progress.skip(1);
       check_interrupt();
     } else {
@@ -349,9 +346,10 @@ AwqResult awq(const AwqRun& o, Log& log) {
   result.bits_per_weight = size.bits_per_weight(), result.bytes = size.bytes;
   result.total_time = seconds_since(began);
   const auto share = [&](double seconds) { return 100 * seconds / result.total_time; };
-  log.line(fmt::format("{} at {:.3f} bits per weight in {}; scales on {} of {} edges; forward {:.0f} %, second moments {:.0f} %, search {:.0f} %, gate {:.0f} %",
-                       format_bytes(static_cast<double>(size.bytes)), size.bits_per_weight(), format_duration(result.total_time), folds.size(),
-                       result.edges, share(result.forward_time), share(result.hessian_time), share(result.search_time), share(result.gate_time)));
+  log.line(fmt::format(
+      "{} at {:.3f} bits per weight in {}; scales on {} of {} edges; forward {:.0f} %, second moments {:.0f} %, search {:.0f} %, gate {:.0f} %",
+      format_bytes(static_cast<double>(size.bytes)), size.bits_per_weight(), format_duration(result.total_time), folds.size(), result.edges,
+      share(result.forward_time), share(result.hessian_time), share(result.search_time), share(result.gate_time)));
   return result;
 }
 

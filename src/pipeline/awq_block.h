@@ -23,12 +23,12 @@ bool clearly_below(const RowErrors& a, const RowErrors& b);
 
 /// What AWQ has found for one block: its packed tensors and the scales behind them.
 struct AwqSolution {
-  model::Tensors packed;               ///< as they are written
-  model::Tensors dense;                ///< what they stand for, in the compute dtype
-  model::Folds folds;                  ///< that are in use
-  bool clipped = true;                 ///< whether searched ranges are in use
-  std::vector<std::string> undone;     ///< parts that did not help: producers of edges, or "clip"
-  RowErrors plain_error, error;        ///< of the block's outputs
+  model::Tensors packed;            ///< as they are written
+  model::Tensors dense;             ///< what they stand for, in the compute dtype
+  model::Folds folds;               ///< that are in use
+  bool clipped = true;              ///< whether searched ranges are in use
+  std::vector<std::string> undone;  ///< parts that did not help: producers of edges, or "clip"
+  RowErrors plain_error, error;     ///< of the block's outputs
 };
 
 /// One block under AWQ: scales for each of its edges, searched ranges, and a gate that undoes what does not lower the error of the block's outputs.

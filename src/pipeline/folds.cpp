@@ -24,7 +24,9 @@ model::Folds read_folds(const fs::path& folder, const model::ModelSpec& spec) {
     const auto edge = std::find_if(edges.begin(), edges.end(), [&](const auto& e) { return e.producer == producer; });
     const bool fits = edge != edges.end() && info.dtype == mx::float32 &&
                       info.shape == (edge->experts > 0 ? mx::Shape{edge->experts, edge->channels} : mx::Shape{edge->channels});
-    if (!fits) fail("pipeline", "{}: its scales of {} are not for this model; make the folder again with lquant awq", path.string(), checkpoint::in_quotes(producer));
+    if (!fits)
+      fail("pipeline", "{}: its scales of {} are not for this model; make the folder again with lquant awq", path.string(),
+           checkpoint::in_quotes(producer));
     auto scales = checkpoint::read_tensor(file, info);
     if (!mx::all(mx::logical_and(mx::isfinite(scales), mx::greater(scales, mx::array(0.0f)))).item<bool>())
       fail("pipeline", "{}: its scales of {} are not all finite and above 0; make the folder again with lquant awq", path.string(), producer);
@@ -49,6 +51,16 @@ model::Folds take_folds(model::Tensors& unit) {
     if (name.starts_with(kFoldPrefix)) folds.insert({name.substr(std::string_view(kFoldPrefix).size()), tensor});
   std::erase_if(unit, [](const auto& entry) { return entry.first.starts_with(kFoldPrefix); });
   return folds;
+}
+
+model::Tensors walked(const model::Model& model, const plan::QuantPlan& plan, model::Tensors unit) {
+  take_folds(unit);
+  auto formats = plan.by_path();
+  std::erase_if(formats, [&](const auto& entry) { return !unit.contains(entry.first + ".scales"); });
+  model::densify(unit, formats, model.stored_dtype());
+  if (model.compute_dtype() != model.stored_dtype())
+    for (auto& [name, tensor] : unit) tensor = mx::astype(tensor, model.compute_dtype());
+  return unit;
 }
 
 void fold_all(const model::ModelSpec& spec, const model::Folds& folds, model::Tensors& tensors, mx::Dtype stored) {

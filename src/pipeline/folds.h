@@ -4,6 +4,7 @@
 
 #include "model/fold.h"
 #include "model/model.h"
+#include "plan/plan.h"
 
 namespace lquant::pipeline {
 
@@ -24,6 +25,9 @@ model::Folds as_powers_of_two(model::Folds folds, const model::ModelSpec& spec);
 
 /// Takes the scales out of a unit of a run.
 model::Folds take_folds(model::Tensors& unit);
+
+/// A finished block's unit, packed, as a walk takes it: dense, in the compute dtype.
+model::Tensors walked(const model::Model& model, const plan::QuantPlan& plan, model::Tensors unit);
 
 /// A model's dense tensors with all of `folds` in them, in their own dtypes.
 void fold_all(const model::ModelSpec& spec, const model::Folds& folds, model::Tensors& tensors, mx::Dtype stored);

@@ -68,8 +68,8 @@ json options_of(const GptqRun& o, const std::optional<json>& overrides) {
 /// The run of one command: everything that a block's turn needs.
 class Gptq {
  public:
-  Gptq(const GptqRun& options, const model::Model& model, const plan::QuantPlan& plan, const Rows& rows, const model::Folds& folds,
-       RunFolder& run, Log& log)
+  Gptq(const GptqRun& options, const model::Model& model, const plan::QuantPlan& plan, const Rows& rows, const model::Folds& folds, RunFolder& run,
+       Log& log)
       : o_(options), model_(model), spec_(model.spec()), plan_(plan), rows_(rows), folds_(folds), run_(run), log_(log) {
     result.tokens = rows_.tokens;
     // One batch alone fits everything and can judge nothing.
@@ -87,8 +87,8 @@ class Gptq {
  private:
   bool held(std::size_t batch) const { return held_every_ > 0 && batch % held_every_ == held_every_ - 1; }
   void observe(const std::string& path, const mx::array& input, const mx::array* offsets, std::size_t batch, const mx::array* reference);
-  /// A quantized linear. Errors are those of quantize::GptqResult; `judged` is by the true distance of its outputs from the full-precision model's, on
-  /// rows held out if there are any, up to a constant.
+  /// A quantized linear. Errors are those of quantize::GptqResult; `judged` is by the true distance of its outputs from the full-precision model's,
+  /// on rows held out if there are any, up to a constant.
   struct Quantized {
     codec::Packed packed;
     mx::array dense;  ///< what it stands for without `columns`, in the compute dtype
@@ -100,7 +100,6 @@ class Gptq {
   const model::Edge* scaled_edge(const model::LinearSpec& linear) const;
   /// The linears whose Hessians are there: `tensors` gets their packed form, `student` what that stands for.
   void quantize_seen(const std::vector<const model::LinearSpec*>& linears, model::Tensors& tensors, model::Tensors& student);
-  model::Tensors walked(model::Tensors tensors) const;
   void turn(int block, const model::Tensors& teacher_tensors, model::Tensors& tensors);
   void finish();
   void check_interrupt() const {
@@ -172,8 +171,12 @@ Gptq::Quantized Gptq::quantize_linear(const model::LinearSpec& linear, const mx:
     const auto hessians = supported(linear, both(train_.of(linear.path)), log_);
     std::vector<mx::array> codes, scales, biases;
     for (int e = 0; e < std::max(1, linear.experts); ++e) {
-      const auto cut = [&](const mx::array& x) { return linear.experts == 0 ? x : mx::reshape(mx::slice(x, {e, 0, 0}, {e + 1, linear.out, linear.in}), {linear.out, linear.in}); };
-      const auto own = [&](const calibration::Hessian& h) { return columns ? calibration::rescaled(h, columns->ndim() == 2 ? mx::take(*columns, e, 0) : *columns) : h; };
+      const auto cut = [&](const mx::array& x) {
+        return linear.experts == 0 ? x : mx::reshape(mx::slice(x, {e, 0, 0}, {e + 1, linear.out, linear.in}), {linear.out, linear.in});
+      };
+      const auto own = [&](const calibration::Hessian& h) {
+        return columns ? calibration::rescaled(h, columns->ndim() == 2 ? mx::take(*columns, e, 0) : *columns) : h;
+      };
       const bool judged = held_.has(linear.path) && linear.experts == 0;
       const auto train = own(train_.of(linear.path)[e]), held = judged ? own(held_.of(linear.path)[e]) : train;
       const auto name = linear.experts == 0 ? linear.path : fmt::format("{} (expert {})", linear.path, e);
@@ -280,22 +283,11 @@ void Gptq::turn(int block, const model::Tensors& teacher_tensors, model::Tensors
   if (!chosen_.empty()) {
     // The next block shall get what the written tensors give, to the last bit, as it will when a killed run goes on.
     student_.emplace(*before);
-    student_->pass(block, walked(tensors), {});
+    student_->pass(block, walked(model_, plan_, tensors), {});
   } else if (!o_.sequential) {
     student_->pass(block, student, {});
   }
   result.forward_time += seconds_since(start);
-}
-
-/// A finished block's tensors, packed, as a walk takes them.
-model::Tensors Gptq::walked(model::Tensors tensors) const {
-  std::erase_if(tensors, [](const auto& entry) { return entry.first.starts_with(kFoldPrefix); });
-  auto formats = plan_.by_path();
-  std::erase_if(formats, [&](const auto& entry) { return !tensors.contains(entry.first + ".scales"); });
-  model::densify(tensors, formats, model_.stored_dtype());
-  if (model_.compute_dtype() != model_.stored_dtype())
-    for (auto& [name, tensor] : tensors) tensor = mx::astype(tensor, model_.compute_dtype());
-  return tensors;
 }
 
 /// The head, or the embedding that serves as one, by the inputs that it gets behind the last block.
@@ -336,7 +328,8 @@ std::vector<std::string> Gptq::quantize_all() {
     run_.save("embedding", embedding);
   }
   student_.emplace(spec_, rows_.ids, rows_.segments, embedding, formats, compute);
-  if (paired_) teacher_.emplace(spec_, rows_.ids, rows_.segments, model::dense_tensors(model_, model_.load_embedding(stored)), model::Formats{}, compute);
+  if (paired_)
+    teacher_.emplace(spec_, rows_.ids, rows_.segments, model::dense_tensors(model_, model_.load_embedding(stored)), model::Formats{}, compute);
 
   Progress progress(log_, "quantizing blocks", blocks + 1);
   for (int i = 0; i < blocks; ++i) {
@@ -345,7 +338,7 @@ std::vector<std::string> Gptq::quantize_all() {
     if (compute != stored)
       for (auto& [name, tensor] : full) tensor = mx::astype(tensor, compute);
     if (auto done = run_.load(unit(i))) {
-      student_->pass(i, walked(done->tensors), {});
+      student_->pass(i, walked(model_, plan_, done->tensors), {});
       if (teacher_) teacher_->pass(i, full, {});
       progress.skip(1);
       check_interrupt();

@@ -87,8 +87,8 @@ double error_of(const model::Edge& edge, const std::vector<Matrix>& matrices, co
 /// The search with one scale a channel.
 ScaleSearch search_one(const model::Edge& edge, const std::vector<Matrix>& matrices, const AwqOptions& options, mx::Dtype dtype) {
   // The readers see the same activations; of experts, the one with most tokens (or the router, which sees all) knows them best.
-  const auto& best_seen = *std::max_element(matrices.begin(), matrices.end(),
-                                            [](const Matrix& a, const Matrix& b) { return a.hessian->tokens < b.hessian->tokens; });
+  const auto& best_seen =
+      *std::max_element(matrices.begin(), matrices.end(), [](const Matrix& a, const Matrix& b) { return a.hessian->tokens < b.hessian->tokens; });
   const auto x = mx::sqrt(by_channel(edge, best_seen.mean_square)), w = relative_magnitude(edge, matrices);
   ScaleSearch found;
   found.unscaled = error_of(edge, matrices, mx::ones({edge.channels}, mx::float32), options, dtype);
@@ -107,7 +107,8 @@ ScaleSearch search_one(const model::Edge& edge, const std::vector<Matrix>& matri
     }
   }
   std::stable_sort(found.candidates.begin(), found.candidates.end(), [](const auto& a, const auto& b) { return a.error < b.error; });
-  if (static_cast<int>(found.candidates.size()) > options.shortlist) found.candidates.erase(found.candidates.begin() + options.shortlist, found.candidates.end());
+  if (static_cast<int>(found.candidates.size()) > options.shortlist)
+    found.candidates.erase(found.candidates.begin() + options.shortlist, found.candidates.end());
   return found;
 }
 

@@ -16,10 +16,10 @@ namespace lquant::quantize {
 namespace mx = mlx::core;
 
 struct AwqOptions {
-  int grid = 10;           ///< values of r
-  bool duo = true;         ///< try x̄^r / w̄^(1−r) beside x̄^r
-  bool clip = true;        ///< judge candidates with searched ranges, as the weights will be quantized; else with each group's minimum and maximum
-  int shortlist = 3;       ///< how many candidates search_scales returns
+  int grid = 10;      ///< values of r
+  bool duo = true;    ///< try x̄^r / w̄^(1−r) beside x̄^r
+  bool clip = true;   ///< judge candidates with searched ranges, as the weights will be quantized; else with each group's minimum and maximum
+  int shortlist = 3;  ///< how many candidates search_scales returns
 };
 
 /// A linear that reads an edge and will be quantized: its weight f32 [N, K], or [E, N, K] with a Hessian for each expert.
@@ -45,8 +45,8 @@ struct ScaleSearch {
 /// Searches the scales of one edge on a grid: s_c = x̄_c^r, and with duo x̄_c^r / w̄_c^(1−r), r = 0, 1/grid, …, normalised to
 /// √(max · min) = 1. x̄ is the root mean square of a channel's activations, w̄ the mean of its weights' magnitudes relative to
 /// their groups' largest. Each candidate is judged by the readers' exact output errors Σ e · H · eᵀ, e = W − Q(W · s)/s, on at most
-/// 255 evenly spaced rows of each weight, so that a candidate costs a product or two and no forward pass. `scale_dtype` is the storage of the readers'
-/// scales and biases. Throws std::invalid_argument when shapes disagree, Error when moments are not finite.
+/// 255 evenly spaced rows of each weight, so that a candidate costs a product or two and no forward pass. `scale_dtype` is the storage of the
+/// readers' scales and biases. Throws std::invalid_argument when shapes disagree, Error when moments are not finite.
 ScaleSearch search_scales(const model::Edge& edge, const std::vector<Reader>& readers, const AwqOptions& options, mx::Dtype scale_dtype);
 
 }  // namespace lquant::quantize

@@ -48,7 +48,8 @@ GptqResult gptq(const std::string& path, const mx::array& weight, const calibrat
 /// has no shift.
 double correction_share(const mx::array& weight, const calibration::Hessian& train, const calibration::Hessian& held, double damp);
 
-/// Σ over `h`'s tokens and outputs of (w·x − ŵ·x̂)², divided by the tokens, less the part that does not depend on ŵ (w·(x − x̂) alone): what is left to lower.
+/// Σ over `h`'s tokens and outputs of (w·x − ŵ·x̂)², divided by the tokens, less the part that does not depend on ŵ (w·(x − x̂) alone): what is left to
+/// lower.
 double output_error(const mx::array& weight, const codec::Packed& packed, const codec::Format& format, const calibration::Hessian& h);
 
 }  // namespace lquant::quantize
