@@ -2,6 +2,7 @@
 
 #include <mlx/mlx.h>
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "kernels/moments.h"
@@ -82,6 +83,8 @@ Hessian together(const Hessian& a, const Hessian& b) {
   add_to(sum, b);
   return sum;
 }
+
+mx::array mean_squares(const Hessian& h) { return mx::multiply(mx::diagonal(h.moment), mx::array(static_cast<float>(1 / std::max(1.0, h.tokens)))); }
 
 Hessian rescaled(const Hessian& h, const mx::array& columns) {
   const auto both = mx::multiply(mx::expand_dims(columns, 0), mx::expand_dims(columns, 1));

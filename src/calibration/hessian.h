@@ -41,6 +41,9 @@ class HessianStore {
 /// a + b, of the same linear. Where one lacks a shift, the sum has the other's.
 Hessian together(const Hessian& a, const Hessian& b);
 
+/// Of each input, over the tokens: f32 [K]. Lazy.
+mx::array mean_squares(const Hessian& h);
+
 /// That of the same linear when its inputs are divided by `columns`, f32 [K].
 Hessian rescaled(const Hessian& h, const mx::array& columns);
 

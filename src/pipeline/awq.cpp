@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "codec/quantize.h"
 #include "codec/range_search.h"
+#include "model/pack.h"
 #include "pipeline/awq_block.h"
 #include "pipeline/experts.h"
 #include "pipeline/folds.h"
@@ -202,12 +203,10 @@ RunFolder::Unit Awq::turn(int block, const model::Tensors& stored) {
 void Awq::pack(const model::LinearSpec& linear, model::Tensors& tensors, const std::optional<mx::array>& importance) const {
   const auto planned = plan_.formats.find(linear.path);
   if (planned == plan_.formats.end()) return;
-  auto& weight = tensors.at(linear.path + ".weight");
+  const auto weight = tensors.at(linear.path + ".weight");
   const auto packed = planned->second.mode == codec::Mode::affine && o_.method.clip ? codec::range_search(weight, planned->second, importance).packed
                                                                                     : codec::quantize(weight, planned->second);
-  weight = packed.codes;
-  tensors.insert_or_assign(linear.path + ".scales", packed.scales);
-  if (packed.biases) tensors.insert_or_assign(linear.path + ".biases", *packed.biases);
+  model::put_packed(tensors, linear.path, packed);
 }
 
 std::vector<std::string> Awq::quantize_all() {
@@ -267,7 +266,7 @@ std::vector<std::string> Awq::quantize_all() {
            "{}: its inputs became NaN or infinite on the calibration data; make the model float32 first (lquant convert --dtype float32) or use "
            "other data",
            linear.path);
-    pack(linear, tensors, mx::multiply(mx::diagonal(h.moment), mx::array(static_cast<float>(1 / std::max(1.0, h.tokens)))));
+    pack(linear, tensors, calibration::mean_squares(h));
     run_.save("final", tensors);
   }
   progress.finish();
@@ -331,13 +330,7 @@ AwqResult awq(const AwqRun& o, Log& log) {
   Awq work(o, model, plan, rows, run, log);
   const auto units = work.quantize_all();
   ModelWriter writer(o.output, model);
-  model::Folds folds;
-  for (const auto& unit : units) {
-    auto tensors = run.load(unit)->tensors;
-    folds.merge(take_folds(tensors));
-    writer.add(tensors);
-  }
-  writer.add_folds(folds);
+  const auto folds = write_units(writer, run, units);
   writer.finish(&plan, model.stored_dtype(), {"awq", options, rows.manifest, nullptr});
   run.remove();
 

@@ -12,6 +12,7 @@
 
 #include "codec/quantize.h"
 #include "codec/range_search.h"
+#include "model/pack.h"
 
 namespace lquant::pipeline {
 namespace {
@@ -28,7 +29,7 @@ bool reads(const model::Edge& edge, const std::string& path) {
 /// Mean squares of the inputs, f32 [K], or [E, K] of experts.
 mx::array mean_squares(const std::vector<calibration::Hessian>& hessians) {
   std::vector<mx::array> all;
-  for (const auto& h : hessians) all.push_back(mx::multiply(mx::diagonal(h.moment), mx::array(static_cast<float>(1 / std::max(1.0, h.tokens)))));
+  for (const auto& h : hessians) all.push_back(calibration::mean_squares(h));
   return all.size() == 1 ? all.front() : mx::stack(all);
 }
 
@@ -141,9 +142,7 @@ AwqSolution AwqBlock::build(const Parts& parts, const Moments& weighing) {
   for (const auto* linear : spec_.blocks[in_.block].linears()) {
     if (!format_of(linear->path)) continue;
     const auto& q = quantized(*linear, parts, tensors, weighing);
-    solution.packed.insert_or_assign(linear->path + ".weight", q.packed.codes);
-    solution.packed.insert_or_assign(linear->path + ".scales", q.packed.scales);
-    if (q.packed.biases) solution.packed.insert_or_assign(linear->path + ".biases", *q.packed.biases);
+    model::put_packed(solution.packed, linear->path, q.packed);
     solution.dense.insert_or_assign(linear->path + ".weight", q.dense);
   }
   for (const auto* map : {&solution.packed, &solution.dense})

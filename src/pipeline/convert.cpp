@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "codec/quantize.h"
+#include "model/pack.h"
 #include "pipeline/output.h"
 #include "pipeline/run_folder.h"
 
@@ -32,10 +33,7 @@ model::Tensors changed(model::Tensors tensors, const model::Model& model, const 
     for (const auto& [path, format] : plan->formats) {
       const auto it = tensors.find(path + ".weight");
       if (it == tensors.end()) continue;
-      const auto packed = codec::quantize(it->second, format);
-      it->second = packed.codes;
-      tensors.insert_or_assign(path + ".scales", packed.scales);
-      if (packed.biases) tensors.insert_or_assign(path + ".biases", *packed.biases);
+      model::put_packed(tensors, path, codec::quantize(it->second, format));
     }
   }
   std::vector<mx::array> all;

@@ -13,6 +13,7 @@
 #include "calibration/hessian.h"
 #include "codec/quantize.h"
 #include "codec/range_search.h"
+#include "model/pack.h"
 #include "pipeline/experts.h"
 #include "pipeline/folds.h"
 #include "pipeline/output.h"
@@ -203,9 +204,7 @@ const model::Edge* Gptq::scaled_edge(const model::LinearSpec& linear) const {
 
 void Gptq::quantize_seen(const std::vector<const model::LinearSpec*>& linears, model::Tensors& tensors, model::Tensors& student) {
   const auto take = [&](const model::LinearSpec& linear, const Quantized& q) {
-    tensors.insert_or_assign(linear.path + ".weight", q.packed.codes);
-    tensors.insert_or_assign(linear.path + ".scales", q.packed.scales);
-    if (q.packed.biases) tensors.insert_or_assign(linear.path + ".biases", *q.packed.biases);
+    model::put_packed(tensors, linear.path, q.packed);
     student.insert_or_assign(linear.path + ".weight", q.dense);
     plain_error_ += q.plain_error, error_ += q.error;
     check_interrupt();
@@ -319,10 +318,7 @@ std::vector<std::string> Gptq::quantize_all() {
     // Its rows are looked up, not multiplied: nothing weighs one of its columns above another.
     units.insert(units.begin(), "embedding");
     if (const auto planned = plan_.formats.find(spec_.embedding.path); planned != plan_.formats.end()) {
-      const auto packed = codec::range_search(embedding.at(spec_.embedding.path + ".weight"), planned->second).packed;
-      embedding.insert_or_assign(spec_.embedding.path + ".weight", packed.codes);
-      embedding.insert_or_assign(spec_.embedding.path + ".scales", packed.scales);
-      if (packed.biases) embedding.insert_or_assign(spec_.embedding.path + ".biases", *packed.biases);
+      model::put_packed(embedding, spec_.embedding.path, codec::range_search(embedding.at(spec_.embedding.path + ".weight"), planned->second).packed);
       formats.insert(*planned);
     }
     run_.save("embedding", embedding);
@@ -397,13 +393,7 @@ GptqResult gptq(const GptqRun& o, Log& log) {
   Gptq work(o, model, plan, rows, folds, run, log);
   const auto units = work.quantize_all();
   ModelWriter writer(o.output, model);
-  model::Folds used;
-  for (const auto& unit : units) {
-    auto tensors = run.load(unit)->tensors;
-    used.merge(take_folds(tensors));
-    writer.add(tensors);
-  }
-  writer.add_folds(used);
+  const auto used = write_units(writer, run, units);
   auto recorded = options;
   if (!folds.empty()) recorded["scales"] = identity["scales"];
   writer.finish(&plan, model.stored_dtype(), {"gptq", recorded, rows.manifest, nullptr});

@@ -3,10 +3,12 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "checkpoint/writer.h"
 #include "model/fold.h"
 #include "model/model.h"
+#include "pipeline/run_folder.h"
 #include "plan/plan.h"
 
 namespace lquant::pipeline {
@@ -43,6 +45,9 @@ class ModelWriter {
   const model::Model& source_;
   checkpoint::Writer writer_;
 };
+
+/// Adds the tensors of a run's units, in order, and AWQ's scales in them, which it returns.
+model::Folds write_units(ModelWriter& writer, const RunFolder& run, const std::vector<std::string>& units);
 
 /// "bfloat16", "float16", "float32".
 std::string dtype_name(mx::Dtype dtype);

@@ -10,6 +10,7 @@
 #include "codec/quantize.h"
 #include "codec/range_search.h"
 #include "kernels/elementwise.h"
+#include "model/pack.h"
 #include "model/stream.h"
 
 namespace lquant::pipeline {
@@ -54,9 +55,7 @@ void pack_linears(model::Tensors& tensors, model::Formats formats, const plan::Q
     std::optional<mx::array> importance;
     if (moment != moments.end()) importance = moment->second;
     const auto packed = format.mode == codec::Mode::affine ? codec::range_search(weight, format, importance).packed : codec::quantize(weight, format);
-    it->second = packed.codes;
-    tensors.insert_or_assign(path + ".scales", packed.scales);
-    if (packed.biases) tensors.insert_or_assign(path + ".biases", *packed.biases);
+    model::put_packed(tensors, path, packed);
   }
 }
 

@@ -38,7 +38,7 @@ mx::array thinned(const mx::array& weight) {
 }
 
 Matrix matrix_of(const mx::array& weight, const codec::Format& format, const calibration::Hessian& hessian) {
-  Matrix m{thinned(weight), format, &hessian, mx::multiply(mx::diagonal(hessian.moment), scalar(1 / std::max(1.0, hessian.tokens)))};
+  Matrix m{thinned(weight), format, &hessian, calibration::mean_squares(hessian)};
   mx::eval(m.weight, m.mean_square);
   return m;
 }
