@@ -69,6 +69,9 @@ void add_dynamic_quant(CLI::App& app, Run& chosen) {
       ->add_option("--rule", o->rule, "'exact': the best allocation for the sensitivities; 'threshold': mlx_lm's rule, to compare with")
       ->capture_default_str()
       ->check(CLI::IsMember({"exact", "threshold"}));
+  command->add_option("--sensitivity-tokens", r.sensitivity_tokens, "Tokens of the data that sensitivities are taken on")
+      ->capture_default_str()
+      ->check(kPositive);
   command->add_flag("--measure", r.measure, "Measure each linear's divergence instead of predicting it from gradients alone");
   command->add_option("--pareto", r.pareto, "Write the curve of best sizes and predicted divergences to this JSON file");
   command->add_option("--plan-only", r.plan_only, "Write the plan to this file, for --plan of other commands, and stop");

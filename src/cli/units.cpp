@@ -15,7 +15,12 @@ std::int64_t parse_bytes(const std::string& flag, const std::string& text) {
                                                    {"kib", 1024.0},    {"mib", 1048576.0},  {"gib", 1073741824.0}, {"k", 1e3},       {"m", 1e6},
                                                    {"g", 1e9}};
   auto value = text;
-  const auto problem = CLI::AsNumberWithUnit(units, CLI::AsNumberWithUnit::CASE_INSENSITIVE)(value);
+  std::string problem;
+  try {
+    problem = CLI::AsNumberWithUnit(units, CLI::AsNumberWithUnit::CASE_INSENSITIVE)(value);
+  } catch (const CLI::Error& e) {
+    problem = e.what();
+  }
   double bytes = 0;
   if (!problem.empty() || !CLI::detail::lexical_cast(value, bytes) || !(bytes >= 1) || bytes > 1e18)
     throw UsageError(fmt::format("{} {} is no size; give one such as 3.5GB or 800MB", flag, text));

@@ -68,7 +68,8 @@ void check(const DynamicRun& o) {
 
 json options_of(const DynamicRun& o) {
   json options{{"rule", o.rule == Rule::exact ? "exact" : "threshold"}, {"tie", o.tie},         {"measure", o.measure},
-               {"num_samples", o.rows.num_samples},                     {"seed", o.rows.seed}, {"sequence_length", o.rows.sequence_length}};
+               {"num_samples", o.rows.num_samples},                     {"seed", o.rows.seed}, {"sequence_length", o.rows.sequence_length},
+               {"sensitivity_tokens", o.sensitivity_tokens}};
   if (o.widths.empty())
     options.update({{"low", show(o.low)}, {"high", show(o.high)}});
   else
@@ -98,6 +99,8 @@ plan::Allocation best(const DynamicRun& o, const plan::FormatChooser& chooser) {
   const double bits = o.target.bits.value_or(kDefaultBits);
   const auto budget = o.target.bytes ? chooser.budget_for_bytes(*o.target.bytes) : chooser.budget_for_bits(bits);
   const auto widths = o.widths.empty() ? "--low-bits and --high-bits" : "--widths";
+  // Bits are printed with three decimals: who gives back what was printed shall have it.
+  if (!o.target.bytes && bits < least && bits + 0.0005 >= least) return allocator.within(allocator.least_bytes());
   if (budget < allocator.least_bytes())
     fail("plan", "{} is too little: with these {} the model has {:.3f} to {:.3f} bits per weight ({} to {}); raise the target or lower the widths",
          o.target.bytes ? format_bytes(static_cast<double>(*o.target.bytes)) : fmt::format("a target of {} bits per weight", bits), widths, least, most,
@@ -193,7 +196,7 @@ DynamicResult dynamic_quant(const DynamicRun& o, Log& log) {
 
   DynamicResult result;
   const auto start = Clock::now();
-  auto s = given ? *given : compute_sensitivities(model, used, judged_formats(o), run, log);
+  auto s = given ? *given : compute_sensitivities(model, used.first(o.sensitivity_tokens), judged_formats(o), run, log);
   result.tokens = s.tokens;
   if (o.measure && !s.measured) s = measure_sensitivities(model, held, s, o.widths.empty() ? o.low : codec::Format{codec::Mode::affine, 3, 64}, run, log);
   result.sensitivity_time = seconds_since(start);

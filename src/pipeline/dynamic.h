@@ -34,6 +34,9 @@ struct DynamicRun {
   Rule rule = Rule::exact;
   bool tie = false;
   std::vector<plan::Limit> floors, ceilings;
+  /// Tokens that sensitivities are taken on, in whole batches of eight rows: plans from 8,192 and from 57,000 cost the same to a thousandth
+  /// (docs/methods/dynamic.md).
+  int sensitivity_tokens = 16384;
   bool measure = false;                        ///< sensitivities are measured, linear by linear, not predicted alone
   std::optional<std::filesystem::path> sensitivities;  ///< of an earlier run, or of mlx_lm
   std::string sensitivities_name;              ///< files are written as NAME_sensitivities.json and NAME_sensitivities.lquant.json; empty: none are

@@ -47,6 +47,13 @@ std::pair<Rows, Rows> Rows::hold_out() const {
   return parts;
 }
 
+Rows Rows::first(double least) const {
+  Rows some;
+  some.manifest = manifest;
+  for (std::size_t b = 0; b < batches.size() && some.tokens < least; ++b) add(some, batches[b], counted[b]);
+  return some;
+}
+
 RowSource::RowSource(const RowOptions& options, const text::Tokenizer& tokenizer) : options_(options), tokenizer_(tokenizer) {
   const auto& o = options_;
   if (o.data == std::vector<std::string>{"self"}) return;

@@ -37,6 +37,8 @@ struct Rows {
 
   /// Those of every eighth batch (of fewer batches, the last), to judge by, and the others. A single batch is both.
   std::pair<Rows, Rows> hold_out() const;
+  /// The first batches that together have at least so many tokens, or all.
+  Rows first(double least) const;
 };
 
 /// Rows are drawn from files before a run folder is opened, for their hashes are part of its identity; they are sampled from the

@@ -124,7 +124,8 @@ double FormatChooser::bits_per_weight(std::int64_t allocated_bytes) const {
 }
 
 std::int64_t FormatChooser::budget_for_bits(double bits) const {
-  return static_cast<std::int64_t>(std::floor(bits * static_cast<double>(parameters_) / 8)) - fixed_bytes_;
+  // To the nearest byte: bits that came from bytes give these bytes back.
+  return std::llround(bits * static_cast<double>(parameters_) / 8) - fixed_bytes_;
 }
 
 }  // namespace lquant::plan

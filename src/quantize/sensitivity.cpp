@@ -8,6 +8,7 @@
 #include <unordered_map>
 
 #include "base/error.h"
+#include "codec/quantize.h"
 #include "codec/range_search.h"
 #include "kernels/elementwise.h"
 #include "kernels/head_loss.h"
@@ -15,8 +16,9 @@
 namespace lquant::quantize {
 namespace {
 
-// Rows of one matrix that judge its formats: a matrix's rows are alike, and 1,024 of them give a sum of squares to a few in a hundred.
-constexpr int kJudgedRows = 1024;
+// Rows of one matrix whose ranges are searched in every format. They tell how the formats compare, which is much the same for all rows; what rows
+// differ in, how much they matter (those of an embedding by a thousand times), plain rounding of all of them tells.
+constexpr int kJudgedRows = 64;
 
 mx::array flat(const mx::array& x) { return mx::reshape(x, {-1, x.shape(-1)}); }
 
@@ -109,14 +111,20 @@ std::vector<double> expected_kl(const std::string& path, const mx::array& weight
          "{}: its gradients became NaN or infinite on the calibration data; make the model float32 first (lquant convert --dtype float32) or use "
          "other data",
          path);
+  if (formats.empty()) return {};
   const auto w = some_rows(weight), f = some_rows(fisher);
-  const double share = static_cast<double>(w.size()) / static_cast<double>(weight.size());
+  // Ranges are searched as the methods will: with one importance for a column, of all rows. Weight by weight the sums are too noisy for it.
+  const auto columns = mx::mean(fisher, -2);
+  const auto plain = [&](const mx::array& some, const mx::array& importance) {
+    const auto& format = formats[formats.size() / 2];
+    return codec::weighted_error(some, codec::quantize(some, format), format, importance);
+  };
+  const double sampled = w.size() == weight.size() ? 1 : plain(w, f), all = w.size() == weight.size() ? 1 : plain(weight, fisher);
+  const double share = sampled > 0 ? all / sampled : 1;
   std::vector<double> kl;
-  // Ranges are searched as the methods will: with one importance for a column. Weight by weight the sums are too noisy for it.
-  const auto columns = mx::mean(f, -2);
   for (const auto& format : formats) {
     const auto packed = codec::range_search(w, format, columns).packed;
-    kl.push_back(0.5 * codec::weighted_error(w, packed, format, f) / share / std::max(1.0, tokens));
+    kl.push_back(0.5 * share * codec::weighted_error(w, packed, format, f) / std::max(1.0, tokens));
   }
   return kl;
 }

@@ -58,8 +58,8 @@ HeadGradients head_gradients(const model::ModelSpec& spec, const model::Tensors&
                              const mx::array& mask);
 
 /// The KL divergence per token that quantizing this weight alone is expected to cost, for each format in turn: ½ Σ F e² / tokens, e being what
-/// the ranges that codec::range_search finds with F leave. weight [..., N, K]; fisher f32 of its shape, summed over `tokens` tokens. Of long
-/// matrices evenly spaced rows are looked at. Throws Error naming `path` when weights or Fisher are not finite.
+/// the ranges that codec::range_search finds leave. weight [..., N, K]; fisher f32 of its shape, summed over `tokens` tokens. Of long matrices ranges
+/// are searched in evenly spaced rows, and plain rounding of all rows says what these stand for. Throws Error naming `path` when weights or Fisher are not finite.
 std::vector<double> expected_kl(const std::string& path, const mx::array& weight, const mx::array& fisher, double tokens,
                                 const std::vector<codec::Format>& formats);
 
