@@ -73,6 +73,7 @@ class BlockRun {
   const plan::QuantPlan& plan() const { return plan_; }
   const Rows& rows() const { return rows_; }
   Log& log() { return log_; }
+  RunFolder& folder() { return *folder_; }
   /// There from quantize() on; a teacher only when the method needs one.
   Walk& student() { return *student_; }
   Walk* teacher() { return teacher_ ? &*teacher_ : nullptr; }

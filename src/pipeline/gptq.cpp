@@ -15,6 +15,7 @@
 #include "codec/range_search.h"
 #include "model/pack.h"
 #include "pipeline/block_run.h"
+#include "pipeline/block_training.h"
 #include "pipeline/experts.h"
 #include "pipeline/folds.h"
 #include "pipeline/output.h"
@@ -58,6 +59,7 @@ json options_of(const GptqRun& o, const std::optional<json>& overrides) {
                {"sweeps", o.method.sweeps},
                {"hessians", o.sequential ? "sequential" : "parallel"},
                {"asymmetric", name_of(o.asymmetric)}};
+  if (o.training.epochs > 0) options["train_blocks"] = o.training.epochs;
   if (o.embed_bits) options["embed_bits"] = *o.embed_bits;
   if (overrides) options["plan"] = *overrides;
   return options;
@@ -67,7 +69,15 @@ json options_of(const GptqRun& o, const std::optional<json>& overrides) {
 class Gptq : public BlockMethod {
  public:
   Gptq(const GptqRun& options, const model::Folds& folds, BlockRun& run)
-      : o_(options), model_(run.model()), spec_(model_.spec()), plan_(run.plan()), rows_(run.rows()), folds_(folds), run_(run), log_(run.log()) {
+      : o_(options),
+        model_(run.model()),
+        spec_(model_.spec()),
+        plan_(run.plan()),
+        rows_(run.rows()),
+        folds_(folds),
+        run_(run),
+        log_(run.log()),
+        training_(options.training, run) {
     result_.tokens = rows_.tokens;
     // One batch alone fits everything and can judge nothing.
     if (o_.asymmetric == Asymmetric::automatic && rows_.ids.size() > 1) held_every_ = std::min(kHeldOut, rows_.ids.size());
@@ -76,7 +86,7 @@ class Gptq : public BlockMethod {
       if (folds_.contains(edge.producer)) edges_.push_back(edge);
   }
 
-  bool needs_teacher() const override { return paired_; }
+  bool needs_teacher() const override { return paired_ || training_.wanted(); }
   codec::Packed pack_embedding(const mx::array& weight, const codec::Format& format) override { return codec::range_search(weight, format).packed; }
   Turn turn(int block, const model::Tensors& stored, const model::Tensors& full) override;
   model::Tensors finish() override;
@@ -116,6 +126,7 @@ class Gptq : public BlockMethod {
   Log& log_;
   std::size_t held_every_ = 0;
   bool paired_ = false;
+  BlockTraining training_;
   calibration::HessianStore train_, held_;
   std::vector<model::Edge> edges_;      // that have scales
   model::Folds chosen_;                 // of the present block
@@ -245,7 +256,7 @@ void Gptq::halt(Walk& walk, int block, Walk::Halt at, const model::Tensors& full
     const double elsewhere = result_.hessian_time + result_.forward_time;
     if (teacher) teacher->advance(b, block, at, full, {}, nullptr);
     const model::Observer observer = [&](const std::string& path, const mx::array& input, const mx::array* offsets) {
-      observe(path, input, offsets, b, teacher ? &teacher->input(b) : nullptr);
+      observe(path, input, offsets, b, paired_ ? &teacher->input(b) : nullptr);
     };
     walk.advance(b, block, at, weights, {}, &observer);
     result_.forward_time += seconds_since(start) - (result_.hessian_time + result_.forward_time - elsewhere);
@@ -256,7 +267,8 @@ void Gptq::halt(Walk& walk, int block, Walk::Halt at, const model::Tensors& full
 BlockMethod::Turn Gptq::turn(int block, const model::Tensors& stored, const model::Tensors& full) {
   auto& walk = run_.student();
   auto tensors = stored, student = full;
-  const auto before = edges_.empty() ? std::nullopt : std::optional(walk);
+  const bool trains = training_.wanted();
+  const auto before = trains || !edges_.empty() ? std::optional(walk) : std::nullopt;
   plain_error_ = error_ = 0;
   chosen_.clear();
   const auto linears = spec_.blocks[block].linears();
@@ -273,7 +285,7 @@ BlockMethod::Turn Gptq::turn(int block, const model::Tensors& stored, const mode
   const auto start = Clock::now();
   for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
     if (run_.teacher()) run_.teacher()->leave(b, block, full, {});
-    if (o_.sequential) walk.leave(b, block, student, {});
+    if (o_.sequential && !trains) walk.leave(b, block, student, {});
   }
   for (const auto& edge : edges_) {
     if (!chosen_.contains(edge.producer)) continue;
@@ -282,17 +294,26 @@ BlockMethod::Turn Gptq::turn(int block, const model::Tensors& stored, const mode
   }
   for (auto& [name, tensor] : tensors)
     if (tensor.dtype() == mx::float32) tensor = mx::astype(tensor, model_.stored_dtype());
-  if (!chosen_.empty()) {
+  result_.forward_time += seconds_since(start);
+  auto figure = fmt::format("output errors {:.2f} of plain rounding's", plain_error_ > 0 ? error_ / plain_error_ : 1);
+  if (trains) {
+    const auto began = Clock::now();
+    auto dense = stored;
+    model::fold_block(spec_, block, chosen_, dense, model_.stored_dtype());
+    figure += fmt::format(", trained to {:.2f} of that", training_.train(block, dense, *before, tensors).loss);
+    result_.train_time += seconds_since(began);
+  }
+  const auto again = Clock::now();
+  if (trains || !chosen_.empty()) {
     // The next block shall get what the written tensors give, to the last bit, as it will when a killed run goes on.
     walk = *before;
     walk.pass(block, walked(model_, plan_, tensors), {});
   } else if (!o_.sequential) {
     walk.pass(block, student, {});
   }
-  result_.forward_time += seconds_since(start);
+  result_.forward_time += seconds_since(again);
   for (const auto& [producer, scales] : chosen_) tensors.insert({kFoldPrefix + producer, scales});
-  return {{std::move(tensors), json::object()},
-          fmt::format("output errors {:.2f} of plain rounding's", plain_error_ > 0 ? error_ / plain_error_ : 1)};
+  return {{std::move(tensors), json::object()}, figure};
 }
 
 /// By the inputs that the head, or the embedding that serves as one, gets behind the last block.
@@ -302,7 +323,7 @@ model::Tensors Gptq::finish() {
   const auto outer = model_.load_final(model_.compute_dtype());
   for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
     const auto input = [&](const mx::array& states) { return model::final_norm(spec_, outer, states); };
-    const std::optional<mx::array> reference = run_.teacher() ? std::optional(input(run_.teacher()->states(b))) : std::nullopt;
+    const std::optional<mx::array> reference = paired_ ? std::optional(input(run_.teacher()->states(b))) : std::nullopt;
     observe(linear.path, input(run_.student().states(b)), nullptr, b, reference ? &*reference : nullptr);
   }
   model::Tensors unused;
@@ -320,7 +341,12 @@ json GptqResult::to_json() const {
           {"peak_memory", peak_memory()},
           {"correction", corrected},
           {"time",
-           {{"forward", forward_time}, {"hessians", hessian_time}, {"range_search", search_time}, {"factors", factor_time}, {"solve", solve_time}}}};
+           {{"forward", forward_time},
+            {"hessians", hessian_time},
+            {"range_search", search_time},
+            {"factors", factor_time},
+            {"solve", solve_time},
+            {"training", train_time}}}};
 }
 
 GptqResult gptq(const GptqRun& o, Log& log) {
@@ -345,10 +371,11 @@ GptqResult gptq(const GptqRun& o, Log& log) {
   result.bits_per_weight = written.size.bits_per_weight(), result.bytes = written.size.bytes;
   result.total_time = written.seconds;
   const auto share = [&](double seconds) { return 100 * seconds / result.total_time; };
+  const auto training = o.training.epochs > 0 ? fmt::format(", training {:.0f} %", share(result.train_time)) : "";
   log.line(fmt::format(
-      "{} at {:.3f} bits per weight in {}; forward {:.0f} %, Hessians {:.0f} %, range search {:.0f} %, factors {:.0f} %, solve {:.0f} %",
+      "{} at {:.3f} bits per weight in {}; forward {:.0f} %, Hessians {:.0f} %, range search {:.0f} %, factors {:.0f} %, solve {:.0f} %{}",
       format_bytes(static_cast<double>(result.bytes)), result.bits_per_weight, format_duration(result.total_time), share(result.forward_time),
-      share(result.hessian_time), share(result.search_time), share(result.factor_time), share(result.solve_time)));
+      share(result.hessian_time), share(result.search_time), share(result.factor_time), share(result.solve_time), training));
   return result;
 }
 
