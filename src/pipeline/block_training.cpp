@@ -9,6 +9,8 @@ namespace {
 
 // Batches that tell what the outputs' errors cost: their states behind every block are in memory at once.
 constexpr std::size_t kSensitivityBatches = 2;
+// Nats a token: the logarithms of probabilities in f32 are no more exact. A model so sure of itself has nothing to learn from its divergence.
+constexpr double kDivergenceRounding = 1e-6;
 
 std::string unit_of(int block) { return fmt::format("sensitivity-{:05d}", block); }
 
@@ -16,8 +18,7 @@ std::string unit_of(int block) { return fmt::format("sensitivity-{:05d}", block)
 
 quantize::OutputLoss BlockTraining::loss_of(int block) {
   const auto& model = run_.model();
-  const int last = static_cast<int>(model.spec().blocks.size()) - 1;
-  if (block == last) {
+  if (is_last(block)) {
     const auto outer = model::dense_tensors(model, model.load_final(model.stored_dtype()));
     return quantize::divergence(model.spec(), model::cast(outer, model.compute_dtype()), model.compute_dtype());
   }
@@ -29,7 +30,7 @@ quantize::OutputLoss BlockTraining::loss_of(int block) {
     // The last block's is not needed; the others come from the back to the front.
     calibration::block_sensitivities(model, first(rows.ids), first(rows.segments), [&](int i, const mx::array& fisher) {
       check_interrupt();
-      if (i < last) run_.folder().save(unit_of(i), {{"fisher", fisher}});
+      if (!is_last(i)) run_.folder().save(unit_of(i), {{"fisher", fisher}});
     });
   }
   return quantize::weighted_squares(run_.folder().load(unit_of(block))->tensors.at("fisher"));
@@ -40,7 +41,9 @@ quantize::BlockwiseResult BlockTraining::train(int block, const model::Tensors& 
   const auto& segments = run_.rows().segments;
   for (std::size_t b = 0; b < before.batches(); ++b)
     rows.push_back({before.states(b), run_.teacher()->states(b), segments.empty() ? std::nullopt : std::optional(segments[b])});
-  const auto result = quantize::train_block(run_.model().spec(), block, tensors, run_.plan().by_path(), dense, rows, loss_of(block), options_,
+  auto options = options_;
+  if (is_last(block)) options.least_loss = kDivergenceRounding;
+  const auto result = quantize::train_block(run_.model().spec(), block, tensors, run_.plan().by_path(), dense, rows, loss_of(block), options,
                                             InterruptGuard::requested);
   check_interrupt();
   return result;

@@ -18,6 +18,7 @@ class BlockTraining {
   quantize::BlockwiseResult train(int block, const model::Tensors& dense, const Walk& before, model::Tensors& tensors);
 
  private:
+  bool is_last(int block) const { return block + 1 == static_cast<int>(run_.model().spec().blocks.size()); }
   quantize::OutputLoss loss_of(int block);
 
   const quantize::BlockwiseOptions& options_;

@@ -94,7 +94,9 @@ class BlockTrainer {
     BlockwiseResult result;
     if (batches_.empty() || options_.epochs <= 0) return result;
     const double start = held_out_loss();
-    if (!(start > 0) || !std::isfinite(start)) return result;  // a perfect start, or one that tells nothing
+    double tokens = 0;
+    for (const auto& batch : held_) tokens += mx::sum(counting(batch)).item<float>();
+    if (!(start > options_.least_loss * tokens) || !std::isfinite(start)) return result;
     const int epoch = static_cast<int>(batches_.size());
     result.steps = options_.epochs * epoch;
     auto kept = student_.state();

@@ -21,6 +21,7 @@ struct BlockwiseOptions {
   float scale_rate = 5e-3f;  ///< peak of Adam's relative step for scales and biases
   float code_rate = 8e-3f;   ///< peak step of the latents of 4-bit codes, in codes; others as StepRates says
   float warmup = 0.05f;      ///< share of the steps in which the rates rise; then they fall by a cosine to 0
+  double least_loss = 0;     ///< a start whose mean loss a held-out token is no larger is left as it is: what could be seen of it is rounding
   int micro_tokens = 2048;   ///< tokens in memory at once: a batch is worked through in parts of whole rows
 };
 
