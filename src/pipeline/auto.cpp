@@ -188,7 +188,7 @@ void Auto::improve() {
       GptqRun r;
       r.model = o_.model, r.output = output, r.plan = plan, r.rows = statistic_rows(), r.scaled = scales;
       r.format = plan_.base;
-      (void)passes;
+      r.training.epochs = passes;
       gptq(r, log_);
     };
   };

@@ -46,7 +46,7 @@ struct BlockGradients {
 };
 
 /// x [B, T, H] through block i (dense tensors of x's dtype), computed again, and the loss's gradient `cotangent` [B, T, H] taken back through it. Lazy.
-BlockGradients block_gradients(const model::ModelSpec& spec, int i, const model::Tensors& tensors, const mx::array& x, const mx::array& cotangent,
+BlockGradients through_block(const model::ModelSpec& spec, int i, const model::Tensors& tensors, const mx::array& x, const mx::array& cotangent,
                                const model::Context& context);
 
 /// Of Σ mask · −log p(target) behind the last block: for the head's weight (f32 [V, H]) and for the block's output x [B, T, H]. `tensors` are those of
