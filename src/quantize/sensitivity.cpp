@@ -129,4 +129,6 @@ std::vector<double> expected_kl(const std::string& path, const mx::array& weight
   return kl;
 }
 
+double beyond_second_order(const codec::Format& format) { return format.bits <= 2 ? 2 : format.bits == 3 ? 1.25 : 1; }
+
 }  // namespace lquant::quantize

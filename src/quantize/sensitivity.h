@@ -63,4 +63,8 @@ HeadGradients head_gradients(const model::ModelSpec& spec, const model::Tensors&
 std::vector<double> expected_kl(const std::string& path, const mx::array& weight, const mx::array& fisher, double tokens,
                                 const std::vector<codec::Format>& formats);
 
+/// What errors of a format cost beside what second order says, measured on whole models (docs/methods/dynamic.md): 1 from 4 bits on; at 2 bits,
+/// where a linear gives another function rather than a noisy one, twice as much.
+double beyond_second_order(const codec::Format& format);
+
 }  // namespace lquant::quantize
