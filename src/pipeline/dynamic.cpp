@@ -128,7 +128,7 @@ Decision decide(const DynamicRun& o, const model::Model& model, const Sensitivit
   const auto& spec = model.spec();
   const int dense_bytes = static_cast<int>(mx::size_of(model.stored_dtype()));
   plan::ChooserOptions options{choices_of(o), o.tie, o.floors, o.ceilings};
-  const auto cost = [&](const std::string& path, const codec::Format& f) { return s.of(path, f) * quantize::beyond_second_order(f); };
+  const auto cost = [&](const std::string& path, const codec::Format& f) { return s.of(path, f) * (o.followed ? 1 : quantize::beyond_second_order(f)); };
   const plan::FormatChooser chooser(spec, options, cost, dense_bytes);
   const auto& allocator = chooser.allocator();
   log.line(fmt::format("with these widths the model has {:.3f} to {:.3f} bits per weight", chooser.bits_per_weight(allocator.least_bytes()),
