@@ -21,6 +21,7 @@ void add_awq(CLI::App& app, Run& run);
 void add_convert(CLI::App& app, Run& run);
 void add_demo(CLI::App& app, Run& run);
 void add_dwq(CLI::App& app, Run& run);
+void add_evaluate(CLI::App& app, Run& run);
 void add_gptq(CLI::App& app, Run& run);
 void add_generate(CLI::App& app, Run& run);
 void add_logits(CLI::App& app, Run& run);

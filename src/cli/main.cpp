@@ -44,6 +44,7 @@ int front_door(int argc, char** argv) {
   cli::add_awq(app, run);
   cli::add_convert(app, run);
   cli::add_perplexity(app, run);
+  cli::add_evaluate(app, run);
   cli::add_generate(app, run);
   cli::add_logits(app, run);
   cli::add_demo(app, run);
