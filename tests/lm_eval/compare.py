@@ -15,6 +15,7 @@ docs/evaluate.md says. With --shots the rows behind the first --limit serve as t
 
 needs: pip install lm-eval==0.4.13 torch transformers, and mlx-lm for the other backend. Run by hand; pytest does not collect it.
 """
+
 import argparse
 import json
 import os
@@ -109,8 +110,25 @@ def equal(ours, theirs):
 
 
 def lquant_side(args, folder, output):
-    command = [args.lquant, "evaluate", "--model", args.model, "--tasks", *args.tasks, "--data-dir", folder, "--output-dir", output]
-    command += ["--num-shots", args.shots or 0, "--seed", args.seed, "--apply-chat-template" if args.chat else "--no-apply-chat-template"]
+    command = [
+        args.lquant,
+        "evaluate",
+        "--model",
+        args.model,
+        "--tasks",
+        *args.tasks,
+        "--data-dir",
+        folder,
+        "--output-dir",
+        output,
+    ]
+    command += [
+        "--num-shots",
+        args.shots or 0,
+        "--seed",
+        args.seed,
+        "--apply-chat-template" if args.chat else "--no-apply-chat-template",
+    ]
     command += ["--fewshot-as-multiturn"] * args.multiturn
     start = time.perf_counter()
     subprocess.run([str(c) for c in command], check=True, stdout=subprocess.DEVNULL)
