@@ -81,17 +81,30 @@ struct Row {
 
 mx::array ints(const std::vector<std::int32_t>& values, mx::Shape shape) { return mx::array(values.data(), std::move(shape), mx::int32); }
 
+/// Final hidden states [M, H] at the places `at`, int32 [M]. Behind the last block's attention no token looks at another, so there only these
+/// places go on: of most questions a small part, and of the last block nearly all products.
+mx::array hidden_at(const LoadedModel& m, const mx::array& ids, const mx::array& at, const model::Context& context) {
+  auto x = model::embed(m.spec, m.tensors, m.formats, ids, m.dtype);
+  const int last = static_cast<int>(m.spec.blocks.size()) - 1;
+  for (int i = 0; i < last; ++i) x = model::block(m.spec, i, m.tensors, m.formats, x, context);
+  auto cut = model::attention_input(m.spec, last, m.tensors, m.formats, x, context);
+  cut = model::attention_output(m.spec, last, m.tensors, m.formats, cut, context);
+  cut = {mx::take(cut.residual, at, 1), mx::take(cut.input, at, 1)};
+  cut = model::mlp_input(m.spec, last, m.tensors, m.formats, cut);
+  cut = model::mlp_output(m.spec, last, m.tensors, m.formats, cut);
+  const auto hidden = model::final_norm(m.spec, m.tensors, model::block_output(m.spec, last, m.tensors, m.formats, cut));
+  return mx::reshape(hidden, {static_cast<int>(at.size()), hidden.shape(-1)});
+}
+
 /// −log p of each scored token.
 mx::array negative_logs(const LoadedModel& m, const model::Head& head, const Row& row, bool alone) {
-  const int length = static_cast<int>(row.ids.size());
+  const int length = static_cast<int>(row.ids.size()), count = static_cast<int>(row.at.size());
   model::Context context;
   if (!alone) {
     context.segments = ints(row.segments, {1, length});
     context.branches = model::Branches{ints(row.positions, {1, length}), row.longest};
   }
-  const auto hidden = model::hidden_states(m.spec, m.tensors, m.formats, ints(row.ids, {1, length}), m.dtype, context);
-  const int count = static_cast<int>(row.at.size());
-  const auto asked = mx::take(mx::reshape(hidden, {length, hidden.shape(-1)}), ints(row.at, {count}), 0);
+  const auto asked = hidden_at(m, ints(row.ids, {1, length}), ints(row.at, {count}), context);
   kernels::HeadLossArgs args;
   args.softcap = head.softcap;
   args.multiplier = head.multiplier;
