@@ -3,7 +3,7 @@
 
 Both get the same rows from local files and the same weights. Per-row log-likelihoods must agree to --tolerance, accuracies (acc, acc_norm) and
 their standard errors exactly; then rows per second are compared: lm-eval's are those of its loglikelihood requests alone, lquant's those of the
-whole command, model loading included.
+whole command, model loading included, once before and once after (on a machine that others use, the two tell how far to trust the ratio).
 
 usage: compare.py --model FOLDER --data FOLDER [--limit 200] [--shots N] [--tasks …] [--backend hf|mlx] [--chat] [--multiturn] [--lquant FILE]
 
@@ -80,7 +80,7 @@ def lm_eval_side(args, folder):
     if args.backend == "hf":
         from lm_eval.models.huggingface import HFLM
 
-        model = HFLM(pretrained=str(args.model), dtype="float32", device="cpu", batch_size=args.batch_size)
+        model = HFLM(pretrained=str(args.model), dtype=args.dtype, device="cpu", batch_size=args.batch_size)
     else:
         from mlx_lm.evaluate import MLXLM
 
@@ -150,18 +150,23 @@ def main():
     parser.add_argument("--shots", type=int)
     parser.add_argument("--seed", type=int, default=123)
     parser.add_argument("--backend", choices=["hf", "mlx"], default="hf")
+    parser.add_argument("--dtype", default="float32", help="of transformers' computation; the models' own says what a user gets, and rounds more")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--chat", action="store_true")
     parser.add_argument("--multiturn", action="store_true")
     parser.add_argument("--tolerance", type=float, default=1e-3)
     args = parser.parse_args()
-    print("load average at the start:", " ".join(f"{x:.2f}" for x in os.getloadavg()))
+    load = lambda when: print(f"load average at the {when}:", " ".join(f"{x:.2f}" for x in os.getloadavg()), flush=True)
+    load("start")
     with tempfile.TemporaryDirectory() as place:
         folder, output = Path(place) / "rows", Path(place) / "results"
         folder.mkdir()
         lay_out(args.data, folder, args.tasks, args.limit, args.shots)
         ours, our_rows, our_seconds = lquant_side(args, folder, output)
         theirs, their_rows, their_seconds = lm_eval_side(args, folder)
+        again, _, again_seconds = lquant_side(args, folder, Path(place) / "again")
+        assert again == ours
+    load("end")
     agree, count = True, 0
     print(f"{'task':<15}{'rows':>6}{'largest difference':>20}{'beyond':>8}  metrics")
     for task in args.tasks:
@@ -173,7 +178,9 @@ def main():
         said = "DIFFER: " + ", ".join(f"{k} {ours[task].get(k)} / {theirs[task][k]}" for k in differ) if differ else "equal"
         print(f"{task:<15}{len(gaps):>6}{max(gaps):>20.2e}{beyond:>8}  {said}")
     name = {"hf": "lm-eval, transformers", "mlx": "lm-eval, mlx_lm"}[args.backend]
-    print(f"rows/s: lquant {count / our_seconds:.2f}, {name} {count / their_seconds:.2f}; ratio {their_seconds / our_seconds:.1f}")
+    rates = f"{count / our_seconds:.2f} before and {count / again_seconds:.2f} after"
+    ratios = f"{their_seconds / our_seconds:.2f} and {their_seconds / again_seconds:.2f}"
+    print(f"rows/s: lquant {rates}, {name} {count / their_seconds:.2f}; ratios {ratios}")
     sys.exit(not agree)
 
 
