@@ -59,8 +59,10 @@ class RowReader {
       } else if (row.contains("text")) {
         if (options_.mask_prompt) complain(line, "is plain text, which has no prompt to mask; drop --mask-prompt");
         example = plain(row.at("text").get<std::string>());
+      } else if (row.contains("tokens")) {
+        example = tokenized(line, row.at("tokens"));
       } else {
-        complain(line, "has none of the keys \"text\", \"messages\", or \"prompt\" with \"completion\"");
+        complain(line, "has none of the keys \"text\", \"messages\", \"tokens\", or \"prompt\" with \"completion\"");
       }
     } catch (const json::exception&) {
       complain(line, "has a text that is not a string");
@@ -79,6 +81,18 @@ class RowReader {
     const auto& eos = tokenizer_.eos_ids();
     if (!eos.empty() && (example.tokens.empty() || std::find(eos.begin(), eos.end(), example.tokens.back()) == eos.end()))
       example.tokens.push_back(eos.front());
+    return example;
+  }
+
+  Example tokenized(const Line& line, const json& ids) const {
+    if (options_.mask_prompt) complain(line, "is a list of token ids, which has no prompt to mask; drop --mask-prompt");
+    Example example;
+    if (!ids.is_array()) complain(line, "has \"tokens\" that is not a list of token ids");
+    for (const auto& id : ids) {
+      if (!id.is_number_integer() || id < 0 || id >= static_cast<std::int64_t>(tokenizer_.vocab_size()))
+        complain(line, "has \"tokens\" that is not a list of ids of the model's vocabulary");
+      example.tokens.push_back(id.get<std::int32_t>());
+    }
     return example;
   }
 

@@ -21,7 +21,8 @@ struct SourceOptions {
 };
 
 /// Reads a .jsonl file of rows {"text"}, {"prompt","completion"} or {"messages"} (optionally with "tools"), the last two
-/// through the chat template, as mlx_lm's data sets do; or a .txt file, cut into pieces of max_tokens. Rows are read in
+/// through the chat template, as mlx_lm's data sets do, or {"tokens"}: a list of token ids, taken as they are; or a .txt file, cut into pieces
+/// of max_tokens. Rows are read in
 /// order; only those whose index is in `wanted` (ascending) are tokenized, all of them when it is empty.
 /// Throws Error with the file and the row's number (from 1) for a row that is not JSON, has no known key or the wrong type,
 /// and for a file with no rows.

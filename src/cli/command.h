@@ -17,9 +17,11 @@ inline const CLI::Validator kPositive(
     },
     "POSITIVE");
 
+void add_auto(CLI::App& app, Run& run);
 void add_awq(CLI::App& app, Run& run);
 void add_convert(CLI::App& app, Run& run);
 void add_demo(CLI::App& app, Run& run);
+void add_dynamic_quant(CLI::App& app, Run& run);
 void add_dwq(CLI::App& app, Run& run);
 void add_evaluate(CLI::App& app, Run& run);
 void add_gptq(CLI::App& app, Run& run);

@@ -5,24 +5,11 @@
 
 #include <memory>
 
-#include "base/error.h"
 #include "cli/command.h"
+#include "cli/embedded.h"
 
 namespace lquant::cli {
 namespace {
-
-namespace fs = std::filesystem;
-
-/// The embedded model: beside the sources when built there, under share/ when installed.
-fs::path embedded_model() {
-  std::error_code ec;
-  const auto program = fs::canonical("/proc/self/exe", ec);
-  std::vector<fs::path> places{fs::path(LQUANT_SOURCE_DIR) / "models" / "tiny"};
-  if (!ec) places.insert(places.begin(), program.parent_path().parent_path() / "share" / "lquant" / "models" / "tiny");
-  for (const auto& place : places)
-    if (fs::exists(place / "config.json")) return place;
-  fail("cli", "the embedded model was not found (looked in {}); name a model folder by --model", places.back().string());
-}
 
 int run(pipeline::DemoOptions options) {
   if (options.model.empty()) options.model = embedded_model();

@@ -42,6 +42,8 @@ int front_door(int argc, char** argv) {
   cli::add_dwq(app, run);
   cli::add_gptq(app, run);
   cli::add_awq(app, run);
+  cli::add_auto(app, run);
+  cli::add_dynamic_quant(app, run);
   cli::add_convert(app, run);
   cli::add_perplexity(app, run);
   cli::add_evaluate(app, run);

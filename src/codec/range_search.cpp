@@ -58,8 +58,8 @@ struct Importance {
     }
     auto each = w.shape();
     each.erase(each.end() - 2);
-    require(is_float(given->dtype()) && (given->shape() == mx::Shape{w.shape(-1)} || given->shape() == each),
-            "importance must be a float array [K], or [..., K] with the leading dimensions of the weight");
+    require(is_float(given->dtype()) && (given->shape() == mx::Shape{w.shape(-1)} || given->shape() == each || given->shape() == w.shape()),
+            "importance must be a float array [K], [..., K] with the leading dimensions of the weight, or of the weight's own shape");
     const auto host = on_host(mx::astype(*given, mx::float32, mx::Device::cpu));
     values.assign(host.data<float>(), host.data<float>() + host.size());
     share = rows / (static_cast<std::int64_t>(values.size()) / columns);

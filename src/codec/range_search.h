@@ -7,8 +7,9 @@
 // These functions compute at once, on the CPU whatever the default device is: weights are static, and results are arrays in host
 // memory. Threaded and vectorised; the search takes 2 to 14 s for 10^8 weights on two AVX-512 cores (docs/methods/rtn.md).
 //
-// importance: h_j ≥ 0, f32, bf16 or f16, [K] or [..., K] with the leading dimensions of w but its rows (one for each expert of
-// [E, N, K]): the mean square of the inputs that meet column j. All ones when absent.
+// importance: h_j ≥ 0, f32, bf16 or f16. [K], or [..., K] with the leading dimensions of w but its rows (one for each expert of
+// [E, N, K]): the mean square of the inputs that meet column j. Or one for each weight, of w's own shape: how much the loss bends along it.
+// All ones when absent.
 // All throw Error for weights and formats that codec::quantize refuses, and std::invalid_argument for other shapes that disagree and
 // for an importance that is negative or not finite.
 namespace lquant::codec {

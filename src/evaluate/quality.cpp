@@ -70,30 +70,28 @@ model::Head head_of(const LoadedModel& m) { return model::head(m.spec, m.tensors
 
 }  // namespace
 
-Quality measure(const LoadedModel& student, const LoadedModel* teacher, const std::vector<calibration::Batch>& batches,
+Quality measure(const Answers& student, const Answers* teacher, const std::vector<calibration::Batch>& batches,
                 const std::function<void(std::int64_t)>& progress) {
-  if (teacher && teacher->spec.vocab != student.spec.vocab)
-    fail("evaluate", "the teacher has a vocabulary of {} and the model one of {}; they must be the same for KL", teacher->spec.vocab,
-         student.spec.vocab);
-  const auto head = head_of(student);
-  std::optional<model::Head> teacher_head;
-  if (teacher) teacher_head = head_of(*teacher);
+  const int vocab = student.head.weight.shape(0);
+  if (teacher && teacher->head.weight.shape(0) != vocab)
+    fail("evaluate", "the teacher has a vocabulary of {} and the model one of {}; they must be the same for KL", teacher->head.weight.shape(0), vocab);
   kernels::HeadLossArgs args;
-  args.softcap = head.softcap;
-  args.multiplier = head.multiplier;
+  args.softcap = student.head.softcap;
+  args.multiplier = student.head.multiplier;
   if (teacher) {
-    args.teacher_softcap = teacher_head->softcap;
-    args.teacher_multiplier = teacher_head->multiplier;
+    args.teacher_softcap = teacher->head.softcap;
+    args.teacher_multiplier = teacher->head.multiplier;
   }
   RowMean nll, teacher_nll, kl;
   std::vector<float> all_kl;
   double agree = 0;
   Quality quality;
   quality.has_teacher = teacher != nullptr;
-  for (const auto& batch : batches) {
+  for (std::size_t b = 0; b < batches.size(); ++b) {
+    const auto& batch = batches[b];
     std::optional<kernels::TeacherHidden> told;
-    if (teacher) told = kernels::TeacherHidden{teacher->hidden(batch), teacher_head->weight, teacher_head->bias};
-    auto scores = kernels::score_tokens(student.hidden(batch), head.weight, head.bias, mx::reshape(batch.targets, {-1}), told, args);
+    if (teacher) told = kernels::TeacherHidden{teacher->hidden(b), teacher->head.weight, teacher->head.bias};
+    auto scores = kernels::score_tokens(student.hidden(b), student.head.weight, student.head.bias, mx::reshape(batch.targets, {-1}), told, args);
     auto mask_array = mx::reshape(batch.next_mask, {-1});
     mx::eval(scores.nll, scores.teacher_nll, scores.kl, scores.agree, mask_array);
     const float *mask = mask_array.data<float>(), *n = scores.nll.data<float>(), *t = scores.teacher_nll.data<float>(), *k = scores.kl.data<float>(),
@@ -124,6 +122,13 @@ Quality measure(const LoadedModel& student, const LoadedModel* teacher, const st
     quality.kl_p99 = *at;
   }
   return quality;
+}
+
+Quality measure(const LoadedModel& student, const LoadedModel* teacher, const std::vector<calibration::Batch>& batches,
+                const std::function<void(std::int64_t)>& progress) {
+  const auto answers = [&](const LoadedModel& m) { return Answers{head_of(m), [&](std::size_t b) { return m.hidden(batches[b]); }}; };
+  const auto told = teacher ? std::optional(answers(*teacher)) : std::nullopt;
+  return measure(answers(student), told ? &*told : nullptr, batches, progress);
 }
 
 }  // namespace lquant::evaluate

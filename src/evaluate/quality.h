@@ -41,7 +41,15 @@ struct Quality {
   nlohmann::json to_json() const;
 };
 
-/// `progress(tokens)` is called after each batch.
+/// A model's answers to some batches.
+struct Answers {
+  model::Head head;
+  std::function<mx::array(std::size_t batch)> hidden;  ///< hidden states [R·L, H] behind the final norm
+};
+
+/// `progress(tokens)` is called after each batch. Throws Error for vocabularies that differ.
+Quality measure(const Answers& student, const Answers* teacher, const std::vector<calibration::Batch>& batches,
+                const std::function<void(std::int64_t)>& progress = nullptr);
 Quality measure(const LoadedModel& student, const LoadedModel* teacher, const std::vector<calibration::Batch>& batches,
                 const std::function<void(std::int64_t)>& progress = nullptr);
 

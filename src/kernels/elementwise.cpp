@@ -16,6 +16,15 @@ mx::array add(const mx::array& a, const mx::array& b) {
   return mx::add(a, b);
 }
 
+mx::array add_squares(const mx::array& sum, const mx::array& x) {
+  if (sum.shape() != x.shape() || sum.dtype() != mx::float32 || !mx::issubdtype(x.dtype(), mx::floating))
+    throw std::invalid_argument("[kernels] add_squares: both must have one shape, the sum f32 and x a float dtype");
+  if constexpr (cpu::built) {
+    if (cpu::serves(x.dtype())) return cpu::add_squares(mx::stop_gradient(sum), mx::stop_gradient(x));
+  }
+  return mx::stop_gradient(mx::add(sum, mx::square(mx::astype(x, mx::float32))));
+}
+
 mx::array second_moment(const mx::array& x) {
   if (x.ndim() < 1 || !mx::issubdtype(x.dtype(), mx::floating)) throw std::invalid_argument("[kernels] second_moment: x must be float [..., K]");
   const auto fixed = mx::stop_gradient(x);

@@ -18,6 +18,9 @@ namespace mx = mlx::core;
 /// name also finds MLX's.
 mx::array add(const mx::array& a, const mx::array& b);
 
+/// sum + x²: sum f32, x f32, bf16 or f16 of the same shape. f32, no gradient.
+mx::array add_squares(const mx::array& sum, const mx::array& x);
+
 /// Σ over leading axes of x²: the diagonal of the input's second moment, f32 [K] of x [..., K]. No gradient.
 mx::array second_moment(const mx::array& x);
 

@@ -1,4 +1,4 @@
-// The sum of two tensors on all cores, and the second moment: blocks of rows summed in f32, the blocks' sums in f64.
+// Sums of tensors, or of their squares, on all cores, and the second moment: blocks of rows summed in f32, the blocks' sums in f64.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/elementwise_cpu.cpp"
 // Processors that have no AVX2 are older than 2013: the scalar code, which Highway always makes, is enough for them.
@@ -27,6 +27,23 @@ void add_all(const void* a, const void* b, void* out, std::int64_t count, bool b
   parallel_for(count, cpu::kGrain, [&](std::int64_t begin, std::int64_t end) {
     bf16 ? add_slice(static_cast<const Bf16*>(a) + begin, static_cast<const Bf16*>(b) + begin, static_cast<Bf16*>(out) + begin, end - begin)
          : add_slice(static_cast<const float*>(a) + begin, static_cast<const float*>(b) + begin, static_cast<float*>(out) + begin, end - begin);
+  });
+}
+
+template <class T>
+void square_slice(const float* sum, const T* x, float* out, std::int64_t count) {
+  for_lanes(count, [&](std::int64_t i, auto part) LQUANT_STEP {
+    const Vector v = load(x + i, part);
+    store(hn::MulAdd(v, v, load(sum + i, part)), out + i, part);
+  });
+}
+
+void add_all_squares(const void* sum, const void* x, void* out, std::int64_t count, bool bf16) {
+  parallel_for(count, cpu::kGrain, [&](std::int64_t begin, std::int64_t end) {
+    const auto* from = static_cast<const float*>(sum) + begin;
+    auto* to = static_cast<float*>(out) + begin;
+    bf16 ? square_slice(from, static_cast<const Bf16*>(x) + begin, to, end - begin)
+         : square_slice(from, static_cast<const float*>(x) + begin, to, end - begin);
   });
 }
 
@@ -67,6 +84,7 @@ HWY_AFTER_NAMESPACE();
 namespace lquant::kernels {
 namespace {
 HWY_EXPORT(add_all);
+HWY_EXPORT(add_all_squares);
 HWY_EXPORT(square_blocks);
 }  // namespace
 
@@ -78,6 +96,14 @@ mx::array cpu::add(const mx::array& a, const mx::array& b) {
   auto vjp = [](const std::vector<mx::array>&, const std::vector<mx::array>& cotangents, const std::vector<int>& argnums,
                 const std::vector<mx::array>&) { return std::vector<mx::array>(argnums.size(), cotangents[0]); };
   return make_op("add", {a, b}, {{a.shape(), a.dtype()}}, compute, vjp)[0];
+}
+
+mx::array cpu::add_squares(const mx::array& sum, const mx::array& x) {
+  auto compute = [](const std::vector<mx::array>& in, std::vector<mx::array>& out) {
+    HWY_DYNAMIC_DISPATCH(add_all_squares)
+    (in[0].data<char>(), in[1].data<char>(), out[0].data<char>(), static_cast<std::int64_t>(in[0].size()), in[1].dtype() == mx::bfloat16);
+  };
+  return make_op("add_squares", {sum, x}, {{sum.shape(), mx::float32}}, compute)[0];
 }
 
 mx::array cpu::second_moment(const mx::array& x) {

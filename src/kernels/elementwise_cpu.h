@@ -52,6 +52,7 @@ mx::array gather_words(const mx::array& ids, const mx::array& table);
 mx::array times(const mx::array& x, float factor);
 
 mx::array add(const mx::array& a, const mx::array& b);
+mx::array add_squares(const mx::array& sum, const mx::array& x);
 mx::array second_moment(const mx::array& x);
 
 Routing sort_by_expert(const mx::array& experts, int num_experts);

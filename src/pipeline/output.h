@@ -38,6 +38,8 @@ class ModelWriter {
   void add(const model::Tensors& tensors);
   /// The file of AWQ's scales, when there are any.
   void add_folds(const model::Folds& folds);
+  /// plan.json: the formats of all linears, for --plan of other commands.
+  void add_plan(const nlohmann::json& plan) { writer_.write_json("plan.json", plan); }
   /// `plan` null: a dense model. `dtype` is that of its float tensors.
   void finish(const plan::QuantPlan* plan, mx::Dtype dtype, const Record& record);
 

@@ -14,6 +14,8 @@ namespace {
 constexpr int kBatchRows = 8;
 // Rows sampled from the model itself when no number is given.
 constexpr int kSelfRows = 128;
+// One batch in eight judges.
+constexpr std::size_t kHeldOut = 8;
 
 std::optional<mx::array> counted_tokens(const calibration::Batch& batch) {
   auto host = batch.segments;
@@ -26,7 +28,31 @@ std::optional<mx::array> counted_tokens(const calibration::Batch& batch) {
   return mx::array(rows.data(), {static_cast<int>(rows.size())}, mx::int32);
 }
 
+void add(Rows& rows, const calibration::Batch& batch, const std::optional<mx::array>& counted) {
+  rows.batches.push_back(batch);
+  rows.ids.push_back(batch.ids);
+  rows.segments.push_back(batch.segments);
+  rows.counted.push_back(counted);
+  rows.tokens += static_cast<double>(counted ? counted->size() : batch.ids.size());
+}
+
 }  // namespace
+
+std::pair<Rows, Rows> Rows::hold_out() const {
+  if (batches.size() < 2) return {*this, *this};
+  const auto every = std::min(kHeldOut, batches.size());
+  std::pair<Rows, Rows> parts;
+  for (std::size_t b = 0; b < batches.size(); ++b) add(b % every == every - 1 ? parts.first : parts.second, batches[b], counted[b]);
+  parts.first.manifest = parts.second.manifest = manifest;
+  return parts;
+}
+
+Rows Rows::first(double least) const {
+  Rows some;
+  some.manifest = manifest;
+  for (std::size_t b = 0; b < batches.size() && some.tokens < least; ++b) add(some, batches[b], counted[b]);
+  return some;
+}
 
 RowSource::RowSource(const RowOptions& options, const text::Tokenizer& tokenizer) : options_(options), tokenizer_(tokenizer) {
   const auto& o = options_;
@@ -49,10 +75,7 @@ Rows RowSource::read(const model::Model& model, RunFolder& run, Log& log) {
     log.line(fmt::format("{} rows were asked for and {} found; all of them are used", o.num_samples, drawn_->examples.size()));
   Rows rows;
   for (const auto& batch : calibration::make_batches(drawn_->examples, kBatchRows, o.sequence_length, false)) {
-    rows.ids.push_back(batch.ids);
-    rows.segments.push_back(batch.segments);
-    rows.counted.push_back(counted_tokens(batch));
-    rows.tokens += static_cast<double>(rows.counted.back() ? rows.counted.back()->size() : batch.ids.size());
+    add(rows, batch, counted_tokens(batch));
   }
   rows.manifest = drawn_->manifest;
   return rows;

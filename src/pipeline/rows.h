@@ -6,9 +6,11 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/progress.h"
+#include "calibration/batches.h"
 #include "calibration/examples.h"
 #include "model/model.h"
 #include "pipeline/run_folder.h"
@@ -27,10 +29,16 @@ struct RowOptions {
 
 /// Batches of eight packed rows.
 struct Rows {
+  std::vector<calibration::Batch> batches;
   std::vector<mx::array> ids, segments;           ///< int32 [R, L]
   std::vector<std::optional<mx::array>> counted;  ///< of each batch the tokens that are no padding, int32; nullopt: all of them
   double tokens = 0;                              ///< that count
   nlohmann::json manifest;
+
+  /// Those of every eighth batch (of fewer batches, the last), to judge by, and the others. A single batch is both.
+  std::pair<Rows, Rows> hold_out() const;
+  /// The first batches that together have at least so many tokens, or all.
+  Rows first(double least) const;
 };
 
 /// Rows are drawn from files before a run folder is opened, for their hashes are part of its identity; they are sampled from the

@@ -128,6 +128,11 @@ void RunFolder::save(const std::string& unit, const model::Tensors& tensors, con
   }
 }
 
+void RunFolder::drop(const std::string& unit) {
+  std::error_code ignored;
+  if (active_) fs::remove(folder_ / (unit + ".safetensors"), ignored);
+}
+
 void RunFolder::remove() {
   if (!active_) return;
   std::error_code ignored;

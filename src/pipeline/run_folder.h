@@ -37,6 +37,9 @@ class RunFolder {
   /// Replaces the unit of that name.
   void save(const std::string& unit, const model::Tensors& tensors, const nlohmann::json& meta = nlohmann::json::object());
 
+  /// Removes a unit that nothing needs any more, if it is there.
+  void drop(const std::string& unit);
+
   /// Removes the folder: the output stands.
   void remove();
 

@@ -9,39 +9,14 @@
 #include "base/error.h"
 #include "codec/quantize.h"
 #include "codec/range_search.h"
-#include "kernels/elementwise.h"
 #include "model/pack.h"
 #include "model/stream.h"
+#include "pipeline/moments.h"
 
 namespace lquant::pipeline {
 namespace mx = mlx::core;
 
 namespace {
-
-/// Second moments by linear: f32 [K], or [E, K] for experts, whose rows arrive sorted.
-using Moments = std::map<std::string, mx::array>;
-
-void add_moment(Moments& moments, const std::string& path, const mx::array& input, const mx::array* offsets) {
-  mx::array sum(0);
-  if (!offsets) {
-    sum = kernels::second_moment(input);
-  } else {
-    mx::array host = *offsets;
-    host.eval();
-    const auto* at = host.data<std::int32_t>();
-    std::vector<mx::array> rows;
-    for (int e = 0; e + 1 < static_cast<int>(host.size()); ++e)
-      rows.push_back(at[e] == at[e + 1] ? mx::zeros({input.shape(-1)}, mx::float32)
-                                        : kernels::second_moment(mx::slice(input, {at[e], 0}, {at[e + 1], input.shape(-1)})));
-    sum = mx::stack(rows);
-  }
-  const auto it = moments.find(path);
-  if (it == moments.end())
-    moments.insert({path, sum});
-  else
-    it->second = mx::add(it->second, sum);
-  moments.at(path).eval();
-}
 
 /// Quantizes what the plan names among `tensors`, in place. A teacher that is quantized itself (8 bits, say) is made dense first.
 void pack_linears(model::Tensors& tensors, model::Formats formats, const plan::QuantPlan& plan, const Moments& moments, mx::Dtype dtype) {

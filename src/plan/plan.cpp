@@ -10,12 +10,6 @@ namespace {
 
 bool divides(const model::LinearSpec& linear, const codec::Format& format) { return linear.in % format.group_size == 0; }
 
-std::int64_t quantized_bytes(const model::LinearSpec& linear, const codec::Format& format, int scale_bytes) {
-  const std::int64_t groups = linear.parameters() / format.group_size;
-  const std::int64_t codes = linear.parameters() * format.bits / 8;
-  return codes + groups * (format.mode == codec::Mode::affine ? 2 * scale_bytes : 1);
-}
-
 nlohmann::json block_of(const codec::Format& format) {
   return {{"group_size", format.group_size}, {"bits", format.bits}, {"mode", codec::to_string(format.mode)}};
 }
@@ -104,18 +98,24 @@ QuantPlan plan_of(const model::ModelSpec& spec, const model::Formats& formats, c
   return plan;
 }
 
-nlohmann::json quantization_block(const model::ModelSpec& spec, const QuantPlan& plan) {
+nlohmann::json quantization_block(const model::ModelSpec& spec, const QuantPlan& plan, bool every_path) {
   auto block = block_of(plan.base);
   for (const auto* linear : spec.linears()) {
     const auto it = plan.formats.find(linear->path);
     if (it == plan.formats.end()) {
       // mlx_lm decides by the presence of scales; naming the path keeps other readers from guessing.
-      if (divides(*linear, plan.base)) block[linear->path] = false;
-    } else if (!(it->second == plan.base)) {
+      if (every_path || divides(*linear, plan.base)) block[linear->path] = false;
+    } else if (every_path || !(it->second == plan.base)) {
       block[linear->path] = block_of(it->second);
     }
   }
   return block;
+}
+
+std::int64_t linear_bytes(const model::LinearSpec& linear, const codec::Format& format, int scale_bytes) {
+  const std::int64_t groups = linear.parameters() / format.group_size;
+  const std::int64_t codes = linear.parameters() * format.bits / 8;
+  return codes + groups * (format.mode == codec::Mode::affine ? 2 * scale_bytes : 1);
 }
 
 Size size_of(const model::ModelSpec& spec, const QuantPlan& plan, int dense_bytes) {
@@ -128,7 +128,7 @@ Size size_of(const model::ModelSpec& spec, const QuantPlan& plan, int dense_byte
     if (linear->bias) add_dense(std::int64_t{linear->out} * std::max(1, linear->experts));
     if (const auto it = plan.formats.find(linear->path); it != plan.formats.end()) {
       size.parameters += linear->parameters();
-      size.bytes += quantized_bytes(*linear, it->second, dense_bytes);
+      size.bytes += linear_bytes(*linear, it->second, dense_bytes);
     } else {
       add_dense(linear->parameters());
     }

@@ -36,8 +36,11 @@ void apply_overrides(QuantPlan& plan, const model::ModelSpec& spec, const nlohma
 QuantPlan plan_of(const model::ModelSpec& spec, const model::Formats& formats, const nlohmann::json& config);
 
 /// The `quantization` block of config.json: global group_size, bits, mode; by path what differs (false: dense although the group
-/// would divide it).
-nlohmann::json quantization_block(const model::ModelSpec& spec, const QuantPlan& plan);
+/// would divide it). `every_path` names the linears that have the global format too: a plan file, which means the same beside any --bits.
+nlohmann::json quantization_block(const model::ModelSpec& spec, const QuantPlan& plan, bool every_path = false);
+
+/// Bytes of a linear's codes, scales and biases in a format that divides its rows; `scale_bytes` of an affine scale or bias.
+std::int64_t linear_bytes(const model::LinearSpec& linear, const codec::Format& format, int scale_bytes = 2);
 
 /// Size of the tensors that the plan makes of the spec: weights, scales, biases, norms. `dense_bytes` per dense element.
 struct Size {

@@ -34,6 +34,26 @@ TEST(Add, RoundsAsMlxDoes) {
   }
 }
 
+TEST(AddSquares, IsOneFusedStepOfASum) {
+  for (auto dtype : kDtypes) {
+    for (int width : {1, 7, 63, 65, 576}) {
+      const auto sum = mx::square(normal({3, width}, mx::float32, 1)), x = normal({3, width}, dtype, 2);
+      const auto got = add_squares(sum, x);
+      EXPECT_EQ(got.dtype(), mx::float32);
+      const auto s = doubles(sum), v = doubles(x);
+      Values want, bound;
+      for (std::size_t i = 0; i < s.size(); ++i) {
+        want.push_back(s[i] + v[i] * v[i]);
+        bound.push_back(2 * kF32 * want.back());  // the square and the sum are rounded once each, or both at once
+      }
+      expect_close(got, want, bound, "add_squares");
+    }
+  }
+  expect_thread_independent([&] { return std::vector{add_squares(mx::ones({1111, 65}), normal({1111, 65}, mx::bfloat16, 1))}; });
+  EXPECT_THROW(add_squares(mx::ones({2, 3}), mx::ones({3, 2})), std::invalid_argument);
+  EXPECT_THROW(add_squares(mx::ones({2, 3}, mx::bfloat16), mx::ones({2, 3})), std::invalid_argument);
+}
+
 /// All terms are positive. On the CPU kernels a sum of any length has 32 in f32 and the rest in f64, and one rounding to f32; elsewhere the
 /// error may grow with the number of rows.
 TEST(SecondMoment, MatchesOracle) {

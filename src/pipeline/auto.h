@@ -1,0 +1,52 @@
+#pragma once
+
+#include <mlx/distributed/distributed.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/progress.h"
+#include "pipeline/dynamic.h"
+
+namespace lquant::pipeline {
+
+struct AutoRun {
+  std::filesystem::path model, output = "mlx_model";
+  Target target;                          ///< default: 4 bits per weight
+  std::vector<int> widths = {2, 3, 4, 5, 6, 8}, groups = {32, 64, 128};
+  bool tie = false;
+  std::vector<plan::Limit> floors, ceilings;
+  bool measure = false;
+  std::vector<std::string> steps = {"awq", "gptq", "blocks", "dwq"};  ///< those to try behind the allocation, in this order
+  std::vector<std::string> data = {"self"};
+  int num_samples = 1024;      ///< rows for dwq; the other steps take 128 of them
+  int sequence_length = 512;
+  std::uint64_t seed = 123;
+  bool dry_run = false, fresh = false;
+};
+
+/// What is expected of a step, or what came of it.
+struct AutoStep {
+  std::string name;
+  double expected_time = 0, expected_memory = 0;                  ///< seconds, bytes
+  std::optional<double> kl = std::nullopt, kl_se = std::nullopt;  ///< on rows held out, of the model that the step made
+  bool kept = false;
+  double time = 0;  ///< seconds, of this process
+};
+
+struct AutoResult {
+  double bits_per_weight = 0, predicted_kl = 0;
+  std::int64_t bytes = 0;
+  std::vector<AutoStep> steps;
+  nlohmann::json to_json() const;
+};
+
+/// The whole of `lquant auto`: allocates formats to the budget, then tries AWQ, GPTQ, block-wise training (where some linear has at most 3 bits) and
+/// DWQ, each from the best so far and kept only if the divergence on rows held out falls. What it is going to do is said first; with `dry_run` that is
+/// all, and nothing is read but headers. Finished steps wait in the run folder. Throws Error (nothing is left under the output's name) or Interrupted.
+AutoResult auto_quantize(const AutoRun& options, const mlx::core::distributed::Group& group, Log& log);
+
+}  // namespace lquant::pipeline

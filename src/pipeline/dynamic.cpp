@@ -1,0 +1,237 @@
+// What each format would cost is known before anything is quantized; the plan is the cheapest choice of formats that fits; the rest is a
+// range search with that plan, and a judgement on rows that nothing was fitted to.
+#include "pipeline/dynamic.h"
+
+#include <mlx/mlx.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "base/error.h"
+#include "base/files.h"
+#include "evaluate/streamed.h"
+#include "pipeline/measured.h"
+#include "pipeline/output.h"
+#include "pipeline/run_folder.h"
+#include "pipeline/sensitivity_files.h"
+#include "pipeline/start.h"
+#include "plan/threshold.h"
+
+namespace lquant::pipeline {
+using json = nlohmann::json;
+using Clock = std::chrono::steady_clock;
+
+namespace {
+
+// mlx_lm's default.
+constexpr double kDefaultBits = 5;
+// Points of a curve: one each tenth of a bit and finer between 2 and 8 bits.
+constexpr std::size_t kCurvePoints = 128;
+// All widths and groups that the affine mode has: one measurement serves every later choice.
+const std::vector<int> kAllBits = {2, 3, 4, 5, 6, 8}, kAllGroups = {32, 64, 128};
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+json show(const codec::Format& f) { return {{"bits", f.bits}, {"group_size", f.group_size}}; }
+
+json show(const std::vector<plan::Limit>& limits) {
+  auto all = json::array();
+  for (const auto& limit : limits) all.push_back({limit.pattern, limit.bits});
+  return all;
+}
+
+/// The formats that may be chosen.
+std::vector<codec::Format> choices_of(const DynamicRun& o) {
+  return o.widths.empty() ? std::vector<codec::Format>{o.low, o.high} : formats_of(o.widths, o.groups);
+}
+
+/// Those that sensitivities are found for.
+std::vector<codec::Format> judged_formats(const DynamicRun& o) {
+  auto formats = formats_of(kAllBits, kAllGroups);
+  for (const auto& f : choices_of(o))
+    if (std::find(formats.begin(), formats.end(), f) == formats.end()) formats.push_back(f);
+  return formats;
+}
+
+void check(const DynamicRun& o) {
+  if ((o.target.bits ? 1 : 0) + (o.target.bytes ? 1 : 0) + (o.target.kl ? 1 : 0) > 1)
+    throw UsageError("--target-bpw, --target-size and --max-kl exclude each other; give one of them");
+  if (o.rule == Rule::threshold && (!o.widths.empty() || o.target.bytes || o.target.kl || o.tie || !o.floors.empty() || !o.ceilings.empty()))
+    throw UsageError("--rule threshold chooses between --low-bits and --high-bits by --target-bpw alone");
+  for (const auto& format : choices_of(o)) codec::check(format);
+  if (o.widths.empty() && codec::bits_per_weight(o.high) <= codec::bits_per_weight(o.low))
+    throw UsageError(fmt::format("--high-bits {} --high-group-size {} is no more precise than --low-bits {} --low-group-size {}", o.high.bits,
+                                 o.high.group_size, o.low.bits, o.low.group_size));
+  if (!o.plan_only) check_output(o.output);
+}
+
+json options_of(const DynamicRun& o) {
+  json options{{"rule", o.rule == Rule::exact ? "exact" : "threshold"}, {"tie", o.tie},         {"measure", o.measure},
+               {"num_samples", o.rows.num_samples},                     {"seed", o.rows.seed}, {"sequence_length", o.rows.sequence_length},
+               {"sensitivity_tokens", o.sensitivity_tokens}};
+  if (o.widths.empty())
+    options.update({{"low", show(o.low)}, {"high", show(o.high)}});
+  else
+    options.update({{"widths", o.widths}, {"groups", o.groups}});
+  if (!o.floors.empty()) options["floors"] = show(o.floors);
+  if (!o.ceilings.empty()) options["ceilings"] = show(o.ceilings);
+  if (o.target.bytes)
+    options["target_bytes"] = *o.target.bytes;
+  else if (o.target.kl)
+    options["max_kl"] = *o.target.kl;
+  else
+    options["target_bpw"] = o.target.bits.value_or(kDefaultBits);
+  return options;
+}
+
+/// A plan and what is thought of it.
+struct Decision {
+  plan::QuantPlan plan;
+  plan::Size size;
+  double predicted = 0, gap = 0;
+};
+
+plan::Allocation best(const DynamicRun& o, const plan::FormatChooser& chooser) {
+  const auto& allocator = chooser.allocator();
+  const double least = chooser.bits_per_weight(allocator.least_bytes()), most = chooser.bits_per_weight(allocator.most_bytes());
+  if (o.target.kl) return allocator.below(*o.target.kl);
+  const double bits = o.target.bits.value_or(kDefaultBits);
+  const auto budget = o.target.bytes ? chooser.budget_for_bytes(*o.target.bytes) : chooser.budget_for_bits(bits);
+  const auto widths = o.widths.empty() ? "--low-bits and --high-bits" : "--widths";
+  // Bits are printed with three decimals: who gives back what was printed shall have it.
+  if (!o.target.bytes && bits < least && bits + 0.0005 >= least) return allocator.within(allocator.least_bytes());
+  if (budget < allocator.least_bytes())
+    fail("plan", "{} is too little: with these {} the model has {:.3f} to {:.3f} bits per weight ({} to {}); raise the target or lower the widths",
+         o.target.bytes ? format_bytes(static_cast<double>(*o.target.bytes)) : fmt::format("a target of {} bits per weight", bits), widths, least, most,
+         format_bytes(static_cast<double>(chooser.total_bytes(allocator.least_bytes()))),
+         format_bytes(static_cast<double>(chooser.total_bytes(allocator.most_bytes()))));
+  // More than everything can use is a slip when bits were named, and a wish granted when it was room on a disk.
+  if (!o.target.bytes && bits > most + 0.005)
+    fail("plan", "a target of {} bits per weight is out of reach: with these {} the model has {:.3f} to {:.3f}; lower the target or raise the widths", bits,
+         widths, least, most);
+  return allocator.within(budget);
+}
+
+void write_curve(const std::filesystem::path& file, const plan::FormatChooser& chooser) {
+  auto points = json::array();
+  for (const auto& a : chooser.allocator().curve(kCurvePoints))
+    points.push_back({{"bits_per_weight", chooser.bits_per_weight(a.bytes)}, {"bytes", chooser.total_bytes(a.bytes)}, {"predicted_kl", a.loss}});
+  write_file_atomically("pipeline", file, points.dump(1) + "\n");
+}
+
+Decision decide(const DynamicRun& o, const model::Model& model, const Sensitivities& s, Log& log) {
+  const auto& spec = model.spec();
+  const int dense_bytes = static_cast<int>(mx::size_of(model.stored_dtype()));
+  plan::ChooserOptions options{choices_of(o), o.tie, o.floors, o.ceilings};
+  const plan::FormatChooser chooser(spec, options, [&](const std::string& path, const codec::Format& f) { return s.of(path, f); }, dense_bytes);
+  const auto& allocator = chooser.allocator();
+  log.line(fmt::format("with these widths the model has {:.3f} to {:.3f} bits per weight", chooser.bits_per_weight(allocator.least_bytes()),
+                       chooser.bits_per_weight(allocator.most_bytes())));
+  if (o.pareto) write_curve(*o.pareto, chooser);
+  Decision d;
+  if (o.rule == Rule::threshold) {
+    best(o, chooser);  // says what is out of reach
+    d.plan = plan::threshold_plan(spec, o.low, o.high, as_mlx_lm(spec, s, o.low, o.high), o.target.bits.value_or(kDefaultBits), dense_bytes);
+    for (const auto& [path, format] : d.plan.formats)
+      if (const double kl = s.of(path, format); std::isfinite(kl)) d.predicted += kl;
+  } else {
+    const auto allocation = best(o, chooser);
+    d.plan = chooser.plan(allocation);
+    d.predicted = allocation.loss, d.gap = allocation.loss - allocation.bound;
+  }
+  d.size = plan::size_of(spec, d.plan, dense_bytes);
+  return d;
+}
+
+/// "3 bits: 12 linears, 4 bits: 30 linears".
+std::string histogram(const plan::QuantPlan& plan) {
+  std::map<std::pair<int, int>, int> counts;
+  for (const auto& [path, format] : plan.formats) ++counts[{format.bits, format.group_size}];
+  std::string text;
+  for (const auto& [format, count] : counts)
+    text += fmt::format("{}{} at {} bits (groups of {})", text.empty() ? "" : ", ", count, format.first, format.second);
+  return text;
+}
+
+}  // namespace
+
+std::string sensitivities_name(const std::string& model) {
+  auto name = model;
+  while (name.size() > 1 && name.ends_with('/')) name.pop_back();
+  std::replace(name.begin(), name.end(), '/', '_');
+  return name;
+}
+
+json DynamicResult::to_json() const {
+  json out{{"bits_per_weight", bits_per_weight}, {"bytes", bytes},   {"predicted_kl", predicted_kl}, {"predicted_gap", predicted_gap},
+           {"seconds", total_time},              {"tokens", tokens}, {"sensitivity_seconds", sensitivity_time}, {"peak_memory", peak_memory()}};
+  if (kl) out.update({{"kl", *kl}, {"kl_se", *kl_se}, {"perplexity", *perplexity}, {"teacher_perplexity", *teacher_perplexity}});
+  return out;
+}
+
+DynamicResult dynamic_quant(const DynamicRun& o, Log& log) {
+  const auto began = Clock::now();
+  check(o);
+  const auto checkpoint = checkpoint::Checkpoint::open(o.model);
+  const auto model = model::Model::open(checkpoint);
+  const auto tokenizer = text::Tokenizer::open(o.model);
+  const auto options = options_of(o);
+  json identity{{"command", "dynamic_quant"},
+                {"options", options},
+                {"model", checkpoint.fingerprint()},
+                {"device", mx::default_device() == mx::Device::gpu ? "gpu" : "cpu"}};
+  RowSource source(o.rows, tokenizer);
+  source.identify(identity);
+  std::optional<Sensitivities> given;
+  if (o.sensitivities) {
+    given = read_sensitivities(*o.sensitivities, model, identity.value("data", json()), choices_of(o), o.low, o.high);
+    identity["sensitivities"] = given->to_json();
+  }
+  RunFolder run(o.plan_only ? *o.plan_only : o.output, identity, o.fresh);
+  InterruptGuard guard;
+  if (run.resumed()) log.line(fmt::format("continuing the run in {}", run.path().string()));
+  const auto rows = source.read(model, run, log);
+  const auto [held, used] = rows.hold_out();
+
+  DynamicResult result;
+  const auto start = Clock::now();
+  auto s = given ? *given : compute_sensitivities(model, used.first(o.sensitivity_tokens), judged_formats(o), run, log);
+  result.tokens = s.tokens;
+  if (o.measure && !s.measured) s = measure_sensitivities(model, held, s, o.widths.empty() ? o.low : codec::Format{codec::Mode::affine, 3, 64}, run, log);
+  result.sensitivity_time = seconds_since(start);
+  s.data = rows.manifest;
+  if (!given && !o.sensitivities_name.empty()) write_sensitivities(o.sensitivities_name, model.spec(), s, o.low, o.high);
+
+  const auto decision = decide(o, model, s, log);
+  result.bits_per_weight = decision.size.bits_per_weight(), result.bytes = decision.size.bytes;
+  result.predicted_kl = decision.predicted, result.predicted_gap = decision.gap;
+  log.line(fmt::format("{}: {:.3f} bits per weight, predicted KL {:.4f}{}", histogram(decision.plan), result.bits_per_weight, result.predicted_kl,
+                       decision.gap > 0 ? fmt::format(" (at most {:.2g} above the best)", decision.gap) : ""));
+  const auto plan_json = plan::quantization_block(model.spec(), decision.plan, true);
+  if (o.plan_only) {
+    write_file_atomically("pipeline", *o.plan_only, plan_json.dump(1) + "\n");
+    run.remove();
+    result.total_time = seconds_since(began);
+    return result;
+  }
+
+  const auto tensors = search_start(model, decision.plan, used.batches, run, log);
+  json quality{{"predicted_kl", result.predicted_kl}};
+  ModelWriter writer(o.output, model);
+  writer.add(tensors);
+  writer.add_plan(plan_json);
+  writer.finish(&decision.plan, model.stored_dtype(), {"dynamic_quant", options, rows.manifest, quality});
+  run.remove();
+
+  const auto student_files = checkpoint::Checkpoint::open(o.output);
+  const auto teacher = evaluate::stream_answers(model, held.batches);
+  const auto judged = evaluate::measure(evaluate::stream_answers(model::Model::open(student_files), held.batches), &teacher, held.batches);
+  result.kl = judged.kl, result.kl_se = judged.kl_se, result.perplexity = judged.perplexity(), result.teacher_perplexity = judged.teacher_perplexity();
+  result.total_time = seconds_since(began);
+  log.line(fmt::format("KL on {} tokens held out {:.4f} ± {:.4f} (predicted {:.4f}); perplexity {:.3f} (original {:.3f})", judged.tokens, judged.kl,
+                       judged.kl_se, result.predicted_kl, judged.perplexity(), judged.teacher_perplexity()));
+  return result;
+}
+
+}  // namespace lquant::pipeline

@@ -1,0 +1,66 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/progress.h"
+#include "codec/format.h"
+#include "pipeline/rows.h"
+#include "pipeline/sensitivities.h"
+#include "plan/choose.h"
+
+namespace lquant::pipeline {
+
+/// How large the result may be, or how far from its teacher. One of them.
+struct Target {
+  std::optional<double> bits;          ///< per weight, of the whole model
+  std::optional<std::int64_t> bytes;   ///< of all tensors
+  std::optional<double> kl;            ///< predicted, nats per token: the smallest model with no more
+};
+
+/// Who decides: the exact knapsack, or mlx_lm's threshold on the sensitivity per weight.
+enum class Rule { exact, threshold };
+
+struct DynamicRun {
+  std::filesystem::path model, output = "mlx_model";
+  codec::Format low{codec::Mode::affine, 4, 64}, high{codec::Mode::affine, 5, 64};
+  std::vector<int> widths;                     ///< not empty: a free choice over these bits and `groups` instead of low and high
+  std::vector<int> groups = {32, 64, 128};
+  Target target;                               ///< default: 5 bits per weight
+  Rule rule = Rule::exact;
+  bool tie = false;
+  std::vector<plan::Limit> floors, ceilings;
+  /// Tokens that sensitivities are taken on, in whole batches of eight rows: plans from 8,192 and from 57,000 cost the same to a thousandth
+  /// (docs/methods/dynamic.md).
+  int sensitivity_tokens = 16384;
+  bool measure = false;                        ///< sensitivities are measured, linear by linear, not predicted alone
+  std::optional<std::filesystem::path> sensitivities;  ///< of an earlier run, or of mlx_lm
+  std::string sensitivities_name;              ///< files are written as NAME_sensitivities.json and NAME_sensitivities.lquant.json; empty: none are
+  std::optional<std::filesystem::path> pareto;     ///< where the curve of best allocations goes
+  std::optional<std::filesystem::path> plan_only;  ///< where the plan goes, instead of a quantized model
+  RowOptions rows;
+  bool fresh = false;
+};
+
+struct DynamicResult {
+  double bits_per_weight = 0, predicted_kl = 0;
+  double predicted_gap = 0;  ///< no plan of these bytes is predicted to be better by more than this
+  std::int64_t bytes = 0;
+  std::optional<double> kl, kl_se, perplexity, teacher_perplexity;  ///< on rows held out; none with plan_only
+  double sensitivity_time = 0, total_time = 0;                      ///< seconds of this process
+  double tokens = 0;                                                ///< that the sensitivities were taken on
+  nlohmann::json to_json() const;
+};
+
+/// The whole of `lquant dynamic_quant`: sensitivities, plan, range search, output, judgement. Journalled like every command.
+/// Throws Error (nothing is left under the output's name) or Interrupted (state saved).
+DynamicResult dynamic_quant(const DynamicRun& options, Log& log);
+
+/// "Q/M" as mlx_lm names its files for a model of that name: "Q_M".
+std::string sensitivities_name(const std::string& model);
+
+}  // namespace lquant::pipeline

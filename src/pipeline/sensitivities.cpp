@@ -1,0 +1,307 @@
+// Forward: what enters each block is written down. Backward: each block is computed again from what entered it, a few rows at a time, the loss's
+// gradient is taken through it, and the squares of its weights' gradients are summed; then the block's formats are judged and all of it is dropped.
+#include "pipeline/sensitivities.h"
+
+#include <mlx/mlx.h>
+
+#include <cmath>
+#include <limits>
+
+#include "base/error.h"
+#include "lquant/version.h"
+#include "quantize/sensitivity.h"
+
+namespace lquant::pipeline {
+using json = nlohmann::json;
+
+namespace {
+
+// Tokens whose gradients are summed before they are squared: enough for products to run at full speed, and few enough that a small calibration
+// set still gives dozens of squares.
+constexpr int kPartTokens = 1024;
+
+/// All rows at one place in the model, a tensor a batch.
+using States = std::vector<mx::array>;
+
+model::Tensors as_unit(const States& states) {
+  model::Tensors unit;
+  for (std::size_t b = 0; b < states.size(); ++b) unit.insert({fmt::format("{:06d}", b), states[b]});
+  return unit;
+}
+
+States from_unit(const model::Tensors& unit) {
+  States states;
+  for (std::size_t b = 0; b < unit.size(); ++b) states.push_back(unit.at(fmt::format("{:06d}", b)));
+  return states;
+}
+
+mx::array cut(const mx::array& x, int begin, int end) {
+  auto start = mx::Shape(x.ndim(), 0), stop = x.shape();
+  start[0] = begin, stop[0] = end;
+  return mx::contiguous(mx::slice(x, start, stop));
+}
+
+class Sweep {
+ public:
+  Sweep(const model::Model& model, const Rows& rows, const std::vector<codec::Format>& formats, RunFolder& run, Log& log)
+      : model_(model), spec_(model.spec()), rows_(rows), formats_(formats), run_(run), blocks_(static_cast<int>(spec_.blocks.size())),
+        progress_(log, "finding sensitivities", 2 * std::int64_t{blocks_} + 3) {
+    for (const auto& batch : rows_.batches) tokens_ += mx::sum(batch.next_mask).item<float>();
+  }
+
+  /// Costs by linear, in the order of the formats (null: its width does not allow it).
+  json all();
+  static std::string before(int block) { return fmt::format("gradients-{:05d}", block); }
+  double tokens() const { return tokens_; }
+
+ private:
+  static std::string entering(int block) { return fmt::format("states-{:05d}", block); }
+  model::Tensors dense_block(int i) const { return dense(model_.load_block(i, model_.stored_dtype())); }
+  model::Tensors dense(model::Tensors tensors) const;
+  void forward();
+  States through(int block, const model::Tensors& tensors, const States& states, const States& gradients);
+  States head(const States& states);
+  void embedding(const States& gradients);
+  json judge(const std::vector<const model::LinearSpec*>& linears, const model::Tensors& tensors);
+  /// Calls work(begin, end) for parts of a batch's rows.
+  template <class Work>
+  void in_parts(std::size_t batch, const Work& work) const;
+  void step() {
+    progress_.advance(1);
+    if (InterruptGuard::requested()) throw Interrupted("[pipeline] interrupted; give the same command again to continue");
+  }
+
+  const model::Model& model_;
+  const model::ModelSpec& spec_;
+  const Rows& rows_;
+  const std::vector<codec::Format>& formats_;
+  RunFolder& run_;
+  const int blocks_;
+  Progress progress_;
+  double tokens_ = 0;
+  quantize::FisherStore fisher_;
+};
+
+model::Tensors Sweep::dense(model::Tensors tensors) const {
+  auto made = model::dense_tensors(model_, std::move(tensors));
+  for (auto& [name, tensor] : made)
+    if (mx::issubdtype(tensor.dtype(), mx::floating)) tensor = mx::astype(tensor, model_.compute_dtype());
+  return made;
+}
+
+template <class Work>
+void Sweep::in_parts(std::size_t batch, const Work& work) const {
+  const int rows = rows_.ids[batch].shape(0), at_once = std::max(1, kPartTokens / rows_.ids[batch].shape(1));
+  for (int begin = 0; begin < rows; begin += at_once) work(begin, std::min(rows, begin + at_once));
+}
+
+/// Leaves what enters each block, and what leaves the last, in the run folder.
+void Sweep::forward() {
+  int from = blocks_;
+  while (from >= 0 && !run_.has(entering(from))) --from;
+  States states;
+  if (from >= 0) {
+    states = from_unit(run_.load(entering(from))->tensors);
+    progress_.skip(from + 1);
+  } else {
+    const auto tensors = dense(model_.load_embedding(model_.stored_dtype()));
+    for (const auto& ids : rows_.ids) {
+      states.push_back(model::embed(spec_, tensors, {}, ids, model_.compute_dtype()));
+      states.back().eval();
+    }
+    run_.save(entering(0), as_unit(states));
+    from = 0;
+    step();
+  }
+  for (int i = from; i < blocks_; ++i) {
+    const auto tensors = dense_block(i);
+    for (std::size_t b = 0; b < states.size(); ++b) {
+      model::Context context;
+      context.segments = rows_.segments[b];
+      states[b] = model::block(spec_, i, tensors, {}, states[b], context);
+      states[b].eval();
+    }
+    run_.save(entering(i + 1), as_unit(states));
+    step();
+  }
+}
+
+/// What each format would cost the linears whose Fisher diagonals are there.
+json Sweep::judge(const std::vector<const model::LinearSpec*>& linears, const model::Tensors& tensors) {
+  json result = json::object();
+  for (const auto* linear : linears) {
+    if (!fisher_.has(linear->path)) continue;
+    std::vector<codec::Format> possible;
+    for (const auto& format : formats_)
+      if (linear->in % format.group_size == 0) possible.push_back(format);
+    const auto costs = quantize::expected_kl(linear->path, tensors.at(linear->path + ".weight"), fisher_.of(linear->path), tokens_, possible);
+    auto& entry = result[linear->path] = json::array();
+    std::size_t next = 0;
+    for (const auto& format : formats_) entry.push_back(linear->in % format.group_size == 0 ? json(costs[next++]) : json(nullptr));
+  }
+  return result;
+}
+
+/// The head's own gradient, and that of what it read.
+States Sweep::head(const States& states) {
+  const auto tensors = dense(model_.load_final(model_.stored_dtype()));
+  const auto& linear = spec_.head ? *spec_.head : spec_.embedding;
+  States gradients;
+  for (std::size_t b = 0; b < states.size(); ++b) {
+    const auto& batch = rows_.batches[b];
+    std::vector<mx::array> parts;
+    in_parts(b, [&](int begin, int end) {
+      auto g = quantize::head_gradients(spec_, tensors, cut(states[b], begin, end), cut(batch.targets, begin, end), cut(batch.next_mask, begin, end));
+      mx::eval(g.weight, g.input);
+      fisher_.add(linear.path, g.weight);
+      parts.push_back(g.input);
+    });
+    gradients.push_back(mx::concatenate(parts, 0));
+    gradients.back().eval();
+  }
+  return gradients;
+}
+
+/// The embedding's rows that were looked up; those of a tied head are there already.
+void Sweep::embedding(const States& gradients) {
+  for (std::size_t b = 0; b < gradients.size(); ++b)
+    in_parts(b, [&](int begin, int end) {
+      const auto scaled = mx::multiply(mx::astype(cut(gradients[b], begin, end), mx::float32), mx::array(spec_.embedding_multiplier));
+      fisher_.add_lookups(spec_.embedding.path, spec_.embedding.out, cut(rows_.ids[b], begin, end), scaled);
+    });
+}
+
+/// Takes the gradients from behind a block to before it, and sums the squares of its weights'.
+States Sweep::through(int block, const model::Tensors& tensors, const States& states, const States& gradients) {
+  States before;
+  for (std::size_t b = 0; b < states.size(); ++b) {
+    std::vector<mx::array> parts;
+    in_parts(b, [&](int begin, int end) {
+      model::Context context;
+      context.segments = cut(rows_.segments[b], begin, end);
+      auto g = quantize::block_gradients(spec_, block, tensors, cut(states[b], begin, end), cut(gradients[b], begin, end), context);
+      std::vector<mx::array> all{g.input};
+      for (const auto& [path, gradient] : g.weights) all.push_back(gradient);
+      mx::eval(all);
+      for (const auto& [path, gradient] : g.weights) fisher_.add(path, gradient);
+      parts.push_back(g.input);
+    });
+    before.push_back(mx::concatenate(parts, 0));
+    before.back().eval();
+  }
+  return before;
+}
+
+json Sweep::all() {
+  json costs = json::object();
+  States gradients;
+  int at = 0;  // the gradients before this block are known
+  while (at <= blocks_ && !run_.has(before(at))) ++at;
+  if (at <= blocks_) {
+    auto done = run_.load(before(at));
+    costs = done->meta, gradients = from_unit(done->tensors);
+    progress_.skip(2 * blocks_ + 2 - at);
+  } else {
+    forward();
+    gradients = head(from_unit(run_.load(entering(blocks_))->tensors));
+    if (spec_.tied())
+      run_.save("head", {{"fisher", fisher_.of(spec_.embedding.path)}});
+    else
+      costs.update(judge({&*spec_.head}, dense(model_.load_final(model_.stored_dtype()))));
+    fisher_.clear();
+    at = blocks_;
+    run_.save(before(at), as_unit(gradients), costs);
+    run_.drop(entering(blocks_));
+    step();
+  }
+  for (int i = at - 1; i >= 0; --i) {
+    const auto tensors = dense_block(i);
+    gradients = through(i, tensors, from_unit(run_.load(entering(i))->tensors), gradients);
+    costs.update(judge(spec_.blocks[i].linears(), tensors));
+    fisher_.clear();
+    run_.save(before(i), as_unit(gradients), costs);
+    run_.drop(entering(i));
+    run_.drop(before(i + 1));
+    step();
+  }
+  embedding(gradients);
+  if (spec_.tied()) fisher_.put(spec_.embedding.path, mx::add(fisher_.of(spec_.embedding.path), run_.load("head")->tensors.at("fisher")));
+  costs.update(judge({&spec_.embedding}, dense(model_.load_embedding(model_.stored_dtype()))));
+  fisher_.clear();
+  step();
+  progress_.finish();
+  return costs;
+}
+
+json format_json(const codec::Format& f) { return {{"bits", f.bits}, {"group_size", f.group_size}, {"mode", codec::to_string(f.mode)}}; }
+
+}  // namespace
+
+std::vector<codec::Format> formats_of(const std::vector<int>& bits, const std::vector<int>& groups) {
+  std::vector<codec::Format> formats;
+  for (int b : bits)
+    for (int g : groups) {
+      formats.push_back({codec::Mode::affine, b, g});
+      codec::check(formats.back());
+    }
+  return formats;
+}
+
+double Sensitivities::of(const std::string& path, const codec::Format& format) const {
+  const auto it = kl.find(path);
+  if (it != kl.end())
+    for (std::size_t i = 0; i < formats.size(); ++i)
+      if (formats[i] == format) return it->second[i];
+  return std::numeric_limits<double>::quiet_NaN();
+}
+
+json Sensitivities::to_json() const {
+  json out{{"lquant", LQUANT_VERSION}, {"model", model}, {"data", data}, {"tokens", tokens}, {"measured", measured}};
+  for (const auto& format : formats) out["formats"].push_back(format_json(format));
+  auto& linears = out["kl"] = json::object();
+  for (const auto& [path, costs] : kl) {
+    auto& entry = linears[path] = json::array();
+    for (double cost : costs) entry.push_back(std::isfinite(cost) ? json(cost) : json(nullptr));
+  }
+  return out;
+}
+
+Sensitivities Sensitivities::from_json(const json& in, const std::filesystem::path& file) {
+  Sensitivities s;
+  try {
+    s.model = in.at("model"), s.data = in.at("data"), s.tokens = in.at("tokens"), s.measured = in.at("measured");
+    for (const auto& f : in.at("formats"))
+      s.formats.push_back({codec::parse_mode(f.at("mode")), f.at("bits").get<int>(), f.at("group_size").get<int>()});
+    for (const auto& [path, costs] : in.at("kl").items()) {
+      auto& entry = s.kl[path];
+      for (const auto& cost : costs) entry.push_back(cost.is_null() ? std::numeric_limits<double>::quiet_NaN() : cost.get<double>());
+      if (entry.size() != s.formats.size()) throw std::invalid_argument("a linear's costs are not as many as the formats");
+    }
+  } catch (const json::exception&) {
+    fail("pipeline", "{}: is not a file of sensitivities that lquant has written; make it anew (drop --sensitivities)", file.string());
+  } catch (const std::invalid_argument& e) {
+    fail("pipeline", "{}: {}; make it anew (drop --sensitivities)", file.string(), e.what());
+  }
+  return s;
+}
+
+Sensitivities compute_sensitivities(const model::Model& model, const Rows& rows, const std::vector<codec::Format>& formats, RunFolder& run, Log& log) {
+  if (const auto done = run.load("sensitivities")) return Sensitivities::from_json(done->meta, run.path());
+  Sweep sweep(model, rows, formats, run, log);
+  Sensitivities s;
+  s.formats = formats;
+  s.tokens = sweep.tokens();
+  s.model = model.checkpoint().fingerprint();
+  s.data = rows.manifest;
+  const auto found = sweep.all();
+  for (const auto& [path, costs] : found.items()) {
+    auto& entry = s.kl[path];
+    for (const auto& cost : costs) entry.push_back(cost.is_null() ? std::numeric_limits<double>::quiet_NaN() : cost.get<double>());
+  }
+  run.save("sensitivities", {}, s.to_json());
+  run.drop("head");
+  run.drop(Sweep::before(0));
+  return s;
+}
+
+}  // namespace lquant::pipeline

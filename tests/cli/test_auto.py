@@ -1,0 +1,131 @@
+"""`lquant auto`: the plan that it prints, the steps that it keeps, and what it leaves."""
+
+import json
+import signal
+import subprocess
+import time
+
+import mlx_lm
+import pytest
+from mlx_lm.utils import compute_bits_per_weight
+from support import ENVIRONMENT, LQUANT, encode, kl, random_model, run, sentences, tensors, text_rows, tree
+
+SMALL = ["--num-samples", 48, "--sequence-length", 32, "--target-bpw", 3]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return random_model(tmp_path_factory.mktemp("source") / "small")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    return text_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", count=96)
+
+
+@pytest.fixture(scope="module")
+def made(model, rows, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("auto")
+    done = run("auto", "--model", model, "--data-path", rows, "--mlx-path", folder / "result", *SMALL, "--json")
+    return folder / "result", json.loads(done.stdout), done.stderr
+
+
+def test_it_says_the_plan_first_and_keeps_what_helps(made):
+    folder, figures, said = made
+    order = [said.index(text) for text in ("plan: small", "together  about", "step allocate", "step awq", "step gptq", "step blocks", "step dwq", "saved to")]
+    assert order == sorted(order)
+    assert [s["step"] for s in figures["steps"]] == ["allocate", "awq", "gptq", "blocks", "dwq"]
+    best = float("inf")
+    for step in figures["steps"]:
+        assert step["kept"] == (step["kl"] < best) and step["expected_seconds"] > 0 and step["expected_memory"] > 0
+        best = min(best, step["kl"])
+    assert best < figures["steps"][0]["kl"]
+    record = json.loads((folder / "lquant.json").read_text())
+    assert record["command"] == "auto" and record["quality"]["held_out_kl"] == best and len(record["quality"]["steps"]) == 5
+    assert record["data"]["files"][0]["file"] == "rows.jsonl"
+    assert record["source"]["name"] == "small"
+
+
+def test_the_result_loads_within_the_budget_and_beats_plain_rounding(made, model, tmp_path):
+    folder, figures, _ = made
+    loaded, tokenizer = mlx_lm.load(str(folder))
+    assert mlx_lm.generate(loaded, tokenizer, "the old river", max_tokens=4)
+    assert compute_bits_per_weight(loaded) == pytest.approx(figures["bits_per_weight"], abs=1e-9)
+    assert figures["bits_per_weight"] <= 3 and figures["bytes"] == sum(t.nbytes for t in tensors(folder).values())
+    run("convert", "--model", model, "-q", "--q-bits", 3, "--mlx-path", tmp_path / "plain")  # half a bit more, for the scales
+    held_out = [ids[:24] for ids in encode(sentences(12, seed=1000, words=30))]
+    assert kl(model, folder, held_out) < kl(model, tmp_path / "plain", held_out)
+    assert [p.name for p in folder.parent.iterdir()] == ["result"]
+
+
+def test_a_dry_run_does_nothing(tmp_path):
+    """On the embedded model, with no argument but that."""
+    done = run("auto", "--dry-run", "--json", cwd=tmp_path)
+    figures = json.loads(done.stdout)
+    assert [s["step"] for s in figures["steps"]] == ["allocate", "awq", "gptq", "blocks", "dwq"]
+    assert all(s["expected_seconds"] > 0 and "kl" not in s for s in figures["steps"])
+    assert "plan: tiny (6.5 million weights" in done.stderr and "4 bits per weight, 3.26 MB" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_steps_can_be_left_out(model, rows, tmp_path):
+    done = run("auto", "--model", model, "--data-path", rows, "--mlx-path", tmp_path / "out", *SMALL, "--steps", "gptq")
+    table = [line.split()[0] for line in done.stdout.strip().split("\n")]
+    assert table == ["step", "allocate", "gptq"]
+    assert "--steps smooth is none of" in run("auto", "--model", model, "--mlx-path", tmp_path / "b", "--steps", "smooth", code=2).stderr
+
+
+def test_the_embedded_model_with_its_own_texts(tmp_path):
+    done = run("auto", "--mlx-path", "out", "--num-samples", 8, "--sequence-length", 32, "--steps", "gptq", cwd=tmp_path)
+    assert "sampling texts from the model" in done.stderr
+    assert json.loads((tmp_path / "out" / "lquant.json").read_text())["data"]["source"] == "self"
+    mlx_lm.load(str(tmp_path / "out"))
+
+
+def test_refusals(model, rows, tmp_path):
+    run("convert", "--model", model, "-q", "--mlx-path", tmp_path / "q")
+    assert "is quantized already; start from the original" in run("auto", "--model", tmp_path / "q", "--mlx-path", tmp_path / "x", code=1).stderr
+    assert "exists already" in run("auto", "--model", model, "--mlx-path", tmp_path / "q", code=1).stderr
+    one = text_rows(tmp_path / "one.jsonl", count=1)
+    assert "give at least 2" in run("auto", "--model", model, "--data-path", one, "--mlx-path", tmp_path / "x", code=1).stderr
+    said = run("auto", "--model", model, "--data-path", rows, "--mlx-path", tmp_path / "x", *SMALL[:-1], 1, code=1).stderr
+    assert "a target of 1 bits per weight is too little" in said
+    assert not (tmp_path / "x").exists()
+
+
+# Files that appear one after the other, each in another step of the run.
+MOMENTS = ["rows/train.jsonl", "allocate.lquant-run/states-00001.safetensors", "allocate.lquant-run/gradients-00000.safetensors",
+           "allocate.lquant-run/start-00001.safetensors", "allocate/config.json", "awq.lquant-run/block-00000.safetensors", "gptq.lquant-run/block-00000.safetensors",
+           "blocks.lquant-run/block-00000.safetensors", "judged-blocks.safetensors", "dwq.lquant-run/state.safetensors", "dwq/config.json"]
+
+
+def test_kills(made, model, rows, tmp_path):
+    """Killed again and again, the command ends in the bytes of an undisturbed run."""
+    arguments = [LQUANT, "auto", "--model", model, "--data-path", rows, "--mlx-path", tmp_path / "result", *SMALL]
+    killed = 0
+    for moment in MOMENTS:
+        process = subprocess.Popen([str(a) for a in arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(ENVIRONMENT, LQUANT_SAVE_SECONDS="0"))
+        while process.poll() is None and not (tmp_path / "result.lquant-run" / moment).exists():
+            time.sleep(0.002)
+        process.kill()
+        process.communicate()
+        killed += process.returncode == -signal.SIGKILL
+        if (tmp_path / "result").exists():
+            break
+    assert killed >= 6
+    if not (tmp_path / "result").exists():
+        run(*arguments[1:])
+    assert tree(tmp_path / "result") == tree(made[0])
+    assert [p.name for p in tmp_path.iterdir()] == ["result"]
+
+
+def test_an_interrupt_is_continued(model, rows, tmp_path):
+    arguments = [LQUANT, "auto", "--model", model, "--data-path", rows, "--mlx-path", tmp_path / "result", *SMALL]
+    process = subprocess.Popen([str(a) for a in arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    while process.poll() is None and not (tmp_path / "result.lquant-run" / "awq.lquant-run" / "block-00000.safetensors").exists():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130 and "give the same command again to continue" in said.strip().split("\n")[-1]
+    assert "continuing the run in" in run(*arguments[1:]).stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["result"]

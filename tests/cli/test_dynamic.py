@@ -1,0 +1,278 @@
+"""`lquant dynamic_quant`: what it writes, what it predicts, whose files it reads, and what it refuses."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import mlx_lm
+import numpy as np
+import pytest
+from mlx_lm.quant import dynamic_quant as original
+from mlx_lm.utils import compute_bits_per_weight
+from support import TINY, encode, kl, quantization, random_model, run, sentences, tensors, text_rows, tree
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
+import test_mlx_lm_parity as families  # noqa: E402
+
+ROWS = ["--sequence-length", 64]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return random_model(tmp_path_factory.mktemp("source") / "small")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    return text_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", count=96)
+
+
+@pytest.fixture(scope="module")
+def quantized(model, rows, tmp_path_factory):
+    """The command as mlx_lm's is called: from a folder of its own, for its files of sensitivities go where it is called."""
+    folder = tmp_path_factory.mktemp("dynamic")
+    done = run("dynamic_quant", "--model", model, "--data-path", rows, "--mlx-path", folder / "result", *ROWS, "--json", "--report-ppl", cwd=folder)
+    return folder, json.loads(done.stdout), done.stderr
+
+
+def bits_of(folder):
+    block = quantization(folder)
+    return {path: form["bits"] for path, form in block.items() if isinstance(form, dict)}, block["bits"]
+
+
+def test_mlx_lm_loads_it_with_its_layers_own_formats(quantized, model):
+    folder, figures, said = quantized
+    loaded, tokenizer = mlx_lm.load(str(folder / "result"))
+    assert mlx_lm.generate(loaded, tokenizer, "the old river", max_tokens=4)
+    assert compute_bits_per_weight(loaded) == pytest.approx(figures["bits_per_weight"], abs=1e-9)
+    assert figures["bits_per_weight"] <= 5
+    own, base = bits_of(folder / "result")
+    assert base == 4 and set(own.values()) == {5}
+    assert loaded.model.layers[0].self_attn.q_proj.bits in (4, 5)
+    assert "with these widths the model has 4." in said and "predicted" in said
+    plan = json.loads((folder / "result" / "plan.json").read_text())
+    linears = {name.removesuffix(".scales") for name in tensors(folder / "result") if name.endswith(".scales")}
+    assert linears <= plan.keys() and {path: f["bits"] for path, f in plan.items() if path in own} == own
+
+
+def test_mlx_lms_perplexity_is_ours(quantized, rows):
+    folder = quantized[0]
+    text = " ".join(sentences(40, seed=77))
+    (folder / "text.txt").write_text(text)
+    ours = json.loads(run("perplexity", "--model", folder / "result", "--data-path", folder / "text.txt", "--sequence-length", 64, "--num-samples", 4, "--json").stdout)
+    loaded, tokenizer = mlx_lm.load(str(folder / "result"))
+    ids = encode([text])[0][: 4 * 64 + 1]
+    # Rows of 64 tokens, each with the token behind it as its last target: ours keeps every token as a target once.
+    batch = mx.array([ids[64 * i : 64 * i + 65] for i in range(4)])
+    theirs = original.eval_ppl(loaded, batch)
+    # bf16 activations: a logit of about 4 is off by 2^-8 of it at most, the mean of 256 by a fraction of that.
+    assert math.log(theirs) == pytest.approx(math.log(ours["perplexity"]), abs=4 * 2**-8)
+
+
+def test_prediction_and_measurement_are_told_and_near(quantized):
+    figures = quantized[1]
+    assert figures["kl"] > 0 and figures["predicted_kl"] > 0
+    # Second order, on 80 short rows: a factor of two is what it promises.
+    assert 0.5 < figures["kl"] / figures["predicted_kl"] < 2
+
+
+def sensitivity_files(folder):
+    (pairs,) = folder.glob("*_sensitivities.json")
+    (full,) = folder.glob("*_sensitivities.lquant.json")
+    return pairs, full
+
+
+def test_both_files_of_sensitivities(quantized, model):
+    folder = quantized[0]
+    pairs, full = sensitivity_files(folder)
+    assert pairs.name == str(model).replace("/", "_") + "_sensitivities.json"  # as mlx_lm names it
+    listed = json.loads(pairs.read_text())
+    assert all(isinstance(path, str) and isinstance(value, float) for path, value in listed)
+    weights = {name.removesuffix(".weight"): t for name, t in tensors(model).items() if t.ndim == 2}
+    assert {path for path, _ in listed} == set(weights)
+    whole = json.loads(full.read_text())
+    forms = [(f["bits"], f["group_size"]) for f in whole["formats"]]
+    assert set(forms) == {(b, g) for b in (2, 3, 4, 5, 6, 8) for g in (32, 64, 128)}
+    low, high = forms.index((4, 64)), forms.index((5, 64))
+    for path, value in listed:
+        costs = whole["kl"][path]
+        assert value == pytest.approx((costs[low] - costs[high]) / (weights[path].size / 1e6), rel=1e-6)
+        assert costs[forms.index((2, 64))] > costs[low] > costs[forms.index((8, 64))] > 0
+    assert whole["data"]["files"][0]["file"] == "rows.jsonl" and len(whole["model"]) == 64
+
+
+def plan_by(model, rows, output, *arguments, **options):
+    run("dynamic_quant", "--model", model, "--data-path", rows, *ROWS, "--plan-only", output, *arguments, **options)
+    return json.loads(output.read_text())
+
+
+def test_one_measurement_serves_every_budget(quantized, model, rows, tmp_path):
+    pairs, full = sensitivity_files(quantized[0])
+    sizes = []
+    for bits in (2.6, 3.3, 4.1, 5.2, 6.5):
+        done = run("dynamic_quant", "--model", model, "--data-path", rows, *ROWS, "--plan-only", tmp_path / f"{bits}.json", "--sensitivities", pairs, "--widths", 2, 3,
+                   4, 5, 6, 8, "--target-bpw", bits, "--json", "--pareto", tmp_path / "curve.json")
+        figures = json.loads(done.stdout)
+        assert bits - 0.15 < figures["bits_per_weight"] <= bits and figures["predicted_gap"] == 0
+        sizes.append((figures["bits_per_weight"], figures["predicted_kl"]))
+        assert "finding sensitivities" not in done.stderr
+    assert [k for _, k in sizes] == sorted((k for _, k in sizes), reverse=True)
+    curve = json.loads((tmp_path / "curve.json").read_text())
+    assert all(a["bytes"] < b["bytes"] and a["predicted_kl"] > b["predicted_kl"] for a, b in zip(curve, curve[1:]))
+    # Every budget's plan lies on the curve or between two of its points.
+    for bits, loss in sizes:
+        smaller = [p["predicted_kl"] for p in curve if p["bits_per_weight"] <= bits]
+        larger = [p["predicted_kl"] for p in curve if p["bits_per_weight"] >= bits]
+        assert larger[0] - 1e-12 <= loss <= smaller[-1] + 1e-12
+
+
+def test_targets_by_size_and_by_divergence(quantized, model, rows, tmp_path):
+    pairs, _ = sensitivity_files(quantized[0])
+    free = ["--sensitivities", pairs, "--widths", 2, 3, 4, 5, 6, 8, "--json"]
+    by_size = json.loads(run("dynamic_quant", "--model", model, "--data-path", rows, *ROWS, "--plan-only", tmp_path / "a.json", *free, "--target-size", "0.6MB").stdout)
+    assert 0.59e6 < by_size["bytes"] <= 0.6e6
+    by_kl = json.loads(run("dynamic_quant", "--model", model, "--data-path", rows, *ROWS, "--plan-only", tmp_path / "b.json", *free, "--max-kl", by_size["predicted_kl"]).stdout)
+    assert by_kl["bytes"] <= by_size["bytes"] and by_kl["predicted_kl"] <= by_size["predicted_kl"]
+
+
+def test_ties_floors_and_ceilings(quantized, model, rows, tmp_path):
+    pairs, _ = sensitivity_files(quantized[0])
+    free = ["--sensitivities", pairs, "--widths", 2, 3, 4, 6, "--target-bpw", 3.5]
+    tied = plan_by(model, rows, tmp_path / "tied.json", *free, "--tie")
+    for i in range(2):
+        for alike in (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj")):
+            assert len({json.dumps(tied[f"model.layers.{i}.{name}"]) for name in alike}) == 1
+    bound = plan_by(model, rows, tmp_path / "bound.json", *free, "--floor", "*.down_proj=6", "--ceiling", "model.embed_tokens=3")
+    assert all(form["bits"] >= 6 for path, form in bound.items() if path.endswith("down_proj"))
+    assert bound["model.embed_tokens"]["bits"] <= 3
+    said = run("dynamic_quant", "--model", model, "--data-path", rows, *ROWS, "--plan-only", tmp_path / "x", *free, "--floor", "*.nothing=4", code=1).stderr
+    assert "--floor *.nothing=4: no linear of the model has such a path" in said
+    said = run("dynamic_quant", "--model", model, "--data-path", rows, *ROWS, "--plan-only", tmp_path / "x", *free, "--floor", "*=5", "--ceiling", "*=4", code=1).stderr
+    assert "leave it no format" in said
+    said = run("dynamic_quant", "--model", model, "--plan-only", tmp_path / "x", "--floor", "4", code=2).stderr
+    assert "--floor 4 is not PATTERN=BITS" in said
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_plan_means_the_same_to_every_command(quantized, model, rows, tmp_path):
+    plan = quantized[0] / "result" / "plan.json"
+    wanted = {name: (t.shape, t.dtype) for name, t in tensors(quantized[0] / "result").items()}
+    for command in (["convert", "-q", "--q-bits", 3], ["gptq", "--bits", 2, "--data-path", rows, "--num-samples", 8, *ROWS],
+                    ["awq", "--data-path", rows, "--num-samples", 8, "--n-grid", 1, *ROWS],
+                    ["dwq", "--bits", 8, "--data-path", rows, "--num-samples", 8, "--num-valid", 8, "--max-seq-length", 64]):
+        output = tmp_path / command[0]
+        run(command[0], "--model", model, "--plan", plan, "--mlx-path", output, *command[1:])
+        assert {name: (t.shape, t.dtype) for name, t in tensors(output).items()} == wanted, command[0]
+
+
+def peer_values(model):
+    """Sensitivities as mlx_lm finds them, by its own function."""
+    loaded, _ = mlx_lm.load(str(model))
+    ids = [i[:32] for i in encode(sentences(4, seed=5, words=40))]
+    return loaded, original.estimate_sensitivities(loaded, mx.array(ids), 4, 64, 5, 64)
+
+
+def test_a_file_of_mlx_lm_is_read_and_its_rule_can_be_followed(model, rows, tmp_path):
+    loaded, values = peer_values(model)
+    file = tmp_path / "peer_sensitivities.json"
+    file.write_text(json.dumps(values))
+    arguments = ["dynamic_quant", "--model", model, "--data-path", rows, *ROWS, "--sensitivities", file, "--target-bpw", 4.75]
+    run(*arguments, "--rule", "threshold", "--plan-only", tmp_path / "threshold.json")
+    threshold = original.estimate_threshold(loaded, dict(values), 4.75, 4, 64, 5, 64)
+    theirs = {path: 5 if value > threshold else 4 for path, value in values}
+    found = json.loads((tmp_path / "threshold.json").read_text())
+    assert {path: found[path]["bits"] for path in theirs} == theirs
+    # With the same values the exact choice in as many bytes is never predicted to be worse.
+    by_rule = json.loads(run(*arguments, "--rule", "threshold", "--plan-only", tmp_path / "a", "--json").stdout)
+    exact = json.loads(run(*arguments[:-1], by_rule["bits_per_weight"], "--plan-only", tmp_path / "b", "--json").stdout)
+    assert exact["bytes"] <= by_rule["bytes"] and exact["predicted_kl"] <= by_rule["predicted_kl"] * (1 + 1e-12)
+
+
+def test_measured_sensitivities_are_kept_for_the_next_run(model, rows, tmp_path):
+    arguments = ["--model", model, "--data-path", rows, *ROWS, "--num-samples", 24, "--widths", 2, 3, 4]
+    first = run("dynamic_quant", *arguments, "--measure", "--plan-only", tmp_path / "a.json", "--target-bpw", 3, cwd=tmp_path)
+    assert "measuring sensitivities: done" in first.stderr
+    pairs, full = sensitivity_files(tmp_path)
+    assert json.loads(full.read_text())["measured"] is True
+    again = run("dynamic_quant", *arguments, "--measure", "--plan-only", tmp_path / "b.json", "--target-bpw", 3, "--sensitivities", pairs)
+    assert "measuring" not in again.stderr and (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+REFUSALS = [
+    (["--target-bpw", 6], 1, "a target of 6 bits per weight is out of reach: with these --low-bits and --high-bits the model has 4."),
+    (["--target-bpw", 3], 1, "a target of 3 bits per weight is too little"),
+    (["--target-size", "1KB"], 1, "1.00 kB is too little"),
+    (["--target-size", "many"], 2, "--target-size many is no size"),
+    (["--target-bpw", 4.5, "--target-size", "1MB"], 2, "--target-bpw excludes --target-size"),
+    (["--low-bits", 5, "--high-bits", 4], 2, "is no more precise than --low-bits 5"),
+    (["--low-bits", 7], 1, "7"),
+    (["--max-kl", 1e-9], 1, "allow more"),
+    (["--rule", "threshold", "--widths", 3, 4], 2, "--rule threshold chooses between"),
+    (["--widths", 3, "--group-sizes", 48], 1, "48"),
+    (["--sensitivities", "missing.json"], 1, "missing.json"),
+    (["--rule", "best"], 2, "--rule"),
+]
+
+
+@pytest.mark.parametrize("wish, code, sentence", REFUSALS, ids=[" ".join(map(str, r[0])) for r in REFUSALS])
+def test_refusals(quantized, model, rows, tmp_path, wish, code, sentence):
+    given = [] if "--sensitivities" in wish else ["--sensitivities", sensitivity_files(quantized[0])[0]]
+    done = run("dynamic_quant", "--model", model, "--data-path", rows, *ROWS, "--mlx-path", tmp_path / "out", *given, *wish, code=code, cwd=tmp_path)
+    assert sentence in done.stderr and len(done.stderr.strip().split("\n")[-1]) < 400
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_do_not_match_are_refused(quantized, model, rows, tmp_path):
+    pairs, full = sensitivity_files(quantized[0])
+    arguments = ["dynamic_quant", "--plan-only", tmp_path / "x", *ROWS]
+    other = random_model(tmp_path / "other", seed=1)
+    assert "was made of another model" in run(*arguments, "--model", other, "--data-path", rows, "--sensitivities", pairs, code=1).stderr
+    fewer = text_rows(tmp_path / "rows.jsonl", count=50, seed=9)
+    assert "was made on other calibration data" in run(*arguments, "--model", model, "--data-path", fewer, "--sensitivities", full, code=1).stderr
+    # mlx_lm's own form alone knows two widths.
+    (tmp_path / "alone_sensitivities.json").write_text(pairs.read_text())
+    said = run(*arguments, "--model", model, "--data-path", rows, "--sensitivities", tmp_path / "alone_sensitivities.json", "--widths", 3, 4, code=1).stderr
+    assert "says nothing of" in said and "3 bits with groups of" in said
+    for broken, sentence in (("{", "is not JSON"), ('{"a": 1}', "is not a file of sensitivities"), ('[["a"]]', "is not a list of [path, value] pairs")):
+        (tmp_path / "broken.json").write_text(broken)
+        assert sentence in run(*arguments, "--model", model, "--data-path", rows, "--sensitivities", tmp_path / "broken.json", code=1).stderr
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_every_family(name, tmp_path):
+    """Random models of each family, mixtures too, get a plan of three widths, load, and have the size that was asked for."""
+    families.BASE["vocab_size"], before = 8192, families.BASE["vocab_size"]
+    try:
+        built, config, unstacked, untied = families.build(name, seed=4)
+    finally:
+        families.BASE["vocab_size"] = before
+    families.save(tmp_path / "model", built, config, unstacked, untied)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "model" / file).write_bytes((TINY / file).read_bytes())
+    rows = text_rows(tmp_path / "rows.jsonl", count=24)
+    done = run("dynamic-quant", "--model", tmp_path / "model", "--data-path", rows, "--mlx-path", tmp_path / "out", *ROWS, "--widths", 3, 4, 6, "--target-bpw", 5, "--json",
+               cwd=tmp_path)
+    figures = json.loads(done.stdout)
+    assert np.isfinite(figures["kl"]) and figures["bits_per_weight"] <= 5
+    assert np.isfinite(families.mlx_lm_logits(tmp_path / "out", encode(["the old river walks"]), mx.float32)).all()
+
+
+def test_it_beats_one_width_of_the_same_size(model, rows, quantized, tmp_path):
+    """The knapsack over three widths has at most the bytes of 4 bits everywhere, and a lower divergence, measured without the program."""
+    pairs, _ = sensitivity_files(quantized[0])
+    shared = ["dynamic_quant", "--model", model, "--data-path", rows, *ROWS, "--sensitivities", pairs]
+    uniform = json.loads(run(*shared, "--widths", 4, "--group-sizes", 64, "--target-bpw", 4.9, "--mlx-path", tmp_path / "uniform", "--json", code=1).stdout or "{}")
+    assert uniform == {}  # 4.9 is more than one width can use
+    run(*shared, "--widths", 4, "--group-sizes", 64, "--target-size", "9GB", "--mlx-path", tmp_path / "uniform")
+    size = sum(t.nbytes for t in tensors(tmp_path / "uniform").values())
+    run(*shared, "--widths", 2, 3, 4, 5, 6, "--target-size", size, "--mlx-path", tmp_path / "free")
+    assert sum(t.nbytes for t in tensors(tmp_path / "free").values()) <= size
+    held_out = [ids[:24] for ids in encode(sentences(12, seed=1000, words=30))]
+    assert kl(model, tmp_path / "free", held_out) < kl(model, tmp_path / "uniform", held_out)
+
+
+def test_the_same_command_gives_the_same_bytes(quantized, model, rows, tmp_path):
+    run("dynamic_quant", "--model", model, "--data-path", rows, "--mlx-path", tmp_path / "result", *ROWS, cwd=tmp_path)
+    assert tree(tmp_path / "result") == tree(quantized[0] / "result")

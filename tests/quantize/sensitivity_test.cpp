@@ -1,0 +1,191 @@
+#include "quantize/sensitivity.h"
+
+#include <gtest/gtest.h>
+#include <mlx/mlx.h>
+
+#include <cmath>
+
+#include "base/error.h"
+#include "codec/quantize.h"
+#include "codec/range_search.h"
+#include "oracle/model_random.h"
+
+namespace lquant::quantize {
+namespace {
+
+/// A small model in f32, two rows of tokens and what comes after them.
+struct Small {
+  model::ModelSpec spec;
+  model::Tensors tensors;
+  mx::array ids = mx::array(0), targets = mx::array(0), mask = mx::array(0);
+
+  explicit Small(const std::string& type = "llama", std::uint64_t seed = 3) : spec(model::spec_from_config(oracle::tiny_config(type))) {
+    tensors = oracle::random_tensors(spec, seed);
+    const int length = 7;
+    std::vector<std::int32_t> a, b;
+    std::vector<float> m;
+    for (int i = 0; i < 2 * length; ++i) {
+      a.push_back((7 * i + 3) % spec.vocab);
+      b.push_back((5 * i + 11) % spec.vocab);
+      m.push_back(i % length == length - 1 ? 0.0f : 1.0f);  // nothing comes after a row's last token
+    }
+    ids = mx::array(a.data(), {2, length}, mx::int32);
+    targets = mx::array(b.data(), {2, length}, mx::int32);
+    mask = mx::array(m.data(), {2, length}, mx::float32);
+  }
+
+  /// Σ mask · −log p(target) by log-softmax of plain logits.
+  mx::array loss(const model::Tensors& with) const {
+    const auto logits = model::forward(spec, with, {}, ids, mx::float32);
+    const auto logp = mx::subtract(logits, mx::logsumexp(logits, -1, true));
+    const auto chosen = mx::squeeze(mx::take_along_axis(logp, mx::expand_dims(targets, -1), -1), -1);
+    return mx::negative(mx::sum(mx::multiply(chosen, mask)));
+  }
+
+  /// The gradients of all linears by MLX through the whole model at once, by path.
+  std::map<std::string, mx::array> whole() const {
+    std::vector<mx::array> weights;
+    for (const auto* linear : spec.linears()) weights.push_back(tensors.at(linear->path + ".weight"));
+    const auto run = [&](const std::vector<mx::array>& in) {
+      auto with = tensors;
+      for (std::size_t i = 0; i < in.size(); ++i) with.insert_or_assign(spec.linears()[i]->path + ".weight", in[i]);
+      return std::vector<mx::array>{loss(with)};
+    };
+    const auto gradients = mx::vjp(run, weights, {mx::array(1.0f)}).second;
+    std::map<std::string, mx::array> all;
+    for (std::size_t i = 0; i < gradients.size(); ++i) all.insert({spec.linears()[i]->path, gradients[i]});
+    return all;
+  }
+};
+
+double largest(const mx::array& x) { return mx::max(mx::abs(x)).item<float>(); }
+
+/// Both sides make the same sums of some hundred f32 terms in other orders, through a few layers: 1e-4 of the largest entry is a hundred times their
+/// rounding (100 terms · 6e-8 · a few layers), and a wrong term would be of the size of the entry itself.
+void expect_alike(const mx::array& got, const mx::array& want, const std::string& what) {
+  ASSERT_EQ(got.shape(), want.shape()) << what;
+  EXPECT_LT(largest(mx::subtract(got, want)), 1e-4 * largest(want) + 1e-7) << what;
+}
+
+TEST(Sensitivity, GradientsBlockByBlockAreThoseOfTheWholeModel) {
+  for (const char* type : {"llama", "qwen3", "gemma2", "phi3", "qwen3_moe"}) {
+    const Small m(type);
+    std::vector<mx::array> entering{model::embed(m.spec, m.tensors, {}, m.ids, mx::float32)};
+    const int blocks = static_cast<int>(m.spec.blocks.size());
+    for (int i = 0; i < blocks; ++i) entering.push_back(model::block(m.spec, i, m.tensors, {}, entering.back()));
+    const auto want = m.whole();
+    const auto top = head_gradients(m.spec, m.tensors, entering.back(), m.targets, m.mask);
+    auto loss = top.loss, want_loss = m.loss(m.tensors);
+    EXPECT_NEAR(loss.item<float>(), want_loss.item<float>(), 1e-4 * std::abs(want_loss.item<float>())) << type;
+    if (m.spec.head) expect_alike(top.weight, want.at(m.spec.head->path), std::string(type) + " head");
+    auto cotangent = top.input;
+    for (int i = blocks - 1; i >= 0; --i) {
+      const auto g = block_gradients(m.spec, i, m.tensors, entering[i], cotangent, {});
+      for (const auto* linear : m.spec.blocks[i].linears()) expect_alike(g.weights.at(linear->path), want.at(linear->path), std::string(type) + " " + linear->path);
+      cotangent = g.input;
+    }
+    if (m.spec.tied()) {
+      // Of a tied embedding both uses have their part: the rows looked up, by the gradient of what they gave, and the head's.
+      const auto flat = mx::reshape(cotangent, {-1, m.spec.hidden});
+      const auto looked = mx::scatter_add(mx::zeros({m.spec.vocab, m.spec.hidden}), mx::flatten(m.ids),
+                                          mx::expand_dims(mx::multiply(flat, mx::array(m.spec.embedding_multiplier)), 1), 0);
+      expect_alike(mx::add(looked, top.weight), want.at(m.spec.embedding.path), std::string(type) + " embedding");
+    }
+  }
+}
+
+TEST(FisherStore, AddsSquaresOfParts) {
+  FisherStore store;
+  const auto a = mx::array({1.0f, -2.0f, 3.0f, 0.5f}, {2, 2}), b = mx::array({0.5f, 1.0f, -1.0f, 2.0f}, {2, 2});
+  store.add("w", a);
+  store.add("w", mx::astype(b, mx::bfloat16));
+  EXPECT_TRUE(mx::array_equal(store.of("w"), mx::add(mx::square(a), mx::square(b))).item<bool>());
+  EXPECT_THROW(store.of("v"), std::invalid_argument);
+}
+
+TEST(FisherStore, RowsLookedUpTwiceAddUpBeforeTheyAreSquared) {
+  FisherStore store;
+  const auto ids = mx::array({3, 1, 3}, {1, 3}, mx::int32);
+  const auto g = mx::array({1.0f, 2.0f, 10.0f, 20.0f, 0.5f, -5.0f}, {1, 3, 2});
+  store.add_lookups("e", 5, ids, g);
+  store.add_lookups("e", 5, mx::array({1}, {1, 1}, mx::int32), mx::array({1.0f, 1.0f}, {1, 1, 2}));
+  const auto want = mx::array({0.0f, 0.0f, 101.0f, 401.0f, 0.0f, 0.0f, 2.25f, 9.0f, 0.0f, 0.0f}, {5, 2});
+  EXPECT_TRUE(mx::array_equal(store.of("e"), want).item<bool>());
+}
+
+TEST(ExpectedKl, IsHalfTheWeightedErrorOfTheSearchedRanges) {
+  mx::random::seed(5);
+  const auto w = mx::random::normal({48, 128}), f = mx::square(mx::random::normal({48, 128}));
+  const std::vector<codec::Format> formats{{codec::Mode::affine, 2, 64}, {codec::Mode::affine, 4, 32}, {codec::Mode::affine, 8, 128}};
+  const auto kl = expected_kl("w", w, f, 10, formats);
+  ASSERT_EQ(kl.size(), 3u);
+  for (std::size_t i = 0; i < formats.size(); ++i) {
+    const auto packed = codec::range_search(w, formats[i], mx::mean(f, 0)).packed;
+    const auto e = mx::subtract(w, codec::dequantize(packed, formats[i], mx::float32));
+    const double want = 0.5 * mx::sum(mx::multiply(f, mx::square(e))).item<float>() / 10;
+    EXPECT_NEAR(kl[i], want, 1e-5 * want) << i;  // f32 against double sums of 6,144 terms
+  }
+  EXPECT_GT(kl[0], kl[1]);
+  EXPECT_GT(kl[1], kl[2]);
+}
+
+TEST(ExpectedKl, OfLongMatricesLooksAtSomeRowsAndSpeaksForAll) {
+  mx::random::seed(6);
+  // Rows that matter more and more, as those of an embedding do: a mean over a few of them alone would be far off.
+  const auto weight_of_row = mx::exp(mx::multiply(mx::random::normal({2000, 1}), mx::array(1.5f)));
+  const auto w = mx::random::normal({2000, 64}), f = mx::multiply(mx::square(mx::random::normal({2000, 64})), weight_of_row);
+  const std::vector<codec::Format> formats{{codec::Mode::affine, 2, 64}, {codec::Mode::affine, 3, 32}, {codec::Mode::affine, 5, 64}};
+  const auto kl = expected_kl("w", w, f, 10, formats);
+  for (std::size_t i = 0; i < formats.size(); ++i) {
+    const auto packed = codec::range_search(w, formats[i], mx::mean(f, 0)).packed;
+    const double want = 0.5 * codec::weighted_error(w, packed, formats[i], f) / 10;
+    // Sixty rows of 64 weights, whose weights have a coefficient of variation of three: the ratio between two formats is known to 3 / √3840.
+    EXPECT_NEAR(kl[i], want, 3 * (3 / std::sqrt(3840.0)) * want) << i;
+  }
+}
+
+TEST(ExpectedKl, PredictsTheDivergenceOfASmallModel) {
+  // For tokens drawn from the model itself the Fisher information is the divergence's curvature. Here it is summed exactly: over all tokens of the
+  // vocabulary as targets, each by its probability, at the last place of a row.
+  Small m("llama", 9);
+  const auto logits = model::forward(m.spec, m.tensors, {}, m.ids, mx::float32);
+  const auto p = mx::softmax(mx::slice(logits, {0, 6, 0}, {2, 7, m.spec.vocab}), -1, true);
+  const auto path = m.spec.blocks[0].linears().back()->path;
+  mx::array fisher = mx::zeros(m.tensors.at(path + ".weight").shape());
+  for (int row = 0; row < 2; ++row)
+    for (int token = 0; token < m.spec.vocab; ++token) {
+      Small one = m;
+      one.ids = mx::slice(m.ids, {row, 0}, {row + 1, 7});
+      one.targets = mx::full({1, 7}, token, mx::int32);
+      one.mask = mx::array({0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 1.0f}, {1, 7});
+      const auto g = one.whole().at(path);
+      fisher = mx::add(fisher, mx::multiply(mx::square(g), mx::slice(p, {row, 0, token}, {row + 1, 1, token + 1})));
+      fisher = mx::reshape(fisher, g.shape());
+      fisher.eval();
+    }
+  // Random errors of one variance: the mean divergence over many draws is ½ Σ F σ².
+  const double sigma = 3e-3;
+  double measured = 0;
+  const int draws = 64;
+  for (int d = 0; d < draws; ++d) {
+    auto with = m.tensors;
+    const auto& w = m.tensors.at(path + ".weight");
+    with.insert_or_assign(path + ".weight", mx::add(w, mx::multiply(mx::random::normal(w.shape(), mx::float32, mx::random::key(d)), mx::array(static_cast<float>(sigma)))));
+    const auto q = mx::softmax(mx::slice(model::forward(m.spec, with, {}, m.ids, mx::float32), {0, 6, 0}, {2, 7, m.spec.vocab}), -1, true);
+    measured += mx::sum(mx::multiply(p, mx::subtract(mx::log(p), mx::log(q)))).item<float>() / draws;
+  }
+  const double predicted = 0.5 * mx::sum(fisher).item<float>() * sigma * sigma;
+  // Each draw is a sum of squares of some dozen directions: it scatters by a third about its mean, the mean of 64 by a twentieth. What is above
+  // second order, and f32 divergences of some 1e-5 from probabilities good to 1e-7, add a few in a hundred.
+  EXPECT_NEAR(measured / predicted, 1, 0.25);
+}
+
+TEST(ExpectedKl, RefusesWhatIsNotFinite) {
+  const auto w = mx::ones({2, 64}), bad = mx::full({2, 64}, NAN);
+  const std::vector<codec::Format> formats{{codec::Mode::affine, 4, 64}};
+  EXPECT_THROW(expected_kl("w", bad, w, 1, formats), Error);
+  EXPECT_THROW(expected_kl("w", w, bad, 1, formats), Error);
+}
+
+}  // namespace
+}  // namespace lquant::quantize
