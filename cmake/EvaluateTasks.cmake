@@ -1,4 +1,4 @@
-# The task definitions of src/evaluate/tasks as one C++ file, so that the program needs no files beside it.
+# What src/evaluate keeps as text goes into the program, so that it needs no files beside it: the task definitions of tasks/ …
 function(lquant_embed_tasks target)
   file(GLOB tasks CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/src/evaluate/tasks/*.json")
   set(text "#include \"evaluate/task.h\"\n\nnamespace lquant::evaluate {\n\nconst std::vector<const char*>& embedded_tasks() {\n")
@@ -11,4 +11,17 @@ function(lquant_embed_tasks target)
   string(APPEND text "  };\n  return all;\n}\n\n}  // namespace lquant::evaluate\n")
   file(CONFIGURE OUTPUT "${CMAKE_BINARY_DIR}/evaluate_tasks.cpp" CONTENT "${text}" @ONLY)
   target_sources(${target} PRIVATE "${CMAKE_BINARY_DIR}/evaluate_tasks.cpp")
+endfunction()
+# The page of reports, src/evaluate/report: its frame and its style, likewise.
+function(lquant_embed_page target)
+  set(text "#include \"evaluate/report_html.h\"\n\nnamespace lquant::evaluate {\n\n")
+  foreach(part html css)
+    set(file "${PROJECT_SOURCE_DIR}/src/evaluate/report/page.${part}")
+    set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${file}")
+    file(READ "${file}" content)
+    string(APPEND text "const char* page_${part}() { return R\"page(${content})page\"; }\n\n")
+  endforeach()
+  string(APPEND text "}  // namespace lquant::evaluate\n")
+  file(CONFIGURE OUTPUT "${CMAKE_BINARY_DIR}/evaluate_page.cpp" CONTENT "${text}" @ONLY)
+  target_sources(${target} PRIVATE "${CMAKE_BINARY_DIR}/evaluate_page.cpp")
 endfunction()

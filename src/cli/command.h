@@ -28,5 +28,6 @@ void add_gptq(CLI::App& app, Run& run);
 void add_generate(CLI::App& app, Run& run);
 void add_logits(CLI::App& app, Run& run);
 void add_perplexity(CLI::App& app, Run& run);
+void add_report(CLI::App& app, Run& run);
 
 }  // namespace lquant::cli
