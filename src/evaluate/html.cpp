@@ -89,6 +89,13 @@ std::string visible(std::string_view text, std::size_t most) {
   return out + "</bdi>";
 }
 
+std::string beginning(std::string_view text, std::size_t most) {
+  const auto all = characters(text);
+  std::string out;
+  for (std::size_t i = 0; i < std::min(most, all.size()); ++i) out += all[i];
+  return all.size() > most ? out + "…" : out;
+}
+
 std::string short_exponent(const std::string& formatted) {
   const auto e = formatted.find('e');
   if (e == std::string::npos) return formatted;

@@ -17,6 +17,9 @@ std::string escape(std::string_view text);
 /// spaces at either end as ·. Of a longer text the last `most` characters are kept, behind an ellipsis.
 std::string visible(std::string_view text, std::size_t most = 60);
 
+/// The first `most` characters, and an ellipsis where there are more. Not escaped.
+std::string beginning(std::string_view text, std::size_t most);
+
 /// "0.0123", "1.23e-5", "12.3": three digits that count. "–" for what is no number.
 std::string number(double value);
 /// "1e-05" as "1e-5"; what has no exponent as it is.

@@ -212,7 +212,9 @@ std::string curve(const Report& report, const std::string& id) {
   std::vector<const FolderReport*> order;
   for (const auto& f : report.folders) {
     bytes.push_back(static_cast<double>(f.bytes) / 1e6);
-    for (const double v : {f.quality.kl, f.quality.kl + f.quality.kl_se, f.quality.kl - f.quality.kl_se}) kl.push_back(v);
+    // A bar that comes near zero would stretch the axis without end; it ends at the axis.
+    const double low = f.quality.kl - f.quality.kl_se;
+    for (const double v : {f.quality.kl, f.quality.kl + f.quality.kl_se, std::max(low, f.quality.kl / 3)}) kl.push_back(v);
     order.push_back(&f);
   }
   std::stable_sort(order.begin(), order.end(), [](auto* a, auto* b) { return a->bytes < b->bytes; });
@@ -241,21 +243,21 @@ std::string curve(const Report& report, const std::string& id) {
     const auto& q = f->quality;
     const double px = x.at(static_cast<double>(f->bytes) / 1e6), py = y.at(q.kl), low = y.at(q.kl - q.kl_se), high = y.at(q.kl + q.kl_se);
     const bool left = px > 0.62 * kWidth;
-    double at = py + 4;
+    double at = py + (left ? 16 : -6);  // clear of the line, which falls from left to right
     // A name moves down until no other is within a line of it; names are as wide as a third of the figure.
     for (bool moved = true; moved;) {
       moved = false;
       for (const auto& [lx, ly] : labels)
-        if (std::abs(lx - px) < kWidth / 3 && std::abs(ly - at) < 15) at = ly + 15, moved = true;
+        if (std::abs(lx - px) < kWidth / 3 && std::abs(ly - at) < 14.5) at = ly + 15, moved = true;
     }
     labels.push_back({px, at});
     const auto exact = fmt::format("KL {}, {}, {:.3f} bits per weight", with_error(q.kl, q.kl_se), megabytes(f->bytes), f->bits_per_weight());
-    const auto name = f->name.size() > 36 ? f->name.substr(0, 35) + "…" : f->name;
+    const auto name = beginning(f->name, 36);
     const char* anchor = left ? "end" : "start";
     const double tx = px + (left ? -12 : 12);
     out += fmt::format("<g class=\"point\" tabindex=\"0\" role=\"img\" aria-label=\"{}: {}\">\n", escape(f->name), escape(exact));
-    out += line(px, low, px, high, "error") + line(px - 5, low, px + 5, low, "error") + line(px - 5, high, px + 5, high, "error");
-    out += fmt::format("<circle class=\"dot\" cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"4.5\"/>\n", px, py);
+    out += line(px, low, px, high, "error") + line(px - 8, low, px + 8, low, "error") + line(px - 8, high, px + 8, high, "error");
+    out += fmt::format("<circle class=\"dot\" cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3.5\"/>\n", px, py);
     out += text(tx, at, name, anchor, "halo") + text(tx, at - 16, exact, anchor, "tip halo") + "</g>\n";
   }
   Table table{"KL and size of each folder", {"folder", "bytes", "KL (nats/token)", "standard error"}, {}, "names"};

@@ -12,21 +12,16 @@ using json = nlohmann::ordered_json;
 
 namespace {
 
-// A page of records would be no page: what is longer is cut and says so; the folder has the whole.
+// A page of records would be no page: what is longer is cut, and the folder has the whole.
 constexpr std::size_t kMostValue = 300, kMostRecord = 40000, kMostRows = 60, kMostColumns = 8;
 
 std::string compact(const json& value) {
   return value.is_string() ? value.get<std::string>() : value.dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
-std::string shortened(std::string text, std::size_t most) {
-  if (text.size() > most) text = text.substr(0, most) + " … (cut)";
-  return text;
-}
-
 std::string value_html(const json& value) {
-  if (value.is_number_float()) return data(value.get<double>(), number(value.get<double>()));
-  return "<bdi>" + escape(shortened(compact(value), kMostValue)) + "</bdi>";
+  if (value.is_number_float()) return data(value.get<double>(), fmt::format("{:.6g}", value.get<double>()));
+  return "<bdi>" + escape(beginning(compact(value), kMostValue)) + "</bdi>";
 }
 
 /// An object as a table of two columns.
@@ -37,7 +32,7 @@ std::string object_table(const json& object, const std::string& caption) {
       table.rows.push_back({"…", fmt::format("{} more", object.size() - kMostRows)});
       break;
     }
-    table.rows.push_back({escape(shortened(key, kMostValue)), value_html(value)});
+    table.rows.push_back({escape(beginning(key, kMostValue)), value_html(value)});
   }
   return table.html();
 }
@@ -55,8 +50,10 @@ std::string list_table(const json& list, const std::string& caption) {
   for (const auto& item : list)
     for (const auto& [key, value] : item.items())
       if (std::find(keys.begin(), keys.end(), key) == keys.end() && keys.size() < kMostColumns) keys.push_back(key);
-  Table table{caption, {}, {}, ""};
-  for (const auto& key : keys) table.head.push_back(escape(key == "kl_se" ? "standard error" : shortened(key, kMostValue)));
+  // Records are sorted by key; a step's name heads its row.
+  std::stable_partition(keys.begin(), keys.end(), [](const auto& key) { return key == "step" || key == "file"; });
+  Table table{caption, {}, {}, "list"};
+  for (const auto& key : keys) table.head.push_back(escape(key == "kl_se" ? "standard error" : beginning(key, kMostValue)));
   for (const auto& item : list) {
     if (table.rows.size() == kMostRows) break;
     std::vector<std::string> row;
@@ -71,7 +68,7 @@ std::string list_table(const json& list, const std::string& caption) {
 
 std::string recipe(const FolderReport& folder) {
   if (!folder.record.is_object()) return "<p class=\"note\">" + escape(folder.record_note) + "</p>\n";
-  std::string out, steps;
+  std::string out, steps, lists;
   json rest = json::object();
   const auto& record = folder.record;
   for (const auto& [key, value] : record.items()) {
@@ -92,13 +89,15 @@ std::string recipe(const FolderReport& folder) {
     auto plain = *part;
     for (const auto& [inner, value] : part->items())
       if (is_steps(value)) {
-        steps += list_table(value, inner == "steps" ? "Steps" : escape(shortened(inner, kMostValue)));
+        (inner == "steps" ? steps : lists) += list_table(value, inner == "steps"   ? "Steps"
+                                                                : inner == "files" ? "Files"
+                                                                                   : escape(beginning(inner, kMostValue)));
         plain.erase(inner);
       }
     if (!plain.empty()) out += object_table(plain, caption);
   }
-  const auto whole = shortened(record.dump(1, ' ', false, json::error_handler_t::replace), kMostRecord);
-  return steps + "<div class=\"pair\">\n" + out + "</div>\n" + folded("lquant.json", "<pre>" + escape(whole) + "</pre>\n");
+  const auto whole = beginning(record.dump(1, ' ', false, json::error_handler_t::replace), kMostRecord);
+  return steps + "<div class=\"pair\">\n" + out + "</div>\n" + lists + folded("lquant.json", "<pre>" + escape(whole) + "</pre>\n");
 }
 
 /// Two digits that count: what a model thought impossible is not 0.

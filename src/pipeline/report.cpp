@@ -195,6 +195,8 @@ void measure_parts(const ReportRun& o, const model::Model& teacher, const std::v
 }
 
 void check(const ReportRun& o) {
+  if (o.alone != AloneBy::none && (o.alone_rows == 0 || o.alone_rows < -1))
+    throw UsageError(fmt::format("--layer-samples {} is no number of rows; give one, -1 for all, or --layers none", o.alone_rows));
   if (fs::is_directory(o.output)) fail("pipeline", "{}: is a folder; name an .html file by --output", o.output.string());
   if (!o.overwrite && fs::exists(fs::symlink_status(o.output)))
     fail("pipeline", "{}: exists already; choose another --output, remove it or give --overwrite", o.output.string());

@@ -3,10 +3,12 @@
 import json
 import re
 import shutil
+import subprocess
+import time
 from html.parser import HTMLParser
 
 import pytest
-from support import TINY, run, sentences, tree
+from support import ENVIRONMENT, LQUANT, TINY, run, sentences, tree
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 SIZES = ("--sequence-length", 32, "--num-samples", 6, "--batch-size", 4)
@@ -104,6 +106,24 @@ def test_nothing_is_loaded_and_nothing_runs(made):
     assert "url(" not in made[0] and "@import" not in made[0]
     policy = [e["attributes"]["content"] for e in page.all("meta") if e["attributes"].get("http-equiv") == "Content-Security-Policy"]
     assert policy and policy[0].startswith("default-src 'none'")
+
+
+def luminance(colour):
+    """Of WCAG 2.2."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_ink_can_be_read_on_its_ground(made):
+    light, dark = (dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", part)) for part in made[0].split("</style>")[0].split("prefers-color-scheme: dark"))
+    assert len(light) > 30 and light.keys() == dark.keys()
+    for colours in (light, dark):
+        pairs = [("ground", name) for name in ("ink", "quiet", "accent")] + [("mark", "ink"), ("panel", "ink")]
+        pairs += [(name, name + "i") for name in colours if name + "i" in colours]
+        for ground, ink in pairs:
+            high, low = sorted((luminance(colours[ground]), luminance(colours[ink])), reverse=True)
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (ground, ink)
 
 
 def test_every_figure_has_a_text_and_a_table(made):
@@ -255,6 +275,7 @@ def test_bad_input_is_one_sentence(folders, text, tmp_path):
     refused(tmp_path, ("report", "--teacher", TINY, *common), "folders", code=2)
     refused(tmp_path, ("report", tmp_path / "none", "--teacher", TINY, *common), tmp_path / "none")
     refused(tmp_path, ("report", folders[0], "--teacher", TINY, *common, "--layers", "half"), "--layers", code=2)
+    refused(tmp_path, ("report", folders[0], "--teacher", TINY, *common, "--layer-samples", 0), "--layer-samples", code=2)
     refused(tmp_path, ("report", folders[0], "--teacher", TINY, "--data-path", tmp_path / "x.txt", "--output", output), "x.txt")
     refused(tmp_path, ("report", folders[0], "--teacher", TINY, *common[:2], "--output", tmp_path / "no" / "r.html"), tmp_path / "no")
     refused(tmp_path, ("report", folders[0], "--teacher", TINY, *common[:2], "--output", tmp_path), "is a folder")
@@ -278,3 +299,20 @@ def test_an_output_is_kept_unless_told(folders, text, tmp_path):
     refused(tmp_path, common, "exists already", "--overwrite")
     run(*common, "--overwrite")
     assert Page(output.read_text()).balanced
+
+
+def test_a_killed_run_goes_on(folders, text, tmp_path):
+    output = tmp_path / "r.html"
+    common = ["report", *folders, "--teacher", TINY, "--data-path", text, *SIZES, "--output"]
+    run(*common, tmp_path / "whole.html")
+    process = subprocess.Popen([str(a) for a in (LQUANT, *common, output)], env=ENVIRONMENT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    units = tmp_path / "r.html.lquant-run"
+    while process.poll() is None and len(list(units.glob("alone-*.safetensors"))) < 5:
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert not output.exists() and len(list(units.glob("alone-*.safetensors"))) >= 5
+    refused(tmp_path, (*common, output, "--layers", "block"), "--fresh")
+    assert "continuing" in run(*common, output).stderr
+    assert output.read_bytes() == (tmp_path / "whole.html").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["r.html", "whole.html"]

@@ -39,6 +39,12 @@ TEST(Visible, KeepsTheEndOfALongText) {
   EXPECT_EQ(visible("<<<<", 3), "<bdi>…&lt;&lt;&lt;</bdi>");
 }
 
+TEST(Beginning, CutsBetweenCharacters) {
+  EXPECT_EQ(beginning("äöü", 2), "äö…");
+  EXPECT_EQ(beginning("äöü", 3), "äöü");
+  EXPECT_EQ(beginning("<b>", 9), "<b>");
+}
+
 TEST(Number, ThreeDigits) {
   EXPECT_EQ(number(0), "0");
   EXPECT_EQ(number(0.012345), "0.0123");

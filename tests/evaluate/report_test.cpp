@@ -76,6 +76,13 @@ TEST(ReportFigures, StandWithoutFigures) {
   EXPECT_EQ(drawn.find("inf"), std::string::npos);
 }
 
+TEST(ReportFigures, NamesOfManyFoldersAtOnePlaceFindAnEnd) {
+  auto report = hostile();
+  report.folders[0].quality.kl = 0.1;
+  for (int i = 0; i < 40; ++i) report.folders.push_back(report.folders[0]);
+  EXPECT_NE(curve(report, "c").find("</svg>"), std::string::npos);
+}
+
 TEST(Megabytes, ThreeDigits) {
   EXPECT_EQ(megabytes(512), "0.51 kB");
   EXPECT_EQ(megabytes(123456), "123 kB");
