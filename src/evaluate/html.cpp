@@ -122,7 +122,7 @@ std::string data(double value, const std::string& shown) { return fmt::format("<
 std::string data(std::int64_t value, const std::string& shown) { return fmt::format("<data value=\"{}\">{}</data>", value, shown); }
 
 std::string Table::html() const {
-  std::string out = style.empty() ? "<div class=\"scroll\"><table>\n" : fmt::format("<div class=\"scroll\"><table class=\"{}\">\n", style);
+  std::string out = style.empty() ? "<table>\n" : fmt::format("<table class=\"{}\">\n", style);
   if (!caption.empty()) out += "<caption>" + caption + "</caption>\n";
   if (!head.empty()) {
     out += "<thead><tr>";
@@ -135,7 +135,11 @@ std::string Table::html() const {
     for (std::size_t i = 0; i < row.size(); ++i) out += i == 0 ? "<th scope=\"row\">" + row[i] + "</th>" : "<td>" + row[i] + "</td>";
     out += "</tr>\n";
   }
-  return out + "</tbody></table></div>\n";
+  return scrolled(out + "</tbody></table>", caption.empty() ? label : caption);
+}
+
+std::string scrolled(const std::string& html, const std::string& label) {
+  return "<div class=\"scroll\" tabindex=\"0\" role=\"group\" aria-label=\"" + label + "\">" + html + "</div>\n";
 }
 
 std::string folded(const std::string& summary, const std::string& html) {

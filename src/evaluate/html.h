@@ -36,9 +36,13 @@ struct Table {
   std::string caption;
   std::vector<std::string> head;
   std::vector<std::vector<std::string>> rows;
-  std::string style;  ///< a class of page.css
+  std::string style;            ///< a class of page.css
+  std::string label = "table";  ///< what it is called where it has no caption
   std::string html() const;
 };
+
+/// What may be wider than the page, in a box that scrolls and that the keyboard reaches. `label` is HTML without tags.
+std::string scrolled(const std::string& html, const std::string& label);
 
 /// What stands behind a figure, folded away.
 std::string folded(const std::string& summary, const std::string& html);

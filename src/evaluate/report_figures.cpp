@@ -23,7 +23,7 @@ std::string opening(const std::string& id, const char* role, double width, doubl
 }
 
 std::string figure(const std::string& svg, const std::string& caption, const std::string& table) {
-  return "<figure>\n<div class=\"scroll\">" + svg + "</div>\n<figcaption>" + caption + "</figcaption>\n" + folded("The figure as a table", table) +
+  return "<figure>\n" + scrolled(svg, "figure") + "<figcaption>" + caption + "</figcaption>\n" + folded("The figure as a table", table) +
          "</figure>\n";
 }
 

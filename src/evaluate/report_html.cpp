@@ -113,7 +113,8 @@ std::string predicted(const std::vector<Prediction>& list, const std::string& to
 
 std::string worst_table(const FolderReport& folder) {
   constexpr std::size_t kContext = 160;
-  Table table{"", {"KL", "context and <mark>token</mark>", "its probability", "teacher expects", "student expects"}, {}, "tokens"};
+  Table table{
+      "", {"KL", "context and <mark>token</mark>", "its probability", "teacher expects", "student expects"}, {}, "tokens", "the worst tokens"};
   for (const auto& w : folder.worst)
     table.rows.push_back({data(w.kl, number(w.kl)), visible(w.before, kContext) + "<mark>" + visible(w.token) + "</mark>",
                           "<ol><li>teacher " + data(w.teacher_probability, percent(w.teacher_probability)) + "</li><li>student " +
@@ -123,7 +124,7 @@ std::string worst_table(const FolderReport& folder) {
 }
 
 std::string summary(const Report& report) {
-  Table table{"", {"folder", "size", "bits/weight", "perplexity", "KL (nats/token)", "KL p99", "same top-1"}, {}, "names"};
+  Table table{"", {"folder", "size", "bits/weight", "perplexity", "KL (nats/token)", "KL p99", "same top-1"}, {}, "names", "summary"};
   for (const auto& f : report.folders) {
     const auto& q = f.quality;
     table.rows.push_back(

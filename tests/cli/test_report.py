@@ -136,8 +136,11 @@ def test_every_figure_has_a_text_and_a_table(made):
         assert [by_id[n]["tag"] for n in names] == ["title", "desc"] and all(by_id[n]["text"].strip() for n in names)
         # What can be focused is not hidden in a picture.
         assert svg["attributes"]["role"] in ("img", "group")
-    focusable = [e for e in page.elements if e["attributes"].get("tabindex") == "0"]
-    assert len(focusable) == 2 + 2 * 4 and all(e["attributes"]["aria-label"] for e in focusable)
+    focusable = [e["attributes"] for e in page.elements if e["attributes"].get("tabindex") == "0"]
+    assert all(a["aria-label"] and a["role"] in ("img", "group") for a in focusable)
+    assert len([a for a in focusable if a["class"] == "point"]) == 2 + 2 * 4
+    # What is wider than the page scrolls, and a keyboard must reach it.
+    assert len([a for a in focusable if a["class"] == "scroll"]) == len(page.all("table")) + len(figures)
     tables = [e for e in page.all("table") if "figure" in e["parents"]]
     assert len(tables) == len(figures) and all("details" in e["parents"] for e in tables)
     assert all(e["attributes"]["scope"] in ("col", "row") for e in page.all("th"))
