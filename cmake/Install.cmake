@@ -13,7 +13,7 @@ endif()
 install(DIRECTORY models/tiny DESTINATION "${LQUANT_INSTALL_SHARE}/models")
 
 # `lquant.dwq` is `lquant dwq`: whoever comes from `mlx_lm.dwq` changes two letters. Wheels cannot hold links, hence scripts.
-foreach(command convert dwq generate gptq perplexity)
+foreach(command convert dwq evaluate generate gptq perplexity report)
   set(script "${CMAKE_BINARY_DIR}/scripts/lquant.${command}")
   file(CONFIGURE OUTPUT "${script}" CONTENT "#!/bin/sh\nexec \"\${0%/*}/lquant\" ${command} \"\$@\"\n" @ONLY)
   install(PROGRAMS "${script}" DESTINATION "${LQUANT_INSTALL_BIN}")

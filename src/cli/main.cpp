@@ -46,6 +46,8 @@ int front_door(int argc, char** argv) {
   cli::add_dynamic_quant(app, run);
   cli::add_convert(app, run);
   cli::add_perplexity(app, run);
+  cli::add_report(app, run);
+  cli::add_evaluate(app, run);
   cli::add_generate(app, run);
   cli::add_logits(app, run);
   cli::add_demo(app, run);

@@ -5,19 +5,33 @@
 
 #include <memory>
 
+#include "base/error.h"
 #include "cli/command.h"
+#include "pipeline/report.h"
 
 namespace lquant::cli {
 namespace {
 
 struct Options {
   pipeline::PerplexityOptions run;
+  std::filesystem::path report;
   bool json = false, trust_remote_code = false;
 };
 
+/// The same figures, and a page about them. Nothing is put into the teacher alone: `lquant report` does that.
+evaluate::Quality with_report(const Options& o, Log& log) {
+  if (!o.run.teacher) throw UsageError("--report shows how far a model is from its teacher; give --teacher with it");
+  pipeline::ReportRun r;
+  r.folders = {o.run.model}, r.teacher = *o.run.teacher, r.text = o.run, r.output = o.report;
+  r.alone = pipeline::AloneBy::none;
+  const auto quality = pipeline::report(r, log).folders.front().quality;
+  log.line(fmt::format("saved to {}", o.report.string()));
+  return quality;
+}
+
 int run(const Options& o) {
   Log log = o.json ? Log(Log::Style::quiet) : Log();
-  const auto q = pipeline::perplexity(o.run, log);
+  const auto q = o.report.empty() ? pipeline::perplexity(o.run, log) : with_report(o, log);
   if (o.json) {
     fmt::print("{}\n", q.to_json().dump(1));
     return 0;
@@ -41,6 +55,7 @@ void add_perplexity(CLI::App& app, Run& chosen) {
   command->add_option("--sequence-length", o->run.sequence_length, "Tokens a row")->capture_default_str()->check(kPositive);
   command->add_option("--num-samples", o->run.num_samples, "Rows to score; -1: all")->capture_default_str();
   command->add_option("--seed", o->run.seed, "Seed of the order of .jsonl rows")->capture_default_str();
+  command->add_option("--report", o->report, "Write an HTML page about it too (see lquant report); needs --teacher");
   command->add_flag("--json", o->json, "Print JSON");
   command->add_flag("--trust-remote-code", o->trust_remote_code, "Accepted for mlx_lm's sake; no remote code is ever run");
   command->callback([o, &chosen] { chosen = [o] { return run(*o); }; });

@@ -71,10 +71,11 @@ model::Head head_of(const LoadedModel& m) { return model::head(m.spec, m.tensors
 }  // namespace
 
 Quality measure(const Answers& student, const Answers* teacher, const std::vector<calibration::Batch>& batches,
-                const std::function<void(std::int64_t)>& progress) {
+                const std::function<void(std::int64_t)>& progress, std::vector<TokenFigure>* figures) {
   const int vocab = student.head.weight.shape(0);
   if (teacher && teacher->head.weight.shape(0) != vocab)
-    fail("evaluate", "the teacher has a vocabulary of {} and the model one of {}; they must be the same for KL", teacher->head.weight.shape(0), vocab);
+    fail("evaluate", "the teacher has a vocabulary of {} and the model one of {}; they must be the same for KL", teacher->head.weight.shape(0),
+         vocab);
   kernels::HeadLossArgs args;
   args.softcap = student.head.softcap;
   args.multiplier = student.head.multiplier;
@@ -103,6 +104,7 @@ Quality measure(const Answers& student, const Answers* teacher, const std::vecto
         sums[0] += 1, sums[1] += n[i], sums[2] += t[i], sums[3] += k[i];
         agree += a[i];
         if (teacher) all_kl.push_back(k[i]);
+        if (figures) figures->push_back({b, static_cast<std::size_t>(i), n[i], t[i], k[i]});
       }
       nll.add_row(sums[1], sums[0]);
       teacher_nll.add_row(sums[2], sums[0]);

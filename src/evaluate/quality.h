@@ -41,15 +41,21 @@ struct Quality {
   nlohmann::json to_json() const;
 };
 
+/// One scored token: what is predicted behind position `position` (row · length + column) of batch `batch`. In nats.
+struct TokenFigure {
+  std::size_t batch = 0, position = 0;
+  float nll = 0, teacher_nll = 0, kl = 0;  ///< as in kernels::TokenScores
+};
+
 /// A model's answers to some batches.
 struct Answers {
   model::Head head;
   std::function<mx::array(std::size_t batch)> hidden;  ///< hidden states [R·L, H] behind the final norm
 };
 
-/// `progress(tokens)` is called after each batch. Throws Error for vocabularies that differ.
+/// `progress(tokens)` is called after each batch; `figures` gets those of each scored token, in order. Throws Error for vocabularies that differ.
 Quality measure(const Answers& student, const Answers* teacher, const std::vector<calibration::Batch>& batches,
-                const std::function<void(std::int64_t)>& progress = nullptr);
+                const std::function<void(std::int64_t)>& progress = nullptr, std::vector<TokenFigure>* figures = nullptr);
 Quality measure(const LoadedModel& student, const LoadedModel* teacher, const std::vector<calibration::Batch>& batches,
                 const std::function<void(std::int64_t)>& progress = nullptr);
 

@@ -38,6 +38,10 @@ void check(const mx::array& q, const mx::array& k, const mx::array& v, const Att
     require(segments->dtype() == mx::int32 && segments->shape() == mx::Shape{k.shape(0), k.shape(1)}, "segments are int32 [batch, keys]");
     require(q.shape(1) == k.shape(1), "segments need as many queries as keys");
   }
+  if (args.branch_bits != 0) {
+    require(args.branch_bits > 0 && args.branch_bits <= 16, "branch_bits is 0 … 16");
+    require(segments && args.window == 0, "branches need segments and exclude a window");
+  }
 }
 
 /// Which keys each query sees: bool [T, S], or [B, 1, T, S] with segments; nothing when all see all.
@@ -47,7 +51,15 @@ std::optional<mx::array> visible(int queries, int keys, const AttentionArgs& arg
   const auto t = mx::expand_dims(mx::arange(args.offset, args.offset + queries, 1), 1), s = mx::expand_dims(mx::arange(0, keys, 1), 0);
   if (args.causal) also(mx::less_equal(s, t));
   if (args.window > 0) also(mx::greater(s, mx::subtract(t, mx::array(args.window))));
-  if (segments) also(mx::equal(mx::expand_dims(*segments, {1, 3}), mx::expand_dims(*segments, {1, 2})));
+  if (segments) {
+    const auto of_query = mx::expand_dims(*segments, {1, 3}), of_key = mx::expand_dims(*segments, {1, 2});
+    auto same = mx::equal(of_query, of_key);
+    if (args.branch_bits > 0) {
+      const auto trunk = mx::left_shift(mx::right_shift(of_query, mx::array(args.branch_bits)), mx::array(args.branch_bits));
+      same = mx::logical_or(same, mx::equal(trunk, of_key));
+    }
+    also(same);
+  }
   return mask;
 }
 

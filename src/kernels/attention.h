@@ -18,6 +18,10 @@ struct AttentionArgs {
   /// Position of the first query among the keys (decoding with a KV cache): query t sees keys up to offset + t.
   int offset = 0;
   bool causal = true;
+  /// Above 0 a segment number whose lowest `branch_bits` bits are not 0 is a branch: its queries see, besides their own segment, the one whose
+  /// number has these bits 0, the trunk that they grow from (several endings of one text, the text computed once). At most 16; no
+  /// gradient, and not together with a window, which counts places in the row and would cut a branch from its trunk too early.
+  int branch_bits = 0;
 };
 
 /// Causal grouped-head attention, softmax in f32. q [B, T, H, D], k [B, S, Hkv, D], v [B, S, Hkv, Dv]; H a multiple of

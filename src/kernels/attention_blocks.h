@@ -61,6 +61,8 @@ class Visibility {
     return {args_.causal ? std::max<std::int64_t>(0, s - args_.offset) : 0,
             args_.window > 0 ? std::clamp<std::int64_t>(s - args_.offset + args_.window, 0, queries_) : queries_};
   }
+  /// The number of the segment that queries of segment `own` see besides their own: their trunk's, or `own` again.
+  std::int32_t trunk(std::int32_t own) const { return own >> args_.branch_bits << args_.branch_bits; }
   /// Segment numbers of one text, readable for kLanes beyond its end, or nullptr when there are no segments.
   const std::int32_t* segments(std::int64_t b) const { return segments_.empty() ? nullptr : segments_.data() + b * (keys_ + kLanes); }
   /// Blocks of at most `most` keys (a multiple of kUnit) that together hold all that the queries [t.begin, t.end) of text b see;

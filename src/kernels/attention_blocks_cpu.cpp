@@ -36,7 +36,8 @@ Range Visibility::segment_range(std::int64_t b, Range positions) const {
 std::vector<Range> Visibility::blocks(std::int64_t b, Range t, std::int64_t most) const {
   const std::int64_t first = keys_of(t.begin).begin / kUnit, last = round_up(keys_of(t.end - 1).end, kUnit) / kUnit;
   const std::int64_t text = b * ((keys_ + kUnit - 1) / kUnit);
-  const Range own = !segments_.empty() ? segment_range(b, t) : Range{0, 1};
+  Range own = !segments_.empty() ? segment_range(b, t) : Range{0, 1};
+  own.begin = trunk(static_cast<std::int32_t>(own.begin));
   const auto needed = [&](std::int64_t unit) {
     if (segments_.empty()) return true;
     const Range& its = units_[text + unit];

@@ -9,6 +9,7 @@
 
 #include <cmath>
 #include <limits>
+#include <stdexcept>
 
 #include "kernels/attention_paths.h"
 #include "kernels/attention_rows.h"
@@ -177,6 +178,7 @@ mx::array attention_cpu(const mx::array& q, const mx::array& k, const mx::array&
   };
   auto vjp = [=](const std::vector<mx::array>& in, const std::vector<mx::array>& cotangents, const std::vector<int>& argnums,
                  const std::vector<mx::array>& out) {
+    if (args.branch_bits > 0) throw std::invalid_argument("[kernels] attention: branches have no gradient");
     std::vector<mx::array> from{out[0], out[1], mx::astype(cotangents[0], out[0].dtype())};
     from.insert(from.end(), in.begin(), in.end());
     auto gradient = [=](const std::vector<mx::array>& in, std::vector<mx::array>& result) {

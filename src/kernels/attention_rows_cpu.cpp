@@ -32,13 +32,16 @@ void zero(float* p, std::int64_t begin, std::int64_t end) {
   for (std::int64_t i = begin; i < end; i += lanes()) store(set(0), p + i);
 }
 
-/// The lanes i … i + lanes − 1 of a row that lie in `seen` and, with segments, carry the number `own`.
-HWY_INLINE hn::Mask<Lanes> mask_at(std::int64_t i, Range seen, const std::int32_t* segments, std::int32_t own) {
+/// The lanes i … i + lanes − 1 of a row that lie in `seen` and, with segments, carry the number `own` or `trunk`.
+HWY_INLINE hn::Mask<Lanes> mask_at(std::int64_t i, Range seen, const std::int32_t* segments, std::int32_t own, std::int32_t trunk) {
   const Integers d;
   const auto position = hn::Iota(d, static_cast<std::int32_t>(i));
   const auto before = hn::Set(d, static_cast<std::int32_t>(seen.begin) - 1), end = hn::Set(d, static_cast<std::int32_t>(seen.end));
   auto mask = hn::And(hn::Gt(position, before), hn::Lt(position, end));
-  if (segments) mask = hn::And(mask, hn::Eq(hn::LoadU(d, segments + i), hn::Set(d, own)));
+  if (segments) {
+    const auto numbers = hn::LoadU(d, segments + i);
+    mask = hn::And(mask, hn::Or(hn::Eq(numbers, hn::Set(d, own)), hn::Eq(numbers, hn::Set(d, trunk))));
+  }
   return hn::RebindMask(Lanes(), mask);
 }
 
@@ -53,13 +56,13 @@ HWY_INLINE Vector capped(Vector x, float softcap) { return hn::Mul(set(softcap),
 
 /// Masks a row of scores in place and returns its maximum.
 template <bool cap>
-float mask_row(float* scores, Range seen, Range vectors, const std::int32_t* segments, std::int32_t own, float softcap) {
+float mask_row(float* scores, Range seen, Range vectors, const std::int32_t* segments, std::int32_t own, std::int32_t trunk, float softcap) {
   const Vector hidden = set(-std::numeric_limits<float>::infinity());
   Vector most = hidden;
   for (std::int64_t i = vectors.begin; i < vectors.end; i += lanes()) {
     Vector x = load(scores + i);
     if constexpr (cap) x = capped(x, softcap);
-    x = hn::IfThenElse(mask_at(i, seen, segments, own), x, hidden);
+    x = hn::IfThenElse(mask_at(i, seen, segments, own, trunk), x, hidden);
     store(x, scores + i);
     most = hn::Max(most, x);
   }
@@ -92,9 +95,9 @@ void softmax_all(const SoftmaxBlock& b) {
     zero(scores, 0, vectors.begin);
     zero(scores, vectors.end, padded);
     if (seen.size() == 0) continue;
-    const std::int32_t own = keys ? b.segments[t] : 0;
-    const float most =
-        b.softcap > 0 ? mask_row<true>(scores, seen, vectors, keys, own, b.softcap) : mask_row<false>(scores, seen, vectors, keys, own, 0);
+    const std::int32_t own = keys ? b.segments[t] : 0, trunk = b.visibility->trunk(own);
+    const float most = b.softcap > 0 ? mask_row<true>(scores, seen, vectors, keys, own, trunk, b.softcap)
+                                     : mask_row<false>(scores, seen, vectors, keys, own, trunk, 0);
     const float before = b.maximum[r], maximum = std::max(before, most);
     // Until a row has seen a key its maximum is −∞, which must not be subtracted from −∞.
     const float total = exp_row(scores, vectors, std::isinf(maximum) && maximum < 0 ? 0 : maximum);
@@ -113,7 +116,7 @@ template <bool cap>
 void gradient_row(float* scores, float* products, const float* log_sum, const float* delta, Range seen, Range vectors, const std::int32_t* segments,
                   std::int32_t own, float scale, float softcap) {
   for (std::int64_t i = vectors.begin; i < vectors.end; i += lanes()) {
-    const auto mask = mask_at(i, seen, segments, own);
+    const auto mask = mask_at(i, seen, segments, own, own);
     Vector x = hn::Mul(set(scale), load(scores + i)), slope = set(1);
     if constexpr (cap) {
       const Vector y = hn::Tanh(Lanes(), hn::Mul(x, set(1 / softcap)));

@@ -63,6 +63,10 @@ std::vector<mx::array> project(const Scope& scope, const AttentionSpec& attentio
 mx::array attend(const Scope& scope, const AttentionSpec& attention, const mx::array& h) {
   const auto& context = scope.context;
   if (context.cache && context.segments) throw std::invalid_argument("[model] segments and a cache exclude each other");
+  const auto* branches = context.branches ? &*context.branches : nullptr;
+  if (branches && !context.segments) throw std::invalid_argument("[model] branches need segments");
+  if (branches && attention.window > 0 && branches->longest > attention.window)
+    throw std::invalid_argument("[model] a text with its ending is longer than the window; give it without branches");
   const int batch = h.shape(0), length = h.shape(1);
   const auto projected = project(scope, attention, h);
   const auto split = [&](const mx::array& x, int heads) { return mx::reshape(x, {batch, length, heads, attention.head_dim}); };
@@ -73,14 +77,16 @@ mx::array attend(const Scope& scope, const AttentionSpec& attention, const mx::a
   const int offset = context.cache ? context.cache->length() : context.offset;
   if (attention.rope) {
     const auto& rope = *attention.rope;
-    const auto inv_freq = inverse_frequencies(rope, offset + length);
-    q = kernels::rope(q, inv_freq, offset, rope.magnitude, rope.interleaved);
-    k = kernels::rope(k, inv_freq, offset, rope.magnitude, rope.interleaved);
+    const auto inv_freq = inverse_frequencies(rope, branches ? branches->longest : offset + length);
+    const auto positions = branches ? std::optional(branches->positions) : std::nullopt;
+    q = kernels::rope(q, inv_freq, offset, rope.magnitude, rope.interleaved, positions);
+    k = kernels::rope(k, inv_freq, offset, rope.magnitude, rope.interleaved, positions);
   }
   kernels::AttentionArgs args;
   args.scale = attention.scale;
-  args.window = attention.window;
+  args.window = branches ? 0 : attention.window;
   args.softcap = attention.softcap;
+  if (branches) args.branch_bits = Branches::kBits;
   if (context.cache) {
     args.offset = offset;
     std::tie(k, v) = context.cache->append(scope.block, k, v);

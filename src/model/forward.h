@@ -43,9 +43,20 @@ class Cache {
   int length_ = 0;
 };
 
+/// Of a row of packed texts that have several endings each, the beginning computed once: where its tokens stand. A text is a segment
+/// whose number is a multiple of 2^kBits, followed in the row by its endings, numbered from that + 1 on; an ending goes on from the text's
+/// last token. Inference alone.
+struct Branches {
+  static constexpr int kBits = 8;
+  mx::array positions;  ///< int32 [B, T]: of each token in its text or, in an ending, behind the text
+  int longest = 0;      ///< positions of the longest text with its longest ending; at most the smallest window of the model's layers
+};
+
 struct Context {
   /// int32 [B, T]: a token sees only tokens of its own segment (packed texts). Not together with a cache.
   std::optional<mx::array> segments = std::nullopt;
+  /// Only with segments.
+  std::optional<Branches> branches = std::nullopt;
   /// Position of the first token; with a cache it is the cache's length instead.
   int offset = 0;
   Cache* cache = nullptr;

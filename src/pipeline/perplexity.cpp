@@ -12,9 +12,8 @@ namespace {
 constexpr int kNoLimit = std::numeric_limits<int>::max();
 
 /// All tokens to score, in order.
-std::vector<std::int32_t> read_tokens(const PerplexityOptions& o, const text::Tokenizer& tokenizer) {
-  std::filesystem::path file = o.data;
-  if (std::filesystem::is_directory(file)) file /= "train.jsonl";
+std::vector<std::int32_t> read_tokens(const ScoredText& o, const text::Tokenizer& tokenizer) {
+  const auto file = o.file();
   if (file.extension() != ".jsonl" && file.extension() != ".json") return tokenizer.encode(read_file("pipeline", file), false);
   const std::size_t wanted =
       o.num_samples < 0 ? std::numeric_limits<std::size_t>::max() : static_cast<std::size_t>(o.num_samples) * o.sequence_length + 1;
@@ -30,6 +29,16 @@ std::vector<std::int32_t> read_tokens(const PerplexityOptions& o, const text::To
 
 }  // namespace
 
+std::filesystem::path ScoredText::file() const {
+  const std::filesystem::path path = data;
+  return std::filesystem::is_directory(path) ? path / "train.jsonl" : path;
+}
+
+std::vector<calibration::Batch> ScoredText::batches(const text::Tokenizer& tokenizer) const {
+  const std::int64_t most = num_samples < 0 ? std::numeric_limits<std::int64_t>::max() : num_samples * sequence_length;
+  return calibration::text_rows(read_tokens(*this, tokenizer), sequence_length, batch_size, most);
+}
+
 evaluate::Quality perplexity(const PerplexityOptions& o, Log& log) {
   const auto checkpoint = checkpoint::Checkpoint::open(o.model);
   const auto model = model::Model::open(checkpoint);
@@ -40,8 +49,7 @@ evaluate::Quality perplexity(const PerplexityOptions& o, Log& log) {
     teacher = evaluate::LoadedModel::load(model::Model::open(*teacher_checkpoint));
   }
   const auto tokenizer = text::Tokenizer::open(o.model);
-  const std::int64_t most = o.num_samples < 0 ? std::numeric_limits<std::int64_t>::max() : o.num_samples * o.sequence_length;
-  const auto batches = calibration::text_rows(read_tokens(o, tokenizer), o.sequence_length, o.batch_size, most);
+  const auto batches = o.batches(tokenizer);
   std::int64_t total = 0, before = 0;
   for (const auto& batch : batches) total += static_cast<std::int64_t>(batch.tokens);
   const auto student = evaluate::LoadedModel::load(model);

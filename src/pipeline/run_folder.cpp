@@ -48,10 +48,10 @@ RunFolder::RunFolder(const fs::path& output, json identity, bool fresh, bool act
   if (!active_) return;
   std::error_code ec;
   fs::create_directories(folder_, ec);
-  if (ec) fail("pipeline", "{}: cannot be made ({}); pick another --mlx-path", folder_.string(), ec.message());
+  if (ec) fail("pipeline", "{}: cannot be made ({}); pick another place for the output", folder_.string(), ec.message());
   lock_.descriptor = ::open((folder_ / "lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   if (lock_.descriptor < 0 || ::flock(lock_.descriptor, LOCK_EX | LOCK_NB) != 0)
-    fail("pipeline", "{}: another run is working there; wait for it or pick another --mlx-path", folder_.string());
+    fail("pipeline", "{}: another run is working there; wait for it or pick another place for the output", folder_.string());
   const auto journal = folder_ / "journal.json";
   if (fresh) {
     for (const auto& entry : fs::directory_iterator(folder_))

@@ -158,6 +158,42 @@ TEST(Attention, MlxPathEqualsTheOracle) {
   }
 }
 
+/// Texts of unequal lengths packed end to end, each a trunk (numbers 0, 4, 8, …) with one to three branches, some of them empty.
+std::vector<std::int32_t> branched_segments(std::int64_t keys) {
+  std::vector<std::int32_t> result;
+  for (std::int32_t text = 0; std::ssize(result) < keys; ++text) {
+    result.insert(result.end(), 7 + text * 29 % 90, 4 * text);
+    for (std::int32_t branch = 1; branch <= 1 + text % 3; ++branch) result.insert(result.end(), (text + branch) * 11 % 40, 4 * text + branch);
+  }
+  result.resize(keys);
+  return result;
+}
+
+TEST(Attention, BranchesSeeTheirTrunk) {
+  for (const auto& n : {AttentionSize{1, 700, 700, 4, 2, 32, 32}, AttentionSize{1, 12, 12, 1, 1, 64, 64}}) {
+    for (const double softcap : {0.0, 3.0}) {
+      const AttentionRule rule{.scale = 0.2, .softcap = softcap, .segments = branched_segments(n.keys), .branch = 4};
+      const auto x = tensors(n, rule, mx::float32);
+      auto with = args(rule);
+      with.branch_bits = 2;
+      const auto want = reference(n, rule, x, testing::kF32);
+      for (const auto path : {attention, attention_mlx})
+        testing::expect_close(path(x.q, x.k, x.v, with, x.segments), want.out.values, want.out.bounds, "out");
+      // And they matter: without them the values are others.
+      auto apart = mx::max(mx::abs(mx::subtract(attention(x.q, x.k, x.v, with, x.segments), attention(x.q, x.k, x.v, args(rule), x.segments))));
+      EXPECT_GT(apart.item<float>(), 0.1f);
+    }
+  }
+}
+
+TEST(Attention, BranchesAreRefusedWhereTheyMeanNothing) {
+  const auto x = tensors({1, 8, 8, 1, 1, 16, 16}, {}, mx::float32);
+  EXPECT_THROW(attention(x.q, x.k, x.v, {.branch_bits = 2}), std::invalid_argument);
+  const auto segments = mx::zeros({1, 8}, mx::int32);
+  EXPECT_THROW(attention(x.q, x.k, x.v, {.window = 4, .branch_bits = 2}, segments), std::invalid_argument);
+  EXPECT_THROW(attention(x.q, x.k, x.v, {.branch_bits = 17}, segments), std::invalid_argument);
+}
+
 // The gradients against differences of values in double: what the kernels are held to above is itself held to the definition.
 TEST(Attention, OracleGradientsAreDifferences) {
   const AttentionSize n{1, 5, 5, 4, 2, 3, 2};

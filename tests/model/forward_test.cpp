@@ -61,6 +61,30 @@ TEST_P(ForwardTest, PackedSegmentsEqualSeparateSequences) {
   EXPECT_GT(largest_difference(forward(spec, tensors, {}, ids, mx::float32), apart), 0.01f * largest(apart));
 }
 
+// Two texts in a row, the first of 4 tokens with endings of 3 and 2, the second of 3 with one of 2: each ending continues its text.
+TEST_P(ForwardTest, BranchesEqualWholeSequences) {
+  const auto row = mx::slice(ids, {0, 0}, {1, 14});
+  const std::vector<std::int32_t> numbers{0, 0, 0, 0, 1, 1, 1, 2, 2, 256, 256, 256, 257, 257}, places{0, 1, 2, 3, 4, 5, 6, 4, 5, 0, 1, 2, 3, 4};
+  Context context;
+  context.segments = mx::array(numbers.data(), {1, 14}, mx::int32);
+  context.branches = Branches{mx::array(places.data(), {1, 14}, mx::int32), 7};
+  int window = 14;
+  for (const auto& block : spec.blocks)
+    if (block.attention.window > 0) window = std::min(window, block.attention.window);
+  if (window < 7) {  // a branch would lose sight of its trunk too early
+    EXPECT_THROW(forward(spec, tensors, {}, row, mx::float32, context), std::invalid_argument);
+    return;
+  }
+  const auto packed = forward(spec, tensors, {}, row, mx::float32, context);
+  const auto at = [&](const mx::array& x, std::vector<std::int32_t> which) {
+    return mx::take(x, mx::array(which.data(), {static_cast<int>(which.size())}, mx::int32), 1);
+  };
+  for (const auto& which : std::vector<std::vector<std::int32_t>>{{0, 1, 2, 3, 4, 5, 6}, {0, 1, 2, 3, 7, 8}, {9, 10, 11, 12, 13}}) {
+    const auto whole = forward(spec, tensors, {}, at(row, which), mx::float32);
+    EXPECT_LT(largest_difference(at(packed, which), whole), kOrder * largest(whole));
+  }
+}
+
 TEST_P(ForwardTest, ObserverSeesEveryLinearOnce) {
   std::map<std::string, int> seen;
   std::map<std::string, const LinearSpec*> linears;

@@ -37,7 +37,9 @@ bool sees(const AttentionSize& n, const AttentionRule& rule, std::int64_t b, std
   const std::int64_t position = rule.offset + t;
   if (rule.causal && s > position) return false;
   if (rule.window > 0 && s <= position - rule.window) return false;
-  return rule.segments.empty() || rule.segments[b * n.keys + s] == rule.segments[b * n.keys + t];
+  if (rule.segments.empty()) return true;
+  const auto own = rule.segments[b * n.keys + t], its = rule.segments[b * n.keys + s];
+  return its == own || its == own - ((own % rule.branch) + rule.branch) % rule.branch;
 }
 
 struct Sum {

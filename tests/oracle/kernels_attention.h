@@ -15,6 +15,7 @@ struct AttentionRule {
   std::int64_t window = 0, offset = 0;
   bool causal = true;
   std::vector<std::int32_t> segments = {};  ///< [batch, keys] or empty
+  std::int32_t branch = 1;                  ///< segments see also the next multiple of this at or below their own number
 };
 
 /// A tensor and, element by element, how far a computation may be from it that takes products, sums and exponentials in f32 and rounds

@@ -1,0 +1,95 @@
+// `lquant evaluate`: mlx_lm.evaluate's flags, and more.
+#include "pipeline/evaluate.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <memory>
+
+#include "base/error.h"
+#include "cli/command.h"
+
+namespace lquant::cli {
+namespace {
+
+struct Options {
+  pipeline::EvaluateRun run;
+  std::string chat_arguments = "{}";
+  bool chat = false, unsafe_code = false, json = false, trust_remote_code = false;
+  double temperature = 0, top_p = 1;
+  int top_k = 0;
+};
+
+std::string plus_minus(const evaluate::Mean& mean) {
+  return std::isnan(mean.error) ? fmt::format("{:.4f}", mean.value) : fmt::format("{:.4f} ± {:.4f}", mean.value, mean.error);
+}
+
+void print_table(const pipeline::EvaluateResult& result) {
+  const bool compared = !result.figures.empty() && result.figures[0].paired;
+  fmt::print("{:<14}{:<10}{:<18}", "task", "metric", "value ± stderr");
+  if (compared) fmt::print("{:<18}{:<28}{:<14}{}", "teacher", "difference [95 %]", "gained/lost", "p");
+  fmt::print("\n");
+  for (const auto& f : result.figures) {
+    // The padding counts bytes where "±" has two.
+    fmt::print("{:<14}{:<10}{:<{}}", f.task, f.metric, plus_minus(f.model), std::isnan(f.model.error) ? 18 : 19);
+    if (f.paired) {
+      fmt::print("{:<{}}{:<28}{:<14}{:.3g}", plus_minus(*f.teacher), std::isnan(f.teacher->error) ? 18 : 19,
+                 fmt::format("{:+.4f} [{:+.4f}, {:+.4f}]", f.paired->difference, f.paired->low, f.paired->high),
+                 fmt::format("{}/{}", f.paired->gained, f.paired->lost), f.paired->p);
+    }
+    fmt::print("\n");
+  }
+}
+
+int run(Options& o, const CLI::App& command) {
+  if (o.unsafe_code)
+    throw UsageError("--confirm-run-unsafe-code is refused: lquant never runs a model's answers as code, and no task here asks for it; leave it out");
+  if (command.count("--apply-chat-template") > 0) o.run.chat = o.chat;
+  o.run.chat_arguments = nlohmann::ordered_json::parse(o.chat_arguments, nullptr, /*allow_exceptions=*/false);
+  if (!o.run.chat_arguments.is_object()) throw UsageError("--chat-template-args is no JSON object; write it like '{\"enable_thinking\": false}'");
+  Log log = o.json ? Log(Log::Style::quiet) : Log();
+  const auto result = pipeline::evaluate_tasks(o.run, log);
+  if (o.json) {
+    fmt::print("{}\n", result.report.dump(1));
+    return 0;
+  }
+  print_table(result);
+  log.line(fmt::format("saved to {}", result.file.string()));
+  return 0;
+}
+
+}  // namespace
+
+void add_evaluate(CLI::App& app, Run& chosen) {
+  auto* command = app.add_subcommand("evaluate", "Measure accuracy on multiple-choice tasks as lm-eval does, alone or against a teacher");
+  auto o = std::make_shared<Options>();
+  auto& r = o->run;
+  command->add_option("--model", r.model, "Model folder")->required();
+  command->add_option("--tasks", r.tasks, "Any of arc_challenge, arc_easy, boolq, hellaswag, openbookqa, piqa, social_iqa, winogrande")->required();
+  command->add_option("--data-dir", r.data, "Folder with the rows, TASK/SPLIT.jsonl");
+  command->add_option("--compare,--teacher", r.teacher, "Folder of a model to compare with, question by question");
+  command->add_option("--output-dir", r.output_dir, "Where the files of results go")->capture_default_str();
+  command->add_option("--batch-size", r.batch_size, "512 times this many tokens go through the model at once")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1 << 16));
+  command->add_option("--num-shots", r.shots, "Examples before each question (default: none)")->check(CLI::Range(0, 1000));
+  command
+      ->add_option("--max-tokens", r.max_tokens, "Longest prompt that the model reads (default: its config's); the beginning of a longer one is cut")
+      ->check(CLI::Range(1, 1 << 30));
+  command->add_option("--limit", r.limit, "Rows of each task (default: all)")->check(kPositive);
+  command->add_option("--seed", r.seed, "Seed of the choice of examples")->capture_default_str();
+  command->add_flag("--fewshot-as-multiturn", r.multiturn, "In a chat, examples are turns of their own instead of one user's message");
+  command->add_flag("--apply-chat-template,!--no-apply-chat-template", o->chat,
+                    "Ask in the form of a chat (default: if the model has a chat template)");
+  command->add_option("--chat-template-args", o->chat_arguments, "JSON object of variables for the chat template")->capture_default_str();
+  command->add_flag("--confirm-run-unsafe-code", o->unsafe_code, "Refused: no code of a model is ever run");
+  command->add_flag("--fresh", r.fresh, "Start over instead of continuing an interrupted run");
+  command->add_flag("--json", o->json, "Print the results as JSON on stdout");
+  command->add_option("--temp", o->temperature, "Accepted for mlx_lm's sake, as --top-p and --top-k are: nothing is sampled");
+  command->add_option("--top-p", o->top_p, "See --temp");
+  command->add_option("--top-k", o->top_k, "See --temp");
+  command->add_flag("--trust-remote-code", o->trust_remote_code, "Accepted for mlx_lm's sake; no remote code is ever run");
+  command->callback([o, command, &chosen] { chosen = [o, command] { return run(*o, *command); }; });
+}
+
+}  // namespace lquant::cli

@@ -1,0 +1,61 @@
+// `lquant report`: one page that shows what quantizing cost, where, and how it was done.
+#include "pipeline/report.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <memory>
+
+#include "cli/command.h"
+#include "cli/report_table.h"
+
+namespace lquant::cli {
+namespace {
+
+struct Options {
+  pipeline::ReportRun run;
+  std::string layers = "linear";
+  bool json = false, trust_remote_code = false;
+};
+
+int run(Options& o) {
+  o.run.alone = o.layers == "linear" ? pipeline::AloneBy::linear : o.layers == "block" ? pipeline::AloneBy::block : pipeline::AloneBy::none;
+  Log log = o.json ? Log(Log::Style::quiet) : Log();
+  const auto report = pipeline::report(o.run, log);
+  if (o.json)
+    print_json(report);
+  else
+    print_table(report, isatty(STDOUT_FILENO) == 1);
+  log.line(fmt::format("saved to {}", o.run.output.string()));
+  return 0;
+}
+
+}  // namespace
+
+void add_report(CLI::App& app, Run& chosen) {
+  auto* command =
+      app.add_subcommand("report", "Write a page about quantized folders: size, divergence, where it comes from, the worst tokens, recipes");
+  auto o = std::make_shared<Options>();
+  auto& r = o->run;
+  r.output = "report.html";
+  command->add_option("folders", r.folders, "Quantized model folders")->required();
+  command->add_option("--teacher", r.teacher, "The full-precision model that they were made from")->required();
+  command->add_option("--data-path,--text", r.text.data, "A .txt or .jsonl file, or a folder with train.jsonl")->required();
+  command->add_option("--output", r.output, "The page")->capture_default_str();
+  command->add_flag("--overwrite", r.overwrite, "Replace a page that exists");
+  command->add_option("--layers", o->layers, "What is put into the teacher alone: each linear, each block (many linears are many passes), or none")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"linear", "block", "none"}));
+  command->add_option("--layer-samples", r.alone_rows, "Rows that judge what is put in alone; -1: all that are scored")->capture_default_str();
+  command->add_option("--tokens", r.worst, "Worst tokens to show of each folder")->capture_default_str()->check(CLI::Range(0, 1000));
+  command->add_option("--batch-size", r.text.batch_size, "Rows at a time")->capture_default_str()->check(kPositive);
+  command->add_option("--sequence-length", r.text.sequence_length, "Tokens a row")->capture_default_str()->check(kPositive);
+  command->add_option("--num-samples", r.text.num_samples, "Rows to score; -1: all")->capture_default_str();
+  command->add_option("--seed", r.text.seed, "Seed of the order of .jsonl rows")->capture_default_str();
+  command->add_flag("--fresh", r.fresh, "Start over instead of continuing an interrupted run");
+  command->add_flag("--json", o->json, "Print the page's data as JSON on stdout too");
+  command->add_flag("--trust-remote-code", o->trust_remote_code, "Accepted for mlx_lm's sake; no remote code is ever run");
+  command->callback([o, &chosen] { chosen = [o] { return run(*o); }; });
+}
+
+}  // namespace lquant::cli

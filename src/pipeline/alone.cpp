@@ -1,0 +1,126 @@
+// What enters a block is the same for all parts of it: the model's own activations. From there on each replaced part has a way of its own
+// through the blocks behind it, so that the whole costs half of (parts × blocks) passes of a block.
+#include "pipeline/alone.h"
+
+#include <mlx/mlx.h>
+
+namespace lquant::pipeline {
+namespace {
+
+using States = std::vector<mx::array>;
+
+model::Tensors computed(const model::Model& model, model::Tensors tensors) {
+  auto made = model::dense_tensors(model, std::move(tensors));
+  for (auto& [name, tensor] : made)
+    if (mx::issubdtype(tensor.dtype(), mx::floating)) tensor = mx::astype(tensor, model.compute_dtype());
+  return made;
+}
+
+class Walker {
+ public:
+  Walker(const model::Model& model, const std::vector<calibration::Batch>& batches, const AloneRun& run)
+      : model_(model), spec_(model.spec()), batches_(batches), run_(run), blocks_(static_cast<int>(spec_.blocks.size())) {}
+  void all();
+
+ private:
+  model::Tensors load(int block) const { return computed(model_, model_.load_block(block, model_.stored_dtype())); }
+  States embedded(const model::Tensors& tensors) const;
+  States pass(int block, const model::Tensors& tensors, States states, const model::Observer* observer = nullptr) const;
+  /// Through all blocks from `from` on.
+  States rest(int from, States states) const;
+  evaluate::Answers answers(const States& states, const model::Tensors& final_tensors) const;
+  model::Tensors changed(const AlonePart& part, model::Tensors tensors) const;
+  /// Parts outside of the blocks: `of` is the embedding or the head.
+  void outer(const model::LinearSpec& of, const std::function<evaluate::Answers(const AlonePart&)>& measured);
+  void figure(const AlonePart& part, const evaluate::Answers& student) { run_.done(part, evaluate::measure(student, &*teacher_, batches_)); }
+  bool wanted(const AlonePart& part) const { return !run_.skip || !run_.skip(part); }
+
+  const model::Model& model_;
+  const model::ModelSpec& spec_;
+  const std::vector<calibration::Batch>& batches_;
+  const AloneRun& run_;
+  const int blocks_;
+  std::optional<evaluate::Answers> teacher_;
+};
+
+States Walker::embedded(const model::Tensors& tensors) const {
+  States states;
+  for (const auto& batch : batches_) {
+    states.push_back(model::embed(spec_, tensors, {}, batch.ids, model_.compute_dtype()));
+    states.back().eval();
+  }
+  return states;
+}
+
+States Walker::pass(int block, const model::Tensors& tensors, States states, const model::Observer* observer) const {
+  for (std::size_t b = 0; b < states.size(); ++b) {
+    model::Context context;
+    context.segments = batches_[b].segments;
+    context.observer = observer;
+    states[b] = model::block(spec_, block, tensors, {}, states[b], context);
+    states[b].eval();
+  }
+  return states;
+}
+
+States Walker::rest(int from, States states) const {
+  for (int i = from; i < blocks_; ++i) states = pass(i, load(i), std::move(states));
+  return states;
+}
+
+evaluate::Answers Walker::answers(const States& states, const model::Tensors& final_tensors) const {
+  auto head = model::head(spec_, final_tensors, {}, model_.compute_dtype());
+  return {std::move(head), [this, states, final_tensors](std::size_t b) {
+            const auto h = model::final_norm(spec_, final_tensors, states[b]);
+            return mx::reshape(h, {-1, h.shape(-1)});
+          }};
+}
+
+model::Tensors Walker::changed(const AlonePart& part, model::Tensors tensors) const {
+  for (const auto* linear : part.linears) {
+    const auto name = linear->path + ".weight";
+    tensors.insert_or_assign(name, run_.replaced(part, *linear, tensors.at(name)));
+  }
+  return tensors;
+}
+
+void Walker::outer(const model::LinearSpec& of, const std::function<evaluate::Answers(const AlonePart&)>& measured) {
+  for (const auto& part : run_.parts)
+    if (part.block < 0 && part.linears.front()->path == of.path && wanted(part)) figure(part, measured(part));
+}
+
+void Walker::all() {
+  const auto embedding = computed(model_, model_.load_embedding(model_.stored_dtype()));
+  const auto last = computed(model_, model_.load_final(model_.stored_dtype()));
+  const auto before = embedded(embedding), behind = rest(0, before);
+  teacher_ = answers(behind, last);
+  if (run_.observer)
+    for (const auto& x : behind) (*run_.observer)(spec_.head ? spec_.head->path : spec_.embedding.path, model::final_norm(spec_, last, x), nullptr);
+
+  outer(spec_.embedding, [&](const AlonePart& part) {
+    const auto name = spec_.embedding.path + ".weight";
+    const auto first = changed(part, embedding);
+    auto end = last;
+    if (spec_.tied()) end.insert_or_assign(name, first.at(name));
+    return answers(rest(0, embedded(first)), end);
+  });
+  if (spec_.head) outer(*spec_.head, [&](const AlonePart& part) { return answers(behind, changed(part, last)); });
+
+  auto states = before;
+  for (int i = 0; i < blocks_; ++i) {
+    const auto tensors = load(i);
+    auto next = pass(i, tensors, states, run_.observer);
+    for (const auto& part : run_.parts)
+      if (part.block == i && wanted(part)) figure(part, answers(rest(i + 1, pass(i, changed(part, tensors), states)), last));
+    states = std::move(next);
+    if (run_.after_block) run_.after_block(i);
+  }
+}
+
+}  // namespace
+
+void measure_alone(const model::Model& model, const std::vector<calibration::Batch>& batches, const AloneRun& run) {
+  Walker(model, batches, run).all();
+}
+
+}  // namespace lquant::pipeline

@@ -1,0 +1,253 @@
+"""`lquant evaluate` on invented rows: what it writes, what it refuses, and that a killed run ends in the bytes of one left alone."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+from support import ENVIRONMENT, LQUANT, TINY, encode, log_softmax, numpy_logits, random_model, run, tree
+
+LIMIT = 14
+ROWS = {
+    "arc_challenge/test": [dict(question=f"What follows {i}?", choices=[f"{i + 1}", f"{i}", "none"], answer_index=i % 3) for i in range(LIMIT)],
+    "arc_easy/test": [
+        dict(question=f"Where is stone {i}?", choices=dict(text=["in the river", "on the old roof"], label=["A", "B"]), answerKey="AB"[i % 2])
+        for i in range(LIMIT)
+    ],
+    "boolq/validation": [dict(passage=f"House {i} stands quietly.", question=f"is house {i} loud", label=i % 2) for i in range(LIMIT)],
+    "hellaswag/validation": [
+        dict(
+            activity_label="Reading",
+            ctx_a=f"She opens book {i}.",
+            ctx_b="she",
+            endings=["reads it.", "eats it.", "is a tree.", "flies."],
+            label=str(i % 4),
+        )
+        for i in range(LIMIT)
+    ],
+    "openbookqa/test": [dict(question=f"Winter {i} brings", choices=["snow", "heat", "figs", "ink"], answer_index=i % 4) for i in range(LIMIT)],
+    "piqa/validation": [dict(goal=f"warm room {i}", sol1="light a fire", sol2="open the window wide", label=i % 2) for i in range(LIMIT)],
+    "social_iqa/validation": [
+        dict(context=f"Ada sang song {i}.", question="Why?", answerA="joy", answerB="by walking", answerC="a table", label=str(1 + i % 3))
+        for i in range(LIMIT)
+    ],
+    "winogrande/validation": [
+        dict(sentence=f"The bread {i} was not in the bag since the _ was small.", option1="bag", option2="bread", answer=str(1 + i % 2))
+        for i in range(LIMIT)
+    ],
+}
+TASKS = sorted({name.split("/")[0] for name in ROWS})
+
+
+def write_rows(folder, rows=ROWS):
+    for name, part in rows.items():
+        file = folder / f"{name}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(row) + "\n" for row in part))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_rows(tmp_path_factory.mktemp("rows"))
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """The folder of an undisturbed run of all tasks, with small batches."""
+    output = tmp_path_factory.mktemp("whole")
+    run("evaluate", "--model", TINY, "--tasks", *TASKS, "--data-dir", data, "--output-dir", output, "--batch-size", 1)
+    return output
+
+
+def results_name(tasks, shots=""):
+    return f"eval_{str(TINY).replace('/', '_')}_0.4.13{shots}_{'_'.join(tasks)}"
+
+
+def read_rows(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_files_are_those_of_the_peer(whole):
+    name = results_name(TASKS)
+    assert sorted(p.name for p in whole.iterdir()) == [name, name + ".json", name + ".rows.jsonl"]
+    results = json.loads((whole / name).read_text())
+    assert (whole / name).read_text() == json.dumps(results, indent=4)  # mlx_lm.evaluate's own bytes
+    assert list(results) == TASKS
+    head, acc, norm = ["name", "alias", "sample_len"], ["acc,none", "acc_stderr,none"], ["acc_norm,none", "acc_norm_stderr,none"]
+    for task, found in results.items():
+        assert list(found) == head + acc + (norm if task in ("arc_challenge", "arc_easy", "hellaswag", "openbookqa", "piqa") else [])
+        assert (found["name"], found["alias"], found["sample_len"]) == (task, task, LIMIT)
+    report = json.loads((whole / (name + ".json")).read_text())
+    assert report["results"] == results
+    assert report["versions"] == {task: {"boolq": 2.0, "social_iqa": 0.0}.get(task, 1.0) for task in TASKS}
+    assert report["n-samples"]["piqa"] == {"original": LIMIT, "effective": LIMIT}
+    assert report["n-shot"]["piqa"] == 0 and report["higher_is_better"]["piqa"] == {"acc": True, "acc_norm": True}
+    assert report["config"]["apply_chat_template"] is False and report["config"]["max_tokens"] > 0
+
+
+def test_accuracies_follow_from_the_rows(whole):
+    name = results_name(TASKS)
+    results, rows = json.loads((whole / name).read_text()), read_rows(whole / (name + ".rows.jsonl"))
+    for task in TASKS:
+        own = [row for row in rows if row["task"] == task]
+        assert [row["row"] for row in own] == list(range(LIMIT))
+        acc = [row["loglikelihoods"].index(max(row["loglikelihoods"])) == row["gold"] for row in own]
+        assert acc == [row["acc"] for row in own]
+        mean = sum(acc) / LIMIT
+        assert results[task]["acc,none"] == pytest.approx(mean)
+        assert results[task]["acc_stderr,none"] == pytest.approx((mean * (1 - mean) / (LIMIT - 1)) ** 0.5)
+
+
+def test_likelihoods_are_the_models(whole, data):
+    """Of piqa, against NumPy. bf16 rounds each of some 40 steps by 2^-9 relative: logits near 10 err by 0.2 at the most, a token's
+    log-probability by twice that, and on the mean over an answer's tokens far less; 0.15 a token is a wide bound, and a wrong prompt is off
+    by whole nats."""
+    found = [row["loglikelihoods"] for row in read_rows(whole / (results_name(TASKS) + ".rows.jsonl")) if row["task"] == "piqa"]
+    for row, likelihoods in list(zip(ROWS["piqa/validation"], found))[:4]:
+        for answer, got in zip((row["sol1"], row["sol2"]), likelihoods):
+            context, ids = encode([f"Question: {row['goal']}\nAnswer:", f"Question: {row['goal']}\nAnswer: {answer}"])
+            scores = log_softmax(numpy_logits(TINY, [ids]))[0]
+            wanted = [scores[t - 1, ids[t]] for t in range(len(context), len(ids))]
+            assert got == pytest.approx(sum(wanted), abs=0.15 * len(wanted))
+
+
+def test_json_table_limit_and_shots(data, tmp_path):
+    rows = write_rows(tmp_path / "rows", dict(ROWS, **{"piqa/train": ROWS["piqa/validation"][3:]}))
+    arguments = ["evaluate", "--model", TINY, "--tasks", "piqa", "--data-dir", rows, "--num-shots", 3, "--limit", 5]
+    done = run(*arguments, "--output-dir", tmp_path / "a", "--json")
+    report = json.loads(done.stdout)
+    assert report["n-samples"]["piqa"] == {"original": LIMIT, "effective": 5} and report["n-shot"] == {"piqa": 3}
+    assert (tmp_path / "a" / results_name(["piqa"], "_03")).exists()
+    table = run(*arguments, "--output-dir", tmp_path / "b").stdout.splitlines()
+    assert table[0].split()[:2] == ["task", "metric"] and [line.split()[:2] for line in table[1:]] == [["piqa", "acc"], ["piqa", "acc_norm"]]
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def test_batch_size_changes_nothing_but_rounding(whole, data, tmp_path):
+    run("evaluate", "--model", TINY, "--tasks", *TASKS, "--data-dir", data, "--output-dir", tmp_path, "--batch-size", 64)
+    name = results_name(TASKS) + ".rows.jsonl"
+    for a, b in zip(read_rows(whole / name), read_rows(tmp_path / name), strict=True):
+        assert a["loglikelihoods"] == pytest.approx(b["loglikelihoods"], abs=0.2)  # bf16, as above
+
+
+def test_compare_pairs_two_models(data, tmp_path):
+    other = tmp_path / "3bit"
+    run("convert", "--model", TINY, "-q", "--q-bits", 3, "--mlx-path", other)
+    done = run("evaluate", "--model", other, "--compare", TINY, "--tasks", "piqa", "boolq", "--data-dir", data, "--output-dir", tmp_path / "out")
+    assert "difference" in done.stdout.splitlines()[0]
+    name = f"eval_{str(other).replace('/', '_')}_0.4.13_piqa_boolq"
+    report, rows = json.loads((tmp_path / "out" / (name + ".json")).read_text()), read_rows(tmp_path / "out" / (name + ".rows.jsonl"))
+    alone = run("evaluate", "--model", TINY, "--tasks", "piqa", "boolq", "--data-dir", data, "--output-dir", tmp_path / "teacher", "--json")
+    assert report["teacher_results"] == json.loads(alone.stdout)["results"]
+    pair = report["comparison"]["piqa"]["acc,none"]
+    right = lambda row, key: row[key].index(max(row[key])) == row["gold"]
+    own = [(right(row, "loglikelihoods"), right(row, "teacher_loglikelihoods")) for row in rows if row["task"] == "piqa"]
+    assert (pair["gained"], pair["lost"]) == (own.count((True, False)), own.count((False, True)))
+    assert pair["ci95"][0] <= pair["difference"] <= pair["ci95"][1] and 0 < pair["p_mcnemar"] <= 1
+
+
+def test_chat_templates(data, tmp_path):
+    model = random_model(tmp_path / "chat", chat=True)
+    arguments = ["evaluate", "--model", model, "--tasks", "boolq", "--data-dir", data, "--limit", 2, "--json"]
+    by_default = json.loads(run(*arguments, "--output-dir", tmp_path / "a").stdout)
+    assert by_default["config"]["apply_chat_template"] is True
+    plain = json.loads(run(*arguments, "--output-dir", tmp_path / "b", "--no-apply-chat-template").stdout)
+    assert plain["config"]["apply_chat_template"] is False
+    rows = [read_rows(next((tmp_path / x).glob("*.rows.jsonl"))) for x in "ab"]
+    assert rows[0][0]["loglikelihoods"] != rows[1][0]["loglikelihoods"]
+    run(*arguments, "--output-dir", tmp_path / "c", "--chat-template-args", '{"enable_thinking": false}')
+
+
+def test_long_prompts_lose_their_beginning(data, tmp_path):
+    arguments = ["evaluate", "--model", TINY, "--tasks", "arc_easy", "--data-dir", data]
+    done = run(*arguments, "--output-dir", tmp_path / "a", "--max-tokens", 12)
+    assert f"{LIMIT} of {LIMIT} prompts are longer than the 12 tokens" in done.stderr
+    run(*arguments, "--output-dir", tmp_path / "b", "--max-tokens", 1)  # nothing of any context is left
+    assert all(row["loglikelihoods"] == [None, None] for row in read_rows(next((tmp_path / "b").glob("*.rows.jsonl"))))
+
+
+def test_killed_runs_end_in_the_same_bytes(whole, data, tmp_path):
+    arguments = ["evaluate", "--model", TINY, "--tasks", *TASKS, "--data-dir", data, "--output-dir", tmp_path, "--batch-size", 1]
+    folder = tmp_path / (results_name(TASKS) + ".lquant-run")
+    killed = 0
+    for unit, kill in (("arc_challenge-000000", signal.SIGKILL), ("boolq-000000", signal.SIGTERM), ("openbookqa-000000", signal.SIGKILL)):
+        process = subprocess.Popen([str(a) for a in (LQUANT, *arguments)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+        while process.poll() is None and not (folder / f"{unit}.safetensors").exists():
+            time.sleep(0.001)
+        process.send_signal(kill)
+        _, stderr = process.communicate()
+        if process.returncode in (130, -signal.SIGKILL):
+            killed += 1
+            assert kill == signal.SIGKILL or "give the same command again" in stderr
+        assert process.returncode in (0, 130, -signal.SIGKILL), stderr
+        if process.returncode == 0:
+            break
+    assert killed > 0
+    if folder.exists():
+        assert "continuing the run" in run(*arguments).stderr
+    assert tree(tmp_path) == tree(whole)
+
+
+def test_another_run_is_not_continued(data, tmp_path):
+    arguments = ["evaluate", "--model", TINY, "--tasks", *TASKS, "--data-dir", data, "--output-dir", tmp_path]
+    process = subprocess.Popen([str(a) for a in (LQUANT, *arguments, "--batch-size", 1)], stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    folder = tmp_path / (results_name(TASKS) + ".lquant-run")
+    while process.poll() is None and not (folder / "arc_challenge-000000.safetensors").exists():
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    if not folder.exists():
+        pytest.skip("the run was done before it could be killed")
+    done = run(*arguments, "--batch-size", 2, code=1)
+    assert "batch_size (was 1, now 2)" in done.stderr
+    run(*arguments, "--batch-size", 2, "--fresh")
+
+
+def refused(arguments, *parts, code=1):
+    done = run("evaluate", "--model", TINY, *arguments, code=code)
+    lines = done.stderr.strip().split("\n")
+    assert len(lines) == 1 and lines[0].startswith("lquant: "), done.stderr
+    for part in parts:
+        assert str(part) in lines[0], lines[0]
+    assert done.stdout == ""
+
+
+def test_bad_input_is_one_sentence(data, whole, tmp_path):
+    out = ["--output-dir", tmp_path / "out"]
+    refused(["--tasks", "arc_esy", "--data-dir", data, *out], "arc_esy", "did you mean arc_easy?")
+    refused(["--tasks", "piqa", *out], "--data-dir", "TASK/SPLIT.jsonl", code=2)
+    refused(["--tasks", "piqa", "--data-dir", tmp_path / "none", *out], tmp_path / "none", "no folder")
+    refused(["--tasks", "piqa", "--data-dir", data, "--num-shots", 2, *out], "piqa/train.jsonl", "is missing", "--num-shots 2")
+    refused(["--tasks", "piqa", "--data-dir", data, "--confirm-run-unsafe-code", *out], "--confirm-run-unsafe-code", "never runs", code=2)
+    refused(["--tasks", "piqa", "--data-dir", data, "--chat-template-args", "[1]", *out], "--chat-template-args", "JSON object", code=2)
+    refused(["--tasks", "piqa", "--data-dir", data, "--apply-chat-template", *out], "no chat template")
+    refused(["--tasks", "piqa", "--data-dir", data, "--limit", 0, *out], "--limit", code=2)
+    refused(["--tasks", "piqa", "--data-dir", data, "--batch-size", 0, *out], "--batch-size", code=2)
+    refused(["--tasks", *TASKS, "--data-dir", data, "--output-dir", whole], "exists already", "--output-dir")
+    refused(["--tasks", "piqa", "--data-dir", data, "--compare", tmp_path / "none", *out], tmp_path / "none")
+    empty = write_rows(tmp_path / "empty", {"boolq/validation": []})
+    refused(["--tasks", "boolq", "--data-dir", empty, *out], "boolq/validation.jsonl", "no row")
+    broken = write_rows(tmp_path / "broken", ROWS)
+    file = broken / "piqa" / "validation.jsonl"
+    lines = file.read_text().splitlines()
+    for line, parts in ((json.dumps(dict(goal="g", sol1="", sol2="b", label=0)), ["piqa", "choice 1 is empty"]), ("{", ["no JSON object"])):
+        file.write_text("\n".join([*lines[:4], line, *lines[5:]]))
+        refused(["--tasks", "piqa", "--data-dir", broken, *out], f"{file}:5", *parts)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(["--tasks", "piqa", "--data-dir", data, "--output-dir", tmp_path / "file" / "out"], tmp_path / "file")
+
+
+def test_runs_as_the_peer_is_called(data, tmp_path):
+    program = os.path.join(os.path.dirname(LQUANT), "lquant.evaluate")
+    if not os.path.exists(program):
+        pytest.skip("the build makes no such name here")
+    done = run("--model", TINY, "--tasks", "piqa", "--data-dir", data, "--limit", 1, "--output-dir", tmp_path, "--trust-remote-code", program=program)
+    assert "piqa" in done.stdout
+    assert json.loads((tmp_path / results_name(["piqa"])).read_text())["piqa"]["acc_stderr,none"] == "N/A"
