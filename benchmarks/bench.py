@@ -128,6 +128,28 @@ def method_round(table, args, model, method, rows, variants, options=()):
             table.add(group, f"ratio{name}", theirs["seconds"] / seconds[name], "times as fast")
 
 
+def dynamic_round(table, args, model, rows):
+    """Sensitivities on the same rows, from start to the written file. Ours are of all formats, the peer's of its two."""
+    group = f"Sensitivities on {model.name}, {rows} rows of 512"
+    texts, ids = rows_of_ids(model, 516, rows)
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        (folder / "rows.jsonl").write_text("".join(json.dumps({"tokens": (row * 2)[:512]}) + "\n" for row in ids))
+        (folder / "rows.json").write_text(json.dumps([(row * 2)[:512] for row in ids]))
+        seconds = {}
+        for name, tokens in {"": [], " on every row": ["--sensitivity-tokens", 512 * rows]}.items():
+            start = time.perf_counter()
+            out = run([args.build / "lquant", "dynamic_quant", "--model", model, "--plan-only", folder / f"plan{name}.json", "--data-path", folder / "rows.jsonl",
+                       *tokens, "--json"], cwd=folder)
+            seconds[name] = time.perf_counter() - start
+            table.add(group, f"lquant{name}", seconds[name], "s")
+            table.add(group, f"lquant{name}: tokens", json.loads(out)["tokens"], "tokens")
+        theirs = json.loads(run([sys.executable, ROOT / "benchmarks" / "peer_dynamic.py", "--model", model, "--rows", folder / "rows.json", "--output", folder / "theirs.json"]))
+        table.add(group, "mlx_lm", theirs["seconds"], "s")
+        for name in seconds:
+            table.add(group, f"ratio{name}", theirs["seconds"] / seconds[name], "times as fast")
+
+
 class Table:
     """Figures by name, one value a round."""
 
@@ -204,6 +226,7 @@ def main():
     parser.add_argument("--gptq-rows", type=int, default=0, help="rows of 512 tokens for GPTQ beside mlx_lm's, which takes minutes even on models/tiny; 0 leaves it out")
     parser.add_argument("--awq-rows", type=int, default=0, help="the same for AWQ")
     parser.add_argument("--awq-grid", type=int, default=10, help="exponents that AWQ tries, of both")
+    parser.add_argument("--dynamic-rows", type=int, default=0, help="the same for dynamic_quant's sensitivities")
     parser.add_argument("--no-dwq", action="store_true", help="leave DWQ out")
     parser.add_argument("--no-kernels", action="store_true", help="models alone")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
@@ -224,6 +247,8 @@ def main():
                 method_round(table, args, model.resolve(), "gptq", args.gptq_rows, {"": [], " without correction": ["--asymmetric", "off"]})
             if args.awq_rows > 0:
                 method_round(table, args, model.resolve(), "awq", args.awq_rows, {"": ["--embed-group-size", 64]}, ["--n-grid", args.awq_grid])
+            if args.dynamic_rows > 0:
+                dynamic_round(table, args, model.resolve(), args.dynamic_rows)
         if not args.no_kernels:
             kernel_round(table, args.build, peaks)
     print(table.markdown())

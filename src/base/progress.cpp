@@ -6,6 +6,8 @@
 
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
+#include <fstream>
 
 namespace lquant {
 using Clock = std::chrono::steady_clock;
@@ -75,6 +77,12 @@ std::string format_bytes(double bytes) {
 }
 
 std::uint64_t peak_memory() {
+#ifdef __linux__
+  // Not getrusage's: that one starts from what the process that called us had.
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);)
+    if (line.starts_with("VmHWM:")) return std::strtoull(line.c_str() + 6, nullptr, 10) * 1024;
+#endif
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
 #ifdef __APPLE__

@@ -70,6 +70,11 @@ void add_gptq(CLI::App& app, Run& chosen) {
       ->check(CLI::IsMember({"auto", "on", "off"}));
   auto* no_search = command->add_flag("--no-range-search", o->no_range_search, "Each group's minimum and maximum instead of the best range");
   command->add_flag("--range-search", o->range_search, "Search each group's range by the Hessian's diagonal (the default)")->excludes(no_search);
+  command
+      ->add_option("--train-blocks", r.training.epochs,
+                   "Passes over the rows in which each quantized block learns to give what the full-precision one does; 0: none")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1000));
   command->add_flag("--fresh", r.fresh, "Start over instead of continuing an interrupted run");
   command->add_flag("--json", o->json, "Print the figures as JSON on stdout");
   command->add_flag("--trust-remote-code", o->trust_remote_code, "Accepted for mlx_lm's sake; no remote code is ever run");

@@ -86,9 +86,9 @@ mx::array fold(const Edge& edge, const mx::array& scales, Tensors& tensors, mx::
 }
 
 void fold_block(const ModelSpec& spec, int block, const Folds& folds, Tensors& tensors, mx::Dtype stored) {
-  for (const auto& edge : spec.edges()) {
+  for (const auto& edge : spec.edges_of(block)) {
     const auto it = folds.find(edge.producer);
-    if (edge.block == block && it != folds.end()) fold(edge, it->second, tensors, stored);
+    if (it != folds.end()) fold(edge, it->second, tensors, stored);
   }
 }
 

@@ -166,6 +166,12 @@ std::vector<std::string> Model::unused_names() const {
   return unused;
 }
 
+Tensors cast(Tensors tensors, mx::Dtype dtype) {
+  for (auto& [name, tensor] : tensors)
+    if (mx::issubdtype(tensor.dtype(), mx::floating) && tensor.dtype() != dtype) tensor = mx::astype(tensor, dtype);
+  return tensors;
+}
+
 std::vector<std::string> tensor_names(const LinearSpec& linear, const Formats& formats) { return names_of(expected_tensors(linear, formats)); }
 
 Tensors dense_tensors(const Model& model, Tensors tensors) {

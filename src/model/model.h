@@ -59,6 +59,9 @@ class Model {
 /// for.
 Tensors dense_tensors(const Model& model, Tensors tensors);
 
+/// Every float tensor in that dtype.
+Tensors cast(Tensors tensors, mx::Dtype dtype);
+
 /// Tensor names of one linear (".weight", ".scales", ".biases" as its format asks, ".bias" when it has one).
 std::vector<std::string> tensor_names(const LinearSpec& linear, const Formats& formats);
 

@@ -115,21 +115,26 @@ std::vector<std::string> paths(const std::vector<LinearSpec>& linears) {
 
 }  // namespace
 
+std::vector<Edge> ModelSpec::edges_of(int i) const {
+  std::vector<Edge> all;
+  const auto& block = blocks[i];
+  all.push_back(norm_edge(i, block.attention_norm, paths(block.attention.inputs)));
+  all.push_back(value_edge(i, block.attention));
+  if (const auto* dense = std::get_if<DenseMlp>(&block.mlp)) {
+    all.push_back(norm_edge(i, block.mlp_norm, paths(dense->inputs)));
+    all.push_back(gated_edge(i, dense->inputs.back(), dense->down, dense->inputs.size() == 1));
+  } else {
+    const auto& experts = std::get<ExpertMlp>(block.mlp);
+    all.push_back(norm_edge(i, block.mlp_norm, {experts.router.path, experts.gate.path, experts.up.path}));
+    all.push_back(gated_edge(i, experts.up, experts.down, false));
+  }
+  return all;
+}
+
 std::vector<Edge> ModelSpec::edges() const {
   std::vector<Edge> all;
-  for (int i = 0; i < static_cast<int>(blocks.size()); ++i) {
-    const auto& block = blocks[i];
-    all.push_back(norm_edge(i, block.attention_norm, paths(block.attention.inputs)));
-    all.push_back(value_edge(i, block.attention));
-    if (const auto* dense = std::get_if<DenseMlp>(&block.mlp)) {
-      all.push_back(norm_edge(i, block.mlp_norm, paths(dense->inputs)));
-      all.push_back(gated_edge(i, dense->inputs.back(), dense->down, dense->inputs.size() == 1));
-    } else {
-      const auto& experts = std::get<ExpertMlp>(block.mlp);
-      all.push_back(norm_edge(i, block.mlp_norm, {experts.router.path, experts.gate.path, experts.up.path}));
-      all.push_back(gated_edge(i, experts.up, experts.down, false));
-    }
-  }
+  for (int i = 0; i < static_cast<int>(blocks.size()); ++i)
+    for (auto& edge : edges_of(i)) all.push_back(std::move(edge));
   return all;
 }
 

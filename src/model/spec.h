@@ -114,8 +114,9 @@ struct ModelSpec {
   bool tied() const { return !head; }
   /// Every linear in the order of the forward pass: embedding, blocks, head.
   std::vector<const LinearSpec*> linears() const;
-  /// Every edge of every block.
+  /// Every edge of every block, and those of one.
   std::vector<Edge> edges() const;
+  std::vector<Edge> edges_of(int block) const;
 };
 
 /// Reads model_type (after mlx_lm's renamings, such as mistral → llama) and the family's fields. Missing or senseless fields and

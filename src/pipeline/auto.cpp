@@ -160,6 +160,7 @@ void Auto::allocate() {
     r.model = o_.model, r.output = output, r.rows = statistic_rows();
     r.widths = o_.widths, r.groups = o_.groups, r.tie = o_.tie, r.floors = o_.floors, r.ceilings = o_.ceilings, r.measure = o_.measure;
     r.target = o_.target;
+    r.followed = !o_.steps.empty();
     if (!r.target.bits && !r.target.bytes && !r.target.kl) r.target.bits = kDefaultBits;
     dynamic_quant(r, log_);
   });
@@ -188,7 +189,7 @@ void Auto::improve() {
       GptqRun r;
       r.model = o_.model, r.output = output, r.plan = plan, r.rows = statistic_rows(), r.scaled = scales;
       r.format = plan_.base;
-      (void)passes;
+      r.training.epochs = passes;
       gptq(r, log_);
     };
   };

@@ -12,10 +12,10 @@
 #include "codec/range_search.h"
 #include "model/pack.h"
 #include "pipeline/awq_block.h"
+#include "pipeline/block_run.h"
 #include "pipeline/experts.h"
 #include "pipeline/folds.h"
 #include "pipeline/output.h"
-#include "pipeline/run_folder.h"
 
 namespace lquant::pipeline {
 using json = nlohmann::json;
@@ -25,8 +25,6 @@ namespace {
 
 // One batch in eight judges and chooses nothing.
 constexpr std::size_t kHeldOut = 8;
-
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 const char* name_of(AwqInputs inputs) { return inputs == AwqInputs::quantized ? "quantized" : inputs == AwqInputs::full ? "full" : "auto"; }
 
@@ -63,18 +61,22 @@ class MomentStores {
 };
 
 /// The run of one command.
-class Awq {
+class Awq : public BlockMethod {
  public:
-  Awq(const AwqRun& options, const model::Model& model, const plan::QuantPlan& plan, const Rows& rows, RunFolder& run, Log& log)
-      : o_(options), model_(model), spec_(model.spec()), plan_(plan), rows_(rows), run_(run), log_(log) {
+  Awq(const AwqRun& options, BlockRun& run)
+      : o_(options), model_(run.model()), spec_(model_.spec()), plan_(run.plan()), rows_(run.rows()), run_(run), log_(run.log()) {
     const auto every = std::min(kHeldOut, rows_.ids.size());
     for (std::size_t b = every - 1; b < rows_.ids.size(); b += every) judges_.push_back(b);
     result.tokens = rows_.tokens;
+    result.edges = static_cast<int>(spec_.edges().size());
+    result.error_ratio = 0;
   }
 
-  /// Quantizes everything; the parts are units of the run, named in order.
-  std::vector<std::string> quantize_all();
-  model::Folds folds;
+  bool needs_teacher() const override { return true; }
+  codec::Packed pack_embedding(const mx::array& weight, const codec::Format& format) override { return packed(weight, format, std::nullopt); }
+  Turn turn(int block, const model::Tensors& stored, const model::Tensors& full) override;
+  void skipped(const json& meta) override { count(meta); }
+  model::Tensors finish() override;
 
   AwqResult result;
 
@@ -86,32 +88,19 @@ class Awq {
     std::vector<mx::array> behind_attention, behind_block;  ///< the full-precision model's states, of the judging batches
   };
   Seen look(int block, const model::Tensors& full);
-  RunFolder::Unit turn(int block, const model::Tensors& stored);
   void count(const json& figures);
   void tell(int block, const AwqSolution& solution);
-  model::Tensors cast(const model::Tensors& tensors, mx::Dtype dtype) const;
-  void pack(const model::LinearSpec& linear, model::Tensors& tensors, const std::optional<mx::array>& importance) const;
-  void check_interrupt() const {
-    if (InterruptGuard::requested()) throw Interrupted("[pipeline] interrupted; give the same command again to continue");
-  }
+  codec::Packed packed(const mx::array& weight, const codec::Format& format, const std::optional<mx::array>& importance) const;
 
   const AwqRun& o_;
   const model::Model& model_;
   const model::ModelSpec& spec_;
   const plan::QuantPlan& plan_;
   const Rows& rows_;
-  RunFolder& run_;
+  BlockRun& run_;
   Log& log_;
   std::vector<std::size_t> judges_;
-  std::optional<Walk> student_, teacher_;
 };
-
-model::Tensors Awq::cast(const model::Tensors& tensors, mx::Dtype dtype) const {
-  auto made = tensors;
-  for (auto& [name, tensor] : made)
-    if (mx::issubdtype(tensor.dtype(), mx::floating) && tensor.dtype() != dtype) tensor = mx::astype(tensor, dtype);
-  return made;
-}
 
 void Awq::tell(int block, const AwqSolution& solution) {
   if (solution.undone.empty()) return;
@@ -132,7 +121,7 @@ void Awq::count(const json& figures) {
 /// The teacher's walk comes out of the block, the student's stays before it.
 Awq::Seen Awq::look(int block, const model::Tensors& full) {
   Seen seen;
-  Walk probe = *student_;
+  Walk probe = run_.student();
   const auto advance = [&](Walk& walk, Walk::Halt at, std::size_t b, MomentStores* stores) {
     const auto start = Clock::now();
     double summing = 0;
@@ -150,26 +139,24 @@ Awq::Seen Awq::look(int block, const model::Tensors& full) {
   for (const auto at : Walk::kHalts) {
     for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
       if (o_.inputs != AwqInputs::full) advance(probe, at, b, &seen.by_student);
-      advance(*teacher_, at, b, o_.inputs != AwqInputs::quantized ? &seen.by_teacher : nullptr);
-      if (at == Walk::Halt::mlp_input && judges(b)) seen.behind_attention.push_back(teacher_->states(b));
+      advance(*run_.teacher(), at, b, o_.inputs != AwqInputs::quantized ? &seen.by_teacher : nullptr);
+      if (at == Walk::Halt::mlp_input && judges(b)) seen.behind_attention.push_back(run_.teacher()->states(b));
     }
     check_interrupt();
   }
   const auto start = Clock::now();
   for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
-    teacher_->leave(b, block, full, {});
-    if (judges(b)) seen.behind_block.push_back(teacher_->states(b));
+    run_.teacher()->leave(b, block, full, {});
+    if (judges(b)) seen.behind_block.push_back(run_.teacher()->states(b));
   }
   result.forward_time += seconds_since(start);
   return seen;
 }
 
-/// Both walks come out of the block; returns the unit to save.
-RunFolder::Unit Awq::turn(int block, const model::Tensors& stored) {
-  const auto full = cast(stored, model_.compute_dtype());
+BlockMethod::Turn Awq::turn(int block, const model::Tensors& stored, const model::Tensors& full) {
   const auto linears = spec_.blocks[block].linears();
   const auto seen = look(block, full);
-  AwqBlock work({model_, plan_, o_.method, rows_, judges_, block, stored, full, *student_, seen.behind_attention, seen.behind_block});
+  AwqBlock work({model_, plan_, o_.method, rows_, judges_, block, stored, full, run_.student(), seen.behind_attention, seen.behind_block});
   bool from_quantized = o_.inputs != AwqInputs::full;
   const auto [choosing, weighing] = (from_quantized ? seen.by_student : seen.by_teacher).of(linears, log_);
   auto solution = work.solve(choosing, weighing);
@@ -187,7 +174,7 @@ RunFolder::Unit Awq::turn(int block, const model::Tensors& stored) {
   check_interrupt();
   tell(block, solution);
   const auto start = Clock::now();
-  student_->pass(block, solution.dense, {});
+  run_.student().pass(block, solution.dense, {});
   result.forward_time += seconds_since(start);
 
   RunFolder::Unit unit{std::move(solution.packed),
@@ -197,80 +184,34 @@ RunFolder::Unit Awq::turn(int block, const model::Tensors& stored) {
                         {"from_quantized", from_quantized}}};
   for (const auto& [producer, scales] : solution.folds) unit.tensors.insert({kFoldPrefix + producer, scales});
   count(unit.meta);
-  return unit;
+  const auto figure = fmt::format("output error {:.2f} of plain rounding's", unit.meta.at("error_ratio").get<double>());
+  return {std::move(unit), figure};
 }
 
-void Awq::pack(const model::LinearSpec& linear, model::Tensors& tensors, const std::optional<mx::array>& importance) const {
-  const auto planned = plan_.formats.find(linear.path);
-  if (planned == plan_.formats.end()) return;
-  const auto weight = tensors.at(linear.path + ".weight");
-  const auto packed = planned->second.mode == codec::Mode::affine && o_.method.clip ? codec::range_search(weight, planned->second, importance).packed
-                                                                                    : codec::quantize(weight, planned->second);
-  model::put_packed(tensors, linear.path, packed);
+codec::Packed Awq::packed(const mx::array& weight, const codec::Format& format, const std::optional<mx::array>& importance) const {
+  return format.mode == codec::Mode::affine && o_.method.clip ? codec::range_search(weight, format, importance).packed
+                                                              : codec::quantize(weight, format);
 }
 
-std::vector<std::string> Awq::quantize_all() {
-  const int blocks = static_cast<int>(spec_.blocks.size());
-  const auto compute = model_.compute_dtype(), stored = model_.stored_dtype();
-  const auto unit_name = [](int i) { return fmt::format("block-{:05d}", i); };
-  std::vector<std::string> units;
-  for (int i = 0; i < blocks; ++i) units.push_back(unit_name(i));
-  units.push_back("final");
-
-  const auto original = model::dense_tensors(model_, model_.load_embedding(stored));
-  auto embedding = original;
-  model::Formats formats;
-  if (!spec_.tied()) {
-    // Its rows are looked up, not multiplied: nothing weighs one of its columns above another.
-    units.insert(units.begin(), "embedding");
-    pack(spec_.embedding, embedding, std::nullopt);
-    if (const auto planned = plan_.formats.find(spec_.embedding.path); planned != plan_.formats.end()) formats.insert(*planned);
-    run_.save("embedding", embedding);
+model::Tensors Awq::finish() {
+  const auto& linear = spec_.head ? *spec_.head : spec_.embedding;
+  const auto outer = model_.load_final(model_.compute_dtype());
+  calibration::HessianStore moments;
+  for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
+    auto input = model::final_norm(spec_, outer, run_.student().states(b));
+    input.eval();
+    moments.add(linear.path, input, nullptr, nullptr, rows_.counted[b] ? &*rows_.counted[b] : nullptr);
   }
-  student_.emplace(spec_, rows_.ids, rows_.segments, embedding, formats, compute);
-  teacher_.emplace(spec_, rows_.ids, rows_.segments, original, model::Formats{}, compute);
-
-  result.edges = static_cast<int>(spec_.edges().size());
-  result.error_ratio = 0;
-  Progress progress(log_, "scaling blocks", blocks + 1);
-  for (int i = 0; i < blocks; ++i) {
-    const auto dense = model::dense_tensors(model_, model_.load_block(i, stored));
-    const double before = result.error_ratio;
-    if (const auto done = run_.load(unit_name(i))) {
-      student_->pass(i, walked(model_, plan_, done->tensors), {});
-      teacher_->pass(i, cast(dense, compute), {});
-      count(done->meta);
-      progress.skip(1);
-      check_interrupt();
-    } else {
-      const auto unit = turn(i, dense);
-      run_.save(unit_name(i), unit.tensors, unit.meta);
-      progress.advance(1, fmt::format("output error {:.2f} of plain rounding's", result.error_ratio - before));
-    }
-  }
-  if (result.blocks > 0) result.error_ratio /= result.blocks;
-
-  if (!run_.has("final")) {
-    const auto& linear = spec_.head ? *spec_.head : spec_.embedding;
-    const auto outer = model_.load_final(compute);
-    calibration::HessianStore moments;
-    for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
-      auto input = model::final_norm(spec_, outer, student_->states(b));
-      input.eval();
-      moments.add(linear.path, input, nullptr, nullptr, rows_.counted[b] ? &*rows_.counted[b] : nullptr);
-    }
-    auto tensors = model::dense_tensors(model_, model_.load_final(stored));
-    const auto& h = moments.of(linear.path).front();
-    if (!mx::all(mx::isfinite(h.moment)).item<bool>())
-      fail("pipeline",
-           "{}: its inputs became NaN or infinite on the calibration data; make the model float32 first (lquant convert --dtype float32) or use "
-           "other data",
-           linear.path);
-    pack(linear, tensors, calibration::mean_squares(h));
-    run_.save("final", tensors);
-  }
-  progress.finish();
-  return units;
+  auto tensors = model::dense_tensors(model_, model_.load_final(model_.stored_dtype()));
+  const auto& h = moments.of(linear.path).front();
+  if (!mx::all(mx::isfinite(h.moment)).item<bool>())
+    fail("pipeline",
+         "{}: its inputs became NaN or infinite on the calibration data; make the model float32 first (lquant convert --dtype float32) or use "
+         "other data",
+         linear.path);
+  if (const auto planned = plan_.formats.find(linear.path); planned != plan_.formats.end())
+    model::put_packed(tensors, linear.path, packed(tensors.at(linear.path + ".weight"), planned->second, calibration::mean_squares(h)));
+  return tensors;
 }
 
 }  // namespace
@@ -306,42 +247,23 @@ json awq_options(const AwqRun& o) {
 }
 
 AwqResult awq(const AwqRun& o, Log& log) {
-  const auto began = Clock::now();
   if (o.format.mode != codec::Mode::affine) throw UsageError("awq searches scales and biases, which only the affine mode has");
-  check_output(o.output);
-  const auto checkpoint = checkpoint::Checkpoint::open(o.model);
-  const auto model = model::Model::open(checkpoint);
-  const auto tokenizer = text::Tokenizer::open(o.model);
+  BlockRun run({"awq", "scaling blocks", o.model, o.output, o.rows, o.fresh}, log);
   const auto options = awq_options(o);
-  const auto plan = plan_for(o, model.spec(), options.contains("plan") ? std::optional(options.at("plan")) : std::nullopt);
-  for (const auto& [path, why] : plan.dense) log.line(fmt::format("{} stays dense: {}", path, why));
+  run.follow(plan_for(o, run.model().spec(), options.contains("plan") ? std::optional(options.at("plan")) : std::nullopt));
+  run.begin(options);
 
-  json identity{{"command", "awq"},
-                {"options", options},
-                {"model", checkpoint.fingerprint()},
-                {"device", mx::default_device() == mx::Device::gpu ? "gpu" : "cpu"}};
-  RowSource source(o.rows, tokenizer);
-  source.identify(identity);
-  RunFolder run(o.output, identity, o.fresh);
-  InterruptGuard guard;
-  if (run.resumed()) log.line(fmt::format("continuing the run in {}", run.path().string()));
-  const auto rows = source.read(model, run, log);
-
-  Awq work(o, model, plan, rows, run, log);
-  const auto units = work.quantize_all();
-  ModelWriter writer(o.output, model);
-  const auto folds = write_units(writer, run, units);
-  writer.finish(&plan, model.stored_dtype(), {"awq", options, rows.manifest, nullptr});
-  run.remove();
-
+  Awq work(o, run);
+  run.quantize(work);
   auto& result = work.result;
-  const auto size = plan::size_of(model.spec(), plan, static_cast<int>(mx::size_of(model.stored_dtype())));
-  result.bits_per_weight = size.bits_per_weight(), result.bytes = size.bytes;
-  result.total_time = seconds_since(began);
+  if (result.blocks > 0) result.error_ratio /= result.blocks;
+  const auto written = run.write(options);
+  result.bits_per_weight = written.size.bits_per_weight(), result.bytes = written.size.bytes;
+  result.total_time = written.seconds;
   const auto share = [&](double seconds) { return 100 * seconds / result.total_time; };
   log.line(fmt::format(
       "{} at {:.3f} bits per weight in {}; scales on {} of {} edges; forward {:.0f} %, second moments {:.0f} %, search {:.0f} %, gate {:.0f} %",
-      format_bytes(static_cast<double>(size.bytes)), size.bits_per_weight(), format_duration(result.total_time), folds.size(), result.edges,
+      format_bytes(static_cast<double>(result.bytes)), result.bits_per_weight, format_duration(result.total_time), written.folds.size(), result.edges,
       share(result.forward_time), share(result.hessian_time), share(result.search_time), share(result.gate_time)));
   return result;
 }

@@ -46,10 +46,7 @@ bool clearly_below(const RowErrors& a, const RowErrors& b) {
   return gain > 2 * error;
 }
 
-AwqBlock::AwqBlock(const Inputs& inputs) : in_(inputs), spec_(inputs.model.spec()) {
-  for (auto& edge : spec_.edges())
-    if (edge.block == in_.block) edges_.push_back(std::move(edge));
-}
+AwqBlock::AwqBlock(const Inputs& inputs) : in_(inputs), spec_(inputs.model.spec()), edges_(spec_.edges_of(in_.block)) {}
 
 const codec::Format* AwqBlock::format_of(const std::string& path) const {
   const auto it = in_.plan.formats.find(path);

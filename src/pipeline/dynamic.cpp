@@ -17,6 +17,7 @@
 #include "pipeline/sensitivity_files.h"
 #include "pipeline/start.h"
 #include "plan/threshold.h"
+#include "quantize/sensitivity.h"
 
 namespace lquant::pipeline {
 using json = nlohmann::json;
@@ -29,6 +30,9 @@ constexpr double kDefaultBits = 5;
 // Points of a curve: one each tenth of a bit and finer between 2 and 8 bits.
 constexpr std::size_t kCurvePoints = 128;
 // All widths and groups that the affine mode has: one measurement serves every later choice.
+// What is measured: coarse enough for single linears' divergence to stand out from the noise of bf16 activations, which flips of roundings anywhere
+// bring (some 1e-4), and fine enough for second order to hold.
+constexpr codec::Format kMeasured{codec::Mode::affine, 3, 64};
 const std::vector<int> kAllBits = {2, 3, 4, 5, 6, 8}, kAllGroups = {32, 64, 128};
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
@@ -124,7 +128,8 @@ Decision decide(const DynamicRun& o, const model::Model& model, const Sensitivit
   const auto& spec = model.spec();
   const int dense_bytes = static_cast<int>(mx::size_of(model.stored_dtype()));
   plan::ChooserOptions options{choices_of(o), o.tie, o.floors, o.ceilings};
-  const plan::FormatChooser chooser(spec, options, [&](const std::string& path, const codec::Format& f) { return s.of(path, f); }, dense_bytes);
+  const auto cost = [&](const std::string& path, const codec::Format& f) { return s.of(path, f) * (o.followed ? 1 : quantize::beyond_second_order(f)); };
+  const plan::FormatChooser chooser(spec, options, cost, dense_bytes);
   const auto& allocator = chooser.allocator();
   log.line(fmt::format("with these widths the model has {:.3f} to {:.3f} bits per weight", chooser.bits_per_weight(allocator.least_bytes()),
                        chooser.bits_per_weight(allocator.most_bytes())));
@@ -134,7 +139,7 @@ Decision decide(const DynamicRun& o, const model::Model& model, const Sensitivit
     best(o, chooser);  // says what is out of reach
     d.plan = plan::threshold_plan(spec, o.low, o.high, as_mlx_lm(spec, s, o.low, o.high), o.target.bits.value_or(kDefaultBits), dense_bytes);
     for (const auto& [path, format] : d.plan.formats)
-      if (const double kl = s.of(path, format); std::isfinite(kl)) d.predicted += kl;
+      if (const double kl = cost(path, format); std::isfinite(kl)) d.predicted += kl;
   } else {
     const auto allocation = best(o, chooser);
     d.plan = chooser.plan(allocation);
@@ -198,7 +203,7 @@ DynamicResult dynamic_quant(const DynamicRun& o, Log& log) {
   const auto start = Clock::now();
   auto s = given ? *given : compute_sensitivities(model, used.first(o.sensitivity_tokens), judged_formats(o), run, log);
   result.tokens = s.tokens;
-  if (o.measure && !s.measured) s = measure_sensitivities(model, held, s, o.widths.empty() ? o.low : codec::Format{codec::Mode::affine, 3, 64}, run, log);
+  if (o.measure && !s.measured) s = measure_sensitivities(model, held, s, kMeasured, run, log);
   result.sensitivity_time = seconds_since(start);
   s.data = rows.manifest;
   if (!given && !o.sensitivities_name.empty()) write_sensitivities(o.sensitivities_name, model.spec(), s, o.low, o.high);

@@ -33,6 +33,7 @@ struct DynamicRun {
   Target target;                               ///< default: 5 bits per weight
   Rule rule = Rule::exact;
   bool tie = false;
+  bool followed = false;  ///< by methods that mend low bits most: a format costs what second order says and no more (docs/methods/dynamic.md)
   std::vector<plan::Limit> floors, ceilings;
   /// Tokens that sensitivities are taken on, in whole batches of eight rows: plans from 8,192 and from 57,000 cost the same to a thousandth
   /// (docs/methods/dynamic.md).

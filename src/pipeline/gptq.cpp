@@ -14,11 +14,11 @@
 #include "codec/quantize.h"
 #include "codec/range_search.h"
 #include "model/pack.h"
+#include "pipeline/block_run.h"
+#include "pipeline/block_training.h"
 #include "pipeline/experts.h"
 #include "pipeline/folds.h"
 #include "pipeline/output.h"
-#include "pipeline/run_folder.h"
-#include "pipeline/walk.h"
 
 namespace lquant::pipeline {
 namespace mx = mlx::core;
@@ -32,8 +32,6 @@ namespace {
 constexpr std::size_t kHeldOut = 8;
 // AWQ's scales must lower the output error by this share: rounding anew moves it by about as much either way.
 constexpr double kWorthScaling = 0.01;
-
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 plan::QuantPlan plan_for(const GptqRun& o, const model::ModelSpec& spec, const std::optional<json>& overrides) {
   auto plan = plan::fallback_plan(spec, o.format, o.fallback);
@@ -61,18 +59,26 @@ json options_of(const GptqRun& o, const std::optional<json>& overrides) {
                {"sweeps", o.method.sweeps},
                {"hessians", o.sequential ? "sequential" : "parallel"},
                {"asymmetric", name_of(o.asymmetric)}};
+  if (o.training.epochs > 0) options["train_blocks"] = o.training.epochs;
   if (o.embed_bits) options["embed_bits"] = *o.embed_bits;
   if (overrides) options["plan"] = *overrides;
   return options;
 }
 
 /// The run of one command: everything that a block's turn needs.
-class Gptq {
+class Gptq : public BlockMethod {
  public:
-  Gptq(const GptqRun& options, const model::Model& model, const plan::QuantPlan& plan, const Rows& rows, const model::Folds& folds, RunFolder& run,
-       Log& log)
-      : o_(options), model_(model), spec_(model.spec()), plan_(plan), rows_(rows), folds_(folds), run_(run), log_(log) {
-    result.tokens = rows_.tokens;
+  Gptq(const GptqRun& options, const model::Folds& folds, BlockRun& run)
+      : o_(options),
+        model_(run.model()),
+        spec_(model_.spec()),
+        plan_(run.plan()),
+        rows_(run.rows()),
+        folds_(folds),
+        run_(run),
+        log_(run.log()),
+        training_(options.training, run) {
+    result_.tokens = rows_.tokens;
     // One batch alone fits everything and can judge nothing.
     if (o_.asymmetric == Asymmetric::automatic && rows_.ids.size() > 1) held_every_ = std::min(kHeldOut, rows_.ids.size());
     paired_ = o_.asymmetric == Asymmetric::on || held_every_ > 0;
@@ -80,10 +86,17 @@ class Gptq {
       if (folds_.contains(edge.producer)) edges_.push_back(edge);
   }
 
-  /// Quantizes everything; the packed parts are units of the run, named in order.
-  std::vector<std::string> quantize_all();
+  bool needs_teacher() const override { return paired_ || training_.wanted(); }
+  codec::Packed pack_embedding(const mx::array& weight, const codec::Format& format) override { return codec::range_search(weight, format).packed; }
+  Turn turn(int block, const model::Tensors& stored, const model::Tensors& full) override;
+  model::Tensors finish() override;
 
-  GptqResult result;
+  /// When everything is quantized; what the output tells is still missing.
+  GptqResult total() const {
+    auto total = result_;
+    if (correctable_ > 0) total.corrected /= correctable_;
+    return total;
+  }
 
  private:
   bool held(std::size_t batch) const { return held_every_ > 0 && batch % held_every_ == held_every_ - 1; }
@@ -101,11 +114,7 @@ class Gptq {
   const model::Edge* scaled_edge(const model::LinearSpec& linear) const;
   /// The linears whose Hessians are there: `tensors` gets their packed form, `student` what that stands for.
   void quantize_seen(const std::vector<const model::LinearSpec*>& linears, model::Tensors& tensors, model::Tensors& student);
-  void turn(int block, const model::Tensors& teacher_tensors, model::Tensors& tensors);
-  void finish();
-  void check_interrupt() const {
-    if (InterruptGuard::requested()) throw Interrupted("[pipeline] interrupted; give the same command again to continue");
-  }
+  void halt(Walk& walk, int block, Walk::Halt at, const model::Tensors& full, const model::Tensors& weights);
 
   const GptqRun& o_;
   const model::Model& model_;
@@ -113,16 +122,17 @@ class Gptq {
   const plan::QuantPlan& plan_;
   const Rows& rows_;
   const model::Folds& folds_;  ///< tried edge by edge
-  RunFolder& run_;
+  BlockRun& run_;
   Log& log_;
   std::size_t held_every_ = 0;
   bool paired_ = false;
-  std::optional<Walk> student_, teacher_;
+  BlockTraining training_;
   calibration::HessianStore train_, held_;
   std::vector<model::Edge> edges_;      // that have scales
   model::Folds chosen_;                 // of the present block
   double plain_error_ = 0, error_ = 0;  // of the present block
   double correctable_ = 0;
+  GptqResult result_;
 };
 
 void Gptq::observe(const std::string& path, const mx::array& input, const mx::array* offsets, std::size_t batch, const mx::array* reference) {
@@ -130,11 +140,11 @@ void Gptq::observe(const std::string& path, const mx::array& input, const mx::ar
   auto start = Clock::now();
   mx::array settled = input;
   settled.eval();
-  result.forward_time += seconds_since(start);
+  result_.forward_time += seconds_since(start);
   start = Clock::now();
   const auto& rows = rows_.counted[batch];
   (held(batch) ? held_ : train_).add(path, settled, offsets, offsets ? nullptr : reference, rows && !offsets ? &*rows : nullptr);
-  result.hessian_time += seconds_since(start);
+  result_.hessian_time += seconds_since(start);
 }
 
 quantize::GptqResult Gptq::quantize_matrix(const std::string& path, const mx::array& weight, const calibration::Hessian& hessian,
@@ -143,14 +153,14 @@ quantize::GptqResult Gptq::quantize_matrix(const std::string& path, const mx::ar
   if (hessian.shift) {
     const auto start = Clock::now();
     method.correction = o_.asymmetric == Asymmetric::on ? 1 : train && held ? quantize::correction_share(weight, *train, *held, method.damp) : 0;
-    result.factor_time += seconds_since(start);
-    result.corrected += method.correction;
+    result_.factor_time += seconds_since(start);
+    result_.corrected += method.correction;
     ++correctable_;
   }
   auto done = quantize::gptq(path, weight, hessian, format, method);
-  result.search_time += done.search_time;
-  result.factor_time += done.factor_time;
-  result.solve_time += done.solve_time;
+  result_.search_time += done.search_time;
+  result_.factor_time += done.factor_time;
+  result_.solve_time += done.solve_time;
   if (done.damp > method.damp) log_.warn(fmt::format("{}: its Hessian needed a damping of {:.2g}; more rows help", path, done.damp));
   return done;
 }
@@ -238,39 +248,44 @@ void Gptq::quantize_seen(const std::vector<const model::LinearSpec*>& linears, m
   held_.clear();
 }
 
-/// One block: `tensors`, dense in the stored dtype, become packed; both walks come out of the block.
-void Gptq::turn(int block, const model::Tensors& teacher_tensors, model::Tensors& tensors) {
-  auto student = teacher_tensors;
-  const auto before = edges_.empty() ? std::nullopt : student_;
+/// Brings a walk, and the teacher's, to a halt; what the linears there read is summed.
+void Gptq::halt(Walk& walk, int block, Walk::Halt at, const model::Tensors& full, const model::Tensors& weights) {
+  auto* teacher = run_.teacher();
+  for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
+    const auto start = Clock::now();
+    const double elsewhere = result_.hessian_time + result_.forward_time;
+    if (teacher) teacher->advance(b, block, at, full, {}, nullptr);
+    const model::Observer observer = [&](const std::string& path, const mx::array& input, const mx::array* offsets) {
+      observe(path, input, offsets, b, paired_ ? &teacher->input(b) : nullptr);
+    };
+    walk.advance(b, block, at, weights, {}, &observer);
+    result_.forward_time += seconds_since(start) - (result_.hessian_time + result_.forward_time - elsewhere);
+  }
+  check_interrupt();
+}
+
+BlockMethod::Turn Gptq::turn(int block, const model::Tensors& stored, const model::Tensors& full) {
+  auto& walk = run_.student();
+  auto tensors = stored, student = full;
+  const bool trains = training_.wanted();
+  const auto before = trains || !edges_.empty() ? std::optional(walk) : std::nullopt;
+  plain_error_ = error_ = 0;
   chosen_.clear();
   const auto linears = spec_.blocks[block].linears();
-  const auto halt = [&](Walk& walk, Walk::Halt at, const model::Tensors& weights) {
-    for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
-      const auto start = Clock::now();
-      const double elsewhere = result.hessian_time + result.forward_time;
-      if (teacher_) teacher_->advance(b, block, at, teacher_tensors, {}, nullptr);
-      const model::Observer observer = [&](const std::string& path, const mx::array& input, const mx::array* offsets) {
-        observe(path, input, offsets, b, teacher_ ? &teacher_->input(b) : nullptr);
-      };
-      walk.advance(b, block, at, weights, {}, &observer);
-      result.forward_time += seconds_since(start) - (result.hessian_time + result.forward_time - elsewhere);
-    }
-    check_interrupt();
-  };
   if (o_.sequential) {
     for (const auto at : Walk::kHalts) {
-      halt(*student_, at, student);
+      halt(walk, block, at, full, student);
       quantize_seen(linears, tensors, student);
     }
   } else {
-    auto probe = *student_;
-    for (const auto at : Walk::kHalts) halt(probe, at, student);
+    auto probe = walk;
+    for (const auto at : Walk::kHalts) halt(probe, block, at, full, student);
     quantize_seen(linears, tensors, student);
   }
   const auto start = Clock::now();
   for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
-    if (teacher_) teacher_->leave(b, block, teacher_tensors, {});
-    if (o_.sequential) student_->leave(b, block, student, {});
+    if (run_.teacher()) run_.teacher()->leave(b, block, full, {});
+    if (o_.sequential && !trains) walk.leave(b, block, student, {});
   }
   for (const auto& edge : edges_) {
     if (!chosen_.contains(edge.producer)) continue;
@@ -279,77 +294,41 @@ void Gptq::turn(int block, const model::Tensors& teacher_tensors, model::Tensors
   }
   for (auto& [name, tensor] : tensors)
     if (tensor.dtype() == mx::float32) tensor = mx::astype(tensor, model_.stored_dtype());
-  if (!chosen_.empty()) {
-    // The next block shall get what the written tensors give, to the last bit, as it will when a killed run goes on.
-    student_.emplace(*before);
-    student_->pass(block, walked(model_, plan_, tensors), {});
-  } else if (!o_.sequential) {
-    student_->pass(block, student, {});
+  result_.forward_time += seconds_since(start);
+  auto figure = fmt::format("output errors {:.2f} of plain rounding's", plain_error_ > 0 ? error_ / plain_error_ : 1);
+  if (trains) {
+    const auto began = Clock::now();
+    auto dense = stored;
+    model::fold_block(spec_, block, chosen_, dense, model_.stored_dtype());
+    figure += fmt::format(", trained to {:.2f} of that", training_.train(block, dense, *before, tensors).loss);
+    result_.train_time += seconds_since(began);
   }
-  result.forward_time += seconds_since(start);
+  const auto again = Clock::now();
+  if (trains || !chosen_.empty()) {
+    // The next block shall get what the written tensors give, to the last bit, as it will when a killed run goes on.
+    walk = *before;
+    walk.pass(block, walked(model_, plan_, tensors), {});
+  } else if (!o_.sequential) {
+    walk.pass(block, student, {});
+  }
+  result_.forward_time += seconds_since(again);
+  for (const auto& [producer, scales] : chosen_) tensors.insert({kFoldPrefix + producer, scales});
+  return {{std::move(tensors), json::object()}, figure};
 }
 
-/// The head, or the embedding that serves as one, by the inputs that it gets behind the last block.
-void Gptq::finish() {
+/// By the inputs that the head, or the embedding that serves as one, gets behind the last block.
+model::Tensors Gptq::finish() {
   const auto& linear = spec_.head ? *spec_.head : spec_.embedding;
   auto tensors = model::dense_tensors(model_, model_.load_final(model_.stored_dtype()));
-  auto outer = model_.load_final(model_.compute_dtype());
+  const auto outer = model_.load_final(model_.compute_dtype());
   for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
     const auto input = [&](const mx::array& states) { return model::final_norm(spec_, outer, states); };
-    const std::optional<mx::array> reference = teacher_ ? std::optional(input(teacher_->states(b))) : std::nullopt;
-    observe(linear.path, input(student_->states(b)), nullptr, b, reference ? &*reference : nullptr);
+    const std::optional<mx::array> reference = paired_ ? std::optional(input(run_.teacher()->states(b))) : std::nullopt;
+    observe(linear.path, input(run_.student().states(b)), nullptr, b, reference ? &*reference : nullptr);
   }
   model::Tensors unused;
   quantize_seen({&linear}, tensors, unused);
-  run_.save("final", tensors);
-}
-
-std::vector<std::string> Gptq::quantize_all() {
-  const int blocks = static_cast<int>(spec_.blocks.size());
-  const auto compute = model_.compute_dtype(), stored = model_.stored_dtype();
-  const auto unit = [](int i) { return fmt::format("block-{:05d}", i); };
-  std::vector<std::string> units;
-  for (int i = 0; i < blocks; ++i) units.push_back(unit(i));
-  units.push_back("final");
-
-  auto embedding = model::dense_tensors(model_, model_.load_embedding(stored));
-  model::Formats formats;
-  if (!spec_.tied()) {
-    // Its rows are looked up, not multiplied: nothing weighs one of its columns above another.
-    units.insert(units.begin(), "embedding");
-    if (const auto planned = plan_.formats.find(spec_.embedding.path); planned != plan_.formats.end()) {
-      model::put_packed(embedding, spec_.embedding.path, codec::range_search(embedding.at(spec_.embedding.path + ".weight"), planned->second).packed);
-      formats.insert(*planned);
-    }
-    run_.save("embedding", embedding);
-  }
-  student_.emplace(spec_, rows_.ids, rows_.segments, embedding, formats, compute);
-  if (paired_)
-    teacher_.emplace(spec_, rows_.ids, rows_.segments, model::dense_tensors(model_, model_.load_embedding(stored)), model::Formats{}, compute);
-
-  Progress progress(log_, "quantizing blocks", blocks + 1);
-  for (int i = 0; i < blocks; ++i) {
-    auto tensors = model::dense_tensors(model_, model_.load_block(i, stored));
-    auto full = tensors;
-    if (compute != stored)
-      for (auto& [name, tensor] : full) tensor = mx::astype(tensor, compute);
-    if (auto done = run_.load(unit(i))) {
-      student_->pass(i, walked(model_, plan_, done->tensors), {});
-      if (teacher_) teacher_->pass(i, full, {});
-      progress.skip(1);
-      check_interrupt();
-      continue;
-    }
-    plain_error_ = error_ = 0;
-    turn(i, full, tensors);
-    for (const auto& [producer, scales] : chosen_) tensors.insert({kFoldPrefix + producer, scales});
-    run_.save(unit(i), tensors);
-    progress.advance(1, fmt::format("output errors {:.2f} of plain rounding's", plain_error_ > 0 ? error_ / plain_error_ : 1));
-  }
-  if (!run_.has("final")) finish();
-  if (correctable_ > 0) result.corrected /= correctable_;
-  progress.finish();
-  return units;
+  return tensors;
 }
 
 }  // namespace
@@ -362,53 +341,41 @@ json GptqResult::to_json() const {
           {"peak_memory", peak_memory()},
           {"correction", corrected},
           {"time",
-           {{"forward", forward_time}, {"hessians", hessian_time}, {"range_search", search_time}, {"factors", factor_time}, {"solve", solve_time}}}};
+           {{"forward", forward_time},
+            {"hessians", hessian_time},
+            {"range_search", search_time},
+            {"factors", factor_time},
+            {"solve", solve_time},
+            {"training", train_time}}}};
 }
 
 GptqResult gptq(const GptqRun& o, Log& log) {
-  const auto began = Clock::now();
   if (o.format.mode != codec::Mode::affine) throw UsageError("gptq needs scales and biases, which only the affine mode has");
-  check_output(o.output);
-  const auto checkpoint = checkpoint::Checkpoint::open(o.model);
-  const auto model = model::Model::open(checkpoint);
-  const auto tokenizer = text::Tokenizer::open(o.model);
+  BlockRun run({"gptq", "quantizing blocks", o.model, o.output, o.rows, o.fresh}, log);
+  const auto& spec = run.model().spec();
   const std::optional<json> overrides = o.plan ? std::optional(read_plan(*o.plan)) : std::nullopt;
-  const auto plan = plan_for(o, model.spec(), overrides);
-  for (const auto& [path, why] : plan.dense) log.line(fmt::format("{} stays dense: {}", path, why));
-
-  const auto options = options_of(o, overrides);
-  json identity{{"command", "gptq"},
-                {"options", options},
-                {"model", checkpoint.fingerprint()},
-                {"device", mx::default_device() == mx::Device::gpu ? "gpu" : "cpu"}};
-  const auto folds = o.scaled ? as_powers_of_two(read_folds(*o.scaled, model.spec()), model.spec()) : model::Folds{};
+  run.follow(plan_for(o, spec, overrides));
+  auto recorded = options_of(o, overrides);
+  const auto options = recorded;
+  json scales = json::object();
+  const auto folds = o.scaled ? as_powers_of_two(read_folds(*o.scaled, spec), spec) : model::Folds{};
   if (o.scaled && folds.empty()) log.line(fmt::format("{}: holds no scales; the model is taken as it is", o.scaled->string()));
-  if (!folds.empty()) identity["scales"] = sha256_file(*o.scaled / kFoldFile);
-  RowSource source(o.rows, tokenizer);
-  source.identify(identity);
-  RunFolder run(o.output, identity, o.fresh);
-  InterruptGuard guard;
-  if (run.resumed()) log.line(fmt::format("continuing the run in {}", run.path().string()));
-  const auto rows = source.read(model, run, log);
-  Gptq work(o, model, plan, rows, folds, run, log);
-  const auto units = work.quantize_all();
-  ModelWriter writer(o.output, model);
-  const auto used = write_units(writer, run, units);
-  auto recorded = options;
-  if (!folds.empty()) recorded["scales"] = identity["scales"];
-  writer.finish(&plan, model.stored_dtype(), {"gptq", recorded, rows.manifest, nullptr});
-  run.remove();
+  if (!folds.empty()) recorded["scales"] = scales["scales"] = sha256_file(*o.scaled / kFoldFile);
+  run.begin(options, scales);
 
-  if (!folds.empty()) log.line(fmt::format("scales kept on {} of {} edges that have some", used.size(), folds.size()));
-  auto& result = work.result;
-  const auto size = plan::size_of(model.spec(), plan, static_cast<int>(mx::size_of(model.stored_dtype())));
-  result.bits_per_weight = size.bits_per_weight(), result.bytes = size.bytes;
-  result.total_time = seconds_since(began);
+  Gptq work(o, folds, run);
+  run.quantize(work);
+  const auto written = run.write(recorded);
+  if (!folds.empty()) log.line(fmt::format("scales kept on {} of {} edges that have some", written.folds.size(), folds.size()));
+  auto result = work.total();
+  result.bits_per_weight = written.size.bits_per_weight(), result.bytes = written.size.bytes;
+  result.total_time = written.seconds;
   const auto share = [&](double seconds) { return 100 * seconds / result.total_time; };
+  const auto training = o.training.epochs > 0 ? fmt::format(", training {:.0f} %", share(result.train_time)) : "";
   log.line(fmt::format(
-      "{} at {:.3f} bits per weight in {}; forward {:.0f} %, Hessians {:.0f} %, range search {:.0f} %, factors {:.0f} %, solve {:.0f} %",
-      format_bytes(static_cast<double>(size.bytes)), size.bits_per_weight(), format_duration(result.total_time), share(result.forward_time),
-      share(result.hessian_time), share(result.search_time), share(result.factor_time), share(result.solve_time)));
+      "{} at {:.3f} bits per weight in {}; forward {:.0f} %, Hessians {:.0f} %, range search {:.0f} %, factors {:.0f} %, solve {:.0f} %{}",
+      format_bytes(static_cast<double>(result.bytes)), result.bits_per_weight, format_duration(result.total_time), share(result.forward_time),
+      share(result.hessian_time), share(result.search_time), share(result.factor_time), share(result.solve_time), training));
   return result;
 }
 

@@ -10,6 +10,7 @@
 #include "base/progress.h"
 #include "codec/format.h"
 #include "pipeline/rows.h"
+#include "quantize/blockwise.h"
 #include "quantize/gptq.h"
 
 namespace lquant::pipeline {
@@ -28,6 +29,7 @@ struct GptqRun {
   quantize::GptqOptions method;
   bool sequential = true;  ///< inside a block, each linear's inputs come from the linears already quantized; else all at once
   Asymmetric asymmetric = Asymmetric::automatic;
+  quantize::BlockwiseOptions training;  ///< of each block behind its GPTQ
   bool fresh = false;
 };
 
@@ -36,7 +38,7 @@ struct GptqResult {
   std::int64_t bytes = 0;
   double tokens = 0;
   /// Seconds of this process: running the model, Hessians, range search, factors, the solve.
-  double forward_time = 0, hessian_time = 0, search_time = 0, factor_time = 0, solve_time = 0, total_time = 0;
+  double forward_time = 0, hessian_time = 0, search_time = 0, factor_time = 0, solve_time = 0, train_time = 0, total_time = 0;
   double corrected = 0;  ///< mean share of the correction over the linears that could have it
   nlohmann::json to_json() const;
 };

@@ -11,6 +11,7 @@
 #include "codec/range_search.h"
 #include "pipeline/alone.h"
 #include "pipeline/moments.h"
+#include "quantize/sensitivity.h"
 
 namespace lquant::pipeline {
 
@@ -64,7 +65,7 @@ Sensitivities measure_sensitivities(const model::Model& model, const Rows& rows,
   if (estimated.measured) return estimated;
   const auto found = measured(model, rows, estimated, format, run, log);
   for (const auto& [path, kl] : found) {
-    const double predicted = estimated.of(path, format);
+    const double predicted = estimated.of(path, format) * quantize::beyond_second_order(format);
     if (!(predicted > 0)) continue;
     const double correction = std::clamp(kl / predicted, 1 / kMostCorrection, kMostCorrection);
     for (double& cost : estimated.kl.at(path)) cost *= correction;

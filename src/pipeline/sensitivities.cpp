@@ -179,7 +179,7 @@ States Sweep::through(int block, const model::Tensors& tensors, const States& st
     in_parts(b, [&](int begin, int end) {
       model::Context context;
       context.segments = cut(rows_.segments[b], begin, end);
-      auto g = quantize::block_gradients(spec_, block, tensors, cut(states[b], begin, end), cut(gradients[b], begin, end), context);
+      auto g = quantize::through_block(spec_, block, tensors, cut(states[b], begin, end), cut(gradients[b], begin, end), context);
       std::vector<mx::array> all{g.input};
       for (const auto& [path, gradient] : g.weights) all.push_back(gradient);
       mx::eval(all);

@@ -37,7 +37,7 @@ class Walk {
   const mx::array& states(std::size_t batch) const { return at_[batch].residual; }
 
  private:
-  const model::ModelSpec& spec_;
+  const model::ModelSpec* spec_;  // a pointer, so that walks can be assigned
   std::vector<mx::array> segments_;
   std::vector<model::Cut> at_;
 };

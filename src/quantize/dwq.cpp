@@ -9,23 +9,15 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <numbers>
 
 #include "base/error.h"
 #include "kernels/head_loss.h"
 #include "kernels/primitive.h"
 #include "model/forward.h"
+#include "quantize/schedule.h"
 
 namespace lquant::quantize {
 namespace {
-
-/// Warm-up, then half a cosine that would reach 0 one step after the last.
-float rate_at(int step, int steps, float warmup) {
-  const double rise = std::max(1.0, std::floor(double{warmup} * steps));
-  if (step < rise) return static_cast<float>((step + 1) / rise);
-  const double t = (step + 1 - rise) / (steps + 1 - rise);
-  return static_cast<float>(0.5 * (1 + std::cos(std::numbers::pi * t)));
-}
 
 /// Rows [begin, end) of each part: as many as micro_tokens holds, at least one.
 std::vector<std::pair<int, int>> parts_of(const calibration::Batch& batch, int micro_tokens, int rank, int ranks) {

@@ -72,7 +72,7 @@ const mx::array& FisherStore::of(const std::string& path) const {
   return it->second;
 }
 
-BlockGradients block_gradients(const model::ModelSpec& spec, int i, const model::Tensors& tensors, const mx::array& x, const mx::array& cotangent,
+BlockGradients through_block(const model::ModelSpec& spec, int i, const model::Tensors& tensors, const mx::array& x, const mx::array& cotangent,
                                const model::Context& context) {
   const auto linears = spec.blocks[i].linears();
   std::vector<mx::array> inputs{x};
@@ -128,5 +128,7 @@ std::vector<double> expected_kl(const std::string& path, const mx::array& weight
   }
   return kl;
 }
+
+double beyond_second_order(const codec::Format& format) { return format.bits <= 2 ? 2 : format.bits == 3 ? 1.25 : 1; }
 
 }  // namespace lquant::quantize

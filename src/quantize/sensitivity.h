@@ -46,7 +46,7 @@ struct BlockGradients {
 };
 
 /// x [B, T, H] through block i (dense tensors of x's dtype), computed again, and the loss's gradient `cotangent` [B, T, H] taken back through it. Lazy.
-BlockGradients block_gradients(const model::ModelSpec& spec, int i, const model::Tensors& tensors, const mx::array& x, const mx::array& cotangent,
+BlockGradients through_block(const model::ModelSpec& spec, int i, const model::Tensors& tensors, const mx::array& x, const mx::array& cotangent,
                                const model::Context& context);
 
 /// Of Σ mask · −log p(target) behind the last block: for the head's weight (f32 [V, H]) and for the block's output x [B, T, H]. `tensors` are those of
@@ -62,5 +62,9 @@ HeadGradients head_gradients(const model::ModelSpec& spec, const model::Tensors&
 /// are searched in evenly spaced rows, and plain rounding of all rows says what these stand for. Throws Error naming `path` when weights or Fisher are not finite.
 std::vector<double> expected_kl(const std::string& path, const mx::array& weight, const mx::array& fisher, double tokens,
                                 const std::vector<codec::Format>& formats);
+
+/// What errors of a format cost beside what second order says, measured on whole models (docs/methods/dynamic.md): 1 from 4 bits on; at 2 bits,
+/// where a linear gives another function rather than a noisy one, twice as much.
+double beyond_second_order(const codec::Format& format);
 
 }  // namespace lquant::quantize

@@ -41,7 +41,7 @@ def test_mlx_lm_loads_it(quantized):
     block = quantization(folder)
     assert (block["bits"], block["group_size"]) == (3, 64)
     assert block["model.embed_tokens"] == {"bits": 6, "group_size": 64, "mode": "affine"}
-    assert figures["tokens"] > 0 and set(figures["time"]) == {"forward", "hessians", "range_search", "factors", "solve"}
+    assert figures["tokens"] > 0 and set(figures["time"]) == {"forward", "hessians", "range_search", "factors", "solve", "training"}
     assert "Hessians" in said
     record = json.loads((folder / "lquant.json").read_text())
     assert record["command"] == "gptq" and record["options"]["act_order"] == "gar" and record["data"]["files"][0]["file"] == "rows.jsonl"
@@ -55,6 +55,21 @@ def test_it_beats_plain_rounding_of_the_same_size(model, quantized, rows, tmp_pa
     run("convert", "--hf-path", model, "-q", "--q-bits", 3, "--plan", plan, "--mlx-path", tmp_path / "plain")
     assert {n: t.nbytes for n, t in tensors(tmp_path / "plain").items()} == {n: t.nbytes for n, t in tensors(folder).items()}
     assert kl(model, folder, held_out) < 0.8 * kl(model, tmp_path / "plain", held_out)
+
+
+def test_trained_blocks(tmp_path, rows):
+    """models/tiny with --train-blocks: nearer to the original than without, for mlx_lm too; the option is part of what the run is."""
+    text = Path(__file__).parents[2] / "docs" / "architecture.md"
+    quick = ["--model", TINY, "--data-path", text, "--num-samples", 16, "--bits", 2, "--sequence-length", 128]
+    run("gptq", *quick, "--mlx-path", tmp_path / "without")
+    done = run("gptq", *quick, "--train-blocks", 4, "--mlx-path", tmp_path / "trained", "--json")
+    assert json.loads(done.stdout)["time"]["training"] > 0 and "training" in done.stderr
+    assert json.loads((tmp_path / "trained" / "lquant.json").read_text())["options"]["train_blocks"] == 4
+    assert {n: t.nbytes for n, t in tensors(tmp_path / "trained").items()} == {n: t.nbytes for n, t in tensors(tmp_path / "without").items()}
+    mlx_lm.load(str(tmp_path / "trained"))
+    held_out = encode([(text.parent / "format.md").read_text()])[0]
+    held_out = [held_out[i : i + 128] for i in range(0, 1024, 128)]
+    assert kl(TINY, tmp_path / "trained", held_out) < kl(TINY, tmp_path / "without", held_out)
 
 
 def test_options_change_what_they_say(model, rows, quantized, tmp_path):
@@ -87,7 +102,8 @@ def test_every_family(name, tmp_path):
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TINY / file, source)
     rows = text_rows(tmp_path / "rows.jsonl", count=64)
-    run("gptq", "--model", source, "--data-path", rows, "--mlx-path", tmp_path / "gptq", "--bits", 3, "--group-size", 32, "--sequence-length", 64)
+    gptq = ["gptq", "--model", source, "--data-path", rows, "--bits", 3, "--group-size", 32, "--sequence-length", 64]
+    run(*gptq, "--mlx-path", tmp_path / "gptq")
     formats = quantization(tmp_path / "gptq")
     plan = {path: form for path, form in formats.items() if isinstance(form, dict)}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
@@ -95,6 +111,9 @@ def test_every_family(name, tmp_path):
     ids = [ids[:24] for ids in encode(sentences(4, seed=1000, words=30))]
     exact, found, plain = (families.mlx_lm_logits(f, ids, mx.float32) for f in (source, tmp_path / "gptq", tmp_path / "plain"))
     assert np.square(found - exact).mean() < np.square(plain - exact).mean()
+    run(*gptq, "--train-blocks", 1, "--mlx-path", tmp_path / "trained")
+    trained = families.mlx_lm_logits(tmp_path / "trained", ids, mx.float32)
+    assert np.square(trained - exact).mean() < np.square(plain - exact).mean()
 
 
 def test_starved_experts_are_named(tmp_path):

@@ -23,6 +23,7 @@ def commands(tmp_path_factory):
     found = {
         "dwq": ["dwq", "--model", model, "--data-path", rows, *sizes],
         "gptq": ["gptq", "--model", model, "--data-path", rows, "--bits", 3, "--sequence-length", 32],
+        "gptq, trained": ["gptq", "--model", model, "--data-path", rows, "--bits", 2, "--sequence-length", 32, "--train-blocks", 2],
         "convert": ["convert", "--hf-path", model, "-q", "--q-group-size", 32],
     }
     for name, arguments in found.items():
@@ -75,6 +76,17 @@ MOMENTS = {
         ("result.lquant-run/final.safetensors", 0.01),
         (".result.partial", 0.0),
     ],
+    "gptq, trained": [
+        ("result.lquant-run/journal.json", 0.05),
+        ("result.lquant-run/sensitivity-00004.safetensors", 0.0),
+        ("result.lquant-run/sensitivity-00000.safetensors", 0.02),
+        ("result.lquant-run/block-00000.partial.safetensors", 0.0),
+        ("result.lquant-run/block-00001.safetensors", 0.1),
+        ("result.lquant-run/block-00002.safetensors", 0.2),
+        ("result.lquant-run/block-00004.safetensors", 0.05),
+        ("result.lquant-run/final.safetensors", 0.0),
+        (".result.partial", 0.0),
+    ],
     "convert": [
         ("result.lquant-run", 0.0),
         ("result.lquant-run/journal.json", 0.01),
@@ -90,7 +102,7 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("command", ["dwq", "gptq", "convert"])
+@pytest.mark.parametrize("command", ["dwq", "gptq", "gptq, trained", "convert"])
 def test_kills(commands, tmp_path, command):
     arguments, expected = commands[command]
     rng = np.random.default_rng(20)

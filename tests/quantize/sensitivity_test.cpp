@@ -80,7 +80,7 @@ TEST(Sensitivity, GradientsBlockByBlockAreThoseOfTheWholeModel) {
     if (m.spec.head) expect_alike(top.weight, want.at(m.spec.head->path), std::string(type) + " head");
     auto cotangent = top.input;
     for (int i = blocks - 1; i >= 0; --i) {
-      const auto g = block_gradients(m.spec, i, m.tensors, entering[i], cotangent, {});
+      const auto g = through_block(m.spec, i, m.tensors, entering[i], cotangent, {});
       for (const auto* linear : m.spec.blocks[i].linears()) expect_alike(g.weights.at(linear->path), want.at(linear->path), std::string(type) + " " + linear->path);
       cotangent = g.input;
     }

@@ -1,0 +1,117 @@
+// Two walks go through the model side by side, the student's and, if the method wants it, the full-precision model's. A finished block is a unit of
+// the run folder; a run that goes on takes the walks through the finished ones again, which costs a forward pass and no state.
+#include "pipeline/block_run.h"
+
+#include <mlx/mlx.h>
+
+#include "base/error.h"
+#include "model/pack.h"
+#include "pipeline/folds.h"
+#include "pipeline/output.h"
+
+namespace lquant::pipeline {
+using json = nlohmann::json;
+
+namespace {
+
+std::string unit_of(int block) { return fmt::format("block-{:05d}", block); }
+
+checkpoint::Checkpoint open_for(const std::filesystem::path& model, const std::filesystem::path& output) {
+  check_output(output);
+  return checkpoint::Checkpoint::open(model);
+}
+
+}  // namespace
+
+void check_interrupt() {
+  if (InterruptGuard::requested()) throw Interrupted("[pipeline] interrupted; give the same command again to continue");
+}
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+BlockRun::BlockRun(Inputs inputs, Log& log)
+    : in_(std::move(inputs)),
+      log_(log),
+      checkpoint_(open_for(in_.model, in_.output)),
+      model_(model::Model::open(checkpoint_)),
+      tokenizer_(text::Tokenizer::open(in_.model)) {}
+
+void BlockRun::follow(plan::QuantPlan plan) {
+  plan_ = std::move(plan);
+  for (const auto& [path, why] : plan_.dense) log_.line(fmt::format("{} stays dense: {}", path, why));
+}
+
+void BlockRun::begin(json options, const json& more) {
+  json identity{{"command", in_.command},
+                {"options", std::move(options)},
+                {"model", checkpoint_.fingerprint()},
+                {"device", mx::default_device() == mx::Device::gpu ? "gpu" : "cpu"}};
+  identity.update(more);
+  RowSource source(in_.rows, tokenizer_);
+  source.identify(identity);
+  folder_.emplace(in_.output, identity, in_.fresh);
+  guard_.emplace();
+  if (folder_->resumed()) log_.line(fmt::format("continuing the run in {}", folder_->path().string()));
+  rows_ = source.read(model_, *folder_, log_);
+}
+
+std::vector<std::string> BlockRun::units() const {
+  std::vector<std::string> names;
+  if (!model_.spec().tied()) names.push_back("embedding");
+  for (int i = 0; i < static_cast<int>(model_.spec().blocks.size()); ++i) names.push_back(unit_of(i));
+  names.push_back("final");
+  return names;
+}
+
+void BlockRun::embed(BlockMethod& method) {
+  const auto& spec = model_.spec();
+  const auto original = model::dense_tensors(model_, model_.load_embedding(model_.stored_dtype()));
+  auto embedding = original;
+  model::Formats formats;
+  if (!spec.tied()) {
+    if (const auto planned = plan_.formats.find(spec.embedding.path); planned != plan_.formats.end()) {
+      model::put_packed(embedding, planned->first, method.pack_embedding(embedding.at(planned->first + ".weight"), planned->second));
+      formats.insert(*planned);
+    }
+    folder_->save("embedding", embedding);
+  }
+  student_.emplace(spec, rows_.ids, rows_.segments, embedding, formats, model_.compute_dtype());
+  if (method.needs_teacher()) teacher_.emplace(spec, rows_.ids, rows_.segments, original, model::Formats{}, model_.compute_dtype());
+}
+
+void BlockRun::quantize(BlockMethod& method) {
+  embed(method);
+  const int blocks = static_cast<int>(model_.spec().blocks.size());
+  Progress progress(log_, in_.doing, blocks + 1);
+  for (int i = 0; i < blocks; ++i) {
+    const auto stored = model::dense_tensors(model_, model_.load_block(i, model_.stored_dtype()));
+    const auto full = model::cast(stored, model_.compute_dtype());
+    if (const auto done = folder_->load(unit_of(i))) {
+      student_->pass(i, walked(model_, plan_, done->tensors), {});
+      if (teacher_) teacher_->pass(i, full, {});
+      method.skipped(done->meta);
+      progress.skip(1);
+      check_interrupt();
+      continue;
+    }
+    const auto turn = method.turn(i, stored, full);
+    folder_->save(unit_of(i), turn.unit.tensors, turn.unit.meta);
+    progress.advance(1, turn.figure);
+  }
+  if (!folder_->has("final")) folder_->save("final", method.finish());
+  progress.finish();
+}
+
+BlockRun::Written BlockRun::write(const json& recorded) {
+  ModelWriter writer(in_.output, model_);
+  Written written{write_units(writer, *folder_, units()), {}, 0};
+  writer.finish(&plan_, model_.stored_dtype(), {in_.command, recorded, rows_.manifest, nullptr});
+  folder_->remove();
+  written.size = plan::size_of(model_.spec(), plan_, static_cast<int>(mx::size_of(model_.stored_dtype())));
+  written.seconds = seconds_since(began_);
+  return written;
+}
+
+}  // namespace lquant::pipeline

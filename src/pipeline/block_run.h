@@ -1,0 +1,103 @@
+#pragma once
+
+#include <chrono>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/progress.h"
+#include "model/fold.h"
+#include "model/model.h"
+#include "pipeline/rows.h"
+#include "pipeline/run_folder.h"
+#include "pipeline/walk.h"
+#include "plan/plan.h"
+
+namespace lquant::pipeline {
+
+namespace mx = mlx::core;
+
+class BlockRun;
+
+/// What a method that goes through a model block by block does at each of its stations; BlockRun does the rest.
+class BlockMethod {
+ public:
+  virtual ~BlockMethod() = default;
+  /// Whether the full-precision model's walk is needed beside the student's.
+  virtual bool needs_teacher() const = 0;
+  /// An untied embedding. Its rows are looked up, not multiplied: nothing weighs one of its columns above another.
+  virtual codec::Packed pack_embedding(const mx::array& weight, const codec::Format& format) = 0;
+  struct Turn {
+    RunFolder::Unit unit;  ///< the block as it is written
+    std::string figure;    ///< for the user
+  };
+  /// Quantizes a block, given dense in the stored dtype and, as `full`, in the compute dtype. Both walks stand before it and have come out of it
+  /// when this returns, the student's to the last bit as it does out of the written tensors.
+  virtual Turn turn(int block, const model::Tensors& stored, const model::Tensors& full) = 0;
+  /// Told instead of turn() of a block that an earlier process has finished.
+  virtual void skipped(const nlohmann::json& /*meta*/) {}
+  /// The final norm and the head (or the embedding that serves as one), by what the walks give behind the last block.
+  virtual model::Tensors finish() = 0;
+};
+
+/// One run of such a method: it opens the inputs, takes the walks through the model, keeps what is finished and writes the output.
+/// Call in this order: the constructor, follow, begin, quantize, write. All throw Error or Interrupted as the command itself does.
+class BlockRun {
+ public:
+  struct Inputs {
+    std::string command, doing;  ///< "gptq", "quantizing blocks"
+    std::filesystem::path model, output;
+    const RowOptions& rows;  ///< outlives the run
+    bool fresh = false;
+  };
+  /// Refuses an output that exists and opens the model.
+  BlockRun(Inputs inputs, Log& log);
+
+  /// Takes the plan and tells what stays dense.
+  void follow(plan::QuantPlan plan);
+  /// Opens the run folder and gets the rows. `more`: what the result depends on besides options, rows and model.
+  void begin(nlohmann::json options, const nlohmann::json& more = nlohmann::json::object());
+  void quantize(BlockMethod& method);
+  struct Written {
+    model::Folds folds;  ///< AWQ's scales in the output
+    plan::Size size;
+    double seconds = 0;  ///< since the constructor
+  };
+  /// `recorded`: the options as the output shall name them.
+  Written write(const nlohmann::json& recorded);
+
+  const model::Model& model() const { return model_; }
+  const plan::QuantPlan& plan() const { return plan_; }
+  const Rows& rows() const { return rows_; }
+  Log& log() { return log_; }
+  RunFolder& folder() { return *folder_; }
+  /// There from quantize() on; a teacher only when the method needs one.
+  Walk& student() { return *student_; }
+  Walk* teacher() { return teacher_ ? &*teacher_ : nullptr; }
+
+ private:
+  std::vector<std::string> units() const;
+  void embed(BlockMethod& method);
+
+  std::chrono::steady_clock::time_point began_ = std::chrono::steady_clock::now();
+  Inputs in_;
+  Log& log_;
+  checkpoint::Checkpoint checkpoint_;
+  model::Model model_;
+  text::Tokenizer tokenizer_;
+  plan::QuantPlan plan_;
+  Rows rows_;
+  std::optional<RunFolder> folder_;
+  std::optional<InterruptGuard> guard_;
+  std::optional<Walk> student_, teacher_;
+};
+
+/// Throws Interrupted when the user has asked for an end.
+void check_interrupt();
+
+double seconds_since(std::chrono::steady_clock::time_point start);
+
+}  // namespace lquant::pipeline

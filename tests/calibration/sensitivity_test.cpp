@@ -1,0 +1,51 @@
+#include "calibration/sensitivity.h"
+
+#include <gtest/gtest.h>
+#include <mlx/mlx.h>
+
+#include "oracle/model_random.h"
+
+namespace lquant::calibration {
+namespace {
+
+/// The same by MLX's own gradient of the whole model with an addend behind each block.
+TEST(Sensitivity, IsTheMeanOuterProductOfTheGradients) {
+  const auto config = oracle::tiny_config("llama");
+  const auto spec = model::spec_from_config(config);
+  const auto tensors = oracle::random_tensors(spec, 3);
+  const oracle::Folder folder(config, tensors);
+  const auto model = model::Model::open(checkpoint::Checkpoint::open(folder.path()));
+  const auto ids = mx::random::randint(0, 48, {3, 10}, mx::int32, mx::random::key(1));
+  // The second row holds two texts, the third is padded.
+  const auto segments = mx::array({0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, -1, -1}, {3, 10}, mx::int32);
+  const auto counts = mx::array({1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 0, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0}, {3, 10}, mx::int32);
+  const int blocks = static_cast<int>(spec.blocks.size());
+  model::Context context;
+  context.segments = segments;
+  const auto loss = [&](const std::vector<mx::array>& addends) {
+    auto x = model::embed(spec, tensors, {}, ids, mx::float32);
+    for (int i = 0; i < blocks; ++i) x = mx::add(model::block(spec, i, tensors, {}, x, context), addends[i]);
+    const auto z = model::logits(model::head(spec, tensors, {}, mx::float32), model::final_norm(spec, tensors, x));
+    const auto log_p = mx::subtract(z, mx::logsumexp(z, -1, true));
+    const auto next = mx::expand_dims(mx::roll(ids, -1, 1), -1);
+    return std::vector<mx::array>{
+        mx::negative(mx::sum(mx::multiply(mx::squeeze(mx::take_along_axis(log_p, next, -1), -1), mx::astype(counts, mx::float32))))};
+  };
+  const std::vector<mx::array> none(blocks, mx::zeros({3, 10, spec.hidden}, mx::float32));
+  const auto gradients = mx::vjp(loss, none, {mx::array(1.0f)}).second;
+  int expected_block = blocks;
+  block_sensitivities(model, {ids}, {segments}, [&](int block, const mx::array& fisher) {
+    EXPECT_EQ(block, --expected_block);
+    const auto g = mx::reshape(gradients[block], {-1, spec.hidden});
+    const auto wanted = mx::divide(mx::matmul(mx::transpose(g), g), mx::array(24.0f));
+    ASSERT_EQ(fisher.shape(), wanted.shape());
+    const float size = mx::max(mx::abs(wanted)).item<float>();
+    EXPECT_GT(size, 0);
+    // Products of 64 to 256 terms through three matrices a block, each rounded at 2^-24 of the largest: below 1e-3 of it in all.
+    EXPECT_LT(mx::max(mx::abs(mx::subtract(fisher, wanted))).item<float>(), 1e-3f * size) << block;
+  });
+  EXPECT_EQ(expected_block, 0);
+}
+
+}  // namespace
+}  // namespace lquant::calibration
