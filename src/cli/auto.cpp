@@ -42,7 +42,8 @@ int run(Options& o) {
 }  // namespace
 
 void add_auto(CLI::App& app, Run& chosen) {
-  auto* command = app.add_subcommand("auto", "The best model for a budget: formats for each linear, then AWQ, GPTQ, block-wise training and DWQ as they help");
+  auto* command =
+      app.add_subcommand("auto", "The best model for a budget: formats for each linear, then AWQ, GPTQ, block-wise training and DWQ as they help");
   auto o = std::make_shared<Options>();
   auto& r = o->run;
   command->add_option("--model,-m", r.model, "Model folder (default: the small model that comes with lquant)");

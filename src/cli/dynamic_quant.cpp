@@ -65,8 +65,7 @@ void add_dynamic_quant(CLI::App& app, Run& chosen) {
   command->add_flag("--tie", r.tie, "q, k and v of a block share a format, and so do gate and up");
   command->add_option("--floor", o->floors, "PATTERN=BITS: the fewest bits of linears whose path matches, such as '*.down_proj=4'");
   command->add_option("--ceiling", o->ceilings, "PATTERN=BITS: the most bits of linears whose path matches");
-  command
-      ->add_option("--rule", o->rule, "'exact': the best allocation for the sensitivities; 'threshold': mlx_lm's rule, to compare with")
+  command->add_option("--rule", o->rule, "'exact': the best allocation for the sensitivities; 'threshold': mlx_lm's rule, to compare with")
       ->capture_default_str()
       ->check(CLI::IsMember({"exact", "threshold"}));
   command->add_option("--sensitivity-tokens", r.sensitivity_tokens, "Tokens of the data that sensitivities are taken on")

@@ -11,9 +11,8 @@
 namespace lquant::cli {
 
 std::int64_t parse_bytes(const std::string& flag, const std::string& text) {
-  static const std::map<std::string, double> units{{"b", 1},           {"kb", 1e3},         {"mb", 1e6},         {"gb", 1e9},        {"tb", 1e12},
-                                                   {"kib", 1024.0},    {"mib", 1048576.0},  {"gib", 1073741824.0}, {"k", 1e3},       {"m", 1e6},
-                                                   {"g", 1e9}};
+  static const std::map<std::string, double> units{{"b", 1},           {"kb", 1e3},           {"mb", 1e6}, {"gb", 1e9}, {"tb", 1e12}, {"kib", 1024.0},
+                                                   {"mib", 1048576.0}, {"gib", 1073741824.0}, {"k", 1e3},  {"m", 1e6},  {"g", 1e9}};
   auto value = text;
   std::string problem;
   try {

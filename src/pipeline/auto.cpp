@@ -39,9 +39,14 @@ constexpr int kStatisticRows = 128;
 constexpr int kBlockPasses = 4, kBlockBits = 3;
 
 json options_of(const AutoRun& o) {
-  json options{{"widths", o.widths}, {"groups", o.groups},           {"tie", o.tie},
-               {"measure", o.measure}, {"steps", o.steps},           {"num_samples", o.num_samples},
-               {"sequence_length", o.sequence_length}, {"seed", o.seed}};
+  json options{{"widths", o.widths},
+               {"groups", o.groups},
+               {"tie", o.tie},
+               {"measure", o.measure},
+               {"steps", o.steps},
+               {"num_samples", o.num_samples},
+               {"sequence_length", o.sequence_length},
+               {"seed", o.seed}};
   for (const auto& [name, limits] : {std::pair("floors", &o.floors), std::pair("ceilings", &o.ceilings)})
     for (const auto& limit : *limits) options[name].push_back({limit.pattern, limit.bits});
   if (o.target.bytes)
@@ -60,7 +65,8 @@ bool has_low_bits(const plan::QuantPlan& plan) {
 /// The run of one command.
 class Auto {
  public:
-  Auto(const AutoRun& options, const mx::distributed::Group& group, const model::Model& model, const text::Tokenizer& tokenizer, RunFolder& run, Log& log)
+  Auto(const AutoRun& options, const mx::distributed::Group& group, const model::Model& model, const text::Tokenizer& tokenizer, RunFolder& run,
+       Log& log)
       : o_(options), group_(group), model_(model), tokenizer_(tokenizer), run_(run), log_(log) {}
 
   void prepare_rows();
@@ -118,8 +124,8 @@ void Auto::prepare_rows() {
     run_.drop("self");
   }
   manifest_ = run_.load("rows")->meta;
-  judges_ = calibration::make_batches(
-      calibration::read_examples(folder("rows") / "judges.jsonl", tokenizer_, {o_.sequence_length, false}), 8, o_.sequence_length, false);
+  judges_ = calibration::make_batches(calibration::read_examples(folder("rows") / "judges.jsonl", tokenizer_, {o_.sequence_length, false}), 8,
+                                      o_.sequence_length, false);
 }
 
 void Auto::judge(AutoStep& step) {
@@ -238,7 +244,8 @@ json AutoResult::to_json() const {
 
 AutoResult auto_quantize(const AutoRun& o, const mx::distributed::Group& group, Log& log) {
   for (const auto& step : o.steps)
-    if (step != "awq" && step != "gptq" && step != "blocks" && step != "dwq") throw UsageError(fmt::format("--steps {} is none of awq, gptq, blocks, dwq", step));
+    if (step != "awq" && step != "gptq" && step != "blocks" && step != "dwq")
+      throw UsageError(fmt::format("--steps {} is none of awq, gptq, blocks, dwq", step));
   if (group.size() > 1) throw UsageError("auto runs as one process; of its steps dwq alone can be shared among several");
   check_output(o.output);
   const auto checkpoint = checkpoint::Checkpoint::open(o.model);

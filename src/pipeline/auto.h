@@ -15,14 +15,14 @@ namespace lquant::pipeline {
 
 struct AutoRun {
   std::filesystem::path model, output = "mlx_model";
-  Target target;                          ///< default: 4 bits per weight
+  Target target;  ///< default: 4 bits per weight
   std::vector<int> widths = {2, 3, 4, 5, 6, 8}, groups = {32, 64, 128};
   bool tie = false;
   std::vector<plan::Limit> floors, ceilings;
   bool measure = false;
   std::vector<std::string> steps = {"awq", "gptq", "blocks", "dwq"};  ///< those to try behind the allocation, in this order
   std::vector<std::string> data = {"self"};
-  int num_samples = 1024;      ///< rows for dwq; the other steps take 128 of them
+  int num_samples = 1024;  ///< rows for dwq; the other steps take 128 of them
   int sequence_length = 512;
   std::uint64_t seed = 123;
   bool dry_run = false, fresh = false;
@@ -45,8 +45,9 @@ struct AutoResult {
 };
 
 /// The whole of `lquant auto`: allocates formats to the budget, then tries AWQ, GPTQ, block-wise training (where some linear has at most 3 bits) and
-/// DWQ, each from the best so far and kept only if the divergence on rows held out falls. What it is going to do is said first; with `dry_run` that is
-/// all, and nothing is read but headers. Finished steps wait in the run folder. Throws Error (nothing is left under the output's name) or Interrupted.
+/// DWQ, each from the best so far and kept only if the divergence on rows held out falls. What it is going to do is said first; with `dry_run` that
+/// is all, and nothing is read but headers. Finished steps wait in the run folder. Throws Error (nothing is left under the output's name) or
+/// Interrupted.
 AutoResult auto_quantize(const AutoRun& options, const mlx::core::distributed::Group& group, Log& log);
 
 }  // namespace lquant::pipeline

@@ -71,8 +71,12 @@ void check(const DynamicRun& o) {
 }
 
 json options_of(const DynamicRun& o) {
-  json options{{"rule", o.rule == Rule::exact ? "exact" : "threshold"}, {"tie", o.tie},         {"measure", o.measure},
-               {"num_samples", o.rows.num_samples},                     {"seed", o.rows.seed}, {"sequence_length", o.rows.sequence_length},
+  json options{{"rule", o.rule == Rule::exact ? "exact" : "threshold"},
+               {"tie", o.tie},
+               {"measure", o.measure},
+               {"num_samples", o.rows.num_samples},
+               {"seed", o.rows.seed},
+               {"sequence_length", o.rows.sequence_length},
                {"sensitivity_tokens", o.sensitivity_tokens}};
   if (o.widths.empty())
     options.update({{"low", show(o.low)}, {"high", show(o.high)}});
@@ -107,13 +111,13 @@ plan::Allocation best(const DynamicRun& o, const plan::FormatChooser& chooser) {
   if (!o.target.bytes && bits < least && bits + 0.0005 >= least) return allocator.within(allocator.least_bytes());
   if (budget < allocator.least_bytes())
     fail("plan", "{} is too little: with these {} the model has {:.3f} to {:.3f} bits per weight ({} to {}); raise the target or lower the widths",
-         o.target.bytes ? format_bytes(static_cast<double>(*o.target.bytes)) : fmt::format("a target of {} bits per weight", bits), widths, least, most,
-         format_bytes(static_cast<double>(chooser.total_bytes(allocator.least_bytes()))),
+         o.target.bytes ? format_bytes(static_cast<double>(*o.target.bytes)) : fmt::format("a target of {} bits per weight", bits), widths, least,
+         most, format_bytes(static_cast<double>(chooser.total_bytes(allocator.least_bytes()))),
          format_bytes(static_cast<double>(chooser.total_bytes(allocator.most_bytes()))));
   // More than everything can use is a slip when bits were named, and a wish granted when it was room on a disk.
   if (!o.target.bytes && bits > most + 0.005)
-    fail("plan", "a target of {} bits per weight is out of reach: with these {} the model has {:.3f} to {:.3f}; lower the target or raise the widths", bits,
-         widths, least, most);
+    fail("plan", "a target of {} bits per weight is out of reach: with these {} the model has {:.3f} to {:.3f}; lower the target or raise the widths",
+         bits, widths, least, most);
   return allocator.within(budget);
 }
 
@@ -128,7 +132,9 @@ Decision decide(const DynamicRun& o, const model::Model& model, const Sensitivit
   const auto& spec = model.spec();
   const int dense_bytes = static_cast<int>(mx::size_of(model.stored_dtype()));
   plan::ChooserOptions options{choices_of(o), o.tie, o.floors, o.ceilings};
-  const auto cost = [&](const std::string& path, const codec::Format& f) { return s.of(path, f) * (o.followed ? 1 : quantize::beyond_second_order(f)); };
+  const auto cost = [&](const std::string& path, const codec::Format& f) {
+    return s.of(path, f) * (o.followed ? 1 : quantize::beyond_second_order(f));
+  };
   const plan::FormatChooser chooser(spec, options, cost, dense_bytes);
   const auto& allocator = chooser.allocator();
   log.line(fmt::format("with these widths the model has {:.3f} to {:.3f} bits per weight", chooser.bits_per_weight(allocator.least_bytes()),
@@ -169,8 +175,14 @@ std::string sensitivities_name(const std::string& model) {
 }
 
 json DynamicResult::to_json() const {
-  json out{{"bits_per_weight", bits_per_weight}, {"bytes", bytes},   {"predicted_kl", predicted_kl}, {"predicted_gap", predicted_gap},
-           {"seconds", total_time},              {"tokens", tokens}, {"sensitivity_seconds", sensitivity_time}, {"peak_memory", peak_memory()}};
+  json out{{"bits_per_weight", bits_per_weight},
+           {"bytes", bytes},
+           {"predicted_kl", predicted_kl},
+           {"predicted_gap", predicted_gap},
+           {"seconds", total_time},
+           {"tokens", tokens},
+           {"sensitivity_seconds", sensitivity_time},
+           {"peak_memory", peak_memory()}};
   if (kl) out.update({{"kl", *kl}, {"kl_se", *kl_se}, {"perplexity", *perplexity}, {"teacher_perplexity", *teacher_perplexity}});
   return out;
 }
@@ -232,7 +244,8 @@ DynamicResult dynamic_quant(const DynamicRun& o, Log& log) {
   const auto student_files = checkpoint::Checkpoint::open(o.output);
   const auto teacher = evaluate::stream_answers(model, held.batches);
   const auto judged = evaluate::measure(evaluate::stream_answers(model::Model::open(student_files), held.batches), &teacher, held.batches);
-  result.kl = judged.kl, result.kl_se = judged.kl_se, result.perplexity = judged.perplexity(), result.teacher_perplexity = judged.teacher_perplexity();
+  result.kl = judged.kl, result.kl_se = judged.kl_se, result.perplexity = judged.perplexity(),
+  result.teacher_perplexity = judged.teacher_perplexity();
   result.total_time = seconds_since(began);
   log.line(fmt::format("KL on {} tokens held out {:.4f} ± {:.4f} (predicted {:.4f}); perplexity {:.3f} (original {:.3f})", judged.tokens, judged.kl,
                        judged.kl_se, result.predicted_kl, judged.perplexity(), judged.teacher_perplexity()));

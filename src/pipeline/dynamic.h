@@ -17,9 +17,9 @@ namespace lquant::pipeline {
 
 /// How large the result may be, or how far from its teacher. One of them.
 struct Target {
-  std::optional<double> bits;          ///< per weight, of the whole model
-  std::optional<std::int64_t> bytes;   ///< of all tensors
-  std::optional<double> kl;            ///< predicted, nats per token: the smallest model with no more
+  std::optional<double> bits;         ///< per weight, of the whole model
+  std::optional<std::int64_t> bytes;  ///< of all tensors
+  std::optional<double> kl;           ///< predicted, nats per token: the smallest model with no more
 };
 
 /// Who decides: the exact knapsack, or mlx_lm's threshold on the sensitivity per weight.
@@ -28,9 +28,9 @@ enum class Rule { exact, threshold };
 struct DynamicRun {
   std::filesystem::path model, output = "mlx_model";
   codec::Format low{codec::Mode::affine, 4, 64}, high{codec::Mode::affine, 5, 64};
-  std::vector<int> widths;                     ///< not empty: a free choice over these bits and `groups` instead of low and high
+  std::vector<int> widths;  ///< not empty: a free choice over these bits and `groups` instead of low and high
   std::vector<int> groups = {32, 64, 128};
-  Target target;                               ///< default: 5 bits per weight
+  Target target;  ///< default: 5 bits per weight
   Rule rule = Rule::exact;
   bool tie = false;
   bool followed = false;  ///< by methods that mend low bits most: a format costs what second order says and no more (docs/methods/dynamic.md)
@@ -38,10 +38,10 @@ struct DynamicRun {
   /// Tokens that sensitivities are taken on, in whole batches of eight rows: plans from 8,192 and from 57,000 cost the same to a thousandth
   /// (docs/methods/dynamic.md).
   int sensitivity_tokens = 16384;
-  bool measure = false;                        ///< sensitivities are measured, linear by linear, not predicted alone
+  bool measure = false;                                ///< sensitivities are measured, linear by linear, not predicted alone
   std::optional<std::filesystem::path> sensitivities;  ///< of an earlier run, or of mlx_lm
-  std::string sensitivities_name;              ///< files are written as NAME_sensitivities.json and NAME_sensitivities.lquant.json; empty: none are
-  std::optional<std::filesystem::path> pareto;     ///< where the curve of best allocations goes
+  std::string sensitivities_name;               ///< files are written as NAME_sensitivities.json and NAME_sensitivities.lquant.json; empty: none are
+  std::optional<std::filesystem::path> pareto;  ///< where the curve of best allocations goes
   std::optional<std::filesystem::path> plan_only;  ///< where the plan goes, instead of a quantized model
   RowOptions rows;
   bool fresh = false;

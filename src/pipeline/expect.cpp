@@ -91,9 +91,10 @@ void tell(const std::vector<AutoStep>& steps, const AutoRun& o, const model::Mod
   plan::QuantPlan dense;
   const auto size = plan::size_of(model.spec(), dense, static_cast<int>(mx::size_of(model.stored_dtype())));
   const double parameters = static_cast<double>(size.parameters);
-  const auto target = o.target.bytes ? fmt::format("{:.3f} bits per weight", 8.0 * static_cast<double>(*o.target.bytes) / parameters)
-                      : o.target.kl  ? fmt::format("a predicted KL of {}", *o.target.kl)
-                                     : fmt::format("{} bits per weight, {}", o.target.bits.value_or(4), format_bytes(o.target.bits.value_or(4) * parameters / 8));
+  const auto target =
+      o.target.bytes ? fmt::format("{:.3f} bits per weight", 8.0 * static_cast<double>(*o.target.bytes) / parameters)
+      : o.target.kl  ? fmt::format("a predicted KL of {}", *o.target.kl)
+                     : fmt::format("{} bits per weight, {}", o.target.bits.value_or(4), format_bytes(o.target.bits.value_or(4) * parameters / 8));
   log.line(fmt::format("plan: {} ({:.1f} million weights, {}) to {}", model.checkpoint().folder().filename().string(), parameters / 1e6,
                        format_bytes(static_cast<double>(size.bytes)), target));
   double time = 0, memory = 0;

@@ -44,7 +44,12 @@ mx::array cut(const mx::array& x, int begin, int end) {
 class Sweep {
  public:
   Sweep(const model::Model& model, const Rows& rows, const std::vector<codec::Format>& formats, RunFolder& run, Log& log)
-      : model_(model), spec_(model.spec()), rows_(rows), formats_(formats), run_(run), blocks_(static_cast<int>(spec_.blocks.size())),
+      : model_(model),
+        spec_(model.spec()),
+        rows_(rows),
+        formats_(formats),
+        run_(run),
+        blocks_(static_cast<int>(spec_.blocks.size())),
         progress_(log, "finding sensitivities", 2 * std::int64_t{blocks_} + 3) {
     for (const auto& batch : rows_.batches) tokens_ += mx::sum(batch.next_mask).item<float>();
   }
@@ -285,7 +290,8 @@ Sensitivities Sensitivities::from_json(const json& in, const std::filesystem::pa
   return s;
 }
 
-Sensitivities compute_sensitivities(const model::Model& model, const Rows& rows, const std::vector<codec::Format>& formats, RunFolder& run, Log& log) {
+Sensitivities compute_sensitivities(const model::Model& model, const Rows& rows, const std::vector<codec::Format>& formats, RunFolder& run,
+                                    Log& log) {
   if (const auto done = run.load("sensitivities")) return Sensitivities::from_json(done->meta, run.path());
   Sweep sweep(model, rows, formats, run, log);
   Sensitivities s;

@@ -35,8 +35,8 @@ struct Sensitivities {
 /// Every affine format of these widths and groups.
 std::vector<codec::Format> formats_of(const std::vector<int>& bits, const std::vector<int>& groups);
 
-/// One pass forward and one backward over the rows, block by block: in memory are one block's weights with their Fisher diagonals and the activations of
-/// all rows at one place in the model; activations between blocks wait in the run folder. Blocks that are done are journalled there. Its unit
+/// One pass forward and one backward over the rows, block by block: in memory are one block's weights with their Fisher diagonals and the activations
+/// of all rows at one place in the model; activations between blocks wait in the run folder. Blocks that are done are journalled there. Its unit
 /// "sensitivities" is the result, kept for a run that goes on after it.
 Sensitivities compute_sensitivities(const model::Model& model, const Rows& rows, const std::vector<codec::Format>& formats, RunFolder& run, Log& log);
 

@@ -27,7 +27,8 @@ Sensitivities from_pairs(const json& pairs, const fs::path& file, const model::M
   try {
     for (const auto& pair : pairs) values[pair.at(0).get<std::string>()] = pair.at(1).get<double>();
   } catch (const json::exception&) {
-    fail("pipeline", "{}: is not a list of [path, value] pairs as mlx_lm.dynamic_quant writes it; drop --sensitivities to make it anew", file.string());
+    fail("pipeline", "{}: is not a list of [path, value] pairs as mlx_lm.dynamic_quant writes it; drop --sensitivities to make it anew",
+         file.string());
   }
   Sensitivities s;
   s.formats = {low, high};

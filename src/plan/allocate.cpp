@@ -22,7 +22,8 @@ std::vector<int> undominated(const Item& item) {
   std::vector<int> order(item.choices.size());
   std::iota(order.begin(), order.end(), 0);
   const auto& c = item.choices;
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return c[a].bytes != c[b].bytes ? c[a].bytes < c[b].bytes : c[a].loss < c[b].loss; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int a, int b) { return c[a].bytes != c[b].bytes ? c[a].bytes < c[b].bytes : c[a].loss < c[b].loss; });
   std::vector<int> kept;
   for (int i : order)
     if (kept.empty() || c[i].loss < c[kept.back()].loss) kept.push_back(i);
@@ -121,7 +122,8 @@ double Allocator::lagrangian_bound(std::int64_t budget) const {
 }
 
 Allocation Allocator::within(std::int64_t budget) const {
-  if (budget < least_bytes_) fail("plan", "the smallest choice of formats takes {} bytes and the budget is {}; raise the target", least_bytes_, budget);
+  if (budget < least_bytes_)
+    fail("plan", "the smallest choice of formats takes {} bytes and the budget is {}; raise the target", least_bytes_, budget);
   auto best = at_cell(budget >= most_bytes_ ? cells_ - 1 : (budget - least_bytes_) / unit_);  // the last cell holds all, rounded up or not
   if (!exact_) best.bound = std::min(best.loss, lagrangian_bound(budget));
   return best;

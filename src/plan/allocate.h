@@ -61,7 +61,7 @@ class Allocator {
   std::vector<std::vector<int>> kept_;  ///< choices that are not dominated, by item, from small to large
   std::int64_t unit_ = 1, least_bytes_ = 0, most_bytes_ = 0, cells_ = 0;
   bool exact_ = true;
-  std::vector<double> best_;        ///< by cell: the least loss in so many units above least_bytes_
+  std::vector<double> best_;         ///< by cell: the least loss in so many units above least_bytes_
   std::vector<std::uint8_t> taken_;  ///< [items, cells]: index into kept_
 };
 

@@ -63,7 +63,8 @@ FormatChooser::FormatChooser(const model::ModelSpec& spec, const ChooserOptions&
       if (linear->in % linear->fixed_format->group_size == 0)
         fixed_.formats[linear->path] = *linear->fixed_format;
       else
-        fixed_.dense[linear->path] = fmt::format("its {} inputs are not a multiple of the group size {}", linear->in, linear->fixed_format->group_size);
+        fixed_.dense[linear->path] =
+            fmt::format("its {} inputs are not a multiple of the group size {}", linear->in, linear->fixed_format->group_size);
       continue;
     }
     if (std::none_of(o.formats.begin(), o.formats.end(), [&](const auto& f) { return linear->in % f.group_size == 0; })) {

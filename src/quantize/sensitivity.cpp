@@ -1,4 +1,5 @@
-// Gradients of a few rows are squared and added, never kept: rows are independent, so the mean of the squares of their sums is that of single tokens'.
+// Gradients of a few rows are squared and added, never kept: rows are independent, so the mean of the squares of their sums is that of single
+// tokens'.
 #include "quantize/sensitivity.h"
 
 #include <mlx/mlx.h>
@@ -73,7 +74,7 @@ const mx::array& FisherStore::of(const std::string& path) const {
 }
 
 BlockGradients through_block(const model::ModelSpec& spec, int i, const model::Tensors& tensors, const mx::array& x, const mx::array& cotangent,
-                               const model::Context& context) {
+                             const model::Context& context) {
   const auto linears = spec.blocks[i].linears();
   std::vector<mx::array> inputs{x};
   for (const auto* linear : linears) inputs.push_back(tensors.at(linear->path + ".weight"));

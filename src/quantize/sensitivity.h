@@ -26,7 +26,8 @@ class FisherStore {
  public:
   /// The gradient of one part's Σ log p(next token) for a linear's weight, f32 or bf16, of the weight's shape. Evaluated as it comes.
   void add(const std::string& path, const mx::array& gradient);
-  /// The same for rows of an embedding that were looked up: ids int32 [...], gradient [..., H] of what they gave. Equal ids within a part add up first.
+  /// The same for rows of an embedding that were looked up: ids int32 [...], gradient [..., H] of what they gave. Equal ids within a part add up
+  /// first.
   void add_lookups(const std::string& path, int rows, const mx::array& ids, const mx::array& gradient);
   /// A sum made elsewhere, in the place of what is there.
   void put(const std::string& path, const mx::array& sum) { sums_.insert_or_assign(path, sum); }
@@ -45,12 +46,13 @@ struct BlockGradients {
   mx::array input;
 };
 
-/// x [B, T, H] through block i (dense tensors of x's dtype), computed again, and the loss's gradient `cotangent` [B, T, H] taken back through it. Lazy.
+/// x [B, T, H] through block i (dense tensors of x's dtype), computed again, and the loss's gradient `cotangent` [B, T, H] taken back through it.
+/// Lazy.
 BlockGradients through_block(const model::ModelSpec& spec, int i, const model::Tensors& tensors, const mx::array& x, const mx::array& cotangent,
-                               const model::Context& context);
+                             const model::Context& context);
 
-/// Of Σ mask · −log p(target) behind the last block: for the head's weight (f32 [V, H]) and for the block's output x [B, T, H]. `tensors` are those of
-/// Model::load_final, dense; targets int32 and mask f32 [B, T]. Lazy.
+/// Of Σ mask · −log p(target) behind the last block: for the head's weight (f32 [V, H]) and for the block's output x [B, T, H]. `tensors` are those
+/// of Model::load_final, dense; targets int32 and mask f32 [B, T]. Lazy.
 struct HeadGradients {
   mx::array weight, input, loss;
 };
@@ -59,7 +61,8 @@ HeadGradients head_gradients(const model::ModelSpec& spec, const model::Tensors&
 
 /// The KL divergence per token that quantizing this weight alone is expected to cost, for each format in turn: ½ Σ F e² / tokens, e being what
 /// the ranges that codec::range_search finds leave. weight [..., N, K]; fisher f32 of its shape, summed over `tokens` tokens. Of long matrices ranges
-/// are searched in evenly spaced rows, and plain rounding of all rows says what these stand for. Throws Error naming `path` when weights or Fisher are not finite.
+/// are searched in evenly spaced rows, and plain rounding of all rows says what these stand for. Throws Error naming `path` when weights or Fisher
+/// are not finite.
 std::vector<double> expected_kl(const std::string& path, const mx::array& weight, const mx::array& fisher, double tokens,
                                 const std::vector<codec::Format>& formats);
 

@@ -67,7 +67,8 @@ TEST(Allocator, EqualsBruteForceForEveryBudget) {
   for (int round = 0; round < 40; ++round) {
     const Allocator allocator(random_items(random, 1 + round % 6, 1 + round % 5, 1 + 37 * (round % 4)));
     ASSERT_TRUE(allocator.exact());
-    for (auto budget = allocator.least_bytes(); budget <= allocator.most_bytes() + 5; budget += 1 + (allocator.most_bytes() - allocator.least_bytes()) / 23) {
+    for (auto budget = allocator.least_bytes(); budget <= allocator.most_bytes() + 5;
+         budget += 1 + (allocator.most_bytes() - allocator.least_bytes()) / 23) {
       const auto a = allocator.within(budget);
       expect_consistent(allocator, a);
       EXPECT_LE(a.bytes, budget);

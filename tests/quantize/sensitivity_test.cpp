@@ -81,7 +81,8 @@ TEST(Sensitivity, GradientsBlockByBlockAreThoseOfTheWholeModel) {
     auto cotangent = top.input;
     for (int i = blocks - 1; i >= 0; --i) {
       const auto g = through_block(m.spec, i, m.tensors, entering[i], cotangent, {});
-      for (const auto* linear : m.spec.blocks[i].linears()) expect_alike(g.weights.at(linear->path), want.at(linear->path), std::string(type) + " " + linear->path);
+      for (const auto* linear : m.spec.blocks[i].linears())
+        expect_alike(g.weights.at(linear->path), want.at(linear->path), std::string(type) + " " + linear->path);
       cotangent = g.input;
     }
     if (m.spec.tied()) {
@@ -170,7 +171,8 @@ TEST(ExpectedKl, PredictsTheDivergenceOfASmallModel) {
   for (int d = 0; d < draws; ++d) {
     auto with = m.tensors;
     const auto& w = m.tensors.at(path + ".weight");
-    with.insert_or_assign(path + ".weight", mx::add(w, mx::multiply(mx::random::normal(w.shape(), mx::float32, mx::random::key(d)), mx::array(static_cast<float>(sigma)))));
+    with.insert_or_assign(path + ".weight", mx::add(w, mx::multiply(mx::random::normal(w.shape(), mx::float32, mx::random::key(d)),
+                                                                    mx::array(static_cast<float>(sigma)))));
     const auto q = mx::softmax(mx::slice(model::forward(m.spec, with, {}, m.ids, mx::float32), {0, 6, 0}, {2, 7, m.spec.vocab}), -1, true);
     measured += mx::sum(mx::multiply(p, mx::subtract(mx::log(p), mx::log(q)))).item<float>() / draws;
   }
