@@ -29,10 +29,10 @@ namespace {
 constexpr double kDefaultBits = 5;
 // Points of a curve: one each tenth of a bit and finer between 2 and 8 bits.
 constexpr std::size_t kCurvePoints = 128;
-// All widths and groups that the affine mode has: one measurement serves every later choice.
 // What is measured: coarse enough for single linears' divergence to stand out from the noise of bf16 activations, which flips of roundings anywhere
 // bring (some 1e-4), and fine enough for second order to hold.
 constexpr codec::Format kMeasured{codec::Mode::affine, 3, 64};
+// All widths and groups that the affine mode has: one measurement serves every later choice.
 const std::vector<int> kAllBits = {2, 3, 4, 5, 6, 8}, kAllGroups = {32, 64, 128};
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
