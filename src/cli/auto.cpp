@@ -5,17 +5,16 @@
 
 #include <memory>
 
+#include "cli/budget.h"
 #include "cli/command.h"
 #include "cli/embedded.h"
-#include "cli/units.h"
 
 namespace lquant::cli {
 namespace {
 
 struct Options {
   pipeline::AutoRun run;
-  std::optional<std::string> target_size;
-  std::vector<std::string> floors, ceilings;
+  BudgetTexts budget;
   bool json = false;
 };
 
@@ -23,9 +22,7 @@ int run(Options& o) {
   Log log;
   auto& r = o.run;
   if (r.model.empty()) r.model = embedded_model();
-  if (o.target_size) r.target.bytes = parse_bytes("--target-size", *o.target_size);
-  for (const auto& text : o.floors) r.floors.push_back(parse_limit("--floor", text));
-  for (const auto& text : o.ceilings) r.ceilings.push_back(parse_limit("--ceiling", text));
+  take_budget(o.budget, r);
   const auto result = pipeline::auto_quantize(r, mlx::core::distributed::init(), log);
   if (o.json) fmt::print("{}\n", result.to_json().dump(1));
   if (r.dry_run) return 0;
@@ -48,12 +45,7 @@ void add_auto(CLI::App& app, Run& chosen) {
   auto& r = o->run;
   command->add_option("--model,-m", r.model, "Model folder (default: the small model that comes with lquant)");
   command->add_option("--mlx-path", r.output, "Where to save the result")->capture_default_str();
-  auto* bits = command->add_option("--target-bpw", r.target.bits, "Bits per weight of the whole model (default: 4)")->check(kPositive);
-  auto* size = command->add_option("--target-size", o->target_size, "Size of the model instead, such as 3.5GB")->excludes(bits);
-  command->add_option("--max-kl", r.target.kl, "The smallest model with at most this predicted KL divergence instead")
-      ->check(kPositive)
-      ->excludes(bits)
-      ->excludes(size);
+  add_budget(*command, o->budget, r, "4");
   command->add_option("--data-path", r.data, ".jsonl or .txt files, or 'self': sampled from the model")->capture_default_str();
   command->add_option("--num-samples", r.num_samples, "Rows to train on; 128 of them serve the other steps, and 48 more judge")
       ->capture_default_str()
@@ -62,10 +54,6 @@ void add_auto(CLI::App& app, Run& chosen) {
   command->add_option("--seed", r.seed, "Seed of the choice of rows")->capture_default_str();
   command->add_option("--widths", r.widths, "Bits to choose from")->capture_default_str();
   command->add_option("--group-sizes", r.groups, "Groups to choose from")->capture_default_str();
-  command->add_flag("--tie", r.tie, "q, k and v of a block share a format, and so do gate and up");
-  command->add_option("--floor", o->floors, "PATTERN=BITS: the fewest bits of linears whose path matches, such as '*.down_proj=4'");
-  command->add_option("--ceiling", o->ceilings, "PATTERN=BITS: the most bits of linears whose path matches");
-  command->add_flag("--measure", r.measure, "Measure each linear's divergence instead of predicting it from gradients alone");
   command->add_option("--steps", r.steps, "What to try behind the allocation, of awq, gptq, blocks and dwq")->capture_default_str();
   command->add_flag("--dry-run", r.dry_run, "Say what would be done, in what time, memory and size, and stop");
   command->add_flag("--fresh", r.fresh, "Start over instead of continuing an interrupted run");

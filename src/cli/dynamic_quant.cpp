@@ -7,16 +7,15 @@
 #include <memory>
 
 #include "base/error.h"
+#include "cli/budget.h"
 #include "cli/command.h"
-#include "cli/units.h"
 
 namespace lquant::cli {
 namespace {
 
 struct Options {
   pipeline::DynamicRun run;
-  std::optional<std::string> target_size;
-  std::vector<std::string> floors, ceilings;
+  BudgetTexts budget;
   std::string rule = "exact", accumulation = "float32";
   bool report_ppl = false, grad_checkpoint = false, json = false, trust_remote_code = false;
 };
@@ -27,9 +26,7 @@ int run(Options& o) {
   if (o.accumulation != "float32") log.line("sums are always made in float32; --accumulation-dtype changes nothing");
   auto& r = o.run;
   r.rule = o.rule == "exact" ? pipeline::Rule::exact : pipeline::Rule::threshold;
-  if (o.target_size) r.target.bytes = parse_bytes("--target-size", *o.target_size);
-  for (const auto& text : o.floors) r.floors.push_back(parse_limit("--floor", text));
-  for (const auto& text : o.ceilings) r.ceilings.push_back(parse_limit("--ceiling", text));
+  take_budget(o.budget, r);
   r.sensitivities_name = pipeline::sensitivities_name(r.model.string());
   const auto result = pipeline::dynamic_quant(r, log);
   if (o.json) fmt::print("{}\n", result.to_json().dump(1));
@@ -50,28 +47,19 @@ void add_dynamic_quant(CLI::App& app, Run& chosen) {
   command->add_option("--mlx-path", r.output, "Where to save the result")->capture_default_str();
   command->add_option("--seed", r.rows.seed, "Seed of the choice of rows")->capture_default_str();
   command->add_option("--sensitivities", r.sensitivities, "A file of sensitivities, of lquant or of mlx_lm, instead of finding them");
-  auto* bits = command->add_option("--target-bpw", r.target.bits, "Bits per weight of the whole model (default: 5)")->check(kPositive);
-  auto* size = command->add_option("--target-size", o->target_size, "Size of the model instead, such as 3.5GB")->excludes(bits);
-  command->add_option("--max-kl", r.target.kl, "The smallest model with at most this predicted KL divergence instead")
-      ->check(kPositive)
-      ->excludes(bits)
-      ->excludes(size);
+  add_budget(*command, o->budget, r, "5");
   command->add_option("--low-bits", r.low.bits, "Bits of the less sensitive linears")->capture_default_str();
   command->add_option("--low-group-size", r.low.group_size, "Their group size")->capture_default_str();
   command->add_option("--high-bits", r.high.bits, "Bits of the more sensitive linears")->capture_default_str();
   command->add_option("--high-group-size", r.high.group_size, "Their group size")->capture_default_str();
   command->add_option("--widths", r.widths, "Choose freely among these bits (such as 2 3 4 5 6 8) instead of low and high");
   command->add_option("--group-sizes", r.groups, "With --widths: the groups to choose from")->capture_default_str();
-  command->add_flag("--tie", r.tie, "q, k and v of a block share a format, and so do gate and up");
-  command->add_option("--floor", o->floors, "PATTERN=BITS: the fewest bits of linears whose path matches, such as '*.down_proj=4'");
-  command->add_option("--ceiling", o->ceilings, "PATTERN=BITS: the most bits of linears whose path matches");
   command->add_option("--rule", o->rule, "'exact': the best allocation for the sensitivities; 'threshold': mlx_lm's rule, to compare with")
       ->capture_default_str()
       ->check(CLI::IsMember({"exact", "threshold"}));
   command->add_option("--sensitivity-tokens", r.sensitivity_tokens, "Tokens of the data that sensitivities are taken on")
       ->capture_default_str()
       ->check(kPositive);
-  command->add_flag("--measure", r.measure, "Measure each linear's divergence instead of predicting it from gradients alone");
   command->add_option("--pareto", r.pareto, "Write the curve of best sizes and predicted divergences to this JSON file");
   command->add_option("--plan-only", r.plan_only, "Write the plan to this file, for --plan of other commands, and stop");
   command->add_option("--num-samples", r.rows.num_samples, "Rows of the data to use; -1: all of them (of 'self': 128). One in eight is held out")

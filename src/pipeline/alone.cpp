@@ -9,11 +9,9 @@ namespace {
 
 using States = std::vector<mx::array>;
 
+/// Dense, in the compute dtype.
 model::Tensors computed(const model::Model& model, model::Tensors tensors) {
-  auto made = model::dense_tensors(model, std::move(tensors));
-  for (auto& [name, tensor] : made)
-    if (mx::issubdtype(tensor.dtype(), mx::floating)) tensor = mx::astype(tensor, model.compute_dtype());
-  return made;
+  return model::cast(model::dense_tensors(model, std::move(tensors)), model.compute_dtype());
 }
 
 class Walker {

@@ -7,13 +7,13 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <fstream>
 
 #include "base/error.h"
 #include "base/files.h"
 #include "base/hash.h"
 #include "evaluate/streamed.h"
 #include "pipeline/awq.h"
+#include "pipeline/block_run.h"
 #include "pipeline/dwq.h"
 #include "pipeline/expect.h"
 #include "pipeline/folds.h"
@@ -47,14 +47,7 @@ json options_of(const AutoRun& o) {
                {"num_samples", o.num_samples},
                {"sequence_length", o.sequence_length},
                {"seed", o.seed}};
-  for (const auto& [name, limits] : {std::pair("floors", &o.floors), std::pair("ceilings", &o.ceilings)})
-    for (const auto& limit : *limits) options[name].push_back({limit.pattern, limit.bits});
-  if (o.target.bytes)
-    options["target_bytes"] = *o.target.bytes;
-  else if (o.target.kl)
-    options["max_kl"] = *o.target.kl;
-  else
-    options["target_bpw"] = o.target.bits.value_or(kDefaultBits);
+  record_budget(options, o.target, kDefaultBits, o.floors, o.ceilings);
   return options;
 }
 
@@ -150,7 +143,7 @@ void Auto::try_step(const std::string& name, const Work& work) {
     work(folder(name));
   }
   judge(step);
-  step.time = std::chrono::duration<double>(Clock::now() - start).count();
+  step.time = seconds_since(start);
   // A divergence that is not a number never falls.
   step.kept = *step.kl < best_kl_;
   log_.line(fmt::format("{}: KL {:.5f} ± {:.5f} on rows held out{}", name, *step.kl, *step.kl_se,

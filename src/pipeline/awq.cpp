@@ -23,9 +23,6 @@ using Clock = std::chrono::steady_clock;
 
 namespace {
 
-// One batch in eight judges and chooses nothing.
-constexpr std::size_t kHeldOut = 8;
-
 const char* name_of(AwqInputs inputs) { return inputs == AwqInputs::quantized ? "quantized" : inputs == AwqInputs::full ? "full" : "auto"; }
 
 plan::QuantPlan plan_for(const AwqRun& o, const model::ModelSpec& spec, const std::optional<json>& overrides) {
@@ -65,7 +62,7 @@ class Awq : public BlockMethod {
  public:
   Awq(const AwqRun& options, BlockRun& run)
       : o_(options), model_(run.model()), spec_(model_.spec()), plan_(run.plan()), rows_(run.rows()), run_(run), log_(run.log()) {
-    const auto every = std::min(kHeldOut, rows_.ids.size());
+    const auto every = rows_.held_every();
     for (std::size_t b = every - 1; b < rows_.ids.size(); b += every) judges_.push_back(b);
     result.tokens = rows_.tokens;
     result.edges = static_cast<int>(spec_.edges().size());

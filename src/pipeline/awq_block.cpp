@@ -13,12 +13,12 @@
 #include "codec/quantize.h"
 #include "codec/range_search.h"
 #include "model/pack.h"
+#include "pipeline/block_run.h"
 
 namespace lquant::pipeline {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 mx::array f32(const mx::array& x) { return mx::astype(x, mx::float32); }
 

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "evaluate/streamed.h"
+#include "pipeline/block_run.h"
 #include "pipeline/measured.h"
 #include "pipeline/output.h"
 #include "pipeline/run_folder.h"
@@ -35,15 +36,7 @@ constexpr codec::Format kMeasured{codec::Mode::affine, 3, 64};
 // All widths and groups that the affine mode has: one measurement serves every later choice.
 const std::vector<int> kAllBits = {2, 3, 4, 5, 6, 8}, kAllGroups = {32, 64, 128};
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
 json show(const codec::Format& f) { return {{"bits", f.bits}, {"group_size", f.group_size}}; }
-
-json show(const std::vector<plan::Limit>& limits) {
-  auto all = json::array();
-  for (const auto& limit : limits) all.push_back({limit.pattern, limit.bits});
-  return all;
-}
 
 /// The formats that may be chosen.
 std::vector<codec::Format> choices_of(const DynamicRun& o) {
@@ -82,14 +75,7 @@ json options_of(const DynamicRun& o) {
     options.update({{"low", show(o.low)}, {"high", show(o.high)}});
   else
     options.update({{"widths", o.widths}, {"groups", o.groups}});
-  if (!o.floors.empty()) options["floors"] = show(o.floors);
-  if (!o.ceilings.empty()) options["ceilings"] = show(o.ceilings);
-  if (o.target.bytes)
-    options["target_bytes"] = *o.target.bytes;
-  else if (o.target.kl)
-    options["max_kl"] = *o.target.kl;
-  else
-    options["target_bpw"] = o.target.bits.value_or(kDefaultBits);
+  record_budget(options, o.target, kDefaultBits, o.floors, o.ceilings);
   return options;
 }
 
@@ -166,6 +152,18 @@ std::string histogram(const plan::QuantPlan& plan) {
 }
 
 }  // namespace
+
+void record_budget(json& options, const Target& target, double default_bits, const std::vector<plan::Limit>& floors,
+                   const std::vector<plan::Limit>& ceilings) {
+  for (const auto& [name, limits] : {std::pair("floors", &floors), std::pair("ceilings", &ceilings)})
+    for (const auto& limit : *limits) options[name].push_back({limit.pattern, limit.bits});
+  if (target.bytes)
+    options["target_bytes"] = *target.bytes;
+  else if (target.kl)
+    options["max_kl"] = *target.kl;
+  else
+    options["target_bpw"] = target.bits.value_or(default_bits);
+}
 
 std::string sensitivities_name(const std::string& model) {
   auto name = model;

@@ -22,6 +22,10 @@ struct Target {
   std::optional<double> kl;           ///< predicted, nats per token: the smallest model with no more
 };
 
+/// Names a target and the bounds on bits among a run's options; without a target, `default_bits` per weight.
+void record_budget(nlohmann::json& options, const Target& target, double default_bits, const std::vector<plan::Limit>& floors,
+                   const std::vector<plan::Limit>& ceilings);
+
 /// Who decides: the exact knapsack, or mlx_lm's threshold on the sensitivity per weight.
 enum class Rule { exact, threshold };
 

@@ -28,8 +28,6 @@ using Clock = std::chrono::steady_clock;
 
 namespace {
 
-// One batch in eight judges the correction and does not fit it.
-constexpr std::size_t kHeldOut = 8;
 // AWQ's scales must lower the output error by this share: rounding anew moves it by about as much either way.
 constexpr double kWorthScaling = 0.01;
 
@@ -80,7 +78,7 @@ class Gptq : public BlockMethod {
         training_(options.training, run) {
     result_.tokens = rows_.tokens;
     // One batch alone fits everything and can judge nothing.
-    if (o_.asymmetric == Asymmetric::automatic && rows_.ids.size() > 1) held_every_ = std::min(kHeldOut, rows_.ids.size());
+    if (o_.asymmetric == Asymmetric::automatic && rows_.ids.size() > 1) held_every_ = rows_.held_every();
     paired_ = o_.asymmetric == Asymmetric::on || held_every_ > 0;
     for (const auto& edge : spec_.edges())
       if (folds_.contains(edge.producer)) edges_.push_back(edge);

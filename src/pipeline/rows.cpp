@@ -38,9 +38,11 @@ void add(Rows& rows, const calibration::Batch& batch, const std::optional<mx::ar
 
 }  // namespace
 
+std::size_t Rows::held_every() const { return std::min(kHeldOut, batches.size()); }
+
 std::pair<Rows, Rows> Rows::hold_out() const {
   if (batches.size() < 2) return {*this, *this};
-  const auto every = std::min(kHeldOut, batches.size());
+  const auto every = held_every();
   std::pair<Rows, Rows> parts;
   for (std::size_t b = 0; b < batches.size(); ++b) add(b % every == every - 1 ? parts.first : parts.second, batches[b], counted[b]);
   parts.first.manifest = parts.second.manifest = manifest;

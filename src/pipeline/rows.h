@@ -35,7 +35,9 @@ struct Rows {
   double tokens = 0;                              ///< that count
   nlohmann::json manifest;
 
-  /// Those of every eighth batch (of fewer batches, the last), to judge by, and the others. A single batch is both.
+  /// One batch in so many judges and is not fitted to: the last of each eight, of fewer the last of all.
+  std::size_t held_every() const;
+  /// Those that judge, and the others. A single batch is both.
   std::pair<Rows, Rows> hold_out() const;
   /// The first batches that together have at least so many tokens, or all.
   Rows first(double least) const;

@@ -62,7 +62,8 @@ class Sweep {
  private:
   static std::string entering(int block) { return fmt::format("states-{:05d}", block); }
   model::Tensors dense_block(int i) const { return dense(model_.load_block(i, model_.stored_dtype())); }
-  model::Tensors dense(model::Tensors tensors) const;
+  /// Dense, in the compute dtype.
+  model::Tensors dense(model::Tensors tensors) const { return model::cast(model::dense_tensors(model_, std::move(tensors)), model_.compute_dtype()); }
   void forward();
   States through(int block, const model::Tensors& tensors, const States& states, const States& gradients);
   States head(const States& states);
@@ -86,13 +87,6 @@ class Sweep {
   double tokens_ = 0;
   quantize::FisherStore fisher_;
 };
-
-model::Tensors Sweep::dense(model::Tensors tensors) const {
-  auto made = model::dense_tensors(model_, std::move(tensors));
-  for (auto& [name, tensor] : made)
-    if (mx::issubdtype(tensor.dtype(), mx::floating)) tensor = mx::astype(tensor, model_.compute_dtype());
-  return made;
-}
 
 template <class Work>
 void Sweep::in_parts(std::size_t batch, const Work& work) const {

@@ -8,19 +8,9 @@ import time
 import mlx_lm
 import pytest
 from mlx_lm.utils import compute_bits_per_weight
-from support import ENVIRONMENT, LQUANT, encode, kl, random_model, run, sentences, tensors, text_rows, tree
+from support import ENVIRONMENT, LQUANT, encode, kl, run, sentences, tensors, text_rows, tree
 
 SMALL = ["--num-samples", 48, "--sequence-length", 32, "--target-bpw", 3]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return random_model(tmp_path_factory.mktemp("source") / "small")
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    return text_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", count=96)
 
 
 @pytest.fixture(scope="module")

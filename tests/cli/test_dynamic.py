@@ -20,16 +20,6 @@ ROWS = ["--sequence-length", 64]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return random_model(tmp_path_factory.mktemp("source") / "small")
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    return text_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", count=96)
-
-
-@pytest.fixture(scope="module")
 def quantized(model, rows, tmp_path_factory):
     """The command as mlx_lm's is called: from a folder of its own, for its files of sensitivities go where it is called."""
     folder = tmp_path_factory.mktemp("dynamic")

@@ -18,16 +18,6 @@ WIDTHS = ["--bits", 3, "--sequence-length", 64]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return random_model(tmp_path_factory.mktemp("source") / "small")
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    return text_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", count=96)
-
-
-@pytest.fixture(scope="module")
 def quantized(model, rows, tmp_path_factory):
     output = tmp_path_factory.mktemp("gptq") / "result"
     done = run("gptq", "--model", model, "--data-path", rows, "--mlx-path", output, *WIDTHS, "--json")
