@@ -25,8 +25,7 @@ std::size_t edit_distance(const std::string& a, const std::string& b) {
 
 const std::string& nearest(const std::string& name, const std::vector<std::string>& names) {
   if (names.empty()) throw std::invalid_argument("[base] nearest needs a name to choose");
-  return *std::min_element(names.begin(), names.end(),
-                           [&](const auto& a, const auto& b) { return edit_distance(name, a) < edit_distance(name, b); });
+  return *std::min_element(names.begin(), names.end(), [&](const auto& a, const auto& b) { return edit_distance(name, a) < edit_distance(name, b); });
 }
 
 }  // namespace lquant

@@ -22,7 +22,8 @@ struct ConvertOptions {
 };
 
 /// Plain rounding (min/max ranges, as mlx_lm convert), a change of dtype (a quantized model's codes are kept), or back to dense weights; block by
-/// block with one block in memory, finished blocks journalled. Throws Error for anything wrong with the input; nothing is left under the output's name then.
+/// block with one block in memory, finished blocks journalled. Throws Error for anything wrong with the input; nothing is left under the output's
+/// name then.
 void convert(const ConvertOptions& options, Log& log);
 
 }  // namespace lquant::pipeline

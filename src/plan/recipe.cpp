@@ -60,7 +60,8 @@ const std::vector<std::string>& recipe_names() {
 QuantPlan recipe_plan(const model::ModelSpec& spec, const std::string& name, const codec::Format& base) {
   const auto& recipe = find_recipe(name);
   if (base.mode != codec::Mode::affine)
-    throw UsageError(fmt::format("--quant-predicate {} mixes affine formats; leave out --q-mode {} or the recipe", name, codec::to_string(base.mode)));
+    throw UsageError(
+        fmt::format("--quant-predicate {} mixes affine formats; leave out --q-mode {} or the recipe", name, codec::to_string(base.mode)));
   const int blocks = static_cast<int>(spec.blocks.size());
   auto plan = plan_by(spec, base, [&](const auto& linear) {
     return codec::Format{codec::Mode::affine, high(linear, blocks) ? recipe.high : recipe.low, base.group_size};

@@ -20,7 +20,7 @@ model::ModelSpec spec_of(int layers, json changes = json::object()) {
   return model::spec_from_config(config);
 }
 
-const json kExperts{{"model_type", "qwen3_moe"},  {"num_experts", 4},         {"num_experts_per_tok", 2},
+const json kExperts{{"model_type", "qwen3_moe"},   {"num_experts", 4},         {"num_experts_per_tok", 2},
                     {"moe_intermediate_size", 64}, {"decoder_sparse_step", 1}, {"mlp_only_layers", json::array({1})},
                     {"norm_topk_prob", true}};
 
