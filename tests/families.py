@@ -130,10 +130,10 @@ def save(folder, model, config, unstacked=False, untied=False):
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def family_folder(folder, name, seed=1, dtype=mx.float32, **changes):
+def family_folder(folder, name, seed=1, stored=mx.float32, **changes):
     """The checkpoint as a folder with the embedded model's tokenizer: what a command takes. Texts need its vocabulary (vocab_size=8192)."""
     model, config, unstacked, untied = build(name, seed, **changes)
-    model.set_dtype(dtype)
+    model.set_dtype(stored)
     save(folder, model, config, unstacked, untied)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TINY / file, folder)

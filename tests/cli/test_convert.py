@@ -5,11 +5,20 @@ import json
 import mlx.core as mx
 import mlx_lm
 import pytest
-from families import FAMILIES, family_folder
+from families import FAMILIES, TINY, family_folder
+from mlx_lm import utils
 from support import quantization, run, same_bytes, same_model, tensors
 
 RECIPES = ["mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6"]
 GROUPS = [None, 32, 64, 128]
+
+
+def mlx_lm_convert(source, target, **options):
+    """mlx_lm's, with the tokenizer from the embedded model's folder: loading one, transformers checks config.json too, for more than mlx_lm asks of it."""
+    original = utils.load_tokenizer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "load_tokenizer", lambda path, *args, **kwargs: original(TINY, *args, **kwargs))
+        mlx_lm.convert(str(source), str(target), **options)
 
 
 def block(folder):
@@ -22,7 +31,7 @@ def convert_both(source, tmp_path, recipe, group_size=None, bits=None):
     flags = [] if group_size is None else ["--q-group-size", group_size]
     flags += [] if bits is None else ["--q-bits", bits]
     run("convert", "--hf-path", source, "-q", "--quant-predicate", recipe, "--mlx-path", ours, *flags)
-    mlx_lm.convert(str(source), str(theirs), quantize=True, q_group_size=group_size, q_bits=bits, quant_predicate=recipe)
+    mlx_lm_convert(source, theirs, quantize=True, q_group_size=group_size, q_bits=bits, quant_predicate=recipe)
     same_model(ours, theirs)
     assert block(ours) == block(theirs)
     assert group_size is None or quantization(ours) == quantization(theirs)
@@ -31,7 +40,7 @@ def convert_both(source, tmp_path, recipe, group_size=None, bits=None):
 
 
 # All families, each with one of the recipes and group sizes.
-@pytest.mark.parametrize("number,name", enumerate(FAMILIES), ids=FAMILIES)
+@pytest.mark.parametrize("number,name", list(enumerate(FAMILIES)), ids=FAMILIES)
 def test_recipes_are_mlx_lms(tmp_path, number, name):
     source = family_folder(tmp_path / "source", name)
     convert_both(source, tmp_path, RECIPES[number % 4], GROUPS[(number // 4 + number) % 4], bits=5 if number % 3 == 0 else None)
@@ -56,7 +65,7 @@ def test_a_recipe_leaves_dense_what_the_group_does_not_divide(tmp_path):
 def test_a_recipe_says_what_it_is_and_loads(tmp_path):
     source = family_folder(tmp_path / "source", "qwen3-moe")
     ours, theirs = convert_both(source, tmp_path, "mixed_2_6")
-    mlx_lm.load(str(ours))
+    utils.load_model(ours)
     assert json.loads((ours / "lquant.json").read_text())["options"]["quant_predicate"] == "mixed_2_6"
     card = (ours / "README.md").read_text()
     assert "# source-mixed_2_6" in card and "affine 2 bits, groups of 64; affine 6 bits, groups of 64" in card
@@ -73,7 +82,7 @@ def test_a_plan_goes_over_a_recipe(tmp_path):
     found = quantization(tmp_path / "ours")
     assert found["model.layers.0.mlp.up_proj"] == {"bits": 8, "group_size": 32, "mode": "affine"} and found["model.embed_tokens"] is False
     assert found["model.layers.2.mlp.down_proj"]["bits"] == 6 and found["model.layers.0.mlp.down_proj"]["bits"] == 4
-    mlx_lm.load(str(tmp_path / "ours"))
+    utils.load_model(tmp_path / "ours")
 
 
 def refused(source, tmp_path, arguments, sentence, code=2):
@@ -103,7 +112,7 @@ VARIED = ["llama-untied-biases", "phi3", "gemma3", "gemma3-untied-scaled", "qwen
 def same_as_mlx_lm(source, tmp_path, flags, **options):
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     run("convert", "--hf-path", source, "--mlx-path", ours, *flags)
-    mlx_lm.convert(str(source), str(theirs), **options)
+    mlx_lm_convert(source, theirs, **options)
     same_model(ours, theirs)
     assert ("quantization" in json.loads((ours / "config.json").read_text())) == any(".scales" in name for name in tensors(ours))
     return ours
@@ -113,8 +122,8 @@ def same_as_mlx_lm(source, tmp_path, flags, **options):
 @pytest.mark.parametrize("name", VARIED)
 def test_dequantizing_is_mlx_lms(tmp_path, name, dtype):
     """With a --dtype too: scales and biases are rounded to it before they are put to use."""
-    source = family_folder(tmp_path / "source", name, dtype=mx.bfloat16)
-    mlx_lm.convert(str(source), str(tmp_path / "packed"), quantize=True, q_bits=3, q_group_size=32)
+    source = family_folder(tmp_path / "source", name, stored=mx.bfloat16)
+    mlx_lm_convert(source, tmp_path / "packed", quantize=True, q_bits=3, q_group_size=32)
     flags = ["-d"] if dtype is None else ["-d", "--dtype", dtype]
     ours = same_as_mlx_lm(tmp_path / "packed", tmp_path, flags, dequantize=True, dtype=dtype)
     assert {t.dtype for t in tensors(ours).values()} == {getattr(mx, dtype or "bfloat16")}
@@ -124,9 +133,9 @@ def test_dequantizing_is_mlx_lms(tmp_path, name, dtype):
 def test_dequantizing_what_has_no_float_scales(tmp_path, mode):
     """mlx_lm makes bfloat16 of these whatever the rest of the model is. Every value of the three modes is a bf16 number: in other dtypes it is the same."""
     source = family_folder(tmp_path / "source", "llama-untied-biases")
-    mlx_lm.convert(str(source), str(tmp_path / "packed"), quantize=True, q_mode=mode)
+    mlx_lm_convert(source, tmp_path / "packed", quantize=True, q_mode=mode)
     run("convert", "--hf-path", tmp_path / "packed", "-d", "--mlx-path", tmp_path / "ours")
-    mlx_lm.convert(str(tmp_path / "packed"), str(tmp_path / "theirs"), dequantize=True)
+    mlx_lm_convert(tmp_path / "packed", tmp_path / "theirs", dequantize=True)
     ours, theirs = tensors(tmp_path / "ours"), tensors(tmp_path / "theirs")
     assert ours.keys() == theirs.keys() and {t.dtype for t in ours.values()} == {mx.float32}
     for name, value in ours.items():
@@ -135,14 +144,14 @@ def test_dequantizing_what_has_no_float_scales(tmp_path, mode):
 
 @pytest.mark.parametrize("name", VARIED)
 def test_a_packed_model_changes_its_dtype(tmp_path, name):
-    source = family_folder(tmp_path / "source", name, dtype=mx.bfloat16)
-    mlx_lm.convert(str(source), str(tmp_path / "packed"), quantize=True, q_bits=6, quant_predicate=None)
+    source = family_folder(tmp_path / "source", name, stored=mx.bfloat16)
+    mlx_lm_convert(source, tmp_path / "packed", quantize=True, q_bits=6, quant_predicate=None)
     ours = same_as_mlx_lm(tmp_path / "packed", tmp_path, ["--dtype", "float16"], dtype="float16")
     before, after = tensors(tmp_path / "packed"), tensors(ours)
     assert all(same_bytes(before[n], after[n]) for n in before if before[n].dtype == mx.uint32)
     filled = lambda folder: {k: dict(v, mode="affine") if isinstance(v, dict) else v for k, v in quantization(folder).items()}
     assert filled(ours) == filled(tmp_path / "packed")
-    mlx_lm.load(str(ours))
+    utils.load_model(ours)
 
 
 @pytest.mark.parametrize("quantize", [False, True])
