@@ -283,7 +283,7 @@ MISTAKES = {
         1,
         "[evaluate] {tmp}/choice/piqa/train.jsonl:1: 2 rows are too few to draw 3 examples from; add rows or lower --num-shots",
     ),
-    "batches of nothing": (["--tasks", "piqa", "--batch-size", 0], 2, "--batch-size: Value 0 not in range [1 - 65536]; see lquant evaluate --help"),
+    "batches of nothing": (["--tasks", "piqa", "--batch-size", 0], 2, "--batch-size: Value 0 not in range 1 to 65536; see lquant evaluate --help"),
     "batches of words": (["--tasks", "piqa", "--batch-size", "many"], 2, "--batch-size: Value many not in range"),
     "a limit of nothing": (["--tasks", "piqa", "--limit", 0], 2, "--limit: 0 is not above 0; see lquant evaluate --help"),
 }
@@ -316,13 +316,12 @@ def test_a_limit_above_the_rows(data, whole, tmp_path):
 
 
 def test_contexts_longer_than_the_model(data, tmp_path):
-    """The model's own limit, from its config.json; the most that --num-shots can be blamed for is what --num-shots has added."""
+    """The model's own limit, from its config.json. What --num-shots has not made long, fewer of them cannot mend."""
     model = random_model(tmp_path / "short", max_position_embeddings=12)
-    arguments = ["evaluate", "--model", model, "--tasks", "arc_easy", "--data-dir", data, "--output-dir", tmp_path / "out", "--json"]
-    done = run(*arguments)
-    report = json.loads(done.stdout)
+    arguments = ["evaluate", "--model", model, "--tasks", "arc_easy", "--data-dir", data, "--output-dir"]
+    report = json.loads(run(*arguments, tmp_path / "json", "--json").stdout)
     assert report["config"]["max_tokens"] == 12 and report["n-samples"]["arc_easy"]["effective"] == LIMIT
-    done = run(*arguments[:-1], "--output-dir", tmp_path / "again")
+    done = run(*arguments, tmp_path / "said")
     long = f"arc_easy: {LIMIT} of {LIMIT} prompts are longer than the 12 tokens that the model reads and lose their beginnings"
     assert f"warning: {long}; give --max-tokens if it reads more\n" in done.stderr
     rows = write_rows(tmp_path / "rows", dict(ROWS, **{"arc_easy/train": ROWS["arc_easy/test"]}))

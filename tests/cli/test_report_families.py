@@ -48,6 +48,16 @@ def role_of(path):
     return ("expert_" if "switch_mlp" in path else "") + ROLES[last]
 
 
+def teacher_of(name, folder):
+    """A random model that is not sure of its answers: Gemma 3's embeddings, multiplied by √128 on their way in and tied, would outweigh all blocks."""
+    source = family_folder(folder, name, vocab_size=8192)
+    if name == "gemma3":
+        weights = tensors(source)
+        weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"] * 0.1
+        mx.save_safetensors(str(source / "model.safetensors"), weights, metadata={"format": "mlx"})
+    return source
+
+
 def text_file(folder):
     file = folder / "text.txt"
     file.write_text("\n".join(sentences(24, seed=3)))
@@ -65,7 +75,7 @@ def quantized(source, folder):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_kind_of_model(name, tmp_path):
-    source = family_folder(tmp_path / "source", name, vocab_size=8192)
+    source = teacher_of(name, tmp_path / "source")
     folders = quantized(source, tmp_path)
     done = run("report", *folders, "--teacher", source, "--data-path", text_file(tmp_path), *SIZES, "--output", tmp_path / "r.html", "--json")
     data, html = json.loads(done.stdout), (tmp_path / "r.html").read_text(encoding="utf-8")
@@ -90,7 +100,7 @@ def test_every_kind_of_model(name, tmp_path):
         assert found["bytes"] == sum(t.nbytes for t in stored.values())
         weights = dense_weights(folder)
         assert found["parameters"] == sum(w.size for w in weights.values())
-        # Each is replaced alone, all of them do harm, and together more than any alone.
+        # Each is replaced alone, and each does harm.
         alone = {figure["name"]: figure for figure in found["alone"]}
         assert alone.keys() == paths
         assert all(np.isfinite(f["kl"]) and f["kl"] > 0 and np.isfinite(f["kl_se"]) for f in alone.values())
@@ -98,7 +108,7 @@ def test_every_kind_of_model(name, tmp_path):
         quality = found["quality"]
         assert np.isfinite(quality["kl"]) and quality["kl"] > 0 and quality["tokens"] == LENGTH * ROWS
         assert {float(linear["bytes"]) for linear in linears.values()} | {figure["kl"] for figure in alone.values()} <= numbers
-    # Bits that are fewer cost more, whatever the model.
+    # Two bits for most cost more than four for all, whatever the model.
     by_name = {found["name"]: found for found in data["folders"]}
     assert by_name["mixed"]["quality"]["kl"] > by_name["uniform"]["quality"]["kl"]
     columns = {role_of(path) for path in paths} - {"embed", "head"}
