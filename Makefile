@@ -29,8 +29,8 @@ test-shared: build
 	@test -d "$(SHARED)" || { echo "make test-shared SHARED=folder: the folder with the models and texts" >&2; exit 2; }
 	@LQUANT=$(CURDIR)/build/lquant LQUANT_SHARED=$(abspath $(SHARED)) python -m pytest -q tests/shared
 
-# The kernels, gradients, codecs and file readers once more under the sanitizers. MLX itself is not instrumented.
-SANITIZED = base checkpoint text kernels codec
+# The kernels, gradients, codecs, file readers and the forward pass once more under the sanitizers. MLX itself is not instrumented.
+SANITIZED = base checkpoint text kernels codec model
 asan ubsan:
 	@scripts/setup test
 	@$(CMAKE) --preset $@ --log-level=WARNING

@@ -12,8 +12,9 @@ endif()
 # The embedded model, for `lquant demo`.
 install(DIRECTORY models/tiny DESTINATION "${LQUANT_INSTALL_SHARE}/models")
 
-# `lquant.dwq` is `lquant dwq`: whoever comes from `mlx_lm.dwq` changes two letters. Wheels cannot hold links, hence scripts.
-foreach(command convert dwq evaluate generate gptq perplexity report)
+# `lquant.dwq` is `lquant dwq`: whoever comes from `mlx_lm.dwq` changes two letters. The build makes links; wheels cannot hold any, hence scripts.
+set(LQUANT_LINKS auto awq convert dwq dynamic_quant evaluate generate gptq perplexity report)
+foreach(command ${LQUANT_LINKS})
   set(script "${CMAKE_BINARY_DIR}/scripts/lquant.${command}")
   file(CONFIGURE OUTPUT "${script}" CONTENT "#!/bin/sh\nexec \"\${0%/*}/lquant\" ${command} \"\$@\"\n" @ONLY)
   install(PROGRAMS "${script}" DESTINATION "${LQUANT_INSTALL_BIN}")

@@ -157,7 +157,7 @@ std::vector<std::string> Checkpoint::names() const {
 mx::array Checkpoint::load(const std::string& name, CheckFinite check) const {
   const auto& tensor = info(name);
   auto value = read_tensor(state_->files.at(tensor.file.filename().string()), tensor);
-  if (check == CheckFinite::yes) check_finite(value, name);
+  if (check == CheckFinite::yes) check_finite(value, name, tensor.file);
   return value;
 }
 

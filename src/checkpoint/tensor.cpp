@@ -113,14 +113,14 @@ mx::array read_tensor(const File& file, const TensorInfo& info) {
   return mx::array(std::move(data), info.shape, info.dtype);
 }
 
-void check_finite(const mx::array& value, const std::string& name) {
+void check_finite(const mx::array& value, const std::string& name, const std::filesystem::path& file) {
   if (!mx::issubdtype(value.dtype(), mx::floating)) return;
   const auto rows = mx::contiguous(value);
   mx::eval(rows);
   const auto count = count_not_finite(rows);
   if (count > 0) {
-    fail("checkpoint", "tensor {} holds {} values of {} that are not finite (NaN or infinity); its file is damaged: download it again",
-         in_quotes(name), count, value.size());
+    fail("checkpoint", "{}: tensor {} holds {} values of {} that are not finite (NaN or infinity); the file is damaged: download it again",
+         file.string(), in_quotes(name), count, value.size());
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <filesystem>
 #include <string>
 
 #include "checkpoint/safetensors.h"
@@ -16,9 +17,9 @@ namespace lquant::checkpoint {
 /// non-zero byte of a BOOL is true. Throws Error when the file is shorter than its header said.
 mx::array read_tensor(const File& file, const TensorInfo& info);
 
-/// Throws Error naming `name` and how many values are NaN or infinite when a floating-point array holds any; evaluates it.
+/// Throws Error naming `file`, `name` and how many values are NaN or infinite when a floating-point array holds any; evaluates it.
 /// Other dtypes pass.
-void check_finite(const mx::array& value, const std::string& name);
+void check_finite(const mx::array& value, const std::string& name, const std::filesystem::path& file);
 
 enum class Fp8 { e4m3, e5m2 };
 /// For each of the 256 codes of an 8-bit float (OCP OFP8, arXiv 2209.05433) the bits of the bfloat16 of the same value.

@@ -39,9 +39,14 @@ void add_convert(CLI::App& app, Run& chosen) {
   command->add_option("--q-bits", o->bits, "Bits per weight (default: the mode's, 4 for affine)");
   command->add_option("--q-group-size", o->group_size, "Weights that share a scale (default: the mode's, 64 for affine)");
   command->add_option("--q-mode", o->mode, "affine, mxfp4, mxfp8 or nvfp4")->capture_default_str();
+  command->add_option(
+      "--quant-predicate", o->convert.recipe,
+      "Mixed bits: mixed_2_6, mixed_3_4, mixed_3_6 or mixed_4_6 (mixed_L_H: H bits for values and down projections of some blocks and "
+      "for the head, L for the rest)");
   command->add_option("--plan", o->convert.plan, "JSON file of formats by path, as config.json's quantization block has them");
-  command->add_option("--dtype", o->convert.dtype,
-                      "float16, bfloat16 or float32, of what stays dense and of scales and biases (default: the model's)");
+  command->add_option(
+      "--dtype", o->convert.dtype,
+      "float16, bfloat16 or float32, of what stays dense and of scales and biases (default: config.json's torch_dtype, else the weights')");
   command->add_flag("-d,--dequantize", o->convert.dequantize, "Turn a quantized model back into a dense one");
   command->add_flag("--fresh", o->convert.fresh, "Start over instead of continuing an interrupted run");
   command->add_flag("--trust-remote-code", o->trust_remote_code, "Accepted for mlx_lm's sake; no remote code is ever run");

@@ -22,7 +22,7 @@ std::vector<std::pair<std::size_t, std::size_t>> batches(std::span<const Encoded
 /// One forward pass over one row in which the questions stand behind each other without padding, each with its choices' common beginning once
 /// and then what is left of every choice (model::Branches). Logits are made at scored places alone, a chunk at a time. Questions longer than the
 /// smallest window of the model's layers, or with more than 255 choices, are run choice by choice.
-/// Throws Error when the model gives no numbers.
+/// NaN where the model gives no numbers.
 std::vector<Likelihoods> score(const LoadedModel& model, const model::Head& head, std::span<const Encoded> questions);
 
 }  // namespace lquant::evaluate

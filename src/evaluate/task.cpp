@@ -1,9 +1,9 @@
 #include "evaluate/task.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "base/error.h"
+#include "base/nearest.h"
 
 namespace lquant::evaluate {
 using json = nlohmann::json;
@@ -11,19 +11,6 @@ using json = nlohmann::json;
 namespace {
 
 using Strings = std::vector<std::string>;
-
-/// Levenshtein's distance: insertions, deletions and replacements that turn one word into the other.
-std::size_t edit_distance(const std::string& a, const std::string& b) {
-  std::vector<std::size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), std::size_t{0});
-  for (std::size_t i = 1; i <= a.size(); ++i) {
-    std::size_t diagonal = row[0];
-    row[0] = i;
-    for (std::size_t j = 1; j <= b.size(); ++j)
-      diagonal = std::exchange(row[j], std::min({row[j] + 1, row[j - 1] + 1, diagonal + (a[i - 1] != b[j - 1])}));
-  }
-  return row.back();
-}
 
 std::optional<std::string> split(const json& splits, const char* name) {
   return splits.contains(name) ? std::optional(splits.at(name).get<std::string>()) : std::nullopt;
@@ -81,14 +68,12 @@ const std::vector<Task>& tasks() {
 }
 
 const Task& find_task(const std::string& name) {
-  const Task* nearest = nullptr;
-  std::string names;
+  std::vector<std::string> names;
   for (const auto& task : tasks()) {
     if (task.name == name) return task;
-    if (!nearest || edit_distance(name, task.name) < edit_distance(name, nearest->name)) nearest = &task;
-    names += (names.empty() ? "" : ", ") + task.name;
+    names.push_back(task.name);
   }
-  fail("evaluate", "there is no task {}; did you mean {}? (tasks: {})", name, nearest->name, names);
+  fail("evaluate", "there is no task {}; did you mean {}? (tasks: {})", name, nearest(name, names), fmt::join(names, ", "));
 }
 
 }  // namespace lquant::evaluate

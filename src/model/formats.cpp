@@ -31,8 +31,11 @@ Format named_format(const std::string& path, const json& entry, const json& glob
   const auto& source = entry.is_object() ? entry : global;  // `true` means the global values
   try {
     auto format = codec::default_format(codec::parse_mode(source.value("mode", "affine")));
-    format.bits = source.value("bits", format.bits);
-    format.group_size = source.value("group_size", format.group_size);
+    const auto number = [&](const char* key, int otherwise) {
+      return source.contains(key) && !source[key].is_null() ? source[key].get<int>() : otherwise;
+    };
+    format.bits = number("bits", format.bits);
+    format.group_size = number("group_size", format.group_size);  // null in what mlx_lm's recipes make without --q-group-size
     codec::check(format);
     return format;
   } catch (const json::exception& e) {

@@ -8,6 +8,7 @@
 #include "model/pack.h"
 #include "pipeline/output.h"
 #include "pipeline/run_folder.h"
+#include "plan/recipe.h"
 
 namespace lquant::pipeline {
 namespace mx = mlx::core;
@@ -20,6 +21,27 @@ mx::Dtype parse_dtype(const std::string& name) {
   if (name == "float16") return mx::float16;
   if (name == "float32") return mx::float32;
   throw UsageError(fmt::format("--dtype {} is not one of float16, bfloat16, float32", name));
+}
+
+/// What the model is converted to when nobody says: what its config.json asks for, as mlx_lm has it. Files of float32 that ask for bfloat16 exist.
+mx::Dtype default_dtype(const model::Model& model) {
+  const auto& config = model.checkpoint().config();
+  if (config.contains("torch_dtype") && config.at("torch_dtype").is_string())
+    for (const auto dtype : {mx::bfloat16, mx::float16, mx::float32})
+      if (config.at("torch_dtype") == dtype_name(dtype)) return dtype;
+  return model.stored_dtype();
+}
+
+void check(const ConvertOptions& o) {
+  if (o.quantize && o.dequantize) throw UsageError("--quantize and --dequantize exclude each other; give one of them");
+  if (o.plan && !o.quantize) throw UsageError("--plan says how to quantize; give --quantize with it");
+  if (o.recipe && !o.quantize) throw UsageError("--quant-predicate says how to quantize; give --quantize with it");
+}
+
+plan::QuantPlan plan_for(const ConvertOptions& o, const model::ModelSpec& spec, const std::optional<json>& overrides) {
+  auto plan = o.recipe ? plan::recipe_plan(spec, *o.recipe, o.format) : plan::uniform_plan(spec, o.format);
+  if (overrides) plan::apply_overrides(plan, spec, *overrides);
+  return plan;
 }
 
 /// The tensors of one part with every linear of the plan packed (or, without plan, every packed one made dense).
@@ -45,7 +67,7 @@ model::Tensors changed(model::Tensors tensors, const model::Model& model, const 
 }  // namespace
 
 void convert(const ConvertOptions& options, Log& log) {
-  if (options.quantize && options.dequantize) throw UsageError("--quantize and --dequantize exclude each other; give one of them");
+  check(options);
   check_output(options.output);
   const auto checkpoint = checkpoint::Checkpoint::open(options.model);
   const auto model = model::Model::open(checkpoint);
@@ -53,18 +75,12 @@ void convert(const ConvertOptions& options, Log& log) {
     fail("pipeline", "{}: is quantized already; dequantize it first (lquant convert --dequantize) or start from the original",
          options.model.string());
   if (options.dequantize && model.formats().empty()) fail("pipeline", "{}: is not quantized; there is nothing to dequantize", options.model.string());
-  if (!options.quantize && !options.dequantize && !model.formats().empty() && options.dtype)
-    fail("pipeline", "{}: is quantized; --dtype needs --dequantize with it", options.model.string());
-  const auto dtype = options.dtype ? parse_dtype(*options.dtype) : model.stored_dtype();
+  const auto dtype = options.dtype ? parse_dtype(*options.dtype) : default_dtype(model);
 
   std::optional<plan::QuantPlan> plan;
   std::optional<json> overrides;
-  if (options.plan) {
-    if (!options.quantize) throw UsageError("--plan says how to quantize; give --quantize with it");
-    overrides = read_plan(*options.plan);
-  }
-  if (options.quantize) plan = plan::uniform_plan(model.spec(), options.format);
-  if (overrides) plan::apply_overrides(*plan, model.spec(), *overrides);
+  if (options.plan) overrides = read_plan(*options.plan);
+  if (options.quantize) plan = plan_for(options, model.spec(), overrides);
   const bool keep_packed = !options.quantize && !options.dequantize && !model.formats().empty();
   if (keep_packed) plan = plan::plan_of(model.spec(), model.formats(), checkpoint.config());
   if (plan)
@@ -73,6 +89,7 @@ void convert(const ConvertOptions& options, Log& log) {
   json recipe{{"quantize", options.quantize}, {"dequantize", options.dequantize}, {"dtype", dtype_name(dtype)}};
   if (options.quantize)
     recipe.update({{"bits", options.format.bits}, {"group_size", options.format.group_size}, {"mode", codec::to_string(options.format.mode)}});
+  if (options.recipe) recipe["quant_predicate"] = *options.recipe;
   if (overrides) recipe["plan"] = *overrides;
   RunFolder run(options.output, {{"command", "convert"}, {"options", recipe}, {"model", checkpoint.fingerprint()}}, options.fresh);
   if (run.resumed()) log.line(fmt::format("continuing the run in {}", run.path().string()));

@@ -5,6 +5,7 @@
 #include <mlx/mlx.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/error.h"
 #include "base/files.h"
@@ -89,8 +90,11 @@ Side open_side(const std::string& folder, const std::string& prefix, const std::
     read.prompts.clear();
     const auto cut = std::count_if(encoded.begin(), encoded.end(), [](const auto& e) { return e.cut; });
     if (cut > 0)
-      log.warn(fmt::format("{}: {} of {} prompts are longer than the {} tokens that the model reads and lose their beginnings; use fewer --num-shots",
-                           task->name, cut, encoded.size(), side.max_tokens));
+      log.warn(fmt::format("{}: {} of {} prompts are longer than the {} tokens that the model reads and lose their beginnings; {}", task->name, cut,
+                           encoded.size(), side.max_tokens,
+                           run.shots.value_or(0) > 0 ? "use fewer --num-shots" : "give --max-tokens if it reads more"));
+    if (run.limit && static_cast<std::size_t>(*run.limit) > read.total && prefix.empty())
+      log.warn(fmt::format("{}: there are {} rows, fewer than --limit {}; all of them are scored", task->name, read.total, *run.limit));
     side.batches.push_back(evaluate::batches(encoded, kTokensPerRow * static_cast<std::size_t>(run.batch_size)));
     side.encoded.push_back(std::move(encoded));
     rows.push_back(std::move(read));
@@ -102,6 +106,15 @@ std::int64_t cost(const std::vector<evaluate::Encoded>& rows, std::size_t begin,
   std::int64_t tokens = 0;
   for (std::size_t i = begin; i < end; ++i) tokens += static_cast<std::int64_t>(evaluate::cost(rows[i]));
   return tokens;
+}
+
+/// A likelihood that is no number would be read as an answer that loses.
+void check_numbers(const Side& side, const evaluate::Task& task, const std::vector<evaluate::Likelihoods>& likelihoods, mx::Dtype dtype) {
+  for (const auto& of_row : likelihoods)
+    for (const double value : of_row)
+      if (std::isnan(value))
+        fail("pipeline", "{}: its log-likelihoods of {} are not numbers; its weights are damaged or too large for {}: download or convert it again",
+             side.model.checkpoint().folder().string(), task.name, dtype_name(dtype));
 }
 
 /// Rows scored and the seconds that took.
@@ -137,6 +150,7 @@ std::vector<std::vector<evaluate::Likelihoods>> score_side(const Side& side, con
       }
       const auto start = std::chrono::steady_clock::now();
       const auto likelihoods = evaluate::score(*loaded, *head, std::span(encoded).subspan(begin, end - begin));
+      check_numbers(side, *rows[t].task, likelihoods, loaded->dtype);
       rate.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
       rate.rows += end - begin;
       folder.save(unit, {}, {{"loglikelihoods", likelihoods}});

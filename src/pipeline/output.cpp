@@ -19,7 +19,9 @@ namespace {
 json output_config(const model::Model& source, const plan::QuantPlan* plan, mx::Dtype dtype) {
   json config = source.checkpoint().config();
   for (const char* key : {"quantization", "quantization_config", "_name_or_path", "vision_config"}) config.erase(key);
-  config[config.contains("dtype") ? "dtype" : "torch_dtype"] = dtype_name(dtype);
+  for (const char* key : {"dtype", "torch_dtype"})
+    if (config.contains(key)) config[key] = dtype_name(dtype);
+  if (!config.contains("dtype") && !config.contains("torch_dtype")) config["torch_dtype"] = dtype_name(dtype);
   if (plan) config["quantization"] = config["quantization_config"] = plan::quantization_block(source.spec(), *plan);
   return config;
 }
@@ -46,7 +48,7 @@ std::string model_card(const model::Model& source, const plan::QuantPlan* plan, 
                       LQUANT_VERSION);
   card += fmt::format("| | |\n| --- | --- |\n| parameters | {} |\n| bits per weight | {:.3f} |\n| size of the weights | {} bytes |\n",
                       size.parameters, size.bits_per_weight(), size.bytes);
-  if (plan) card += fmt::format("| format | {} {} bits, groups of {} |\n", codec::to_string(plan->base.mode), plan->base.bits, plan->base.group_size);
+  if (plan) card += fmt::format("| format | {} |\n", plan::formats_in_words(*plan));
   if (record.quality.contains("validation_kl"))
     card += fmt::format("| KL to the teacher on held-out rows | {:.4f} nats/token (before training {:.4f}) |\n",
                         record.quality.at("validation_kl").get<double>(), record.quality.at("validation_kl_start").get<double>());
@@ -91,8 +93,11 @@ void ModelWriter::finish(const plan::QuantPlan* plan, mx::Dtype dtype, const Rec
   writer_.set_total_parameters(size.parameters);
   writer_.write_json("config.json", output_config(source_, plan, dtype));
   writer_.write_json("lquant.json", record_json(source_, plan, size, record));
-  writer_.write_text("README.md",
-                     model_card(source_, plan, size, record, folder.filename().string() + (plan ? fmt::format("-{}bit", plan->base.bits) : "")));
+  const auto& options = record.options;
+  const auto what = !plan                                 ? std::string()
+                    : options.contains("quant_predicate") ? "-" + options.at("quant_predicate").get<std::string>()
+                                                          : fmt::format("-{}bit", plan->base.bits);
+  writer_.write_text("README.md", model_card(source_, plan, size, record, folder.filename().string() + what));
   for (const auto& file : checkpoint::tokenizer_files())
     if (fs::is_regular_file(folder / file)) writer_.copy_file(folder / file, file);
   if (fs::is_regular_file(folder / "generation_config.json")) writer_.copy_file(folder / "generation_config.json", "generation_config.json");

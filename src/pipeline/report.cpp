@@ -270,6 +270,9 @@ evaluate::Report report(const ReportRun& o, Log& log) {
       std::int64_t before = 0;
       const auto tell = [&](std::int64_t done) { progress.advance(done - before), before = done; };
       report.folders[f].quality = evaluate::measure(answers, &truth, batches, tell, &figures);
+      if (!std::isfinite(report.folders[f].quality.teacher_nll))
+        fail("pipeline", "{}: the teacher's log-probabilities are not numbers; its weights are damaged or too large for {}", o.teacher.string(),
+             dtype_name(teacher.compute_dtype()));
       if (!std::isfinite(report.folders[f].quality.kl))
         fail("pipeline", "{}: its divergence from the teacher is not a number; its weights are damaged or too large for {}", o.folders[f].string(),
              dtype_name(folders[f].model.compute_dtype()));

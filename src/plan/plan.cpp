@@ -16,24 +16,31 @@ nlohmann::json block_of(const codec::Format& format) {
 
 }  // namespace
 
-QuantPlan uniform_plan(const model::ModelSpec& spec, const codec::Format& format) {
-  codec::check(format);
-  QuantPlan plan{format, {}, {}};
+QuantPlan plan_by(const model::ModelSpec& spec, const codec::Format& base, const std::function<codec::Format(const model::LinearSpec&)>& wanted) {
+  codec::check(base);
+  QuantPlan plan;
+  plan.base = base;
   for (const auto* linear : spec.linears()) {
-    const auto wanted = linear->fixed_format.value_or(format);
-    if (divides(*linear, format) && divides(*linear, wanted))
-      plan.formats[linear->path] = wanted;
+    const auto format = wanted(*linear);
+    codec::check(format);
+    if (divides(*linear, base) && divides(*linear, format))
+      plan.formats[linear->path] = format;
     else
-      plan.dense[linear->path] = fmt::format("its {} inputs are not a multiple of the group size {}", linear->in, format.group_size);
+      plan.dense[linear->path] = fmt::format("its {} inputs are not a multiple of the group size {}", linear->in, base.group_size);
   }
-  if (plan.formats.empty()) fail("plan", "no linear's width is a multiple of the group size {}; choose a smaller --group-size", format.group_size);
+  if (plan.formats.empty()) fail("plan", "no linear's width is a multiple of the group size {}; choose a smaller --group-size", base.group_size);
   return plan;
+}
+
+QuantPlan uniform_plan(const model::ModelSpec& spec, const codec::Format& format) {
+  return plan_by(spec, format, [&](const auto& linear) { return linear.fixed_format.value_or(format); });
 }
 
 QuantPlan fallback_plan(const model::ModelSpec& spec, const codec::Format& base, const codec::Format& fallback) {
   codec::check(base);
   codec::check(fallback);
-  QuantPlan plan{base, {}, {}};
+  QuantPlan plan;
+  plan.base = base;
   for (const auto* linear : spec.linears()) {
     const auto wanted = linear->role == model::Role::embed ? fallback : linear->fixed_format.value_or(base);
     if (divides(*linear, wanted))
@@ -105,11 +112,22 @@ nlohmann::json quantization_block(const model::ModelSpec& spec, const QuantPlan&
     if (it == plan.formats.end()) {
       // mlx_lm decides by the presence of scales; naming the path keeps other readers from guessing.
       if (every_path || divides(*linear, plan.base)) block[linear->path] = false;
-    } else if (every_path || !(it->second == plan.base)) {
+    } else if (every_path || plan.names_all || !(it->second == plan.base)) {
       block[linear->path] = block_of(it->second);
     }
   }
   return block;
+}
+
+std::string formats_in_words(const QuantPlan& plan) {
+  std::map<std::string, int> linears;
+  for (const auto& [path, format] : plan.formats)
+    ++linears[fmt::format("{} {} bits, groups of {}", codec::to_string(format.mode), format.bits, format.group_size)];
+  std::vector<std::pair<std::string, int>> order(linears.begin(), linears.end());
+  std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.second > b.second; });
+  std::string words;
+  for (const auto& [format, count] : order) words += (words.empty() ? "" : "; ") + format;
+  return words;
 }
 
 std::int64_t linear_bytes(const model::LinearSpec& linear, const codec::Format& format, int scale_bytes) {

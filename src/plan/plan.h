@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -16,8 +17,12 @@ struct QuantPlan {
   codec::Format base;                            ///< what config.json names globally
   std::map<std::string, codec::Format> formats;  ///< the linears that are quantized
   std::map<std::string, std::string> dense;      ///< those that stay dense, and why
+  bool names_all = false;                        ///< config.json names the linears in the base format too, as it does for mlx_lm's recipes
   model::Formats by_path() const { return {formats.begin(), formats.end()}; }
 };
+
+/// A format for each linear as `wanted` says; dense where its group or that of `base` does not divide the rows. Throws Error when nothing is left.
+QuantPlan plan_by(const model::ModelSpec& spec, const codec::Format& base, const std::function<codec::Format(const model::LinearSpec&)>& wanted);
 
 /// The same format for every linear and the embedding, but for those whose rows the group does not divide (they stay dense, as
 /// mlx_lm leaves them) and those that mlx_lm gives a format of their own (routers).
@@ -38,6 +43,9 @@ QuantPlan plan_of(const model::ModelSpec& spec, const model::Formats& formats, c
 /// The `quantization` block of config.json: global group_size, bits, mode; by path what differs (false: dense although the group
 /// would divide it). `every_path` names the linears that have the global format too: a plan file, which means the same beside any --bits.
 nlohmann::json quantization_block(const model::ModelSpec& spec, const QuantPlan& plan, bool every_path = false);
+
+/// "affine 3 bits, groups of 64", for a model card; of several formats the one with the most linears comes first, joined by "; ".
+std::string formats_in_words(const QuantPlan& plan);
 
 /// Bytes of a linear's codes, scales and biases in a format that divides its rows; `scale_bytes` of an affine scale or bias.
 std::int64_t linear_bytes(const model::LinearSpec& linear, const codec::Format& format, int scale_bytes = 2);

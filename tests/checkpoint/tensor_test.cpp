@@ -119,24 +119,24 @@ TEST(CheckFinite, CountsNanAndInfinity) {
   values[9000] = -NAN;
   const mx::array array(values.begin(), {9001});
   for (const auto dtype : {mx::float16, mx::bfloat16, mx::float32, mx::float64}) {
-    const auto message = error_of([&] { check_finite(mx::astype(array, dtype, mx::Device::cpu), "model.norm.weight"); });
-    expect_sentence(message, {"tensor \"model.norm.weight\" holds 4 values of 9001 that are not finite", "download it again"});
+    const auto message = error_of([&] { check_finite(mx::astype(array, dtype, mx::Device::cpu), "model.norm.weight", "model.safetensors"); });
+    expect_sentence(message, {"model.safetensors: tensor \"model.norm.weight\" holds 4 values of 9001 that are not finite", "download it again"});
   }
 }
 
 TEST(CheckFinite, PassesTheLargestAndTheSmallest) {
-  check_finite(mx::array({3.4028235e38f, -3.4028235e38f, 1e-45f, -0.0f}), "w");
-  check_finite(mx::array({65504.0f, 6e-8f}, mx::float16), "w");
-  check_finite(mx::array({3.38e38f, 1e-40f}, mx::bfloat16), "w");
-  check_finite(mx::array({0x7f80'0000u, ~0u}, mx::uint32), "codes");  // bits of an infinity, but no float
-  check_finite(mx::zeros({0}), "empty");
+  check_finite(mx::array({3.4028235e38f, -3.4028235e38f, 1e-45f, -0.0f}), "w", "model.safetensors");
+  check_finite(mx::array({65504.0f, 6e-8f}, mx::float16), "w", "model.safetensors");
+  check_finite(mx::array({3.38e38f, 1e-40f}, mx::bfloat16), "w", "model.safetensors");
+  check_finite(mx::array({0x7f80'0000u, ~0u}, mx::uint32), "codes", "model.safetensors");  // bits of an infinity, but no float
+  check_finite(mx::zeros({0}), "empty", "model.safetensors");
 }
 
 // Reads the values that the array stands for, not the buffer below it.
 TEST(CheckFinite, FollowsStrides) {
   const auto array = mx::array({1.0f, NAN, 2.0f, NAN}, {2, 2});
-  check_finite(mx::slice(array, {0, 0}, {2, 1}), "w");
-  EXPECT_THROW(check_finite(mx::slice(array, {0, 1}, {2, 2}), "w"), Error);
+  check_finite(mx::slice(array, {0, 0}, {2, 1}), "w", "model.safetensors");
+  EXPECT_THROW(check_finite(mx::slice(array, {0, 1}, {2, 2}), "w", "model.safetensors"), Error);
 }
 
 }  // namespace

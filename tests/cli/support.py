@@ -2,7 +2,9 @@
 
 import json
 import os
+import resource
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -45,6 +47,12 @@ def run(*arguments, code=0, program=LQUANT, environment={}, **options):
     done = subprocess.run(command, capture_output=True, text=True, env=dict(ENVIRONMENT, **environment), timeout=300, **options)
     assert done.returncode == code, f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr}"
     return done
+
+
+def limit_files(size):
+    """In the child: a write past `size` fails as it does on a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def random_model(folder, seed=0, dtype=mx.bfloat16, chat=False, **changes):
@@ -116,6 +124,17 @@ def tensors(folder):
 def same_bytes(a, b):
     """Bit for bit: NaN payloads, signed zeros and all."""
     return a.dtype == b.dtype and a.shape == b.shape and bool(mx.array_equal(mx.contiguous(a).view(mx.uint8), mx.contiguous(b).view(mx.uint8)))
+
+
+def same_model(ours, theirs):
+    """The same tensors, bit for bit, and the same index of them."""
+    a, b = tensors(ours), tensors(theirs)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert same_bytes(a[name], b[name]), name
+    index = [json.loads((folder / "model.safetensors.index.json").read_text()) for folder in (ours, theirs)]
+    assert index[0]["weight_map"] == index[1]["weight_map"]
+    assert index[0]["metadata"] == index[1]["metadata"]
 
 
 def tree(folder):

@@ -1,18 +1,13 @@
 """`lquant awq`: what it writes, on every family, and what its options change."""
 
 import json
-import shutil
-import sys
-from pathlib import Path
 
+import families
 import mlx.core as mx
 import mlx_lm
 import numpy as np
 import pytest
-from support import CONFIG, TINY, dense_weights, encode, kl, quantization, random_model, run, same_bytes, sentences, tensors, text_rows, write_rows
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
-import test_mlx_lm_parity as families  # noqa: E402
+from support import CONFIG, dense_weights, encode, kl, quantization, random_model, run, same_bytes, sentences, tensors, text_rows, write_rows
 
 WIDTHS = ["--bits", 3, "--embed-bits", 6, "--embed-group-size", 64, "--sequence-length", 64]
 HELD_OUT = [ids[:24] for ids in encode(sentences(6, seed=1000, words=30))]
@@ -201,18 +196,8 @@ def test_options_change_what_they_say(model, rows, plain_kl, tmp_path):
 
 def family(name, folder):
     """A random small model with the embedded tokenizer; of two blocks, where its config does not list them."""
-    before = dict(families.BASE)
-    families.BASE["vocab_size"] = 8192
-    if not {"layer_types", "no_rope_layers", "sliding_window_pattern"} & families.FAMILIES[name].keys():
-        families.BASE["num_hidden_layers"] = 2
-    try:
-        built, config, unstacked, untied = families.build(name, seed=4)
-    finally:
-        families.BASE.update(before)
-    families.save(folder, built, config, unstacked, untied)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(TINY / file, folder)
-    return folder
+    listed = {"num_hidden_layers", "layer_types", "no_rope_layers", "sliding_window_pattern"} & families.FAMILIES[name].keys()
+    return families.family_folder(folder, name, seed=4, vocab_size=8192, **({} if listed else dict(num_hidden_layers=2)))
 
 
 @pytest.mark.parametrize("name", families.FAMILIES)

@@ -2,19 +2,15 @@
 
 import json
 import math
-import sys
-from pathlib import Path
 
+import families
 import mlx.core as mx
 import mlx_lm
 import numpy as np
 import pytest
 from mlx_lm.quant import dynamic_quant as original
 from mlx_lm.utils import compute_bits_per_weight
-from support import TINY, encode, kl, quantization, random_model, run, sentences, tensors, text_rows, tree
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
-import test_mlx_lm_parity as families  # noqa: E402
+from support import encode, kl, quantization, random_model, run, sentences, tensors, text_rows, tree
 
 ROWS = ["--sequence-length", 64]
 
@@ -233,14 +229,7 @@ def test_files_that_do_not_match_are_refused(quantized, model, rows, tmp_path):
 @pytest.mark.parametrize("name", families.FAMILIES)
 def test_every_family(name, tmp_path):
     """Random models of each family, mixtures too, get a plan of three widths, load, and have the size that was asked for."""
-    families.BASE["vocab_size"], before = 8192, families.BASE["vocab_size"]
-    try:
-        built, config, unstacked, untied = families.build(name, seed=4)
-    finally:
-        families.BASE["vocab_size"] = before
-    families.save(tmp_path / "model", built, config, unstacked, untied)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / "model" / file).write_bytes((TINY / file).read_bytes())
+    families.family_folder(tmp_path / "model", name, seed=4, vocab_size=8192)
     rows = text_rows(tmp_path / "rows.jsonl", count=24)
     done = run("dynamic-quant", "--model", tmp_path / "model", "--data-path", rows, "--mlx-path", tmp_path / "out", *ROWS, "--widths", 3, 4, 6, "--target-bpw", 5, "--json",
                cwd=tmp_path)

@@ -1,43 +1,50 @@
 """`lquant evaluate` on invented rows: what it writes, what it refuses, and that a killed run ends in the bytes of one left alone."""
 
 import json
-import os
+import shutil
 import signal
 import subprocess
 import time
 
+import mlx.core as mx
 import pytest
-from support import ENVIRONMENT, LQUANT, TINY, encode, log_softmax, numpy_logits, random_model, run, tree
+from support import ENVIRONMENT, LQUANT, TINY, encode, limit_files, log_softmax, numpy_logits, random_model, run, tensors, tree
 
 LIMIT = 14
-ROWS = {
-    "arc_challenge/test": [dict(question=f"What follows {i}?", choices=[f"{i + 1}", f"{i}", "none"], answer_index=i % 3) for i in range(LIMIT)],
-    "arc_easy/test": [
-        dict(question=f"Where is stone {i}?", choices=dict(text=["in the river", "on the old roof"], label=["A", "B"]), answerKey="AB"[i % 2])
-        for i in range(LIMIT)
-    ],
-    "boolq/validation": [dict(passage=f"House {i} stands quietly.", question=f"is house {i} loud", label=i % 2) for i in range(LIMIT)],
-    "hellaswag/validation": [
-        dict(
-            activity_label="Reading",
-            ctx_a=f"She opens book {i}.",
-            ctx_b="she",
-            endings=["reads it.", "eats it.", "is a tree.", "flies."],
-            label=str(i % 4),
-        )
-        for i in range(LIMIT)
-    ],
-    "openbookqa/test": [dict(question=f"Winter {i} brings", choices=["snow", "heat", "figs", "ink"], answer_index=i % 4) for i in range(LIMIT)],
-    "piqa/validation": [dict(goal=f"warm room {i}", sol1="light a fire", sol2="open the window wide", label=i % 2) for i in range(LIMIT)],
-    "social_iqa/validation": [
-        dict(context=f"Ada sang song {i}.", question="Why?", answerA="joy", answerB="by walking", answerC="a table", label=str(1 + i % 3))
-        for i in range(LIMIT)
-    ],
-    "winogrande/validation": [
-        dict(sentence=f"The bread {i} was not in the bag since the _ was small.", option1="bag", option2="bread", answer=str(1 + i % 2))
-        for i in range(LIMIT)
-    ],
-}
+
+
+def rows_of(count):
+    return {
+        "arc_challenge/test": [dict(question=f"What follows {i}?", choices=[f"{i + 1}", f"{i}", "none"], answer_index=i % 3) for i in range(count)],
+        "arc_easy/test": [
+            dict(question=f"Where is stone {i}?", choices=dict(text=["in the river", "on the old roof"], label=["A", "B"]), answerKey="AB"[i % 2])
+            for i in range(count)
+        ],
+        "boolq/validation": [dict(passage=f"House {i} stands quietly.", question=f"is house {i} loud", label=i % 2) for i in range(count)],
+        "hellaswag/validation": [
+            dict(
+                activity_label="Reading",
+                ctx_a=f"She opens book {i}.",
+                ctx_b="she",
+                endings=["reads it.", "eats it.", "is a tree.", "flies."],
+                label=str(i % 4),
+            )
+            for i in range(count)
+        ],
+        "openbookqa/test": [dict(question=f"Winter {i} brings", choices=["snow", "heat", "figs", "ink"], answer_index=i % 4) for i in range(count)],
+        "piqa/validation": [dict(goal=f"warm room {i}", sol1="light a fire", sol2="open the window wide", label=i % 2) for i in range(count)],
+        "social_iqa/validation": [
+            dict(context=f"Ada sang song {i}.", question="Why?", answerA="joy", answerB="by walking", answerC="a table", label=str(1 + i % 3))
+            for i in range(count)
+        ],
+        "winogrande/validation": [
+            dict(sentence=f"The bread {i} was not in the bag since the _ was small.", option1="bag", option2="bread", answer=str(1 + i % 2))
+            for i in range(count)
+        ],
+    }
+
+
+ROWS = rows_of(LIMIT)
 TASKS = sorted({name.split("/")[0] for name in ROWS})
 
 
@@ -169,45 +176,49 @@ def test_long_prompts_lose_their_beginning(data, tmp_path):
     assert all(row["loglikelihoods"] == [None, None] for row in read_rows(next((tmp_path / "b").glob("*.rows.jsonl"))))
 
 
-def test_killed_runs_end_in_the_same_bytes(whole, data, tmp_path):
-    arguments = ["evaluate", "--model", TINY, "--tasks", *TASKS, "--data-dir", data, "--output-dir", tmp_path, "--batch-size", 1]
-    folder = tmp_path / (results_name(TASKS) + ".lquant-run")
-    killed = 0
-    for unit, kill in (("arc_challenge-000000", signal.SIGKILL), ("boolq-000000", signal.SIGTERM), ("openbookqa-000000", signal.SIGKILL)):
-        process = subprocess.Popen([str(a) for a in (LQUANT, *arguments)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
-        while process.poll() is None and not (folder / f"{unit}.safetensors").exists():
-            time.sleep(0.001)
-        process.send_signal(kill)
-        _, stderr = process.communicate()
-        if process.returncode in (130, -signal.SIGKILL):
-            killed += 1
-            assert kill == signal.SIGKILL or "give the same command again" in stderr
-        assert process.returncode in (0, 130, -signal.SIGKILL), stderr
-        if process.returncode == 0:
+def stopped(arguments, folder, units, how):
+    """Starts the run and stops it as soon as `units` of its batches are saved. False when it was done before."""
+    process = subprocess.Popen([str(a) for a in (LQUANT, *arguments)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    while process.poll() is None and sum(not p.name.endswith(".partial.safetensors") for p in folder.glob("*.safetensors")) < units:
+        time.sleep(0.001)
+    process.send_signal(how)
+    _, stderr = process.communicate()
+    assert process.returncode in (0, {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 130}[how]), stderr
+    assert process.returncode != 130 or "give the same command again" in stderr
+    return process.returncode != 0
+
+
+def test_killed_runs_end_in_the_same_bytes(tmp_path):
+    """The more rows, the more batches follow the one at which a run is stopped: where the machine is too quick for some, four times as many are tried."""
+    for count in (4 * LIMIT, 16 * LIMIT, 64 * LIMIT):
+        data, output = write_rows(tmp_path / f"rows-{count}", rows_of(count)), tmp_path / f"killed-{count}"
+        arguments = ["evaluate", "--model", TINY, "--tasks", *TASKS, "--data-dir", data, "--batch-size", 1, "--output-dir"]
+        folder = output / (results_name(TASKS) + ".lquant-run")
+        if all(stopped([*arguments, output], folder, units, how) for units, how in ((1, signal.SIGKILL), (3, signal.SIGTERM), (5, signal.SIGKILL))):
             break
-    assert killed > 0
-    if folder.exists():
-        assert "continuing the run" in run(*arguments).stderr
-    assert tree(tmp_path) == tree(whole)
+    else:
+        pytest.fail(f"runs over {count} rows of each task ended before they could be stopped")
+    assert [p.name for p in output.iterdir()] == [folder.name]
+    assert "continuing the run" in run(*arguments, output).stderr
+    run(*arguments, tmp_path / "whole")
+    assert tree(output) == tree(tmp_path / "whole")
 
 
 def test_another_run_is_not_continued(data, tmp_path):
     arguments = ["evaluate", "--model", TINY, "--tasks", *TASKS, "--data-dir", data, "--output-dir", tmp_path]
-    process = subprocess.Popen([str(a) for a in (LQUANT, *arguments, "--batch-size", 1)], stderr=subprocess.DEVNULL, env=ENVIRONMENT)
     folder = tmp_path / (results_name(TASKS) + ".lquant-run")
-    while process.poll() is None and not (folder / "arc_challenge-000000.safetensors").exists():
-        time.sleep(0.001)
-    process.kill()
-    process.wait()
-    if not folder.exists():
-        pytest.skip("the run was done before it could be killed")
+    # Of all files only that of the rows is larger than this (112 lines of 100 bytes and more): every batch is saved, the results are not.
+    done = run(*arguments, "--batch-size", 1, code=1, preexec_fn=lambda: limit_files(8000))
+    assert ".rows.jsonl" in done.stderr and "free space" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == [folder.name] and list(folder.glob("winogrande-*.safetensors"))
     done = run(*arguments, "--batch-size", 2, code=1)
     assert "batch_size (was 1, now 2)" in done.stderr
     run(*arguments, "--batch-size", 2, "--fresh")
+    assert (tmp_path / results_name(TASKS)).exists() and not folder.exists()
 
 
-def refused(arguments, *parts, code=1):
-    done = run("evaluate", "--model", TINY, *arguments, code=code)
+def refused(arguments, *parts, code=1, model=TINY):
+    done = run("evaluate", "--model", model, *arguments, code=code)
     lines = done.stderr.strip().split("\n")
     assert len(lines) == 1 and lines[0].startswith("lquant: "), done.stderr
     for part in parts:
@@ -244,10 +255,114 @@ def test_a_place_that_cannot_be_written(data, tmp_path):
     refused(["--tasks", "piqa", "--data-dir", data, "--output-dir", tmp_path / "file" / "out"], tmp_path / "file")
 
 
+# What is asked for, the exit code, and how the one line on stderr begins. {tmp} has the folders of test_each_mistake_has_its_sentence.
+MISTAKES = {
+    "unknown task": (
+        ["--tasks", "helaswag"],
+        1,
+        "[evaluate] there is no task helaswag; did you mean hellaswag? (tasks: arc_challenge, arc_easy, boolq, hellaswag, openbookqa, piqa, "
+        "social_iqa, winogrande)",
+    ),
+    "no rows of the task": (
+        ["--tasks", "piqa", "--data-dir", "{tmp}/empty"],
+        1,
+        "[pipeline] {tmp}/empty/piqa/validation.jsonl: is missing; it has the rows of piqa (--data-dir holds TASK/SPLIT.jsonl, one JSON object a line)",
+    ),
+    "a file without rows": (
+        ["--tasks", "boolq", "--data-dir", "{tmp}/blank"],
+        1,
+        "[evaluate] {tmp}/blank/boolq/validation.jsonl: holds no row; it needs one JSON object a line",
+    ),
+    "an empty choice": (
+        ["--tasks", "openbookqa", "--data-dir", "{tmp}/choice"],
+        1,
+        "[evaluate] {tmp}/choice/openbookqa/test.jsonl:2: no row of openbookqa: its choice 3 is empty; mend or remove that line",
+    ),
+    "too few examples": (
+        ["--tasks", "piqa", "--data-dir", "{tmp}/choice", "--num-shots", 3],
+        1,
+        "[evaluate] {tmp}/choice/piqa/train.jsonl:1: 2 rows are too few to draw 3 examples from; add rows or lower --num-shots",
+    ),
+    "batches of nothing": (["--tasks", "piqa", "--batch-size", 0], 2, "--batch-size: Value 0 not in range 1 to 65536; see lquant evaluate --help"),
+    "batches of words": (["--tasks", "piqa", "--batch-size", "many"], 2, "--batch-size: Value many not in range"),
+    "a limit of nothing": (["--tasks", "piqa", "--limit", 0], 2, "--limit: 0 is not above 0; see lquant evaluate --help"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_each_mistake_has_its_sentence(data, tmp_path, name):
+    arguments, code, sentence = MISTAKES[name]
+    (tmp_path / "empty").mkdir()
+    write_rows(tmp_path / "blank", {"boolq/validation": []})
+    good = dict(question="Winter brings", choices=["snow", "heat", "figs"], answer_index=0)
+    choices = [good, dict(good, choices=["snow", "heat", ""])]
+    pairs = ROWS["piqa/validation"]
+    write_rows(tmp_path / "choice", {"openbookqa/test": choices, "piqa/train": pairs[:2], "piqa/validation": pairs})
+    filled = [str(a).replace("{tmp}", str(tmp_path)) for a in arguments]
+    rows = [] if "--data-dir" in filled else ["--data-dir", data]
+    done = run("evaluate", "--model", TINY, *filled, *rows, "--output-dir", tmp_path / "out", code=code)
+    assert done.stderr.startswith("lquant: " + sentence.replace("{tmp}", str(tmp_path))) and done.stderr.count("\n") == 1
+    assert done.stdout == "" and not (tmp_path / "out").exists()
+
+
+def test_a_limit_above_the_rows(data, whole, tmp_path):
+    done = run("evaluate", "--model", TINY, "--tasks", *TASKS, "--data-dir", data, "--output-dir", tmp_path, "--batch-size", 1, "--limit", LIMIT + 1)
+    warned = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert warned == [f"warning: {task}: there are {LIMIT} rows, fewer than --limit {LIMIT + 1}; all of them are scored" for task in TASKS]
+    name = results_name(TASKS)
+    assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+    exact = run("evaluate", "--model", TINY, "--tasks", "piqa", "--data-dir", data, "--output-dir", tmp_path, "--limit", LIMIT)
+    assert "warning" not in exact.stderr
+
+
+def test_contexts_longer_than_the_model(data, tmp_path):
+    """The model's own limit, from its config.json. What --num-shots has not made long, fewer of them cannot mend."""
+    model = random_model(tmp_path / "short", max_position_embeddings=12)
+    arguments = ["evaluate", "--model", model, "--tasks", "arc_easy", "--data-dir", data, "--output-dir"]
+    report = json.loads(run(*arguments, tmp_path / "json", "--json").stdout)
+    assert report["config"]["max_tokens"] == 12 and report["n-samples"]["arc_easy"]["effective"] == LIMIT
+    done = run(*arguments, tmp_path / "said")
+    long = f"arc_easy: {LIMIT} of {LIMIT} prompts are longer than the 12 tokens that the model reads and lose their beginnings"
+    assert f"warning: {long}; give --max-tokens if it reads more\n" in done.stderr
+    rows = write_rows(tmp_path / "rows", dict(ROWS, **{"arc_easy/train": ROWS["arc_easy/test"]}))
+    done = run("evaluate", "--model", model, "--tasks", "arc_easy", "--data-dir", rows, "--output-dir", tmp_path / "shots", "--num-shots", 1)
+    assert f"warning: {long}; use fewer --num-shots\n" in done.stderr
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_weights_that_are_no_numbers(data, tmp_path, value):
+    model = random_model(tmp_path / "model")
+    file = model / "model.safetensors"
+    weights = tensors(model)
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = float(value)
+    mx.save_safetensors(str(file), weights, metadata={"format": "mlx"})
+    arguments = ["--tasks", "piqa", "--data-dir", data, "--output-dir", tmp_path / "out"]
+    refused(arguments, file, "model.layers.1.mlp.up_proj.weight", "1 values of", "not finite", "download it again", model=model)
+    done = run("evaluate", "--model", TINY, *arguments, "--compare", model, code=1)
+    assert f"{file}: tensor" in done.stderr.splitlines()[-1]  # behind a line of progress: the teacher is loaded when the model is done
+
+
+def test_weights_whose_products_are_no_numbers(data, tmp_path):
+    """Finite weights, but where a normed channel is above 1.13 its product with this one is beyond bf16 (3.39e38)."""
+    model = random_model(tmp_path / "model")
+    weights = tensors(model)
+    weights["model.norm.weight"] = mx.full((128,), 3e38, mx.bfloat16)
+    mx.save_safetensors(str(model / "model.safetensors"), weights, metadata={"format": "mlx"})
+    arguments = ["--tasks", "piqa", "--data-dir", data, "--output-dir", tmp_path / "out"]
+    refused(arguments, f"{model}: its log-likelihoods of piqa are not numbers", "too large for bfloat16", "download or convert it again", model=model)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["auto", "awq", "convert", "dwq", "dynamic_quant", "evaluate", "generate", "gptq", "perplexity", "report"])
+def test_every_command_has_the_peers_name(command):
+    """A link beside the built program, a script beside the installed one."""
+    found = shutil.which(LQUANT)
+    assert found, f"{LQUANT} is no program"
+    assert f"lquant {command} --help" in run("--nonsense", program=f"{found}.{command}", code=2).stderr
+
+
 def test_runs_as_the_peer_is_called(data, tmp_path):
-    program = os.path.join(os.path.dirname(LQUANT), "lquant.evaluate")
-    if not os.path.exists(program):
-        pytest.skip("the build makes no such name here")
+    program = f"{shutil.which(LQUANT)}.evaluate"
     done = run("--model", TINY, "--tasks", "piqa", "--data-dir", data, "--limit", 1, "--output-dir", tmp_path, "--trust-remote-code", program=program)
     assert "piqa" in done.stdout
     assert json.loads((tmp_path / results_name(["piqa"])).read_text())["piqa"]["acc_stderr,none"] == "N/A"

@@ -2,17 +2,14 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
+import families
 import mlx.core as mx
 import mlx_lm
 import numpy as np
 import pytest
 from support import TINY, kl, encode, quantization, random_model, run, sentences, tensors, text_rows, write_rows
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
-import test_mlx_lm_parity as families  # noqa: E402
 
 WIDTHS = ["--bits", 3, "--sequence-length", 64]
 
@@ -82,15 +79,7 @@ def test_options_change_what_they_say(model, rows, quantized, tmp_path):
 @pytest.mark.parametrize("name", families.FAMILIES)
 def test_every_family(name, tmp_path):
     """Random models are quantized and load; logits are nearer to the original's than those of plain rounding."""
-    families.BASE["vocab_size"], before = 8192, families.BASE["vocab_size"]
-    try:
-        built, config, unstacked, untied = families.build(name, seed=4)
-    finally:
-        families.BASE["vocab_size"] = before
-    source = tmp_path / "source"
-    families.save(source, built, config, unstacked, untied)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(TINY / file, source)
+    source = families.family_folder(tmp_path / "source", name, seed=4, vocab_size=8192)
     rows = text_rows(tmp_path / "rows.jsonl", count=64)
     gptq = ["gptq", "--model", source, "--data-path", rows, "--bits", 3, "--group-size", 32, "--sequence-length", 64]
     run(*gptq, "--mlx-path", tmp_path / "gptq")
@@ -107,15 +96,7 @@ def test_every_family(name, tmp_path):
 
 
 def test_starved_experts_are_named(tmp_path):
-    families.BASE["vocab_size"], before = 8192, families.BASE["vocab_size"]
-    try:
-        built, config, *_ = families.build("qwen3-moe", seed=4)
-    finally:
-        families.BASE["vocab_size"] = before
-    source = tmp_path / "source"
-    families.save(source, built, config)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(TINY / file, source)
+    source = families.family_folder(tmp_path / "source", "qwen3-moe", seed=4, vocab_size=8192)
     rows = write_rows(tmp_path / "rows.jsonl", [{"text": "the river"}])
     done = run("gptq", "--model", source, "--data-path", rows, "--mlx-path", tmp_path / "result", *WIDTHS)
     assert "experts saw fewer than" in done.stderr and "mlp.switch_mlp.gate_proj" in done.stderr

@@ -20,6 +20,7 @@ from support import (
     random_model,
     run,
     same_bytes,
+    same_model,
     sentences,
     tensors,
     text_rows,
@@ -71,16 +72,6 @@ def lquant_logits(folder, ids, tmp_path):
     return np.array(mx.load(str(tmp_path / "logits.safetensors"))["logits"])
 
 
-def assert_same_model(ours, theirs):
-    a, b = tensors(ours), tensors(theirs)
-    assert a.keys() == b.keys()
-    for name in a:
-        assert same_bytes(a[name], b[name]), name
-    index = [json.loads((folder / "model.safetensors.index.json").read_text()) for folder in (ours, theirs)]
-    assert index[0]["weight_map"] == index[1]["weight_map"]
-    assert index[0]["metadata"] == index[1]["metadata"]
-
-
 FORMATS = [("affine", 2, 32), ("affine", 3, 64), ("affine", 4, 128), ("affine", 5, 32), ("affine", 6, 64), ("affine", 8, 128)]
 FORMATS += [("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16)]
 
@@ -90,7 +81,7 @@ def test_convert_writes_what_mlx_lm_writes(model, tmp_path, mode, bits, group_si
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     run("convert", "--hf-path", model, "-q", "--q-mode", mode, "--q-bits", bits, "--q-group-size", group_size, "--mlx-path", ours)
     mlx_lm.convert(str(model), str(theirs), quantize=True, q_bits=bits, q_group_size=group_size, q_mode=mode)
-    assert_same_model(ours, theirs)
+    same_model(ours, theirs)
     assert quantization(ours) == quantization(theirs) == {"group_size": group_size, "bits": bits, "mode": mode}
     assert json.loads((ours / "config.json").read_text())["quantization_config"] == quantization(ours)
 
@@ -101,7 +92,7 @@ def test_convert_changes_the_dtype(model, tmp_path, dtype):
         ours, theirs = tmp_path / f"ours-{name}", tmp_path / f"theirs-{name}"
         run("convert", "--hf-path", model, "--dtype", dtype, "--mlx-path", ours, *more)
         mlx_lm.convert(str(model), str(theirs), quantize=name == "packed", dtype=dtype)
-        assert_same_model(ours, theirs)
+        same_model(ours, theirs)
         assert json.loads((ours / "config.json").read_text())["torch_dtype"] == dtype
 
 
