@@ -112,7 +112,8 @@ int run(Options options) {
   if (options.sample.max_tokens < 0) options.sample.max_tokens = std::numeric_limits<int>::max();
   options.sample.seed = options.seed ? *options.seed : std::random_device{}();
 
-  const auto tokenizer = text::Tokenizer::open(options.model);
+  const auto checkpoint = checkpoint::Checkpoint::open(options.model);
+  const auto tokenizer = text::Tokenizer::open(checkpoint.files());
   const auto prompt = encode_prompt(tokenizer, options);
   options.sample.stop = tokenizer.eos_ids();
   for (const auto& token : options.extra_eos_tokens) {
@@ -121,7 +122,7 @@ int run(Options options) {
     options.sample.stop.push_back(*id);
   }
 
-  const auto model = model::Model::open(checkpoint::Checkpoint::open(options.model));
+  const auto model = model::Model::open(checkpoint);
   const auto dtype = model.compute_dtype();
   auto tensors = model.load_all(dtype);
   auto formats = model.formats();
