@@ -183,12 +183,15 @@ Tensor read_tensor(Cursor& in) {
   const std::uint64_t row = tensor.shape.empty() ? 1 : static_cast<std::uint64_t>(tensor.shape.back());
   if (row % tensor.type->elements != 0)
     damaged(in.file(), "tensor {} has rows of {} values, which are no whole blocks of {} ({})", name, row, tensor.type->elements, tensor.type->name);
+  // As if no dimension were 0, so that strides too can be counted.
   std::uint64_t bytes = tensor.type->bytes;
-  bool overflow = __builtin_mul_overflow(bytes, row / tensor.type->elements, &bytes);
-  for (std::size_t i = 0; i + 1 < tensor.shape.size(); ++i)
-    overflow |= __builtin_mul_overflow(bytes, static_cast<std::uint64_t>(tensor.shape[i]), &bytes);
-  // With a dimension of 0 the product is small again, however large the others are.
+  bool overflow = __builtin_mul_overflow(bytes, std::max<std::uint64_t>(1, row / tensor.type->elements), &bytes), empty = row == 0;
+  for (std::size_t i = 0; i + 1 < tensor.shape.size(); ++i) {
+    overflow |= __builtin_mul_overflow(bytes, std::max<std::uint64_t>(1, static_cast<std::uint64_t>(tensor.shape[i])), &bytes);
+    empty |= tensor.shape[i] == 0;
+  }
   if (overflow) damaged(in.file(), "the shape of tensor {} has more elements than can be counted", name);
+  if (empty) bytes = 0;
   if (__builtin_add_overflow(tensor.begin, bytes, &tensor.end)) damaged(in.file(), "the data of tensor {} lie beyond any file", name);
   return tensor;
 }

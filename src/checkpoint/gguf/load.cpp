@@ -124,7 +124,7 @@ void check(const Wanted& wanted, const std::string& name, const std::filesystem:
   if (!tensor.type->decode && wanted.change != Change::none) refuse("holds whole numbers where weights are needed");
   if (tensor.shape.size() == 1 && tensor.type->elements > 1 && by_head(wanted.change)) refuse("is a packed bias");
   if (by_head(wanted.change)) {
-    const auto rows = rows_of(wanted);
+    const auto rows = wanted.heads < 1 ? Rows{} : rows_of(wanted);
     if (wanted.heads < 1 || rows.count % static_cast<std::size_t>(wanted.heads) != 0 || rows.per_head % 2 != 0)
       refuse("cannot be divided into the heads that the metadata name");
   }
