@@ -57,7 +57,8 @@ void check_alike(const fs::path& folder, const model::Model& model, const fs::pa
   if (!alike)
     fail("pipeline", "{}: its linears are not those of the teacher {}; give the model that it was made from as --teacher", folder.string(),
          teacher_folder.string());
-  if (sha256_file(folder / "tokenizer.json") != sha256_file(teacher_folder / "tokenizer.json"))
+  const auto tokenizer = [](const model::Model& of) { return of.checkpoint().files().read("pipeline", "tokenizer.json"); };
+  if (tokenizer(model) != tokenizer(teacher))
     fail("pipeline",
          "{}: its tokenizer.json is not the teacher's, so that their tokens cannot be compared; give the model that it was made from as --teacher",
          folder.string());

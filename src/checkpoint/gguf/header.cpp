@@ -85,7 +85,9 @@ class Cursor {
   /// A number of things that take at least `smallest` bytes each.
   std::uint64_t count(std::uint64_t smallest, const char* what) {
     const auto n = number<std::uint64_t>();
-    if (n > (file_size_ - place_) / smallest) damaged(file_, "it would have {} {}, more than fit into its {} bytes", n, what, file_size_);
+    if (n > (file_size_ - place_) / smallest)
+      fail("checkpoint", "{}: it would have {} {}, more than fit into its {} bytes; the file is cut short, damaged or no GGUF file: download it again",
+           file_.string(), n, what, file_size_);
     return n;
   }
   std::string_view text() { return take(count(1, "bytes of text in one place")); }
