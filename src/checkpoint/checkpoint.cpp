@@ -34,7 +34,8 @@ void check_folder(const fs::path& folder) {
   std::error_code ignored;
   if (fs::is_directory(folder, ignored)) return;
   const auto text = folder.string();
-  if (fs::exists(folder, ignored)) fail("checkpoint", "{}: is a file; give the folder that holds config.json and model.safetensors, or a .gguf file", text);
+  if (fs::exists(folder, ignored))
+    fail("checkpoint", "{}: is a file; give the folder that holds config.json and model.safetensors, or a .gguf file", text);
   if (looks_like_hub_id(text)) {
     fail("checkpoint",
          "{}: there is no such folder. If a model of the Hugging Face hub is meant, download it first (hf download {} --local-dir {}) and give that "

@@ -45,8 +45,8 @@ class Checkpoint {
   /// All tensors, sorted.
   std::vector<std::string> names() const;
 
-  /// The tensor, read now (see read_tensor, and gguf::Source, for the dtypes that are converted). Throws Error when there is none of that name, its file has
-  /// changed, or, by default, it holds a NaN or an infinity.
+  /// The tensor, read now (see read_tensor, and gguf::Source, for the dtypes that are converted). Throws Error when there is none of that name, its
+  /// file has changed, or, by default, it holds a NaN or an infinity.
   mx::array load(const std::string& name, CheckFinite check = CheckFinite::yes) const;
 
   /// SHA-256 in hexadecimal over all that a result can depend on: names and bytes of config.json, of the tokenizer's files

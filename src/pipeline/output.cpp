@@ -42,8 +42,7 @@ json record_json(const model::Model& source, const plan::QuantPlan* plan, const 
 std::string model_card(const model::Model& source, const plan::QuantPlan* plan, const plan::Size& size, const Record& record,
                        const std::string& name) {
   std::string card = "---\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n- lquant\n---\n\n";
-  card += fmt::format("# {}\n\nMade from `{}` by `lquant {}` {}.\n\n", name, source.checkpoint().name(), record.command,
-                      LQUANT_VERSION);
+  card += fmt::format("# {}\n\nMade from `{}` by `lquant {}` {}.\n\n", name, source.checkpoint().name(), record.command, LQUANT_VERSION);
   card += fmt::format("| | |\n| --- | --- |\n| parameters | {} |\n| bits per weight | {:.3f} |\n| size of the weights | {} bytes |\n",
                       size.parameters, size.bits_per_weight(), size.bytes);
   if (plan) card += fmt::format("| format | {} {} bits, groups of {} |\n", codec::to_string(plan->base.mode), plan->base.bits, plan->base.group_size);
@@ -91,8 +90,7 @@ void ModelWriter::finish(const plan::QuantPlan* plan, mx::Dtype dtype, const Rec
   writer_.set_total_parameters(size.parameters);
   writer_.write_json("config.json", output_config(source_, plan, dtype));
   writer_.write_json("lquant.json", record_json(source_, plan, size, record));
-  writer_.write_text("README.md",
-                     model_card(source_, plan, size, record, checkpoint.name() + (plan ? fmt::format("-{}bit", plan->base.bits) : "")));
+  writer_.write_text("README.md", model_card(source_, plan, size, record, checkpoint.name() + (plan ? fmt::format("-{}bit", plan->base.bits) : "")));
   auto carried = checkpoint::tokenizer_files();
   carried.push_back("generation_config.json");
   for (const auto& file : carried)

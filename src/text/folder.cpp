@@ -126,9 +126,7 @@ void read_template_field(const json& field, const std::string& file, std::map<st
     out["default"] = {file + " (chat_template)", field.get<std::string>()};
     return;
   }
-  const auto wrong = [&] {
-    fail("text", "{}: chat_template should be a text or a list of {{\"name\", \"template\"}}; mend the file", file);
-  };
+  const auto wrong = [&] { fail("text", "{}: chat_template should be a text or a list of {{\"name\", \"template\"}}; mend the file", file); };
   if (!field.is_array()) wrong();
   for (const auto& entry : field) {
     if (!entry.is_object() || !entry.contains("name") || !entry["name"].is_string() || !entry.contains("template") ||

@@ -24,8 +24,8 @@ struct Gguf {
 
   std::string magic = "GGUF";
   std::uint32_t version = 3;
-  std::vector<std::string> values;   ///< whole entries: key, type, value
-  std::vector<std::string> tensors;  ///< whole entries
+  std::vector<std::string> values;                  ///< whole entries: key, type, value
+  std::vector<std::string> tensors;                 ///< whole entries
   std::uint64_t more_values = 0, more_tensors = 0;  ///< claimed and not there
   std::string data;
 

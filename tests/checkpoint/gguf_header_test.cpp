@@ -88,13 +88,15 @@ std::vector<Hostile> hostile_files() {
       {"array_of_many_texts", value(array(8, std::uint64_t{1} << 40)), "texts in one list, more than fit"},
       {"array_of_unknown", value(array(99, 1, std::string(64, '\0'))), "has type 99"},
       {"array_of_many_arrays", value(array(9, std::uint64_t{1} << 59)), "arrays in one, more than fit"},
-      {"arrays_too_deep", value(array(9, 1, Gguf::number(std::uint32_t{9}) + Gguf::number(std::uint64_t{1}) + Gguf::number(std::uint32_t{9}) +
-                                               Gguf::number(std::uint64_t{0}))),
+      {"arrays_too_deep",
+       value(array(
+           9, 1, Gguf::number(std::uint32_t{9}) + Gguf::number(std::uint64_t{1}) + Gguf::number(std::uint32_t{9}) + Gguf::number(std::uint64_t{0}))),
        "nests arrays more than 2 deep"},
       {"alignment_24", wrong_alignment.bytes(), "general.alignment is no power of two"},
       {"alignment_0", zero_alignment.bytes(), "general.alignment is no power of two"},
       {"data_not_aligned", aligned.bytes(64), "tensor \"b\" do not start at a multiple of 64"},
-      {"unknown_type", one({4}, 77, 0, 16), "tensor \"w\" is of type number 77, which lquant does not read", "get a file in one of these: F32, F16, Q4_0"},
+      {"unknown_type", one({4}, 77, 0, 16), "tensor \"w\" is of type number 77, which lquant does not read",
+       "get a file in one of these: F32, F16, Q4_0"},
       {"type_not_read", one({256}, 16, 0, 66), "tensor \"w\" is of type IQ2_XXS, which lquant does not read", "get a file in one of these"},
       {"five_dimensions", one({1, 1, 1, 1, 4}, 0, 0, 16), "tensor \"w\" has 5 dimensions"},
       {"huge_dimension", one({std::uint64_t{1} << 31}, 0, 0, 16), "a dimension of tensor \"w\" is 2147483648", "cannot be used"},

@@ -105,9 +105,11 @@ TEST(GgufSource, PutsHeadsInOrder) {
             (std::vector<float>{0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15}));
   EXPECT_EQ(values_of(gguf::read(opened, {&header.tensors[1], gguf::Change::kv_heads, 2}, mx::float32)),
             (std::vector<float>{0, 2, 1, 3, 4, 6, 5, 7}));
-  EXPECT_EQ(values_of(gguf::read(opened, {&header.tensors[1], gguf::Change::plus_one}, mx::float32)),
-            (std::vector<float>{-1, 0, 1, 2, 3, 4, 5, 6}));
-  expect_sentence(error_of([&] { gguf::check({&header.tensors[1], gguf::Change::heads, 3}, "b", "x.gguf"); }), {"x.gguf", "\"b\"", "divided into the heads"});
+  EXPECT_EQ(values_of(gguf::read(opened, {&header.tensors[1], gguf::Change::plus_one}, mx::float32)), (std::vector<float>{-1, 0, 1, 2, 3, 4, 5, 6}));
+  expect_sentence(error_of([&] {
+                    gguf::check({&header.tensors[1], gguf::Change::heads, 3}, "b", "x.gguf");
+                  }),
+                  {"x.gguf", "\"b\"", "divided into the heads"});
   expect_sentence(error_of([&] { gguf::check({&header.tensors[1], gguf::Change::heads, 8}, "b", "x.gguf"); }), {"divided into the heads"});
 }
 
@@ -154,10 +156,70 @@ TEST(GgufSource, NamesOfExperts) {
   EXPECT_EQ(name(mixtral, "blk.12.ffn_gate_exps.weight"), "model.layers.12.block_sparse_moe.switch_mlp.gate_proj.weight ");
   EXPECT_EQ(name(mixtral, "blk.12.ffn_down.7.weight"), "model.layers.12.block_sparse_moe.experts.7.w2.weight ");
   const auto* qwen = gguf::find_architecture("qwen3moe", true);
-  EXPECT_EQ(name(qwen, "blk.0.ffn_gate_up_exps.weight"), "model.layers.0.mlp.switch_mlp.gate_proj.weight model.layers.0.mlp.switch_mlp.up_proj.weight ");
-  for (const char* none : {"blk.x.attn_q.weight", "blk.0.attn_q", "blk.0..weight", "blk.0.weight", "blk..attn_q.weight", "", ".", "attn_q.weight", "blk.",
-                           "blk.0.attn_q.scale", "blk.1.ffn_down.7x.weight"})
+  EXPECT_EQ(name(qwen, "blk.0.ffn_gate_up_exps.weight"),
+            "model.layers.0.mlp.switch_mlp.gate_proj.weight model.layers.0.mlp.switch_mlp.up_proj.weight ");
+  for (const char* none : {"blk.x.attn_q.weight", "blk.0.attn_q", "blk.0..weight", "blk.0.weight", "blk..attn_q.weight", "", ".", "attn_q.weight",
+                           "blk.", "blk.0.attn_q.scale", "blk.1.ffn_down.7x.weight"})
     EXPECT_EQ(name(mixtral, none), "") << none;
+}
+
+TEST(GgufSource, MixtralCallsItselfLlama) {
+  Gguf file = small_llama();
+  std::erase_if(file.tensors,
+                [](const std::string& entry) { return entry.find(".ffn_gate.") != entry.npos || entry.find(".ffn_up.") != entry.npos; });
+  std::erase_if(file.tensors, [](const std::string& entry) { return entry.find(".ffn_down.") != entry.npos; });
+  file.value("llama.expert_count", Gguf::u32(2)).value("llama.expert_used_count", Gguf::u32(1));
+  file.ones("blk.0.ffn_gate_inp.weight", {8, 2}).ones("blk.0.ffn_up_exps.weight", {8, 8, 2});
+  file.ones("blk.0.ffn_down.0.weight", {8, 8}).ones("blk.0.ffn_down.1.weight", {8, 8});
+  const Folder folder;
+  const auto checkpoint = open(folder, file);
+  EXPECT_EQ(checkpoint.config()["model_type"], "mixtral");
+  EXPECT_EQ(checkpoint.config()["num_local_experts"], 2);
+  EXPECT_EQ(checkpoint.info("model.layers.0.block_sparse_moe.switch_mlp.up_proj.weight").shape, (mx::Shape{2, 8, 8}));
+  EXPECT_TRUE(checkpoint.has("model.layers.0.block_sparse_moe.experts.1.w2.weight"));
+}
+
+TEST(GgufSource, GemmasNormsLoseTheirOne) {
+  auto file = small_llama("gemma");
+  file.value("gemma.attention.key_length", Gguf::u32(4));
+  const Folder folder;
+  const auto checkpoint = open(folder, file);
+  EXPECT_EQ(checkpoint.config()["model_type"], "gemma");
+  for (const char* name : {"model.norm", "model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm"})
+    EXPECT_EQ(values_of(checkpoint.load(std::string(name) + ".weight")), std::vector<float>(8, 0.0f)) << name;
+  EXPECT_EQ(values_of(checkpoint.load("model.layers.0.self_attn.q_proj.weight")), std::vector<float>(64, 1.0f));
+}
+
+TEST(GgufSource, LargestGemmasScaleByTheirWidth) {
+  const auto scalar = [](const std::string& architecture, std::uint32_t layers) {
+    auto file = with(small_llama(architecture), architecture + ".block_count", Gguf::u32(layers));
+    file.value(architecture + ".attention.key_length", Gguf::u32(6));  // the model's room would notice that no matrix has 12 features
+    std::erase_if(file.tensors, [](const std::string& entry) { return entry.find("blk.") != entry.npos; });
+    const Folder folder;
+    return open(folder, file).config()["query_pre_attn_scalar"].get<int>();
+  };
+  EXPECT_EQ(scalar("gemma2", 26), 6);
+  EXPECT_EQ(scalar("gemma2", 46), 4);
+  EXPECT_EQ(scalar("gemma3", 34), 6);
+  EXPECT_EQ(scalar("gemma3", 62), 4);
+}
+
+TEST(GgufSource, WindowsAndTheirPattern) {
+  const auto pattern = [](const std::string& typed, std::uint32_t window = 16) {
+    auto file = with(small_llama("gemma3"), "gemma3.block_count", Gguf::u32(7));
+    file.value("gemma3.attention.sliding_window", Gguf::u32(window));
+    if (!typed.empty()) file.value("gemma3.attention.sliding_window_pattern", typed);
+    const Folder folder;
+    return open(folder, file).config()["sliding_window_pattern"].get<int>();
+  };
+  const auto list = [](const std::string& local) {
+    return Gguf::number(std::uint32_t{9}) + Gguf::number(std::uint32_t{7}) + Gguf::number(std::uint64_t{local.size()}) + local;
+  };
+  EXPECT_EQ(pattern(""), 6);
+  EXPECT_EQ(pattern("", 0), 1);
+  EXPECT_EQ(pattern(Gguf::u32(3)), 3);
+  EXPECT_EQ(pattern(list({1, 1, 0, 1, 1, 0, 1})), 3);
+  expect_sentence(error_of([&] { pattern(list({1, 0, 0, 1, 1, 0, 1})); }), {"gemma3.attention.sliding_window_pattern is no regular pattern"});
 }
 
 TEST(GgufSource, Llama3sFactorsBecomeItsNumbers) {
@@ -169,7 +231,9 @@ TEST(GgufSource, Llama3sFactorsBecomeItsNumbers) {
     factors += Gguf::number(static_cast<float>(wave < 2048 ? 1 : wave > 8192 ? 8 : 1 / ((1 - smooth) / 8 + smooth)));
   }
   auto file = with(small_llama(), "llama.attention.head_count", Gguf::u32(1));
-  file.value("llama.attention.key_length", Gguf::u32(128)).value("llama.rope.freq_base", Gguf::f32(500000)).tensor_of("rope_freqs.weight", {64}, 0, factors);
+  file.value("llama.attention.key_length", Gguf::u32(128))
+      .value("llama.rope.freq_base", Gguf::f32(500000))
+      .tensor_of("rope_freqs.weight", {64}, 0, factors);
   const Folder folder;
   // The matrices do not have 128 features, which is the model's room to notice.
   const auto scaling = open(folder, file).config()["rope_scaling"];
@@ -179,19 +243,23 @@ TEST(GgufSource, Llama3sFactorsBecomeItsNumbers) {
 }
 
 TEST(GgufSource, RefusesWhatItDoesNotKnow) {
-  expect_refused(small_llama("mamba"), {"its architecture is \"mamba\"", "supported: llama, smollm3, qwen2, qwen3, qwen3moe, gemma, gemma2, gemma3, phi3"});
+  expect_refused(small_llama("mamba"),
+                 {"its architecture is \"mamba\"", "supported: llama, smollm3, qwen2, qwen3, qwen3moe, gemma, gemma2, gemma3, phi3"});
   expect_refused(with(small_llama(), "general.architecture"), {"has no general.architecture"});
   expect_refused(with(small_llama(), "llama.block_count"), {"lacks the metadata \"llama.block_count\""});
-  expect_refused(with(small_llama(), "llama.block_count", Gguf::string("1")), {"\"llama.block_count\" are of type text where a whole number is needed"});
+  expect_refused(with(small_llama(), "llama.block_count", Gguf::string("1")),
+                 {"\"llama.block_count\" are of type text where a whole number is needed"});
   expect_refused(with(small_llama(), "llama.block_count", Gguf::f32(0.5f)), {"where a whole number from 0"});
   expect_refused(with(small_llama(), "llama.attention.head_count", Gguf::u32(0)), {"cannot be divided into the heads"});
   expect_refused(with(small_llama(), "llama.attention.value_length", Gguf::u32(2)), {"its keys and values have different lengths"});
   expect_refused(with(small_llama(), "llama.rope.dimension_count", Gguf::u32(2)), {"2 of 4 features of a head turn"});
   expect_refused(with(small_llama(), "llama.logit_scale", Gguf::f32(2)), {"sets llama.logit_scale to 2"});
-  expect_refused(small_llama().ones("blk.0.attn_sub_norm.weight", {8}), {"tensor \"blk.0.attn_sub_norm.weight\" is none that a model of architecture llama"});
+  expect_refused(small_llama().ones("blk.0.attn_sub_norm.weight", {8}),
+                 {"tensor \"blk.0.attn_sub_norm.weight\" is none that a model of architecture llama"});
   expect_refused(small_llama().ones("rope_freqs.weight", {3}), {"rope_freqs.weight has 3 factors for 4 turning features"});
   expect_refused(with(small_llama(), "tokenizer.ggml.model", Gguf::string("t5")), {"tokenizer.ggml.model is \"t5\""});
-  expect_refused(with(small_llama(), "tokenizer.ggml.pre", Gguf::string("abacus")), {"tokenizer.ggml.pre is \"abacus\"", "smollm", "llama-bpe", "use the original"});
+  expect_refused(with(small_llama(), "tokenizer.ggml.pre", Gguf::string("abacus")),
+                 {"tokenizer.ggml.pre is \"abacus\"", "smollm", "llama-bpe", "use the original"});
   expect_refused(with(small_llama(), "tokenizer.ggml.tokens"), {"has no tokenizer.ggml.tokens"});
 }
 
@@ -205,8 +273,8 @@ TEST(GgufSource, RefusesDamagedVocabularies) {
   expect_sentence(read(with(small_llama(), "tokenizer.ggml.merges", Gguf::strings({"a c"}))), {"merge 0 (\"a c\") names what is no token"});
   expect_sentence(read(with(small_llama(), "tokenizer.ggml.merges", Gguf::strings({""}))), {"merge 0 (\"\") names what is no token"});
   expect_sentence(read(with(small_llama(), "tokenizer.ggml.merges")), {"has no tokenizer.ggml.merges"});
-  expect_sentence(read(with(small_llama(), "tokenizer.ggml.scores", Gguf::number(std::uint32_t{9}) + Gguf::number(std::uint32_t{6}) +
-                                                                        Gguf::number(std::uint64_t{1}) + Gguf::number(0.5f))),
+  expect_sentence(read(with(small_llama(), "tokenizer.ggml.scores",
+                            Gguf::number(std::uint32_t{9}) + Gguf::number(std::uint32_t{6}) + Gguf::number(std::uint64_t{1}) + Gguf::number(0.5f))),
                   {"differ in number (3, 3, 1)"});
   expect_sentence(read(with(small_llama(), "tokenizer.ggml.model", Gguf::string("llama"))), {"SentencePiece vocabulary without scores"});
 }

@@ -1,7 +1,6 @@
 """Models through GGUF files: written by llama.cpp's conventions, read by the program, compared with the folders that they were made from."""
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import mlx_lm
 import numpy as np
 import pytest
 from gguf_files import write_gguf
-from support import LQUANT, TINY, random_model, run, same_bytes, tensors, text_rows, tree
+from support import TINY, random_model, run, same_bytes, tensors, text_rows, tree
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
 import test_mlx_lm_parity as parity  # noqa: E402
@@ -194,11 +193,3 @@ def test_bad_files_are_refused_in_a_sentence(small, tmp_path):
         bad.write_bytes(content)
         refused(arguments, part)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.gguf"]
-
-
-def test_a_family_that_lquant_lacks_is_named(small, tmp_path):
-    """Mixtral calls itself llama in GGUF files."""
-    folder, _ = small
-    file = write_gguf(folder, tmp_path / "x.gguf", extra=lambda writer: (writer.add_expert_count(8), writer.add_expert_used_count(2)))
-    done = run("convert", "--model", file, "--mlx-path", tmp_path / "out", code=1)
-    assert "none that a model of architecture llama has" in done.stderr

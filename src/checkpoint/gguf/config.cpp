@@ -44,7 +44,8 @@ void refuse_extras(const Metadata& metadata) {
                           "expert_shared_count", "expert_weights_scale"}) {
     const auto value = metadata.number(metadata.key(key));
     if (value && *value != 0 && *value != 1)
-      fail("checkpoint", "{}: sets {} to {}, which models of this architecture do not do as lquant knows them; it may be a variant that is not supported",
+      fail("checkpoint",
+           "{}: sets {} to {}, which models of this architecture do not do as lquant knows them; it may be a variant that is not supported",
            metadata.file().string(), metadata.key(key), *value);
   }
 }

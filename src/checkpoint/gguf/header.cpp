@@ -86,7 +86,8 @@ class Cursor {
   std::uint64_t count(std::uint64_t smallest, const char* what) {
     const auto n = number<std::uint64_t>();
     if (n > (file_size_ - place_) / smallest)
-      fail("checkpoint", "{}: it would have {} {}, more than fit into its {} bytes; the file is cut short, damaged or no GGUF file: download it again",
+      fail("checkpoint",
+           "{}: it would have {} {}, more than fit into its {} bytes; the file is cut short, damaged or no GGUF file: download it again",
            file_.string(), n, what, file_size_);
     return n;
   }
@@ -153,8 +154,7 @@ std::uint64_t alignment_of(const Header& header, const std::filesystem::path& fi
   if (found == header.metadata.end()) return kDefaultAlignment;
   const auto& value = found->second;
   const double number = value.type == ValueType::u32 ? value.number() : 0;
-  if (number < 1 || !std::has_single_bit(static_cast<std::uint32_t>(number)))
-    damaged(file, "its general.alignment is no power of two");
+  if (number < 1 || !std::has_single_bit(static_cast<std::uint32_t>(number))) damaged(file, "its general.alignment is no power of two");
   return static_cast<std::uint64_t>(number);
 }
 
@@ -216,7 +216,8 @@ void place_tensors(Header& header, std::uint64_t alignment, std::uint64_t file_s
   std::vector<std::string_view> names;
   for (const auto& tensor : header.tensors) names.push_back(tensor.name);
   std::sort(names.begin(), names.end());
-  if (const auto twice = std::adjacent_find(names.begin(), names.end()); twice != names.end()) damaged(file, "it holds tensor {} twice", in_quotes(*twice));
+  if (const auto twice = std::adjacent_find(names.begin(), names.end()); twice != names.end())
+    damaged(file, "it holds tensor {} twice", in_quotes(*twice));
 }
 
 Header parse(std::shared_ptr<const std::string> bytes, std::uint64_t file_size, const std::filesystem::path& file) {

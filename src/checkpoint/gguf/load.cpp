@@ -26,8 +26,8 @@ constexpr std::size_t kThreads = 16;
 
 /// A tensor as a list of rows, and where each goes.
 struct Rows {
-  std::size_t count = 1, length = 1;  ///< rows, values in one
-  std::size_t per_head = 0;           ///< rows of a head that is to be put in order; 0: rows stay where they are
+  std::size_t count = 1, length = 1;           ///< rows, values in one
+  std::size_t per_head = 0;                    ///< rows of a head that is to be put in order; 0: rows stay where they are
   std::size_t group = 0, first = 0, kept = 0;  ///< of each `group` rows only [first, first + kept) are wanted; 0: all
 
   /// Whether row r is wanted, and then its place in the result.

@@ -21,8 +21,8 @@ struct Wanted {
 void check(const Wanted& wanted, const std::string& name, const std::filesystem::path& file);
 /// Shape of what read() gives for it.
 mx::Shape shape_of(const Wanted& wanted);
-/// Reads the tensor's bytes now, turns them into floats on all cores, undoes the change in f32, and rounds once to `dtype` (f32, f16 or bf16; nearest,
-/// ties to even). Integers keep their type and values; `dtype` is theirs then. Evaluated, row-major.
+/// Reads the tensor's bytes now, turns them into floats on all cores, undoes the change in f32, and rounds once to `dtype` (f32, f16 or bf16;
+/// nearest, ties to even). Integers keep their type and values; `dtype` is theirs then. Evaluated, row-major.
 mx::array read(const File& file, const Wanted& wanted, mx::Dtype dtype);
 /// The dtype of an integer type's array.
 mx::Dtype integer_dtype(const BlockType& type);

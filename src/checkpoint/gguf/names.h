@@ -10,9 +10,9 @@ namespace lquant::checkpoint::gguf {
 /// What llama.cpp's converter did to a tensor's values, and a reader undoes.
 enum class Change {
   none,
-  heads,      ///< rows of each query head interleaved: its two halves, which rotary positions pair, row by row
-  kv_heads,   ///< the same with the key heads
-  plus_one,   ///< 1 was added (Gemma's norms, which multiply by 1 + w)
+  heads,        ///< rows of each query head interleaved: its two halves, which rotary positions pair, row by row
+  kv_heads,     ///< the same with the key heads
+  plus_one,     ///< 1 was added (Gemma's norms, which multiply by 1 + w)
   first_half,   ///< of a fused matrix: its first rows (of each expert)
   second_half,  ///< its last rows
 };
@@ -25,9 +25,9 @@ struct Mapped {
 
 /// How an architecture's tensors and its model_type are called.
 struct Architecture {
-  const char* name;          ///< general.architecture
-  const char* model_type;    ///< of config.json
-  const char* class_name;    ///< "architectures" of config.json
+  const char* name;        ///< general.architecture
+  const char* model_type;  ///< of config.json
+  const char* class_name;  ///< "architectures" of config.json
   struct Row {
     std::string_view gguf, hugging_face;
     Change change = Change::none;

@@ -32,7 +32,8 @@ std::optional<SplitName> split_name(const fs::path& path) {
   if (name.size() <= tail || !is_gguf(path)) return std::nullopt;
   const auto rest = std::string_view(name).substr(name.size() - tail);
   const auto number = five_digits(rest.substr(1, kDigits)), count = five_digits(rest.substr(1 + kDigits + middle.size(), kDigits));
-  if (rest[0] != '-' || rest.substr(1 + kDigits, middle.size()) != middle || !number || !count || *number < 1 || *number > *count) return std::nullopt;
+  if (rest[0] != '-' || rest.substr(1 + kDigits, middle.size()) != middle || !number || !count || *number < 1 || *number > *count)
+    return std::nullopt;
   return SplitName{name.substr(0, name.size() - tail), *number, *count};
 }
 

@@ -21,8 +21,7 @@ json sequence(std::vector<json> steps) { return {{"type", "Sequence"}, {"pretoke
 
 constexpr const char* kLlama3 =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr const char* kQwen2 =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+constexpr const char* kQwen2 = R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 constexpr const char* kTekken =
     R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 constexpr const char* kGpt4o =
@@ -78,11 +77,10 @@ const std::vector<Row>& rows() {
       {{"gpt-4o", "llama4", "minimax-m2"}, sequence({split(kGpt4o), bytes(false)})},
       {{"deepseek-llm"},
        sequence({split(R"([\r\n])"), split(kDeepseekLetters), split(kDeepseekMarks), split(R"(\s+$)"), split(kCjk), digits(true), bytes(false)})},
-      {{"deepseek-coder"},
-       sequence({split(R"([\r\n])"), split(R"(\s?\p{L}+)"), split(R"(\s?\p{P}+)"), split(kCjk), digits(true), bytes(false)})},
-      {{"deepseek-v3", "hunyuan-dense"}, sequence({split(R"(\p{N}{1,3})"), split(R"([一-龥぀-ゟ゠-ヿ]+)"), split(kDeepseekWords), bytes(false)})},
-      {{"falcon"},
-       sequence({{{"type", "Punctuation"}, {"behavior", "Contiguous"}}, bytes(true), digits(false), split(R"([0-9][0-9][0-9])")})},
+      {{"deepseek-coder"}, sequence({split(R"([\r\n])"), split(R"(\s?\p{L}+)"), split(R"(\s?\p{P}+)"), split(kCjk), digits(true), bytes(false)})},
+      {{"deepseek-v3", "hunyuan-dense"},
+       sequence({split(R"(\p{N}{1,3})"), split(R"([一-龥぀-ゟ゠-ヿ]+)"), split(kDeepseekWords), bytes(false)})},
+      {{"falcon"}, sequence({{{"type", "Punctuation"}, {"behavior", "Contiguous"}}, bytes(true), digits(false), split(R"([0-9][0-9][0-9])")})},
       {{"bloom", "poro-chat", "gpt3-finnish"}, sequence({split(kBloom), bytes(false)})},
       {{"viking"}, sequence({split(kBloom), digits(true), bytes(false)})},
       {{"seed-coder"}, sequence({split(kSeedCoder), bytes(false)})},

@@ -38,11 +38,11 @@ json from_factors(const Metadata& metadata, const std::vector<float>& factors, i
   const double largest = *std::max_element(factors.begin(), factors.end());
   if (largest == 1 && *std::min_element(factors.begin(), factors.end()) == 1) return nullptr;
   bool same = true;
-  for (int f = 0; f < rotated / 2; ++f)
-    same &= std::abs(factors[static_cast<std::size_t>(f)] / llama3_factor(f, rotated, base, largest) - 1) < kSame;
+  for (int f = 0; f < rotated / 2; ++f) same &= std::abs(factors[static_cast<std::size_t>(f)] / llama3_factor(f, rotated, base, largest) - 1) < kSame;
   if (same) {
     auto scaling = block("llama3");
-    scaling.update({{"factor", largest}, {"low_freq_factor", kLowFactor}, {"high_freq_factor", kHighFactor}, {"original_max_position_embeddings", kContext}});
+    scaling.update(
+        {{"factor", largest}, {"low_freq_factor", kLowFactor}, {"high_freq_factor", kHighFactor}, {"original_max_position_embeddings", kContext}});
     return scaling;
   }
   auto scaling = block("longrope");
@@ -87,8 +87,8 @@ json make_rope_scaling(const Metadata& metadata, const Tables& tables, int rotat
       if (const auto value = metadata.number(metadata.key(key))) scaling[field] = *value;
     return scaling;
   }
-  fail("checkpoint", "{}: scales rotary positions by \"{}\"; lquant knows linear, yarn and the factors of Llama 3 and LongRoPE", metadata.file().string(),
-       type);
+  fail("checkpoint", "{}: scales rotary positions by \"{}\"; lquant knows linear, yarn and the factors of Llama 3 and LongRoPE",
+       metadata.file().string(), type);
 }
 
 }  // namespace lquant::checkpoint::gguf

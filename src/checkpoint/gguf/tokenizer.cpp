@@ -202,8 +202,7 @@ Kind kind_of(const Metadata& metadata) {
 
 FileSet tokenizer_files(std::shared_ptr<const Metadata> metadata, const nlohmann::json& config) {
   Parts parts{metadata, kind_of(*metadata), std::nullopt, config};
-  if (parts.kind == Kind::bytes)
-    parts.pre = pre_tokenizer(metadata->text("tokenizer.ggml.pre").value_or("default"), metadata->file().string());
+  if (parts.kind == Kind::bytes) parts.pre = pre_tokenizer(metadata->text("tokenizer.ggml.pre").value_or("default"), metadata->file().string());
   if (const auto* tokens = metadata->texts("tokenizer.ggml.tokens"); !tokens || tokens->empty())
     fail("checkpoint", "{}: has no tokenizer.ggml.tokens; convert the original model with its tokenizer", metadata->file().string());
   return FileSet::of_memory(metadata->file(), {{"config.json", [parts] { return parts.config.dump(4); }},

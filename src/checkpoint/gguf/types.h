@@ -9,8 +9,8 @@ namespace lquant::checkpoint::gguf {
 
 /// How a GGUF file stores numbers: blocks of `elements` consecutive values of a row in `bytes` bytes.
 struct BlockType {
-  std::uint32_t id = 0;    ///< as the file writes it (ggml_type in ggml.h)
-  const char* name = "";   ///< as llama.cpp prints it, e.g. "Q4_K"
+  std::uint32_t id = 0;   ///< as the file writes it (ggml_type in ggml.h)
+  const char* name = "";  ///< as llama.cpp prints it, e.g. "Q4_K"
   std::size_t elements = 1, bytes = 0;
   /// Turns `blocks` blocks into blocks · elements floats; null for integers, which are no weights.
   void (*decode)(const std::uint8_t* data, std::size_t blocks, float* out) = nullptr;

@@ -45,8 +45,7 @@ Vocabulary::Vocabulary(const Metadata& metadata, bool sentencepiece) {
   if ((types && types->size() != texts->size()) || (scores && scores->size() != texts->size()))
     fail("checkpoint", "{}: its tokens, their types and their scores differ in number ({}, {}, {}); the file is damaged: download it again", file,
          texts->size(), types ? types->size() : texts->size(), scores ? scores->size() : texts->size());
-  if (sentencepiece && !scores)
-    fail("checkpoint", "{}: has a SentencePiece vocabulary without scores; convert the original model again", file);
+  if (sentencepiece && !scores) fail("checkpoint", "{}: has a SentencePiece vocabulary without scores; convert the original model again", file);
   std::unordered_map<std::string_view, std::size_t> seen;
   tokens_.resize(texts->size());
   for (std::size_t i = 0; i < texts->size(); ++i) {
@@ -62,7 +61,8 @@ Vocabulary::Vocabulary(const Metadata& metadata, bool sentencepiece) {
   for (std::size_t i = 0; i < tokens_.size(); ++i) {
     const auto [other, is_new] = seen.emplace(tokens_[i].text, i);
     if (!is_new)
-      fail("checkpoint", "{}: tokens {} and {} are both {}; the file is damaged: download it again", file, other->second, i, in_quotes(tokens_[i].text));
+      fail("checkpoint", "{}: tokens {} and {} are both {}; the file is damaged: download it again", file, other->second, i,
+           in_quotes(tokens_[i].text));
   }
   if (types) return;
   // Without types the special tokens are those that have a role.
