@@ -146,7 +146,7 @@ void add_generate(CLI::App& app, Run& chosen) {
   auto& sample = options->sample;
   sample.max_tokens = 100;
   sample.top_p = 1;
-  command->add_option("--model", options->model, "Model folder")->required();
+  command->add_option("--model", options->model, "Model folder, or a .gguf file")->required();
   command->add_option("--prompt,-p", options->prompt, "Message to be processed by the model ('-' reads from stdin)")->capture_default_str();
   command->add_option("--system-prompt", options->system_prompt, "System prompt for the chat template");
   command->add_option("--max-tokens,-m", sample.max_tokens, "Maximum number of tokens to generate (-1: until the model stops)")
