@@ -5,11 +5,13 @@
 #include <algorithm>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <set>
 
 #include "base/error.h"
 #include "base/files.h"
 #include "base/hash.h"
+#include "checkpoint/gguf/source.h"
 #include "checkpoint/tensor.h"
 
 namespace lquant::checkpoint {
@@ -32,7 +34,8 @@ void check_folder(const fs::path& folder) {
   std::error_code ignored;
   if (fs::is_directory(folder, ignored)) return;
   const auto text = folder.string();
-  if (fs::exists(folder, ignored)) fail("checkpoint", "{}: is a file; give the folder that holds config.json and model.safetensors", text);
+  if (fs::exists(folder, ignored))
+    fail("checkpoint", "{}: is a file; give the folder that holds config.json and model.safetensors, or a .gguf file", text);
   if (looks_like_hub_id(text)) {
     fail("checkpoint",
          "{}: there is no such folder. If a model of the Hugging Face hub is meant, download it first (hf download {} --local-dir {}) and give that "
@@ -85,6 +88,8 @@ struct Checkpoint::State {
   json config;
   std::map<std::string, File> files;  // by name in the folder
   std::map<std::string, TensorInfo, std::less<>> tensors;
+  FileSet small_files;
+  std::optional<gguf::Source> gguf;  // then `files` is empty
   mutable std::mutex fingerprint_mutex;
   mutable std::string fingerprint;
 
@@ -113,10 +118,20 @@ void Checkpoint::State::check_index(const std::map<std::string, std::string>& in
   }
 }
 
-Checkpoint Checkpoint::open(const fs::path& folder) {
-  check_folder(folder);
+Checkpoint Checkpoint::open(const fs::path& path) {
   auto state = std::make_shared<State>();
-  state->folder = folder;
+  state->folder = path;
+  std::error_code is_folder;
+  if (gguf::is_gguf(path) && !fs::is_directory(path, is_folder)) {
+    state->gguf = gguf::Source::open(path);
+    state->config = state->gguf->config();
+    state->tensors = state->gguf->tensors();
+    state->small_files = state->gguf->files();
+    return Checkpoint(std::move(state));
+  }
+  const auto& folder = path;
+  check_folder(folder);
+  state->small_files = FileSet::of_folder(folder);
   const auto config = folder / "config.json";
   std::error_code ignored;
   if (!fs::exists(config, ignored))
@@ -137,6 +152,14 @@ Checkpoint Checkpoint::open(const fs::path& folder) {
 
 const json& Checkpoint::config() const { return state_->config; }
 const fs::path& Checkpoint::folder() const { return state_->folder; }
+const FileSet& Checkpoint::files() const { return state_->small_files; }
+
+std::string Checkpoint::name() const {
+  if (state_->gguf) return gguf::model_name(state_->folder);
+  const auto whole = fs::absolute(state_->folder).lexically_normal();  // "." has a name too
+  return (whole.has_filename() ? whole : whole.parent_path()).filename().string();
+}
+
 bool Checkpoint::has(std::string_view name) const { return state_->tensors.find(name) != state_->tensors.end(); }
 
 const TensorInfo& Checkpoint::info(const std::string& name) const {
@@ -156,7 +179,7 @@ std::vector<std::string> Checkpoint::names() const {
 
 mx::array Checkpoint::load(const std::string& name, CheckFinite check) const {
   const auto& tensor = info(name);
-  auto value = read_tensor(state_->files.at(tensor.file.filename().string()), tensor);
+  auto value = state_->gguf ? state_->gguf->read(name) : read_tensor(state_->files.at(tensor.file.filename().string()), tensor);
   if (check == CheckFinite::yes) check_finite(value, name, tensor.file);
   return value;
 }
@@ -166,6 +189,10 @@ std::string Checkpoint::fingerprint() const {
   if (!state_->fingerprint.empty()) return state_->fingerprint;
   Sha256 hash;
   const auto add = [&](const std::string& name, const File& file) { hash.update(fmt::format("{} {}\n", name, sha256_from(file, 0))); };
+  if (state_->gguf) {
+    for (const auto& piece : state_->gguf->pieces()) add(piece.file.path().filename().string(), piece.file);
+    return state_->fingerprint = hash.hex();
+  }
   auto texts = tokenizer_files();
   texts.push_back("config.json");
   for (const auto& name : texts) {

@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/file_set.h"
 #include "checkpoint/safetensors.h"
 
 namespace lquant::checkpoint {
@@ -17,18 +18,26 @@ namespace lquant::checkpoint {
 /// Whether load() refuses a floating-point tensor with a NaN or an infinity in it.
 enum class CheckFinite { no, yes };
 
-/// A model folder: config.json and the tensors of its safetensors files, none of them in memory until asked for.
-/// A cheap handle; copies share the open files. All functions are safe to call from many threads.
+/// A model: config.json and the tensors of a folder's safetensors files, or of a GGUF file seen as such a folder (gguf/source.h), none of them in
+/// memory until asked for. A cheap handle; copies share the open files. All functions are safe to call from many threads.
 class Checkpoint {
  public:
   /// Opens config.json and every model*.safetensors, and whatever else model.safetensors.index.json names. Tensors that the
   /// index does not name are kept, as mlx_lm keeps them. Throws Error, naming the file and the mend, when the folder, its
   /// config or its tensors are missing; when a file is no sound safetensors file (see parse_header); when a tensor lies in two files; when the
   /// index names a file outside of the folder or one that is not there, or places a tensor in a file that lacks it.
-  static Checkpoint open(const std::filesystem::path& folder);
+  ///
+  /// A path that ends in ".gguf" is read as such a file, or as the pieces of a split one of which it is any. Throws Error as
+  /// gguf::Source::open does.
+  static Checkpoint open(const std::filesystem::path& path);
 
   const nlohmann::json& config() const;
+  /// The folder or the file, as given to open(): for messages.
   const std::filesystem::path& folder() const;
+  /// What to call the model: the folder's name, or the GGUF file's without its ending and the number of its piece.
+  std::string name() const;
+  /// The small files: the tokenizer's, config.json, generation_config.json. Of a GGUF file they are rebuilt in memory.
+  const FileSet& files() const;
 
   bool has(std::string_view name) const;
   /// Throws Error when there is no tensor of that name.
@@ -36,12 +45,12 @@ class Checkpoint {
   /// All tensors, sorted.
   std::vector<std::string> names() const;
 
-  /// The tensor, read now (see read_tensor for the dtypes that are converted). Throws Error when there is none of that name, its file has
-  /// changed, or, by default, it holds a NaN or an infinity.
+  /// The tensor, read now (see read_tensor, and gguf::Source, for the dtypes that are converted). Throws Error when there is none of that name, its
+  /// file has changed, or, by default, it holds a NaN or an infinity.
   mx::array load(const std::string& name, CheckFinite check = CheckFinite::yes) const;
 
   /// SHA-256 in hexadecimal over all that a result can depend on: names and bytes of config.json, of the tokenizer's files
-  /// and of the safetensors files. Reads all of them once (1–2 GB/s) and remembers the answer.
+  /// and of the safetensors files, or of the GGUF file's pieces. Reads all of them once (1–2 GB/s) and remembers the answer.
   std::string fingerprint() const;
   /// Bytes of all tensors as stored.
   std::uint64_t bytes() const;

@@ -42,7 +42,7 @@ void add_awq(CLI::App& app, Run& chosen) {
   auto* command = app.add_subcommand("awq", "Scale channels by their activations, search ranges, then round (AWQ)");
   auto o = std::make_shared<Options>();
   auto& r = o->run;
-  command->add_option("--model,-m", r.model, "Model folder")->required();
+  command->add_option("--model,-m", r.model, "Model folder, or a .gguf file")->required();
   command->add_option("--mlx-path", r.output, "Where to save the result")->capture_default_str();
   command->add_option("--bits", r.format.bits, "Bits per weight: 2, 3, 4, 5, 6 or 8")->capture_default_str();
   command->add_option("--group-size", r.format.group_size, "Weights that share a scale: 32, 64 or 128")->capture_default_str();

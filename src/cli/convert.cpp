@@ -33,7 +33,7 @@ int run(Options& o) {
 void add_convert(CLI::App& app, Run& chosen) {
   auto* command = app.add_subcommand("convert", "Quantize by plain rounding, change the dtype, or dequantize");
   auto o = std::make_shared<Options>();
-  command->add_option("--hf-path,--model", o->convert.model, "Model folder")->required();
+  command->add_option("--hf-path,--model", o->convert.model, "Model folder, or a .gguf file")->required();
   command->add_option("--mlx-path", o->convert.output, "Where to save the result")->capture_default_str();
   command->add_flag("-q,--quantize", o->convert.quantize, "Quantize");
   command->add_option("--q-bits", o->bits, "Bits per weight (default: the mode's, 4 for affine)");

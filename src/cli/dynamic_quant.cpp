@@ -43,7 +43,7 @@ void add_dynamic_quant(CLI::App& app, Run& chosen) {
   command->alias("dynamic-quant");
   auto o = std::make_shared<Options>();
   auto& r = o->run;
-  command->add_option("--model,-m", r.model, "Model folder")->required();
+  command->add_option("--model,-m", r.model, "Model folder, or a .gguf file")->required();
   command->add_option("--mlx-path", r.output, "Where to save the result")->capture_default_str();
   command->add_option("--seed", r.rows.seed, "Seed of the choice of rows")->capture_default_str();
   command->add_option("--sensitivities", r.sensitivities, "A file of sensitivities, of lquant or of mlx_lm, instead of finding them");

@@ -64,7 +64,7 @@ void add_evaluate(CLI::App& app, Run& chosen) {
   auto* command = app.add_subcommand("evaluate", "Measure accuracy on multiple-choice tasks as lm-eval does, alone or against a teacher");
   auto o = std::make_shared<Options>();
   auto& r = o->run;
-  command->add_option("--model", r.model, "Model folder")->required();
+  command->add_option("--model", r.model, "Model folder, or a .gguf file")->required();
   command->add_option("--tasks", r.tasks, "Any of arc_challenge, arc_easy, boolq, hellaswag, openbookqa, piqa, social_iqa, winogrande")->required();
   command->add_option("--data-dir", r.data, "Folder with the rows, TASK/SPLIT.jsonl");
   command->add_option("--compare,--teacher", r.teacher, "Folder of a model to compare with, question by question");

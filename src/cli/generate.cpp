@@ -112,7 +112,8 @@ int run(Options options) {
   if (options.sample.max_tokens < 0) options.sample.max_tokens = std::numeric_limits<int>::max();
   options.sample.seed = options.seed ? *options.seed : std::random_device{}();
 
-  const auto tokenizer = text::Tokenizer::open(options.model);
+  const auto checkpoint = checkpoint::Checkpoint::open(options.model);
+  const auto tokenizer = text::Tokenizer::open(checkpoint.files());
   const auto prompt = encode_prompt(tokenizer, options);
   options.sample.stop = tokenizer.eos_ids();
   for (const auto& token : options.extra_eos_tokens) {
@@ -121,7 +122,7 @@ int run(Options options) {
     options.sample.stop.push_back(*id);
   }
 
-  const auto model = model::Model::open(checkpoint::Checkpoint::open(options.model));
+  const auto model = model::Model::open(checkpoint);
   const auto dtype = model.compute_dtype();
   auto tensors = model.load_all(dtype);
   auto formats = model.formats();
@@ -145,7 +146,7 @@ void add_generate(CLI::App& app, Run& chosen) {
   auto& sample = options->sample;
   sample.max_tokens = 100;
   sample.top_p = 1;
-  command->add_option("--model", options->model, "Model folder")->required();
+  command->add_option("--model", options->model, "Model folder, or a .gguf file")->required();
   command->add_option("--prompt,-p", options->prompt, "Message to be processed by the model ('-' reads from stdin)")->capture_default_str();
   command->add_option("--system-prompt", options->system_prompt, "System prompt for the chat template");
   command->add_option("--max-tokens,-m", sample.max_tokens, "Maximum number of tokens to generate (-1: until the model stops)")

@@ -71,7 +71,7 @@ int run(const Options& options) {
 void add_logits(CLI::App& app, Run& chosen) {
   auto* command = app.add_subcommand("logits", "Write a model's next-token logits for given token ids");
   auto options = std::make_shared<Options>();
-  command->add_option("--model", options->model, "Model folder")->required();
+  command->add_option("--model", options->model, "Model folder, or a .gguf file")->required();
   command->add_option("--ids", options->ids, "JSON file: a list of equally long lists of token ids")->required();
   command->add_option("--output", options->output, "Where to write `logits`, float32 [B, T, V] (.safetensors)")->required();
   command->add_option("--dtype", options->dtype, "Dtype to compute in (default: the model's; f16 models in float32 on CPU)")

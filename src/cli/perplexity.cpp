@@ -48,7 +48,7 @@ int run(const Options& o) {
 void add_perplexity(CLI::App& app, Run& chosen) {
   auto* command = app.add_subcommand("perplexity", "Measure perplexity and, against a teacher, KL divergence");
   auto o = std::make_shared<Options>();
-  command->add_option("--model", o->run.model, "Model folder")->required();
+  command->add_option("--model", o->run.model, "Model folder, or a .gguf file")->required();
   command->add_option("--teacher", o->run.teacher, "The full-precision model to compare with");
   command->add_option("--data-path,--text", o->run.data, "A .txt or .jsonl file, or a folder with train.jsonl")->required();
   command->add_option("--batch-size", o->run.batch_size, "Rows at a time")->capture_default_str()->check(kPositive);

@@ -39,7 +39,7 @@ void add_report(CLI::App& app, Run& chosen) {
   auto& r = o->run;
   r.output = "report.html";
   command->add_option("folders", r.folders, "Quantized model folders")->required();
-  command->add_option("--teacher", r.teacher, "The full-precision model that they were made from")->required();
+  command->add_option("--teacher", r.teacher, "The full-precision model that they were made from: a folder, or a .gguf file")->required();
   command->add_option("--data-path,--text", r.text.data, "A .txt or .jsonl file, or a folder with train.jsonl")->required();
   command->add_option("--output", r.output, "The page")->capture_default_str();
   command->add_flag("--overwrite", r.overwrite, "Replace a page that exists");

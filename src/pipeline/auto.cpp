@@ -251,7 +251,7 @@ AutoResult auto_quantize(const AutoRun& o, const mx::distributed::Group& group, 
     result.steps = expected;
     return result;
   }
-  const auto tokenizer = text::Tokenizer::open(o.model);
+  const auto tokenizer = text::Tokenizer::open(checkpoint.files());
   const auto options = options_of(o);
   json identity{{"command", "auto"},
                 {"options", options},

@@ -36,7 +36,7 @@ BlockRun::BlockRun(Inputs inputs, Log& log)
       log_(log),
       checkpoint_(open_for(in_.model, in_.output)),
       model_(model::Model::open(checkpoint_)),
-      tokenizer_(text::Tokenizer::open(in_.model)) {}
+      tokenizer_(text::Tokenizer::open(checkpoint_.files())) {}
 
 void BlockRun::follow(plan::QuantPlan plan) {
   plan_ = std::move(plan);

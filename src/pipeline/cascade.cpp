@@ -19,9 +19,10 @@ bool made_by(const fs::path& folder, const AwqRun& o) {
   std::ifstream in(folder / "lquant.json");
   const auto record = json::parse(in, nullptr, false);
   if (!record.is_object() || record.value("command", "") != "awq" || record.value("options", json()) != awq_options(o)) return false;
-  if (record.value("/source/sha256"_json_pointer, "") != checkpoint::Checkpoint::open(o.model).fingerprint()) return false;
+  const auto checkpoint = checkpoint::Checkpoint::open(o.model);
+  if (record.value("/source/sha256"_json_pointer, "") != checkpoint.fingerprint()) return false;
   json identity = json::object();
-  RowSource(o.rows, text::Tokenizer::open(o.model)).identify(identity);
+  RowSource(o.rows, text::Tokenizer::open(checkpoint.files())).identify(identity);
   return !identity.contains("data") || record.value("data", json()) == identity.at("data");
 }
 

@@ -46,7 +46,7 @@ std::vector<DemoRow> demo(const DemoOptions& options, Log& log) {
   fs::create_directories(options.output);
   const auto checkpoint = checkpoint::Checkpoint::open(options.model);
   const auto model = model::Model::open(checkpoint);
-  const auto tokenizer = text::Tokenizer::open(options.model);
+  const auto tokenizer = text::Tokenizer::open(checkpoint.files());
   const auto teacher = evaluate::LoadedModel::load(model);
   log.line("sampling texts to judge by");
   const auto batches =

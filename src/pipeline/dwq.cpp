@@ -174,7 +174,7 @@ Inputs open_inputs(const DwqRun& o, int ranks, Log& log) {
   if (o.plan && o.quantized_model) throw UsageError("--plan and --quantized-model exclude each other: the quantized model has its formats already");
   const std::optional<json> overrides = o.plan ? std::optional(read_plan(*o.plan)) : std::nullopt;
   const auto teacher_files = checkpoint::Checkpoint::open(o.model);
-  Inputs in{teacher_files, model::Model::open(teacher_files), std::nullopt, std::nullopt, {}, {}, text::Tokenizer::open(o.model), {}};
+  Inputs in{teacher_files, model::Model::open(teacher_files), std::nullopt, std::nullopt, {}, {}, text::Tokenizer::open(teacher_files.files()), {}};
   if (o.quantized_model) {
     in.student_files = checkpoint::Checkpoint::open(*o.quantized_model);
     in.student = model::Model::open(*in.student_files);

@@ -190,7 +190,7 @@ DynamicResult dynamic_quant(const DynamicRun& o, Log& log) {
   check(o);
   const auto checkpoint = checkpoint::Checkpoint::open(o.model);
   const auto model = model::Model::open(checkpoint);
-  const auto tokenizer = text::Tokenizer::open(o.model);
+  const auto tokenizer = text::Tokenizer::open(checkpoint.files());
   const auto options = options_of(o);
   json identity{{"command", "dynamic_quant"},
                 {"options", options},

@@ -78,7 +78,7 @@ Side open_side(const std::string& folder, const std::string& prefix, const std::
                std::optional<bool>& chat, std::vector<TaskRows>& rows, Log& log) {
   const auto checkpoint = checkpoint::Checkpoint::open(folder);
   Side side{prefix, model::Model::open(checkpoint), max_tokens(run, checkpoint.config()), {}, {}};
-  const auto tokenizer = text::Tokenizer::open(folder);
+  const auto tokenizer = text::Tokenizer::open(checkpoint.files());
   if (!chat) chat = tokenizer.has_chat_template();
   if (*chat && !tokenizer.has_chat_template())
     fail("pipeline", "{}: has no chat template; leave --apply-chat-template out or add a chat_template.jinja", folder);

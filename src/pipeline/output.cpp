@@ -31,7 +31,7 @@ json record_json(const model::Model& source, const plan::QuantPlan* plan, const 
            {"mlx", fmt::format("{}.{}.{}", MLX_VERSION_MAJOR, MLX_VERSION_MINOR, MLX_VERSION_PATCH)},
            {"command", record.command},
            {"options", record.options},
-           {"source", {{"name", source.checkpoint().folder().filename().string()}, {"sha256", source.checkpoint().fingerprint()}}},
+           {"source", {{"name", source.checkpoint().name()}, {"sha256", source.checkpoint().fingerprint()}}},
            {"bits_per_weight", size.bits_per_weight()},
            {"parameters", size.parameters},
            {"bytes", size.bytes}};
@@ -44,8 +44,7 @@ json record_json(const model::Model& source, const plan::QuantPlan* plan, const 
 std::string model_card(const model::Model& source, const plan::QuantPlan* plan, const plan::Size& size, const Record& record,
                        const std::string& name) {
   std::string card = "---\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n- lquant\n---\n\n";
-  card += fmt::format("# {}\n\nMade from `{}` by `lquant {}` {}.\n\n", name, source.checkpoint().folder().filename().string(), record.command,
-                      LQUANT_VERSION);
+  card += fmt::format("# {}\n\nMade from `{}` by `lquant {}` {}.\n\n", name, source.checkpoint().name(), record.command, LQUANT_VERSION);
   card += fmt::format("| | |\n| --- | --- |\n| parameters | {} |\n| bits per weight | {:.3f} |\n| size of the weights | {} bytes |\n",
                       size.parameters, size.bits_per_weight(), size.bytes);
   if (plan) card += fmt::format("| format | {} |\n", plan::formats_in_words(*plan));
@@ -89,7 +88,7 @@ void ModelWriter::add_folds(const model::Folds& folds) {
 void ModelWriter::finish(const plan::QuantPlan* plan, mx::Dtype dtype, const Record& record) {
   const plan::QuantPlan dense;
   const auto size = plan::size_of(source_.spec(), plan ? *plan : dense, static_cast<int>(mx::size_of(dtype)));
-  const auto& folder = source_.checkpoint().folder();
+  const auto& checkpoint = source_.checkpoint();
   writer_.set_total_parameters(size.parameters);
   writer_.write_json("config.json", output_config(source_, plan, dtype));
   writer_.write_json("lquant.json", record_json(source_, plan, size, record));
@@ -97,10 +96,11 @@ void ModelWriter::finish(const plan::QuantPlan* plan, mx::Dtype dtype, const Rec
   const auto what = !plan                                 ? std::string()
                     : options.contains("quant_predicate") ? "-" + options.at("quant_predicate").get<std::string>()
                                                           : fmt::format("-{}bit", plan->base.bits);
-  writer_.write_text("README.md", model_card(source_, plan, size, record, folder.filename().string() + what));
-  for (const auto& file : checkpoint::tokenizer_files())
-    if (fs::is_regular_file(folder / file)) writer_.copy_file(folder / file, file);
-  if (fs::is_regular_file(folder / "generation_config.json")) writer_.copy_file(folder / "generation_config.json", "generation_config.json");
+  writer_.write_text("README.md", model_card(source_, plan, size, record, checkpoint.name() + what));
+  auto carried = checkpoint::tokenizer_files();
+  carried.push_back("generation_config.json");
+  for (const auto& file : carried)
+    if (const auto bytes = checkpoint.files().read("pipeline", file)) writer_.write_text(file, *bytes);
   writer_.commit();
 }
 

@@ -48,7 +48,7 @@ evaluate::Quality perplexity(const PerplexityOptions& o, Log& log) {
     teacher_checkpoint = checkpoint::Checkpoint::open(*o.teacher);
     teacher = evaluate::LoadedModel::load(model::Model::open(*teacher_checkpoint));
   }
-  const auto tokenizer = text::Tokenizer::open(o.model);
+  const auto tokenizer = text::Tokenizer::open(checkpoint.files());
   const auto batches = o.batches(tokenizer);
   std::int64_t total = 0, before = 0;
   for (const auto& batch : batches) total += static_cast<std::int64_t>(batch.tokens);

@@ -38,17 +38,12 @@ struct Folder {
   model::Folds folds;
 };
 
-std::string name_of(const fs::path& path) {
-  const auto whole = fs::absolute(path).lexically_normal();
-  return (whole.has_filename() ? whole : whole.parent_path()).filename().string();
-}
-
 /// The folders' own names or, where two are alike, the paths as they were given.
-std::vector<std::string> names_of(const std::vector<fs::path>& folders) {
+std::vector<std::string> names_of(const std::vector<Folder>& folders) {
   std::map<std::string, int> seen;
-  for (const auto& folder : folders) ++seen[name_of(folder)];
+  for (const auto& folder : folders) ++seen[folder.files.name()];
   std::vector<std::string> names;
-  for (const auto& folder : folders) names.push_back(seen[name_of(folder)] > 1 ? folder.string() : name_of(folder));
+  for (const auto& folder : folders) names.push_back(seen[folder.files.name()] > 1 ? folder.files.folder().string() : folder.files.name());
   return names;
 }
 
@@ -62,7 +57,8 @@ void check_alike(const fs::path& folder, const model::Model& model, const fs::pa
   if (!alike)
     fail("pipeline", "{}: its linears are not those of the teacher {}; give the model that it was made from as --teacher", folder.string(),
          teacher_folder.string());
-  if (sha256_file(folder / "tokenizer.json") != sha256_file(teacher_folder / "tokenizer.json"))
+  const auto tokenizer = [](const model::Model& of) { return of.checkpoint().files().read("pipeline", "tokenizer.json"); };
+  if (tokenizer(model) != tokenizer(teacher))
     fail("pipeline",
          "{}: its tokenizer.json is not the teacher's, so that their tokens cannot be compared; give the model that it was made from as --teacher",
          folder.string());
@@ -215,15 +211,15 @@ evaluate::Report report(const ReportRun& o, Log& log) {
     const auto files = checkpoint::Checkpoint::open(path);
     folders.push_back({files, model::Model::open(files), {}});
     check_alike(path, folders.back().model, o.teacher, teacher);
-    folders.back().folds = read_folds(path, teacher.spec());
+    if (fs::is_directory(path)) folders.back().folds = read_folds(path, teacher.spec());  // a GGUF file has no scales of AWQ
   }
-  const auto tokenizer = text::Tokenizer::open(o.teacher);
+  const auto tokenizer = text::Tokenizer::open(teacher_files.files());
   const auto batches = o.text.batches(tokenizer);
   const auto part_rows = first_rows(batches, o.alone_rows);
 
   evaluate::Report report;
   report.lquant = LQUANT_VERSION;
-  report.teacher = name_of(o.teacher), report.teacher_sha256 = teacher_files.fingerprint();
+  report.teacher = teacher_files.name(), report.teacher_sha256 = teacher_files.fingerprint();
   report.teacher_bytes = static_cast<std::int64_t>(teacher_files.bytes());
   report.data = o.text.file().filename().string(), report.data_sha256 = sha256_file(o.text.file());
   report.sequence_length = o.text.sequence_length;
@@ -234,7 +230,7 @@ evaluate::Report report(const ReportRun& o, Log& log) {
   if (o.alone != AloneBy::none)
     for (const auto& batch : part_rows) report.alone_rows += batch.rows();
 
-  const auto names = names_of(o.folders);
+  const auto names = names_of(folders);
   nlohmann::json identity{{"command", "report"},
                           {"teacher", report.teacher_sha256},
                           {"data", report.data_sha256},

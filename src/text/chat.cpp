@@ -81,12 +81,12 @@ bool Tokenizer::has_thinking_tokens() const {
 const ChatTemplate& Tokenizer::choose_template(bool with_tools) const {
   if (templates_.empty()) {
     fail("text", "{}: the tokenizer has no chat template; use plain text, an instruction-tuned model, or put a chat_template.jinja in the folder",
-         folder_);
+         origin_);
   }
   auto chosen = with_tools ? templates_.find("tool_use") : templates_.end();
   if (chosen == templates_.end()) chosen = templates_.find("default");
   if (chosen == templates_.end()) {
-    fail("text", "{}: none of the chat templates is named \"default\"; put the one to use in chat_template.jinja", folder_);
+    fail("text", "{}: none of the chat templates is named \"default\"; put the one to use in chat_template.jinja", origin_);
   }
   return chosen->second;
 }

@@ -11,10 +11,8 @@
 #include <utility>
 
 #include "base/error.h"
-#include "base/files.h"
 
 namespace lquant::text {
-namespace fs = std::filesystem;
 using json = nlohmann::ordered_json;  // tokens that no file gives an id get theirs in the order in which they are written
 
 namespace {
@@ -22,12 +20,12 @@ namespace {
 // The largest tokenizer.json in use (a 262,144-token vocabulary) has 33 MB; what is 15 times that is no tokenizer.
 constexpr std::size_t kLargestTokenizer = std::size_t{1} << 29;
 
-std::optional<json> read_object(const fs::path& path) {
-  if (!fs::exists(path)) return std::nullopt;
-  const auto bytes = read_file("text", path, kLargestTokenizer);
-  const auto value = json::parse(bytes, nullptr, false);
-  if (value.is_discarded()) fail("text", "{}: not valid JSON; download or write the file again", path.string());
-  if (!value.is_object()) fail("text", "{}: should hold a JSON object; download or write the file again", path.string());
+std::optional<json> read_object(const FileSet& files, const std::string& name) {
+  const auto bytes = files.read("text", name, kLargestTokenizer);
+  if (!bytes) return std::nullopt;
+  const auto value = json::parse(*bytes, nullptr, false);
+  if (value.is_discarded()) fail("text", "{}: not valid JSON; download or write the file again", files.label(name));
+  if (!value.is_object()) fail("text", "{}: should hold a JSON object; download or write the file again", files.label(name));
   return value;
 }
 
@@ -56,12 +54,12 @@ json added_token(const json& value, bool special, const char* on_clash) {
 }
 
 /// added_tokens_decoder maps ids, written as text, to tokens; they are added in the order of the ids.
-void read_added_tokens_decoder(const json& decoder, const fs::path& path, json& added) {
-  if (!decoder.is_object()) fail("text", "{}: added_tokens_decoder should be an object; mend the file", path.string());
+void read_added_tokens_decoder(const json& decoder, const std::string& file, json& added) {
+  if (!decoder.is_object()) fail("text", "{}: added_tokens_decoder should be an object; mend the file", file);
   std::map<long long, json> by_id;
   for (const auto& [id, token] : decoder.items()) {
     if (id.empty() || id.size() > 10 || id.find_first_not_of("0123456789") != std::string::npos || !token.is_object() || !token_text(token)) {
-      fail("text", "{}: entry \"{}\" of added_tokens_decoder should be an id with a token's \"content\"; mend the file", path.string(), id);
+      fail("text", "{}: entry \"{}\" of added_tokens_decoder should be an id with a token's \"content\"; mend the file", file, id);
     }
     by_id[std::stoll(id)] = added_token(token, false, "replace");
   }
@@ -72,10 +70,10 @@ void read_added_tokens_decoder(const json& decoder, const fs::path& path, json& 
 constexpr std::array kRoles = {"bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"};
 
 /// Roles, and with them the tokens that must exist because something names them.
-void read_special_tokens(const fs::path& folder, json fields, TokenizerFolder& out) {
+void read_special_tokens(const FileSet& files, json fields, TokenizerFolder& out) {
   if (fields.contains("added_tokens_decoder")) {
-    read_added_tokens_decoder(fields["added_tokens_decoder"], folder / "tokenizer_config.json", out.added_tokens);
-  } else if (const auto legacy = read_object(folder / "special_tokens_map.json")) {
+    read_added_tokens_decoder(fields["added_tokens_decoder"], files.label("tokenizer_config.json"), out.added_tokens);
+  } else if (const auto legacy = read_object(files, "special_tokens_map.json")) {
     fields.update(*legacy);
   }
   json extra = fields.value("extra_special_tokens", json());
@@ -95,7 +93,7 @@ void read_special_tokens(const fs::path& folder, json fields, TokenizerFolder& o
   }
 }
 
-std::vector<int> read_ids(const json& value, const fs::path& path) {
+std::vector<int> read_ids(const json& value, const std::string& file) {
   std::vector<int> ids;
   for (const auto& id : value.is_array() ? value : json::array({value})) {
     if (id.is_null()) continue;
@@ -104,34 +102,31 @@ std::vector<int> read_ids(const json& value, const fs::path& path) {
     if (fits) {
       ids.push_back(id.get<int>());
     } else if (!none) {
-      fail("text", "{}: eos_token_id should be a token id or a list of them, not {}; mend the file", path.string(),
+      fail("text", "{}: eos_token_id should be a token id or a list of them, not {}; mend the file", file,
            id.is_structured() ? id.type_name() : id.dump(-1, ' ', true, json::error_handler_t::replace));
     }
   }
   return ids;
 }
 
-std::vector<int> read_model_eos_ids(const fs::path& folder) {
+std::vector<int> read_model_eos_ids(const FileSet& files) {
   for (const auto* name : {"generation_config.json", "config.json"}) {
-    const auto path = folder / name;
-    const auto object = read_object(path);
+    const auto object = read_object(files, name);
     if (!object || !object->contains("eos_token_id")) continue;
-    auto ids = read_ids(object->at("eos_token_id"), path);
+    auto ids = read_ids(object->at("eos_token_id"), files.label(name));
     if (!ids.empty()) return ids;
   }
   return {};
 }
 
 /// One template, or a list of {"name", "template"}.
-void read_template_field(const json& field, const fs::path& path, std::map<std::string, ChatTemplate>& out) {
+void read_template_field(const json& field, const std::string& file, std::map<std::string, ChatTemplate>& out) {
   if (field.is_null()) return;
   if (field.is_string()) {
-    out["default"] = {path.string() + " (chat_template)", field.get<std::string>()};
+    out["default"] = {file + " (chat_template)", field.get<std::string>()};
     return;
   }
-  const auto wrong = [&] {
-    fail("text", "{}: chat_template should be a text or a list of {{\"name\", \"template\"}}; mend the file", path.string());
-  };
+  const auto wrong = [&] { fail("text", "{}: chat_template should be a text or a list of {{\"name\", \"template\"}}; mend the file", file); };
   if (!field.is_array()) wrong();
   for (const auto& entry : field) {
     if (!entry.is_object() || !entry.contains("name") || !entry["name"].is_string() || !entry.contains("template") ||
@@ -139,39 +134,39 @@ void read_template_field(const json& field, const fs::path& path, std::map<std::
       wrong();
     }
     const auto name = entry["name"].get<std::string>();
-    out[name] = {path.string() + " (chat_template \"" + name + "\")", entry["template"].get<std::string>()};
+    out[name] = {file + " (chat_template \"" + name + "\")", entry["template"].get<std::string>()};
   }
 }
 
-void read_templates(const fs::path& folder, const json& config, TokenizerFolder& out) {
-  if (const auto path = folder / "chat_template.jinja"; fs::exists(path)) {
-    out.templates["default"] = {path.string(), read_file("text", path, kLargestTokenizer)};
+void read_templates(const FileSet& files, const json& config, TokenizerFolder& out) {
+  if (auto source = files.read("text", "chat_template.jinja", kLargestTokenizer)) {
+    out.templates["default"] = {files.label("chat_template.jinja"), std::move(*source)};
     return;
   }
-  read_template_field(config.value("chat_template", json()), folder / "tokenizer_config.json", out.templates);
+  read_template_field(config.value("chat_template", json()), files.label("tokenizer_config.json"), out.templates);
   if (!out.templates.empty()) return;
-  const auto path = folder / "chat_template.json";
-  if (const auto object = read_object(path)) read_template_field(object->value("chat_template", json()), path, out.templates);
+  const auto object = read_object(files, "chat_template.json");
+  if (object) read_template_field(object->value("chat_template", json()), files.label("chat_template.json"), out.templates);
 }
 
 }  // namespace
 
-TokenizerFolder read_tokenizer_folder(const fs::path& folder) {
-  const auto path = folder / "tokenizer.json";
-  if (!fs::exists(path)) {
+TokenizerFolder read_tokenizer_folder(const FileSet& files) {
+  auto tokenizer = files.read("text", "tokenizer.json", kLargestTokenizer);
+  if (!tokenizer) {
     fail("text",
          "{}: not found; lquant reads the tokenizer from this file: download it, or write it with "
          "transformers' AutoTokenizer.from_pretrained(…).save_pretrained(…)",
-         path.string());
+         files.label("tokenizer.json"));
   }
   TokenizerFolder out;
-  out.tokenizer_json = read_file("text", path, kLargestTokenizer);
-  const auto config = read_object(folder / "tokenizer_config.json").value_or(json::object());
+  out.tokenizer_json = std::move(*tokenizer);
+  const auto config = read_object(files, "tokenizer_config.json").value_or(json::object());
   out.config = config;
   out.added_tokens = json::array();
-  read_special_tokens(folder, config, out);
-  out.model_eos_ids = read_model_eos_ids(folder);
-  read_templates(folder, config, out);
+  read_special_tokens(files, config, out);
+  out.model_eos_ids = read_model_eos_ids(files);
+  read_templates(files, config, out);
   return out;
 }
 

@@ -1,10 +1,11 @@
 #pragma once
 
-#include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
+
+#include "base/file_set.h"
 
 namespace lquant::text {
 
@@ -33,6 +34,6 @@ struct TokenizerFolder {
 };
 
 /// Throws Error (tag text) naming the file that is missing or not what it should be. Only tokenizer.json must exist.
-TokenizerFolder read_tokenizer_folder(const std::filesystem::path& folder);
+TokenizerFolder read_tokenizer_folder(const FileSet& files);
 
 }  // namespace lquant::text

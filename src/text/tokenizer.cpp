@@ -11,18 +11,17 @@
 #include "text/shim.h"
 
 namespace lquant::text {
-namespace fs = std::filesystem;
 
-Tokenizer Tokenizer::open(const fs::path& folder) {
-  auto files = read_tokenizer_folder(folder);
+Tokenizer Tokenizer::open(const FileSet& source) {
+  auto files = read_tokenizer_folder(source);
   Tokenizer out;
-  out.folder_ = folder.string();
+  out.origin_ = source.label();
 
   lquant_tokenizer* raw = nullptr;
   lquant_string error{};
   const auto added = files.added_tokens.dump();
   if (!lquant_tokenizer_open(slice(files.tokenizer_json), slice(added), &raw, &error)) {
-    fail("text", "{}: not a tokenizer that can be read ({}); download the file again", (folder / "tokenizer.json").string(), take(error));
+    fail("text", "{}: not a tokenizer that can be read ({}); download the file again", source.label("tokenizer.json"), take(error));
   }
   out.handle_ = {raw, [](lquant_tokenizer* tokenizer) { lquant_tokenizer_close(tokenizer); }};
 
@@ -48,7 +47,7 @@ std::vector<std::int32_t> Tokenizer::encode(std::string_view text, bool add_spec
   lquant_string error{};
   std::size_t end = 0;
   if (!lquant_tokenizer_encode(handle_.get(), &view, 1, add_special_tokens, &ids, &end, &error)) {
-    fail("text", "{}: the tokenizer cannot encode this text ({}); check its tokenizer.json", folder_, take(error));
+    fail("text", "{}: the tokenizer cannot encode this text ({}); check its tokenizer.json", origin_, take(error));
   }
   const OwnedIds owned(ids);
   return {owned.begin(), owned.begin() + end};
@@ -62,7 +61,7 @@ std::vector<std::vector<std::int32_t>> Tokenizer::encode_batch(const std::vector
   lquant_ids ids{};
   lquant_string error{};
   if (!lquant_tokenizer_encode(handle_.get(), views.data(), views.size(), add_special_tokens, &ids, ends.data(), &error)) {
-    fail("text", "{}: the tokenizer cannot encode these texts ({}); check its tokenizer.json", folder_, take(error));
+    fail("text", "{}: the tokenizer cannot encode these texts ({}); check its tokenizer.json", origin_, take(error));
   }
   const OwnedIds owned(ids);
   std::vector<std::vector<std::int32_t>> rows;
@@ -78,7 +77,7 @@ std::vector<std::vector<std::int32_t>> Tokenizer::encode_batch(const std::vector
 std::string Tokenizer::decode(std::span<const std::int32_t> ids, bool skip_special) const {
   lquant_string text{}, error{};
   if (!lquant_tokenizer_decode(handle_.get(), ids.data(), ids.size(), skip_special, &text, &error)) {
-    fail("text", "{}: these ids cannot be decoded ({}); pass ids of this tokenizer", folder_, take(error));
+    fail("text", "{}: these ids cannot be decoded ({}); pass ids of this tokenizer", origin_, take(error));
   }
   return take(text);
 }
@@ -92,7 +91,7 @@ std::optional<int> Tokenizer::token_id(std::string_view token) const {
 std::string Tokenizer::token(int id) const {
   lquant_string text{};
   if (!lquant_tokenizer_token(handle_.get(), id, &text)) {
-    fail("text", "{}: the vocabulary has no token {}; its ids are below {}", folder_, id, vocab_size());
+    fail("text", "{}: the vocabulary has no token {}; its ids are below {}", origin_, id, vocab_size());
   }
   return take(text);
 }

@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/file_set.h"
 #include "text/folder.h"
 
 struct lquant_tokenizer;  // of the Rust crate
@@ -26,7 +27,8 @@ class Tokenizer {
   /// Reads tokenizer.json, tokenizer_config.json, special_tokens_map.json, the chat template and the ids that end a text
   /// (see text/folder.h). Only tokenizer.json must exist. Whether a beginning-of-text token is put before a text is what its
   /// post-processor says; its truncation and padding are ignored.
-  static Tokenizer open(const std::filesystem::path& folder);
+  static Tokenizer open(const FileSet& files);
+  static Tokenizer open(const std::filesystem::path& folder) { return open(FileSet::of_folder(folder)); }
 
   /// Text is UTF-8; an invalid byte sequence is read as U+FFFD.
   std::vector<std::int32_t> encode(std::string_view text, bool add_special_tokens = true) const;
@@ -65,7 +67,7 @@ class Tokenizer {
   bool has_thinking_tokens() const;
 
   std::shared_ptr<const lquant_tokenizer> handle_;
-  std::string folder_;
+  std::string origin_;  // the folder or file that it came from, for messages
   nlohmann::json config_;
   std::map<std::string, std::string> special_tokens_;
   std::map<std::string, ChatTemplate> templates_;

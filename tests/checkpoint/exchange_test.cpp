@@ -1,5 +1,7 @@
 // This program's side of test_exchange.py: Python writes files and asks what becomes of them. Skipped when nobody asks.
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/gguf/load.h"
+#include "checkpoint/gguf/pieces.h"
 #include "checkpoint/tensor.h"
 #include "checkpoint/writer.h"
 #include "support.h"
@@ -20,6 +22,17 @@ TEST(Exchange, CopiesAFolder) {
   for (const auto& name : tokenizer_files()) {
     if (fs::exists(checkpoint.folder() / name)) writer.copy_file(checkpoint.folder() / name, name);
   }
+  writer.commit();
+}
+
+// Every tensor of the GGUF file LQUANT_GGUF in float32, under the file's own names, to the folder LQUANT_GGUF.out.
+TEST(Exchange, DequantizesGguf) {
+  const char* path = std::getenv("LQUANT_GGUF");
+  if (!path) GTEST_SKIP() << "run by test_gguf_values.py";
+  Writer writer(std::string(path) + ".out");
+  for (const auto& piece : gguf::open_pieces(path))
+    for (const auto& tensor : piece.header.tensors)
+      writer.add(tensor.name, gguf::read(piece.file, {&tensor}, tensor.type->decode ? mx::float32 : gguf::integer_dtype(*tensor.type)));
   writer.commit();
 }
 
