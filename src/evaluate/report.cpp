@@ -10,6 +10,7 @@ json FolderReport::to_json() const {
   out["linears"] = out["alone"] = out["worst"] = json::array();
   for (const auto& l : linears) {
     json linear{{"path", l.path}, {"role", l.role}, {"block", l.block}, {"mode", l.mode}, {"bytes", l.bytes}};
+    if (l.experts) linear["experts"] = l.experts;
     if (l.bits) linear.update({{"bits", l.bits}, {"group_size", l.group_size}});
     out["linears"].push_back(std::move(linear));
   }

@@ -19,6 +19,7 @@ struct StoredLinear {
   int group_size = 0;      ///< 0: dense
   std::string mode;        ///< "affine", …; of a dense one its dtype
   std::int64_t bytes = 0;  ///< codes, scales, biases
+  int experts = 0;         ///< that it holds, one matrix each; 0: a linear without experts
 };
 
 /// The divergence that a folder's weights bring when they alone are put into the teacher.

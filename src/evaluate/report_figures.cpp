@@ -106,11 +106,13 @@ std::string size_map(const FolderReport& folder, int blocks, const std::string& 
   Table table{"Formats and sizes of linears", {"linear", "block", "role", "mode", "bits", "group", "bytes"}, {}, "names"};
   for (const auto& l : folder.linears) {
     const auto format = l.bits ? fmt::format("{}/{}", l.bits, l.group_size) : "dense";
-    const auto words = l.bits ? fmt::format("{} {} bits, groups of {}", l.mode, l.bits, l.group_size) : l.mode;
+    const auto words = (l.bits ? fmt::format("{} {} bits, groups of {}", l.mode, l.bits, l.group_size) : l.mode) +
+                       (l.experts ? fmt::format(", {} experts", l.experts) : std::string());
+    const auto role = l.experts ? fmt::format("{} × {}", l.role, l.experts) : l.role;
     cells.push_back({l.block, l.role, bits_style(l.bits), fmt::format("{} · {}", format, megabytes(l.bytes)),
                      fmt::format("{}: {}, {} bytes", l.path, words, l.bytes)});
     used[l.bits] += l.bytes;
-    table.rows.push_back({escape(l.path), place(l.block), escape(l.role), escape(l.mode), l.bits ? fmt::format("{}", l.bits) : "–",
+    table.rows.push_back({escape(l.path), place(l.block), escape(role), escape(l.mode), l.bits ? fmt::format("{}", l.bits) : "–",
                           l.bits ? fmt::format("{}", l.group_size) : "–", data(l.bytes, fmt::format("{}", l.bytes))});
   }
   std::vector<std::pair<std::string, std::string>> legend;

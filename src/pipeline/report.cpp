@@ -68,7 +68,8 @@ std::vector<evaluate::StoredLinear> stored_linears(const model::Model& model) {
   std::vector<evaluate::StoredLinear> all;
   const auto dtype = model.stored_dtype();
   for (const auto* linear : model.spec().linears()) {
-    evaluate::StoredLinear stored{linear->path, std::string(model::to_string(linear->role)), linear->block, 0, 0, dtype_name(dtype), 0};
+    evaluate::StoredLinear stored{linear->path,   std::string(model::to_string(linear->role)), linear->block, 0, 0, dtype_name(dtype), 0,
+                                  linear->experts};
     if (const auto format = model.formats().find(linear->path); format != model.formats().end()) {
       stored.bits = format->second.bits, stored.group_size = format->second.group_size, stored.mode = codec::to_string(format->second.mode);
       stored.bytes = plan::linear_bytes(*linear, format->second, static_cast<int>(mx::size_of(dtype)));

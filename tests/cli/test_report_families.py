@@ -97,6 +97,9 @@ def test_every_kind_of_model(name, tmp_path):
             form = block.get(path, block)
             assert (linear["bits"], linear["group_size"], linear["mode"]) == (form["bits"], form["group_size"], form.get("mode", "affine")), path
             assert path in shown
+            experts = stored[path + ".weight"].shape[0] if "switch_mlp" in path else None
+            assert linear.get("experts") == experts
+            assert experts is None or (f"{linear['role']} × {experts}" in shown and f", {experts} experts, {linear['bytes']} bytes</title>" in html)
         assert found["bytes"] == sum(t.nbytes for t in stored.values())
         weights = dense_weights(folder)
         assert found["parameters"] == sum(w.size for w in weights.values())
