@@ -112,7 +112,7 @@ struct ModelSpec {
   float logit_multiplier = 1;
 
   bool tied() const { return !head; }
-  /// Every linear in the order of the forward pass: embedding, blocks, head.
+  /// Every linear in the order of the forward pass: embedding, blocks, head. They are this spec's own.
   std::vector<const LinearSpec*> linears() const;
   /// Every edge of every block, and those of one.
   std::vector<Edge> edges() const;
