@@ -1,5 +1,5 @@
 # The front door. `make demo` and `make test` do all their set-up themselves.
-.PHONY: all build demo test test-shared bench install format lint asan ubsan fuzz setup clean
+.PHONY: all build hub demo test test-shared bench install format lint asan ubsan fuzz setup clean
 CMAKE ?= cmake
 # The environment's tools are found first, so that a machine's other pythons play no part.
 export PATH := $(CURDIR)/.venv/bin:$(PATH):$(HOME)/.cargo/bin
@@ -13,6 +13,12 @@ setup:
 build: setup
 	@$(CMAKE) --preset release --log-level=WARNING
 	@$(CMAKE) --build --preset release --target lquant
+
+# What reaches the Hugging Face hub and reads Parquet: some 300 Rust crates, so only when it is asked for.
+hub: setup
+	@scripts/setup hub
+	@$(CMAKE) --preset release --log-level=WARNING
+	@$(CMAKE) --build --preset release --target hub
 
 demo: build
 	@./build/lquant demo

@@ -48,3 +48,19 @@ add_dependencies(lquant_text_shim lquant_text_build)
 find_package(Threads REQUIRED)
 target_include_directories(lquant_text_shim INTERFACE rust/text/include)
 target_link_libraries(lquant_text_shim INTERFACE "${LQUANT_TEXT_LIB}" Threads::Threads ${CMAKE_DL_LIBS} m)
+
+# The Rust crate over `hf-hub` and `parquet`, a shared library that the program opens when it first needs it. Hundreds of crates that take minutes: an own
+# target (`make hub`), which neither the program nor the demo waits for.
+set(LQUANT_HUB_LIB "${CMAKE_SHARED_LIBRARY_PREFIX}lquant_hub${CMAKE_SHARED_LIBRARY_SUFFIX}")
+file(GLOB_RECURSE LQUANT_HUB_SOURCES CONFIGURE_DEPENDS rust/hub/src/*.rs)
+add_custom_command(OUTPUT "${CMAKE_BINARY_DIR}/${LQUANT_HUB_LIB}"
+  COMMAND ${CARGO} build --release --locked --quiet --manifest-path rust/hub/Cargo.toml
+          --target-dir "${CMAKE_CURRENT_SOURCE_DIR}/target"
+  COMMAND ${CMAKE_COMMAND} -E copy "${CMAKE_CURRENT_SOURCE_DIR}/target/release/${LQUANT_HUB_LIB}" "${CMAKE_BINARY_DIR}/${LQUANT_HUB_LIB}"
+  DEPENDS ${LQUANT_HUB_SOURCES} rust/hub/Cargo.toml rust/hub/Cargo.lock
+  WORKING_DIRECTORY "${CMAKE_CURRENT_SOURCE_DIR}"
+  COMMENT "Building the library for the Hugging Face hub (Rust)" USES_TERMINAL)
+add_custom_target(hub DEPENDS "${CMAKE_BINARY_DIR}/${LQUANT_HUB_LIB}")
+add_library(lquant_hub_face INTERFACE)
+target_include_directories(lquant_hub_face INTERFACE rust/hub/include)
+target_link_libraries(lquant_hub_face INTERFACE ${CMAKE_DL_LIBS})

@@ -12,6 +12,7 @@
 #include "base/files.h"
 #include "base/hash.h"
 #include "checkpoint/gguf/source.h"
+#include "checkpoint/hub_origin.h"
 #include "checkpoint/tensor.h"
 
 namespace lquant::checkpoint {
@@ -156,6 +157,7 @@ const FileSet& Checkpoint::files() const { return state_->small_files; }
 
 std::string Checkpoint::name() const {
   if (state_->gguf) return gguf::model_name(state_->folder);
+  if (const auto origin = hub_origin(state_->folder)) return origin->id.substr(origin->id.find('/') + 1);
   const auto whole = fs::absolute(state_->folder).lexically_normal();  // "." has a name too
   return (whole.has_filename() ? whole : whole.parent_path()).filename().string();
 }

@@ -7,6 +7,7 @@
 
 #include "cli/budget.h"
 #include "cli/command.h"
+#include "hub/sources.h"
 #include "cli/embedded.h"
 
 namespace lquant::cli {
@@ -21,7 +22,8 @@ struct Options {
 int run(Options& o) {
   Log log;
   auto& r = o.run;
-  if (r.model.empty()) r.model = embedded_model();
+  r.model = r.model.empty() ? embedded_model() : hub::model(r.model, log);
+  r.data = hub::rows(r.data, r.num_samples, r.seed, log);
   take_budget(o.budget, r);
   const auto result = pipeline::auto_quantize(r, mlx::core::distributed::init(), log);
   if (o.json) fmt::print("{}\n", result.to_json().dump(1));
@@ -43,10 +45,10 @@ void add_auto(CLI::App& app, Run& chosen) {
       app.add_subcommand("auto", "The best model for a budget: formats for each linear, then AWQ, GPTQ, block-wise training and DWQ as they help");
   auto o = std::make_shared<Options>();
   auto& r = o->run;
-  command->add_option("--model,-m", r.model, "Model folder (default: the small model that comes with lquant)");
+  command->add_option("--model,-m", r.model, "Model: a folder, a .gguf file, or org/name on the Hugging Face hub (default: the small model that comes with lquant)");
   command->add_option("--mlx-path", r.output, "Where to save the result")->capture_default_str();
   add_budget(*command, o->budget, r, "4");
-  command->add_option("--data-path", r.data, ".jsonl or .txt files, or 'self': sampled from the model")->capture_default_str();
+  command->add_option("--data-path", r.data, ".jsonl, .txt or .parquet files, org/name of a data set on the hub, or 'self': sampled from the model")->capture_default_str();
   command->add_option("--num-samples", r.num_samples, "Rows to train on; 128 of them serve the other steps, and 48 more judge")
       ->capture_default_str()
       ->check(kPositive);

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "cli/command.h"
+#include "hub/sources.h"
 
 namespace lquant::cli {
 namespace {
@@ -23,6 +24,8 @@ struct Options {
 int run(Options& o) {
   Log log;
   if (o.trust_remote_code) log.line("--trust-remote-code is not needed: lquant never runs code from a model folder");
+  o.run.model = hub::model(o.run.model, log);
+  o.run.rows.data = hub::rows(o.run.rows.data, o.run.rows.num_samples, o.run.rows.seed, log);
   o.run.inputs = o.inputs == "full"        ? pipeline::AwqInputs::full
                  : o.inputs == "quantized" ? pipeline::AwqInputs::quantized
                                            : pipeline::AwqInputs::automatic;
@@ -42,7 +45,7 @@ void add_awq(CLI::App& app, Run& chosen) {
   auto* command = app.add_subcommand("awq", "Scale channels by their activations, search ranges, then round (AWQ)");
   auto o = std::make_shared<Options>();
   auto& r = o->run;
-  command->add_option("--model,-m", r.model, "Model folder, or a .gguf file")->required();
+  command->add_option("--model,-m", r.model, "Model: a folder, a .gguf file, or org/name on the Hugging Face hub")->required();
   command->add_option("--mlx-path", r.output, "Where to save the result")->capture_default_str();
   command->add_option("--bits", r.format.bits, "Bits per weight: 2, 3, 4, 5, 6 or 8")->capture_default_str();
   command->add_option("--group-size", r.format.group_size, "Weights that share a scale: 32, 64 or 128")->capture_default_str();
@@ -53,7 +56,7 @@ void add_awq(CLI::App& app, Run& chosen) {
   command->add_option("--num-samples", r.rows.num_samples, "Rows of the data to use; -1: all of them (of 'self': 128)")->capture_default_str();
   command->add_option("--sequence-length", r.rows.sequence_length, "Tokens of a row")->capture_default_str()->check(CLI::Range(1, 1 << 20));
   command->add_option("--seed", r.rows.seed, "Seed of the choice of rows")->capture_default_str();
-  command->add_option("--data-path", r.rows.data, ".jsonl or .txt files, or 'self': sampled from the model")->capture_default_str();
+  command->add_option("--data-path", r.rows.data, ".jsonl, .txt or .parquet files, org/name of a data set on the hub, or 'self': sampled from the model")->capture_default_str();
   command->add_option("--n-grid", r.method.grid, "Exponents that are tried for each edge's scales")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));

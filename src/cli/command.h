@@ -29,5 +29,6 @@ void add_generate(CLI::App& app, Run& run);
 void add_logits(CLI::App& app, Run& run);
 void add_perplexity(CLI::App& app, Run& run);
 void add_report(CLI::App& app, Run& run);
+void add_upload(CLI::App& app, Run& run);
 
 }  // namespace lquant::cli

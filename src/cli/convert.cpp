@@ -5,6 +5,8 @@
 
 #include "base/error.h"
 #include "cli/command.h"
+#include "hub/sources.h"
+#include "hub/upload.h"
 
 namespace lquant::cli {
 namespace {
@@ -13,6 +15,7 @@ struct Options {
   pipeline::ConvertOptions convert;
   std::string mode = "affine";
   std::optional<int> bits, group_size;
+  std::string upload_repo;
   bool trust_remote_code = false;
 };
 
@@ -24,7 +27,14 @@ int run(Options& o) {
   if (o.convert.quantize) codec::check(format);
   Log log;
   if (o.trust_remote_code) log.line("--trust-remote-code is not needed: lquant never runs code from a model folder");
+  o.convert.model = hub::model(o.convert.model, log);
+  if (!o.upload_repo.empty()) hub::check_repository(o.upload_repo);
   pipeline::convert(o.convert, log);
+  if (!o.upload_repo.empty()) {
+    hub::Upload upload;
+    upload.folder = o.convert.output, upload.repo = o.upload_repo;
+    log.line(fmt::format("the model is at {}", hub::send(upload, hub::plan_upload(upload, log), log)));
+  }
   return 0;
 }
 
@@ -33,7 +43,7 @@ int run(Options& o) {
 void add_convert(CLI::App& app, Run& chosen) {
   auto* command = app.add_subcommand("convert", "Quantize by plain rounding, change the dtype, or dequantize");
   auto o = std::make_shared<Options>();
-  command->add_option("--hf-path,--model", o->convert.model, "Model folder, or a .gguf file")->required();
+  command->add_option("--hf-path,--model", o->convert.model, "Model: a folder, a .gguf file, or org/name on the Hugging Face hub")->required();
   command->add_option("--mlx-path", o->convert.output, "Where to save the result")->capture_default_str();
   command->add_flag("-q,--quantize", o->convert.quantize, "Quantize");
   command->add_option("--q-bits", o->bits, "Bits per weight (default: the mode's, 4 for affine)");
@@ -48,6 +58,7 @@ void add_convert(CLI::App& app, Run& chosen) {
       "--dtype", o->convert.dtype,
       "float16, bfloat16 or float32, of what stays dense and of scales and biases (default: config.json's torch_dtype, else the weights')");
   command->add_flag("-d,--dequantize", o->convert.dequantize, "Turn a quantized model back into a dense one");
+  command->add_option("--upload-repo", o->upload_repo, "Publish the result as user/name on the Hugging Face hub (see lquant upload)");
   command->add_flag("--fresh", o->convert.fresh, "Start over instead of continuing an interrupted run");
   command->add_flag("--trust-remote-code", o->trust_remote_code, "Accepted for mlx_lm's sake; no remote code is ever run");
   command->callback([o, &chosen] { chosen = [o] { return run(*o); }; });

@@ -7,20 +7,39 @@
 
 #include "base/error.h"
 #include "cli/command.h"
+#include "hub/sources.h"
 
 namespace lquant::cli {
 namespace {
 
+/// mlx_lm's default too.
+constexpr const char* kDataSet = "allenai/tulu-3-sft-mixture";
+
 struct Options {
   pipeline::DwqRun run;
+  std::optional<std::filesystem::path> data;
   std::string codes = "move";
   bool json = false, trust_remote_code = false;
 };
+
+/// The rows to learn from. Who named none is told, where the default cannot be had, what works without a network.
+std::string data_of(const Options& o, Log& log) {
+  const int rows = o.run.num_samples + o.run.num_valid;
+  if (o.data) return hub::rows(*o.data, rows, o.run.seed, log).string();
+  try {
+    return hub::rows(kDataSet, rows, o.run.seed, log).string();
+  } catch (const Error& e) {
+    throw Error(fmt::format("{}; or learn from texts that the model itself writes, with --data-path self", e.what()));
+  }
+}
 
 int run(Options& o) {
   const auto group = mlx::core::distributed::init();
   Log log = group.rank() == 0 ? Log() : Log(Log::Style::quiet);
   if (o.trust_remote_code) log.line("--trust-remote-code is not needed: lquant never runs code from a model folder");
+  o.run.model = hub::model(o.run.model, log);
+  o.run.quantized_model = hub::model(o.run.quantized_model, log);
+  o.run.data = data_of(o, log);
   o.run.move_codes = o.codes == "move";
   const auto result = pipeline::dwq(o.run, group, log);
   if (group.rank() != 0) return 0;
@@ -38,7 +57,7 @@ void add_dwq(CLI::App& app, Run& chosen) {
   auto* command = app.add_subcommand("dwq", "Learn low-bit weights by distillation from the full-precision model (DWQ)");
   auto o = std::make_shared<Options>();
   auto& r = o->run;
-  command->add_option("--model,-m", r.model, "The teacher: a model folder. Without --quantized-model it is also what gets quantized")->required();
+  command->add_option("--model,-m", r.model, "The teacher: a model folder, a .gguf file, or org/name on the hub. Without --quantized-model it is also what gets quantized")->required();
   command->add_option("--quantized-model", r.quantized_model, "A quantized model to improve (the student)");
   command->add_option("--mlx-path", r.output, "Where to save the result")->capture_default_str();
   command->add_option("--bits", r.format.bits, "Bits per weight: 2, 3, 4, 5, 6 or 8")->capture_default_str();
@@ -51,8 +70,10 @@ void add_dwq(CLI::App& app, Run& chosen) {
   command->add_option("--seed", r.seed, "Seed of the choice and order of rows")->capture_default_str();
   command->add_option("--learning-rate", r.learning_rate, "Peak relative step of scales and biases (default: chosen by lquant)")->check(kPositive);
   command->add_option("--batch-size", r.batch_size, "Rows per step")->capture_default_str()->check(kPositive);
-  command->add_option("--data-path", r.data, "A .jsonl or .txt file, a folder with train.jsonl, or 'self': sampled from the model")
-      ->capture_default_str();
+  command->add_option("--data-path", o->data,
+                      fmt::format("A .jsonl, .txt or .parquet file, a folder with train.jsonl, org/name[:configuration[/split]] of a data set on the hub, or 'self': "
+                                  "sampled from the model (default: {})",
+                                  kDataSet));
   command->add_flag("--mask-prompt", r.mask_prompt, "No loss on prompts (chat and prompt/completion rows)");
   command->add_flag("--grad-checkpoint", r.grad_checkpoint, "Compute blocks twice to need less memory");
   command->add_option("--temperature", r.temperature, "Of both distributions in the loss")->capture_default_str()->check(kPositive);

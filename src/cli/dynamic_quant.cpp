@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "cli/budget.h"
 #include "cli/command.h"
+#include "hub/sources.h"
 
 namespace lquant::cli {
 namespace {
@@ -28,6 +29,8 @@ int run(Options& o) {
   r.rule = o.rule == "exact" ? pipeline::Rule::exact : pipeline::Rule::threshold;
   take_budget(o.budget, r);
   r.sensitivities_name = pipeline::sensitivities_name(r.model.string());
+  r.model = hub::model(r.model, log);
+  r.rows.data = hub::rows(r.rows.data, r.rows.num_samples, r.rows.seed, log);
   const auto result = pipeline::dynamic_quant(r, log);
   if (o.json) fmt::print("{}\n", result.to_json().dump(1));
   if (o.report_ppl && result.perplexity && !o.json)
@@ -43,7 +46,7 @@ void add_dynamic_quant(CLI::App& app, Run& chosen) {
   command->alias("dynamic-quant");
   auto o = std::make_shared<Options>();
   auto& r = o->run;
-  command->add_option("--model,-m", r.model, "Model folder, or a .gguf file")->required();
+  command->add_option("--model,-m", r.model, "Model: a folder, a .gguf file, or org/name on the Hugging Face hub")->required();
   command->add_option("--mlx-path", r.output, "Where to save the result")->capture_default_str();
   command->add_option("--seed", r.rows.seed, "Seed of the choice of rows")->capture_default_str();
   command->add_option("--sensitivities", r.sensitivities, "A file of sensitivities, of lquant or of mlx_lm, instead of finding them");
@@ -65,7 +68,7 @@ void add_dynamic_quant(CLI::App& app, Run& chosen) {
   command->add_option("--num-samples", r.rows.num_samples, "Rows of the data to use; -1: all of them (of 'self': 128). One in eight is held out")
       ->capture_default_str();
   command->add_option("--sequence-length", r.rows.sequence_length, "Tokens of a row")->capture_default_str()->check(CLI::Range(2, 1 << 20));
-  command->add_option("--data-path", r.rows.data, ".jsonl or .txt files, or 'self': sampled from the model")->capture_default_str();
+  command->add_option("--data-path", r.rows.data, ".jsonl, .txt or .parquet files, org/name of a data set on the hub, or 'self': sampled from the model")->capture_default_str();
   command->add_flag("--report-ppl", o->report_ppl, "Print the perplexity of the original and of the quantized model on the rows held out");
   command->add_flag("--grad-checkpoint", o->grad_checkpoint, "Accepted for mlx_lm's sake: blocks are always computed again");
   command->add_option("--accumulation-dtype", o->accumulation, "Accepted for mlx_lm's sake: sums are always float32")

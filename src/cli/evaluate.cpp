@@ -4,12 +4,17 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <filesystem>
 #include <memory>
 
 #include "base/error.h"
 #include "cli/command.h"
+#include "evaluate/task.h"
+#include "hub/sources.h"
 
 namespace lquant::cli {
+namespace fs = std::filesystem;
+
 namespace {
 
 struct Options {
@@ -41,6 +46,29 @@ void print_table(const pipeline::EvaluateResult& result) {
   }
 }
 
+/// The tasks' rows from their data sets, as links in a folder like --data-dir's. The names of tasks are checked before anything is fetched.
+fs::path data_of_hub(const pipeline::EvaluateRun& run, Log& log) {
+  std::vector<const evaluate::Task*> tasks;
+  for (const auto& name : run.tasks) tasks.push_back(&evaluate::find_task(name));
+  fs::path folder;
+  for (const auto* task : tasks) {
+    const auto& definition = task->definition;
+    std::optional<std::string> config;
+    if (definition.contains("dataset_name")) config = definition.at("dataset_name").get<std::string>();
+    std::vector<std::string> splits{task->scored_split()};
+    if (run.shots.value_or(0) > 0 && task->train) splits.push_back(*task->train);
+    for (const auto& split : splits) {
+      const auto file = hub::split(definition.at("dataset").get<std::string>(), config, split, log);
+      folder = file.parent_path().parent_path().parent_path() / "tasks";  // beside what was fetched
+      fs::create_directories(folder / task->name);
+      const auto link = folder / task->name / (split + ".jsonl");
+      fs::remove(link);
+      fs::create_symlink(file, link);
+    }
+  }
+  return folder;
+}
+
 int run(Options& o, const CLI::App& command) {
   if (o.unsafe_code)
     throw UsageError("--confirm-run-unsafe-code is refused: lquant never runs a model's answers as code, and no task here asks for it; leave it out");
@@ -48,6 +76,9 @@ int run(Options& o, const CLI::App& command) {
   o.run.chat_arguments = nlohmann::ordered_json::parse(o.chat_arguments, nullptr, /*allow_exceptions=*/false);
   if (!o.run.chat_arguments.is_object()) throw UsageError("--chat-template-args is no JSON object; write it like '{\"enable_thinking\": false}'");
   Log log = o.json ? Log(Log::Style::quiet) : Log();
+  o.run.model = hub::model(std::filesystem::path(o.run.model), log).string();
+  if (o.run.teacher) o.run.teacher = hub::model(std::filesystem::path(*o.run.teacher), log).string();
+  if (o.run.data.empty()) o.run.data = data_of_hub(o.run, log);
   const auto result = pipeline::evaluate_tasks(o.run, log);
   if (o.json) {
     fmt::print("{}\n", result.report.dump(1));
@@ -64,10 +95,10 @@ void add_evaluate(CLI::App& app, Run& chosen) {
   auto* command = app.add_subcommand("evaluate", "Measure accuracy on multiple-choice tasks as lm-eval does, alone or against a teacher");
   auto o = std::make_shared<Options>();
   auto& r = o->run;
-  command->add_option("--model", r.model, "Model folder, or a .gguf file")->required();
+  command->add_option("--model", r.model, "Model: a folder, a .gguf file, or org/name on the Hugging Face hub")->required();
   command->add_option("--tasks", r.tasks, "Any of arc_challenge, arc_easy, boolq, hellaswag, openbookqa, piqa, social_iqa, winogrande")->required();
-  command->add_option("--data-dir", r.data, "Folder with the rows, TASK/SPLIT.jsonl");
-  command->add_option("--compare,--teacher", r.teacher, "Folder of a model to compare with, question by question");
+  command->add_option("--data-dir", r.data, "Folder with the rows, TASK/SPLIT.jsonl (default: they are fetched from the Hugging Face hub)");
+  command->add_option("--compare,--teacher", r.teacher, "A model to compare with, question by question");
   command->add_option("--output-dir", r.output_dir, "Where the files of results go")->capture_default_str();
   command->add_option("--batch-size", r.batch_size, "512 times this many tokens go through the model at once")
       ->capture_default_str()

@@ -17,6 +17,7 @@
 #include "base/error.h"
 #include "checkpoint/checkpoint.h"
 #include "cli/command.h"
+#include "hub/sources.h"
 #include "model/generate.h"
 #include "model/model.h"
 #include "text/stream.h"
@@ -112,7 +113,8 @@ int run(Options options) {
   if (options.sample.max_tokens < 0) options.sample.max_tokens = std::numeric_limits<int>::max();
   options.sample.seed = options.seed ? *options.seed : std::random_device{}();
 
-  const auto checkpoint = checkpoint::Checkpoint::open(options.model);
+  Log log;
+  const auto checkpoint = checkpoint::Checkpoint::open(hub::model(std::filesystem::path(options.model), log));
   const auto tokenizer = text::Tokenizer::open(checkpoint.files());
   const auto prompt = encode_prompt(tokenizer, options);
   options.sample.stop = tokenizer.eos_ids();
@@ -146,7 +148,7 @@ void add_generate(CLI::App& app, Run& chosen) {
   auto& sample = options->sample;
   sample.max_tokens = 100;
   sample.top_p = 1;
-  command->add_option("--model", options->model, "Model folder, or a .gguf file")->required();
+  command->add_option("--model", options->model, "Model: a folder, a .gguf file, or org/name on the Hugging Face hub")->required();
   command->add_option("--prompt,-p", options->prompt, "Message to be processed by the model ('-' reads from stdin)")->capture_default_str();
   command->add_option("--system-prompt", options->system_prompt, "System prompt for the chat template");
   command->add_option("--max-tokens,-m", sample.max_tokens, "Maximum number of tokens to generate (-1: until the model stops)")

@@ -11,6 +11,7 @@
 #include "base/files.h"
 #include "checkpoint/checkpoint.h"
 #include "cli/command.h"
+#include "hub/sources.h"
 #include "model/model.h"
 
 namespace lquant::cli {
@@ -40,7 +41,8 @@ mx::array read_ids(const std::string& path, int vocab) {
 }
 
 int run(const Options& options) {
-  const auto model = model::Model::open(checkpoint::Checkpoint::open(options.model));
+  Log log;
+  const auto model = model::Model::open(checkpoint::Checkpoint::open(hub::model(std::filesystem::path(options.model), log)));
   const auto& spec = model.spec();
   const auto ids = read_ids(options.ids, spec.vocab);
   const auto dtype = options.dtype == "float32" ? mx::float32 : options.dtype == "bfloat16" ? mx::bfloat16 : model.compute_dtype();
@@ -71,7 +73,7 @@ int run(const Options& options) {
 void add_logits(CLI::App& app, Run& chosen) {
   auto* command = app.add_subcommand("logits", "Write a model's next-token logits for given token ids");
   auto options = std::make_shared<Options>();
-  command->add_option("--model", options->model, "Model folder, or a .gguf file")->required();
+  command->add_option("--model", options->model, "Model: a folder, a .gguf file, or org/name on the Hugging Face hub")->required();
   command->add_option("--ids", options->ids, "JSON file: a list of equally long lists of token ids")->required();
   command->add_option("--output", options->output, "Where to write `logits`, float32 [B, T, V] (.safetensors)")->required();
   command->add_option("--dtype", options->dtype, "Dtype to compute in (default: the model's; f16 models in float32 on CPU)")

@@ -50,6 +50,7 @@ int front_door(int argc, char** argv) {
   cli::add_evaluate(app, run);
   cli::add_generate(app, run);
   cli::add_logits(app, run);
+  cli::add_upload(app, run);
   cli::add_demo(app, run);
 
   // Called through a link named lquant.dwq, the program is `lquant dwq`.

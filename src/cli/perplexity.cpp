@@ -6,7 +6,9 @@
 #include <memory>
 
 #include "base/error.h"
+#include "base/files.h"
 #include "cli/command.h"
+#include "hub/sources.h"
 #include "pipeline/report.h"
 
 namespace lquant::cli {
@@ -15,7 +17,7 @@ namespace {
 struct Options {
   pipeline::PerplexityOptions run;
   std::filesystem::path report;
-  bool json = false, trust_remote_code = false;
+  bool record = false, json = false, trust_remote_code = false;
 };
 
 /// The same figures, and a page about them. Nothing is put into the teacher alone: `lquant report` does that.
@@ -29,9 +31,28 @@ evaluate::Quality with_report(const Options& o, Log& log) {
   return quality;
 }
 
-int run(const Options& o) {
+/// Puts the figures into the model's lquant.json, from which the model card is made; those of the same text make way.
+void record(const pipeline::PerplexityOptions& run, const evaluate::Quality& quality) {
+  const auto file = run.model / "lquant.json";
+  if (!std::filesystem::is_regular_file(file))
+    fail("cli", "{}: is not there, so --record has nowhere to write; it is for folders that lquant made", file.string());
+  auto json = read_json("cli", file);
+  auto entry = quality.to_json();
+  entry["text"] = run.file().filename().string();
+  auto& all = json["measured"];
+  if (!all.is_array()) all = nlohmann::json::array();
+  std::erase_if(all.get_ref<nlohmann::json::array_t&>(), [&](const auto& other) { return other.value("text", "") == entry["text"]; });
+  all.push_back(entry);
+  write_file_atomically("cli", file, json.dump(4) + "\n");
+}
+
+int run(Options& o) {
   Log log = o.json ? Log(Log::Style::quiet) : Log();
+  o.run.model = hub::model(o.run.model, log);
+  o.run.teacher = hub::model(o.run.teacher, log);
+  o.run.data = hub::rows(std::filesystem::path(o.run.data), static_cast<int>(o.run.num_samples), o.run.seed, log).string();
   const auto q = o.report.empty() ? pipeline::perplexity(o.run, log) : with_report(o, log);
+  if (o.record) record(o.run, q);
   if (o.json) {
     fmt::print("{}\n", q.to_json().dump(1));
     return 0;
@@ -48,7 +69,7 @@ int run(const Options& o) {
 void add_perplexity(CLI::App& app, Run& chosen) {
   auto* command = app.add_subcommand("perplexity", "Measure perplexity and, against a teacher, KL divergence");
   auto o = std::make_shared<Options>();
-  command->add_option("--model", o->run.model, "Model folder, or a .gguf file")->required();
+  command->add_option("--model", o->run.model, "Model: a folder, a .gguf file, or org/name on the Hugging Face hub")->required();
   command->add_option("--teacher", o->run.teacher, "The full-precision model to compare with");
   command->add_option("--data-path,--text", o->run.data, "A .txt or .jsonl file, or a folder with train.jsonl")->required();
   command->add_option("--batch-size", o->run.batch_size, "Rows at a time")->capture_default_str()->check(kPositive);
@@ -56,6 +77,7 @@ void add_perplexity(CLI::App& app, Run& chosen) {
   command->add_option("--num-samples", o->run.num_samples, "Rows to score; -1: all")->capture_default_str();
   command->add_option("--seed", o->run.seed, "Seed of the order of .jsonl rows")->capture_default_str();
   command->add_option("--report", o->report, "Write an HTML page about it too (see lquant report); needs --teacher");
+  command->add_flag("--record", o->record, "Keep the figures in the model's lquant.json, for its card (see lquant upload)");
   command->add_flag("--json", o->json, "Print JSON");
   command->add_flag("--trust-remote-code", o->trust_remote_code, "Accepted for mlx_lm's sake; no remote code is ever run");
   command->callback([o, &chosen] { chosen = [o] { return run(*o); }; });

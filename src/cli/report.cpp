@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "cli/command.h"
+#include "hub/sources.h"
 #include "cli/report_table.h"
 
 namespace lquant::cli {
@@ -21,6 +22,9 @@ struct Options {
 int run(Options& o) {
   o.run.alone = o.layers == "linear" ? pipeline::AloneBy::linear : o.layers == "block" ? pipeline::AloneBy::block : pipeline::AloneBy::none;
   Log log = o.json ? Log(Log::Style::quiet) : Log();
+  for (auto& folder : o.run.folders) folder = hub::model(folder, log);
+  o.run.teacher = hub::model(o.run.teacher, log);
+  o.run.text.data = hub::rows(std::filesystem::path(o.run.text.data), static_cast<int>(o.run.text.num_samples), o.run.text.seed, log).string();
   const auto report = pipeline::report(o.run, log);
   if (o.json)
     print_json(report);

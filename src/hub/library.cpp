@@ -58,12 +58,14 @@ class Reporter {
     }
     if (!progress_ || text != what_ || total != total_) {
       what_ = text, total_ = total, done_ = 0;
-      progress_.emplace(log_, text, static_cast<std::int64_t>(total));
+      progress_.emplace(log_, text + ", MB", megabytes(total));
     }
     if (done <= done_) return;
-    progress_->advance(static_cast<std::int64_t>(done - done_), fmt::format("{} of {}", format_bytes(static_cast<double>(done)), format_bytes(static_cast<double>(total))));
+    progress_->advance(megabytes(done) - megabytes(done_));
     done_ = done;
   }
+
+  static std::int64_t megabytes(std::uint64_t bytes) { return static_cast<std::int64_t>((bytes + 999'999) / 1'000'000); }
 
   Log& log_;
   std::optional<Progress> progress_;

@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "base/error.h"
+#include "checkpoint/hub_origin.h"
 #include "lquant/version.h"
 #include "pipeline/folds.h"
 
@@ -26,12 +27,29 @@ json output_config(const model::Model& source, const plan::QuantPlan* plan, mx::
   return config;
 }
 
+/// Where the weights came from, and what their card says of licence and languages, for the card of what is made of them.
+json source_json(const checkpoint::Checkpoint& source) {
+  json out{{"name", source.name()}, {"sha256", source.fingerprint()}};
+  if (const auto origin = checkpoint::hub_origin(source.folder())) out["repo"] = origin->id, out["revision"] = origin->revision;
+  else if (source.files().has("lquant.json")) {
+    // Made by lquant itself: the original is what counts.
+    const auto record = json::parse(*source.files().read("pipeline", "lquant.json"), nullptr, false);
+    for (const char* key : {"repo", "revision", "card"})
+      if (record.is_object() && record.contains("source") && record["source"].is_object() && record["source"].contains(key)) out[key] = record["source"][key];
+    return out;
+  }
+  const auto card = source.files().has("README.md") ? source.files().read("pipeline", "README.md") : std::nullopt;
+  if (card && card->starts_with("---\n"))
+    if (const auto end = card->find("\n---", 3); end != std::string::npos) out["card"] = card->substr(0, end + 5);
+  return out;
+}
+
 json record_json(const model::Model& source, const plan::QuantPlan* plan, const plan::Size& size, const Record& record) {
   json out{{"lquant", LQUANT_VERSION},
            {"mlx", fmt::format("{}.{}.{}", MLX_VERSION_MAJOR, MLX_VERSION_MINOR, MLX_VERSION_PATCH)},
            {"command", record.command},
            {"options", record.options},
-           {"source", {{"name", source.checkpoint().name()}, {"sha256", source.checkpoint().fingerprint()}}},
+           {"source", source_json(source.checkpoint())},
            {"bits_per_weight", size.bits_per_weight()},
            {"parameters", size.parameters},
            {"bytes", size.bytes}};

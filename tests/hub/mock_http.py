@@ -27,6 +27,7 @@ class Request:
     sent: int = 0  # bytes of the answer's body
     faults: list = field(default_factory=list)
     secret: str = field(default="", repr=False)
+    time: float = field(default_factory=time.monotonic, repr=False)  # of its arrival, in seconds
 
     @property
     def path(self):

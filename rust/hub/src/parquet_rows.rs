@@ -174,12 +174,13 @@ impl Source for LocalFile {
 #[derive(Deserialize)]
 pub struct Request {
     file: PathBuf,
-    to: PathBuf,
+    to: Option<PathBuf>,
     wanted: Option<Vec<usize>>,
 }
 
 #[derive(Serialize)]
 pub struct Answer {
+    file: PathBuf,
     rows: usize,
 }
 
@@ -189,7 +190,18 @@ pub fn convert(request: Request, events: Events) -> Result<Answer, String> {
     let file = std::fs::File::open(&request.file).map_err(|e| said(&request.file, e))?;
     let size = file.metadata().map_err(|e| said(&request.file, e))?.len();
     let table = Table::open(LocalFile(file, size)).map_err(about)?;
-    let mut out = std::io::BufWriter::new(std::fs::File::create(&request.to).map_err(|e| said(&request.to, e))?);
+    let to = match request.to {
+        Some(to) => to,
+        None => {
+            // Named by the file's own bytes, so that it is made once and never mistaken for another.
+            let hash = crate::download::sha256(&request.file).map_err(|e| said(&request.file, e))?;
+            let folder = hf_hub::hf_home().join("lquant").join("parquet");
+            std::fs::create_dir_all(&folder).map_err(|e| said(&folder, e))?;
+            folder.join(format!("{hash}.jsonl"))
+        }
+    };
+    let growing = to.with_extension("partial");
+    let mut out = std::io::BufWriter::new(std::fs::File::create(&growing).map_err(|e| said(&growing, e))?);
     let mut rows = 0;
     let mut begin = 0;
     for (group, count) in table.groups().into_iter().enumerate() {
@@ -203,6 +215,7 @@ pub fn convert(request: Request, events: Events) -> Result<Answer, String> {
             return Err(crate::session::INTERRUPTED.into());
         }
     }
-    out.flush().map_err(|e| said(&request.to, e))?;
-    Ok(Answer { rows })
+    out.flush().map_err(|e| said(&growing, e))?;
+    std::fs::rename(&growing, &to).map_err(|e| said(&to, e))?;
+    Ok(Answer { file: to, rows })
 }

@@ -1,0 +1,52 @@
+#include "hub/upload.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "checkpoint/checkpoint.h"
+#include "hub/card.h"
+#include "hub/library.h"
+#include "hub/names.h"
+
+namespace lquant::hub {
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+void check_repository(const std::string& repo) {
+  const auto name = model_name(repo);
+  if (!name || name->file || name->revision)
+    throw UsageError(fmt::format("--upload-repo {} is no name of a repository; write user/name, with letters, digits, '-', '_' and '.'", repo));
+}
+
+UploadPlan plan_upload(const Upload& upload, Log& log) {
+  check_repository(upload.repo);
+  const auto model = checkpoint::Checkpoint::open(upload.folder);  // every shard is there and whole
+  UploadPlan plan;
+  plan.card = model_card(upload.folder, upload.repo, log);
+  for (const auto& entry : fs::directory_iterator(upload.folder)) {
+    const auto file = entry.path().filename().string();
+    if (!entry.is_regular_file() || file.starts_with('.') || file == "README.md") continue;
+    plan.files.emplace_back(file, entry.file_size());
+  }
+  plan.files.emplace_back("README.md", plan.card.size());
+  std::sort(plan.files.begin(), plan.files.end());
+  return plan;
+}
+
+std::string send(const Upload& upload, const UploadPlan& plan, Log& log) {
+  json names = json::array();
+  for (const auto& [name, bytes] : plan.files) names.push_back(name);
+  const json request{{"repo", upload.repo},
+                     {"folder", upload.folder.string()},
+                     {"files", names},
+                     {"replaced", {{"README.md", plan.card}}},
+                     {"private", upload.is_private},
+                     {"revision", upload.revision ? json(*upload.revision) : json()},
+                     {"message", upload.message}};
+  const auto answer = call("lquant_hub_upload", request, log);
+  log.line(fmt::format("{} of {} files were sent, {} were there already", answer.at("sent").size(), plan.files.size(), answer.at("kept").size()));
+  return answer.at("url").get<std::string>();
+}
+
+}  // namespace lquant::hub
