@@ -227,7 +227,7 @@ def test_rows_of_a_data_set_are_drawn_over_all_of_it(hub, call, tmp_path):
     assert len(drawn) == 64 and all(known[row["text"]] == row for row in drawn)
     assert len({row["source"] for row in drawn}) > 15, "of the 40 parts most are met"
     asked = hub.requests("GET /cdn/")
-    assert all(request.range for request in asked) and len(asked) == 64 + 2, "one for each of 64 row groups and of two footers"
+    assert all(request.range for request in asked) and len(asked) <= 64 + 4, "one for each of 64 row groups, two for a long footer"
     # The same rows again, without asking.
     hub.clear_log()
     call(*arguments, "--mlx-path", "again")
