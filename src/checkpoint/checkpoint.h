@@ -34,7 +34,8 @@ class Checkpoint {
   const nlohmann::json& config() const;
   /// The folder or the file, as given to open(): for messages.
   const std::filesystem::path& folder() const;
-  /// What to call the model: the folder's name (in the hub's cache the repository's), or the GGUF file's without its ending and the number of its piece.
+  /// What to call the model: the folder's name (in the hub's cache the repository's), or the GGUF file's without its ending and the number of its
+  /// piece.
   std::string name() const;
   /// The small files: the tokenizer's, config.json, generation_config.json. Of a GGUF file they are rebuilt in memory.
   const FileSet& files() const;

@@ -7,8 +7,8 @@
 
 #include "cli/budget.h"
 #include "cli/command.h"
-#include "hub/sources.h"
 #include "cli/embedded.h"
+#include "hub/sources.h"
 
 namespace lquant::cli {
 namespace {
@@ -45,10 +45,12 @@ void add_auto(CLI::App& app, Run& chosen) {
       app.add_subcommand("auto", "The best model for a budget: formats for each linear, then AWQ, GPTQ, block-wise training and DWQ as they help");
   auto o = std::make_shared<Options>();
   auto& r = o->run;
-  command->add_option("--model,-m", r.model, "Model: a folder, a .gguf file, or org/name on the Hugging Face hub (default: the small model that comes with lquant)");
+  command->add_option("--model,-m", r.model,
+                      "Model: a folder, a .gguf file, or org/name on the Hugging Face hub (default: the small model that comes with lquant)");
   command->add_option("--mlx-path", r.output, "Where to save the result")->capture_default_str();
   add_budget(*command, o->budget, r, "4");
-  command->add_option("--data-path", r.data, ".jsonl, .txt or .parquet files, org/name of a data set on the hub, or 'self': sampled from the model")->capture_default_str();
+  command->add_option("--data-path", r.data, ".jsonl, .txt or .parquet files, org/name of a data set on the hub, or 'self': sampled from the model")
+      ->capture_default_str();
   command->add_option("--num-samples", r.num_samples, "Rows to train on; 128 of them serve the other steps, and 48 more judge")
       ->capture_default_str()
       ->check(kPositive);

@@ -57,7 +57,10 @@ void add_dwq(CLI::App& app, Run& chosen) {
   auto* command = app.add_subcommand("dwq", "Learn low-bit weights by distillation from the full-precision model (DWQ)");
   auto o = std::make_shared<Options>();
   auto& r = o->run;
-  command->add_option("--model,-m", r.model, "The teacher: a model folder, a .gguf file, or org/name on the hub. Without --quantized-model it is also what gets quantized")->required();
+  command
+      ->add_option("--model,-m", r.model,
+                   "The teacher: a model folder, a .gguf file, or org/name on the hub. Without --quantized-model it is also what gets quantized")
+      ->required();
   command->add_option("--quantized-model", r.quantized_model, "A quantized model to improve (the student)");
   command->add_option("--mlx-path", r.output, "Where to save the result")->capture_default_str();
   command->add_option("--bits", r.format.bits, "Bits per weight: 2, 3, 4, 5, 6 or 8")->capture_default_str();
@@ -70,10 +73,11 @@ void add_dwq(CLI::App& app, Run& chosen) {
   command->add_option("--seed", r.seed, "Seed of the choice and order of rows")->capture_default_str();
   command->add_option("--learning-rate", r.learning_rate, "Peak relative step of scales and biases (default: chosen by lquant)")->check(kPositive);
   command->add_option("--batch-size", r.batch_size, "Rows per step")->capture_default_str()->check(kPositive);
-  command->add_option("--data-path", o->data,
-                      fmt::format("A .jsonl, .txt or .parquet file, a folder with train.jsonl, org/name[:configuration[/split]] of a data set on the hub, or 'self': "
-                                  "sampled from the model (default: {})",
-                                  kDataSet));
+  command->add_option(
+      "--data-path", o->data,
+      fmt::format("A .jsonl, .txt or .parquet file, a folder with train.jsonl, org/name[:configuration[/split]] of a data set on the hub, or 'self': "
+                  "sampled from the model (default: {})",
+                  kDataSet));
   command->add_flag("--mask-prompt", r.mask_prompt, "No loss on prompts (chat and prompt/completion rows)");
   command->add_flag("--grad-checkpoint", r.grad_checkpoint, "Compute blocks twice to need less memory");
   command->add_option("--temperature", r.temperature, "Of both distributions in the loss")->capture_default_str()->check(kPositive);

@@ -68,7 +68,9 @@ void add_dynamic_quant(CLI::App& app, Run& chosen) {
   command->add_option("--num-samples", r.rows.num_samples, "Rows of the data to use; -1: all of them (of 'self': 128). One in eight is held out")
       ->capture_default_str();
   command->add_option("--sequence-length", r.rows.sequence_length, "Tokens of a row")->capture_default_str()->check(CLI::Range(2, 1 << 20));
-  command->add_option("--data-path", r.rows.data, ".jsonl, .txt or .parquet files, org/name of a data set on the hub, or 'self': sampled from the model")->capture_default_str();
+  command
+      ->add_option("--data-path", r.rows.data, ".jsonl, .txt or .parquet files, org/name of a data set on the hub, or 'self': sampled from the model")
+      ->capture_default_str();
   command->add_flag("--report-ppl", o->report_ppl, "Print the perplexity of the original and of the quantized model on the rows held out");
   command->add_flag("--grad-checkpoint", o->grad_checkpoint, "Accepted for mlx_lm's sake: blocks are always computed again");
   command->add_option("--accumulation-dtype", o->accumulation, "Accepted for mlx_lm's sake: sums are always float32")

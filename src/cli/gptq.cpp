@@ -54,7 +54,9 @@ void add_gptq(CLI::App& app, Run& chosen) {
   command->add_option("--num-samples", r.rows.num_samples, "Rows of the data to use; -1: all of them (of 'self': 128)")->capture_default_str();
   command->add_option("--sequence-length", r.rows.sequence_length, "Tokens of a row")->capture_default_str()->check(CLI::Range(1, 1 << 20));
   command->add_option("--seed", r.rows.seed, "Seed of the choice of rows")->capture_default_str();
-  command->add_option("--data-path", r.rows.data, ".jsonl, .txt or .parquet files, org/name of a data set on the hub, or 'self': sampled from the model")->capture_default_str();
+  command
+      ->add_option("--data-path", r.rows.data, ".jsonl, .txt or .parquet files, org/name of a data set on the hub, or 'self': sampled from the model")
+      ->capture_default_str();
   command->add_option("--scales", r.scaled, "Folder that awq has written: its scales are folded into the model first");
   command
       ->add_option("--act-order", o->act_order, "Order of the columns: 'off', 'static' (largest moments first) or 'gar' (the same, group by group)")

@@ -7,8 +7,8 @@
 #include <memory>
 
 #include "cli/command.h"
-#include "hub/sources.h"
 #include "cli/report_table.h"
+#include "hub/sources.h"
 
 namespace lquant::cli {
 namespace {

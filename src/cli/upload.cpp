@@ -25,8 +25,8 @@ int run(const Options& o) {
       fmt::print("{:<40}{:>12}\n", name, format_bytes(static_cast<double>(bytes)));
       total += bytes;
     }
-    log.line(fmt::format("{} in {} files would go to {}; leave --dry-run out to send them", format_bytes(static_cast<double>(total)), plan.files.size(),
-                         o.upload.repo));
+    log.line(fmt::format("{} in {} files would go to {}; leave --dry-run out to send them", format_bytes(static_cast<double>(total)),
+                         plan.files.size(), o.upload.repo));
     return 0;
   }
   log.line(fmt::format("the model is at {}", hub::send(o.upload, plan, log)));

@@ -60,10 +60,12 @@ std::string command(const json& record, const std::string& base) {
   const auto& options = record.at("options");
   auto text = fmt::format("lquant {} --model {}", name, base);
   if (name == "convert" && options.value("quantize", false)) text += " -q";
-  const std::pair<const char*, const char*> flags[] = {
-      {"bits", name == "convert" ? "--q-bits" : "--bits"}, {"group_size", name == "convert" ? "--q-group-size" : "--group-size"},
-      {"target_bpw", "--target-bpw"},                      {"quant_predicate", "--quant-predicate"},
-      {"num_samples", "--num-samples"},                    {"train_blocks", "--train-blocks"}};
+  const std::pair<const char*, const char*> flags[] = {{"bits", name == "convert" ? "--q-bits" : "--bits"},
+                                                       {"group_size", name == "convert" ? "--q-group-size" : "--group-size"},
+                                                       {"target_bpw", "--target-bpw"},
+                                                       {"quant_predicate", "--quant-predicate"},
+                                                       {"num_samples", "--num-samples"},
+                                                       {"train_blocks", "--train-blocks"}};
   for (const auto& [key, flag] : flags)
     if (options.contains(key) && (options[key].is_string() || (options[key].is_number() && options[key].get<double>() > 0)))
       text += fmt::format(" {} {}", flag, options[key].is_string() ? options[key].get<std::string>() : options[key].dump());
@@ -77,13 +79,15 @@ std::string measured(const json& record) {
   const auto quality = record.value("quality", json::object());
   const auto figure = [&](const json& from, const char* key) { return from.at(key).get<double>(); };
   if (quality.contains("validation_kl"))
-    rows += row("KL to the original on held-out rows", fmt::format("{:.4f} nats/token (before training {:.4f})", figure(quality, "validation_kl"),
-                                                                  figure(quality, "validation_kl_start")));
-  if (quality.contains("held_out_kl")) rows += row("KL to the original on held-out rows", fmt::format("{:.4f} nats/token", figure(quality, "held_out_kl")));
+    rows += row("KL to the original on held-out rows",
+                fmt::format("{:.4f} nats/token (before training {:.4f})", figure(quality, "validation_kl"), figure(quality, "validation_kl_start")));
+  if (quality.contains("held_out_kl"))
+    rows += row("KL to the original on held-out rows", fmt::format("{:.4f} nats/token", figure(quality, "held_out_kl")));
   for (const auto& m : record.value("measured", json::array())) {
     const auto on = fmt::format("{}, {} tokens", m.value("text", "a text"), m.value("tokens", 0));
-    rows += row("perplexity", fmt::format("{:.3f} ({}){}", figure(m, "perplexity"), on,
-                                          m.contains("teacher_perplexity") ? fmt::format(", the original {:.3f}", figure(m, "teacher_perplexity")) : ""));
+    rows +=
+        row("perplexity", fmt::format("{:.3f} ({}){}", figure(m, "perplexity"), on,
+                                      m.contains("teacher_perplexity") ? fmt::format(", the original {:.3f}", figure(m, "teacher_perplexity")) : ""));
     if (m.contains("kl")) rows += row("KL to the original", fmt::format("{:.4f} ± {:.4f} nats/token ({})", figure(m, "kl"), figure(m, "kl_se"), on));
   }
   return rows;

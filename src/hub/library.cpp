@@ -24,7 +24,8 @@ void* library() {
   static void* const handle = dlopen(kLibrary, RTLD_NOW | RTLD_LOCAL);
   if (!handle) {
     fail("hub",
-         "this build cannot reach the Hugging Face hub or read Parquet files; build that part once by `make hub` in lquant's folder, or give a model folder, "
+         "this build cannot reach the Hugging Face hub or read Parquet files; build that part once by `make hub` in lquant's folder, or give a model "
+         "folder, "
          ".jsonl or .txt files, or --data-path self");
   }
   return handle;

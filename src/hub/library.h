@@ -6,8 +6,8 @@
 
 namespace lquant::hub {
 
-/// A function of the Rust crate lquant-hub (rust/hub/include/lquant_hub.h): its request and answer as JSON, its progress and remarks in `log`. The library
-/// is opened at the first call. Throws Error with the crate's sentence, or one that says how to build the library when it is not there.
+/// A function of the Rust crate lquant-hub (rust/hub/include/lquant_hub.h): its request and answer as JSON, its progress and remarks in `log`. The
+/// library is opened at the first call. Throws Error with the crate's sentence, or one that says how to build the library when it is not there.
 nlohmann::json call(const char* function, const nlohmann::json& request, Log& log);
 
 }  // namespace lquant::hub

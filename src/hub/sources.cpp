@@ -41,8 +41,12 @@ fs::path rows(const fs::path& given, int count, std::uint64_t seed, Log& log) {
   }
   const auto name = data_name(given.string());
   if (!name) return given;
-  const json request{{"repo", name->repo},        {"config", or_null(name->config)},    {"split", or_null(name->split)}, {"revision", or_null(name->revision)},
-                     {"rows", count > 0 ? count : kRows}, {"seed", seed}};
+  const json request{{"repo", name->repo},
+                     {"config", or_null(name->config)},
+                     {"split", or_null(name->split)},
+                     {"revision", or_null(name->revision)},
+                     {"rows", count > 0 ? count : kRows},
+                     {"seed", seed}};
   return call("lquant_hub_rows", request, log).at("file").get<std::string>();
 }
 

@@ -29,8 +29,8 @@ void check_repository(const std::string& repo);
 /// Throws Error when the folder is no complete model, or the repository's name is none; UsageError for the latter.
 UploadPlan plan_upload(const Upload& upload, Log& log);
 
-/// Sends it: the repository is made when it is not there; large files are a commit each and the small ones the last, so a call that failed is continued
-/// by the same call. Returns the model's address.
+/// Sends it: the repository is made when it is not there; large files are a commit each and the small ones the last, so a call that failed is
+/// continued by the same call. Returns the model's address.
 std::string send(const Upload& upload, const UploadPlan& plan, Log& log);
 
 }  // namespace lquant::hub

@@ -165,9 +165,7 @@ std::vector<std::vector<evaluate::Likelihoods>> score_side(const Side& side, con
 void check_options(const EvaluateRun& run) {
   if (run.tasks.empty()) throw UsageError("--tasks names no task");
   if (run.data.empty())
-    throw UsageError(
-        "--data-dir is missing; give a folder with the rows of each task as TASK/SPLIT.jsonl (arc_easy/test.jsonl, say): data sets are not "
-        "downloaded");
+    throw UsageError("--data-dir is missing; give a folder with the rows of each task as TASK/SPLIT.jsonl (arc_easy/test.jsonl, say)");
   if (!fs::is_directory(run.data)) fail("pipeline", "{}: is no folder; give --data-dir one with TASK/SPLIT.jsonl", run.data.string());
 }
 

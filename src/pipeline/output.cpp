@@ -30,12 +30,14 @@ json output_config(const model::Model& source, const plan::QuantPlan* plan, mx::
 /// Where the weights came from, and what their card says of licence and languages, for the card of what is made of them.
 json source_json(const checkpoint::Checkpoint& source) {
   json out{{"name", source.name()}, {"sha256", source.fingerprint()}};
-  if (const auto origin = checkpoint::hub_origin(source.folder())) out["repo"] = origin->id, out["revision"] = origin->revision;
+  if (const auto origin = checkpoint::hub_origin(source.folder()))
+    out["repo"] = origin->id, out["revision"] = origin->revision;
   else if (source.files().has("lquant.json")) {
     // Made by lquant itself: the original is what counts.
     const auto record = json::parse(*source.files().read("pipeline", "lquant.json"), nullptr, false);
     for (const char* key : {"repo", "revision", "card"})
-      if (record.is_object() && record.contains("source") && record["source"].is_object() && record["source"].contains(key)) out[key] = record["source"][key];
+      if (record.is_object() && record.contains("source") && record["source"].is_object() && record["source"].contains(key))
+        out[key] = record["source"][key];
     return out;
   }
   const auto card = source.files().has("README.md") ? source.files().read("pipeline", "README.md") : std::nullopt;

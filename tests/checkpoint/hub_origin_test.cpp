@@ -14,7 +14,8 @@ TEST(HubOrigin, IsReadOffThePathInTheCache) {
 }
 
 TEST(HubOrigin, OtherFoldersHaveNone) {
-  for (const char* path : {"models/tiny", "/x/models--a--b", "/x/models--a--b/blobs/1", "/x/snapshots/1", "."}) EXPECT_FALSE(hub_origin(path)) << path;
+  for (const char* path : {"models/tiny", "/x/models--a--b", "/x/models--a--b/blobs/1", "/x/snapshots/1", "."})
+    EXPECT_FALSE(hub_origin(path)) << path;
 }
 
 }  // namespace

@@ -22,8 +22,8 @@ TEST(Names, ModelsOfTheHub) {
 }
 
 TEST(Names, PathsAreNoModels) {
-  for (const char* path : {"", "model", "./model", "../org/name", "/org/name", "~/models", "a/b/c", "org/", "/name", "org//name", "-x/y", ".x/y", "org/na me",
-                           "org/name@", "org/na--me", "org/a..b", "x.gguf"})
+  for (const char* path : {"", "model", "./model", "../org/name", "/org/name", "~/models", "a/b/c", "org/", "/name", "org//name", "-x/y", ".x/y",
+                           "org/na me", "org/name@", "org/na--me", "org/a..b", "x.gguf"})
     EXPECT_FALSE(model_name(path)) << path;
 }
 

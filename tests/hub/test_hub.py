@@ -216,8 +216,8 @@ def texts(count, seed=0):
 
 def test_rows_of_a_data_set_are_drawn_over_all_of_it(hub, call, tmp_path):
     rows = texts(4000)
-    files = {f"data/train-0000{i}-of-00002.parquet": parquet(rows[2000 * i : 2000 * (i + 1)], row_group_size=20, compression="zstd") for i in range(2)}
-    hub.add_repo("dataset", "org/rows", files)
+    halves = [parquet(half, row_group_size=20, compression="zstd") for half in (rows[:2000], rows[2000:])]
+    hub.add_repo("dataset", "org/rows", {f"data/train-0000{i}-of-00002.parquet": half for i, half in enumerate(halves)})
     arguments = ["gptq", "--model", TINY, "--data-path", "org/rows", "--num-samples", 64, "--sequence-length", 64]
     call(*arguments, "--mlx-path", "out")
     kept = list((tmp_path / "home/lquant").rglob("*.jsonl"))
@@ -244,7 +244,10 @@ def test_the_default_of_dwq(hub, call, tmp_path):
 
 
 def test_configurations_splits_and_json_lines(hub, call):
-    hub.add_repo("dataset", "org/two", {"a/train.parquet": parquet(texts(50)), "b/train.parquet": parquet(texts(50)), "a/test.parquet": parquet(texts(9))})
+    train = parquet(texts(50))
+    hub.add_repo("dataset", "org/two", {"a/train.parquet": train, "b/train.parquet": train, "a/test.parquet": parquet(texts(9))})
+    hub.add_repo("dataset", "org/script", {"script.py": b"x"})
+    hub.push("org/script", {"default/train/0000.parquet": train}, branch="refs/convert/parquet")
     hub.add_repo("dataset", "org/lines", {"train.jsonl": "".join(json.dumps(row) + "\n" for row in texts(40)).encode()})
     hub.add_repo("dataset", "org/images", {"train/1.png": b"x"})
     arguments = ["perplexity", "--model", TINY, "--sequence-length", 32, "--num-samples", 8, "--data-path"]
@@ -252,7 +255,7 @@ def test_configurations_splits_and_json_lines(hub, call):
     assert "has no configuration c; it has a, b" in sentence(call(*arguments, "org/two:c", code=1))
     assert "holds no Parquet or .jsonl file of the split train" in sentence(call(*arguments, "org/images", code=1))
     assert "there is no such data set" in sentence(call(*arguments, "org/none", code=1))
-    for data in ("org/two:a/test", "org/lines"):
+    for data in ("org/two:a/test", "org/lines", "org/script"):
         assert json.loads(call(*arguments, data, "--json").stdout)["tokens"] > 100
 
 
@@ -299,8 +302,10 @@ def test_damaged_parquet(call, tmp_path, damage):
 
 
 def test_tasks_of_evaluate(hub, call):
-    rows = [{"question": f"What is {i}?", "choices": {"text": ["a river", "a stone"], "label": ["A", "B"]}, "answerKey": "AB"[i % 2]} for i in range(12)]
-    hub.add_repo("dataset", "allenai/ai2_arc", {"ARC-Easy/test-00000-of-00001.parquet": parquet(rows), "ARC-Challenge/test-00000-of-00001.parquet": parquet(rows[:3])})
+    choices = {"text": ["a river", "a stone"], "label": ["A", "B"]}
+    rows = [{"question": f"What is {i}?", "choices": choices, "answerKey": "AB"[i % 2]} for i in range(12)]
+    files = {f"{config}/test-00000-of-00001.parquet": parquet(rows[:n]) for config, n in [("ARC-Easy", 12), ("ARC-Challenge", 3)]}
+    hub.add_repo("dataset", "allenai/ai2_arc", files)
     done = call("evaluate", "--model", TINY, "--tasks", "arc_easy", "--json")
     assert json.loads(done.stdout)["n-samples"]["arc_easy"]["effective"] == 12
 
@@ -326,15 +331,17 @@ def test_upload(hub, call, quantized, tmp_path):
 
 def test_the_card_says_what_was_made_of_what(hub, call, tiny, tmp_path):
     hub.add_repo("model", "org/tiny", tiny | {"README.md": FRONT.encode()})
-    call("dwq", "--model", "org/tiny", "--bits", 3, "--data-path", "self", "--num-samples", 8, "--num-valid", 4, "--batch-size", 4, "--max-seq-length", 32, "--mlx-path", "out")
+    rows = ["--data-path", "self", "--num-samples", 8, "--num-valid", 4, "--batch-size", 4, "--max-seq-length", 32]
+    call("dwq", "--model", "org/tiny", "--bits", 3, *rows, "--mlx-path", "out")
     text = tmp_path / "prose.txt"
     text.write_text(" ".join(row["text"] for row in texts(40)))
     call("perplexity", "--model", "out", "--teacher", "org/tiny", "--data-path", text, "--sequence-length", 64, "--record")
     hub.clear_log()
     card = call("upload", "--path", "out", "--upload-repo", "tester/tiny-3bit", "--dry-run").stdout
     assert not hub.requests()
-    for line in ('base_model: "org/tiny"', 'base_model_relation: "quantized"', 'license: "apache-2.0"', '- "de"', '- "mlx"', "lquant dwq --model org/tiny --bits 3"):
+    for line in ('base_model: "org/tiny"', 'base_model_relation: "quantized"', 'license: "apache-2.0"', '- "de"', '- "mlx"'):
         assert line in card, card
+    assert "lquant dwq --model org/tiny --bits 3" in card
     assert "KL to the original on held-out rows" in card and "(prose.txt, " in card and "model.safetensors" in card
 
 

@@ -29,9 +29,9 @@ typedef struct {
 
 void lquant_hub_string_free(lquant_hub_string text);
 
-/* Told, on the calling thread and at most ten times a second, what goes on. With `total` above 0, `text` names the work and `done` of `total` bytes are
- * done; with `total` 0, `text` is a remark to be shown once. What it returns other than 0 stops the work, which then fails with
- * the sentence "interrupted". `report` may be null. */
+/* Told, on the calling thread and at most ten times a second, what goes on. With `total` above 0, `text` names the work and `done` of `total` bytes
+ * are done; with `total` 0, `text` is a remark to be shown once. What it returns other than 0 stops the work, which then fails with the sentence
+ * "interrupted". `report` may be null. */
 typedef struct {
   int (*report)(void* context, lquant_hub_slice text, uint64_t done, uint64_t total);
   void* context;
@@ -45,18 +45,19 @@ typedef int lquant_hub_function(lquant_hub_slice request, lquant_hub_events even
  * -> {"folder": "…/snapshots/SHA", "revision": "SHA", "file": "…/x.gguf"} */
 lquant_hub_function lquant_hub_model;
 
-/* Rows of a data set as a .jsonl file, kept beside the cache under a name that says all that they depend on: `rows` of them (all when null), drawn with
- * `seed` from row groups spread over the split; only these groups are fetched.
+/* Rows of a data set as a .jsonl file, kept beside the cache under a name that says all that they depend on: `rows` of them (all when null), drawn
+ * with `seed` from row groups spread over the split; only these groups are fetched.
  * {"repo": "org/name", "config": null, "split": "train", "revision": null, "rows": 1056, "seed": 123}
  * -> {"file": "….jsonl", "revision": "SHA", "rows": 1056} */
 lquant_hub_function lquant_hub_rows;
 
-/* A local Parquet file as JSON lines in `to` (beside the cache, named by the file's hash, when null), a row group in memory at a time; only the rows whose index is in `wanted` (ascending; all when null).
+/* A local Parquet file as JSON lines in `to` (beside the cache, named by the file's hash, when null), a row group in memory at a time; only the rows
+ * whose index is in `wanted` (ascending; all when null).
  * {"file": "x.parquet", "to": "x.jsonl", "wanted": [0, 7]} -> {"file": "x.jsonl", "rows": 2} */
 lquant_hub_function lquant_hub_parquet;
 
-/* Makes the repository when it is not there, and commits the files: large ones a commit each, then the rest in one. Files that the repository has already, by
- * size and hash, are not sent again, so that a second call continues a first one that failed.
+/* Makes the repository when it is not there, and commits the files: large ones a commit each, then the rest in one. Files that the repository has
+ * already, by size and hash, are not sent again, so that a second call continues a first one that failed.
  * {"repo": "user/name", "folder": "mlx_model", "files": ["config.json", …], "replaced": {"README.md": "text"}, "private": false, "revision": null,
  *  "message": "…"}
  * -> {"url": "https://…", "sent": ["…"], "kept": ["…"]} */

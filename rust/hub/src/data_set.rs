@@ -113,7 +113,8 @@ fn files_of<'a>(files: &'a [RemoteFile], request: &Request, split: &str) -> Resu
         }
         // A configuration is a folder of its own.
         let folder = |file: &RemoteFile| file.path.split_once('/').map_or(String::new(), |(first, _)| first.to_string());
-        let configs: BTreeSet<String> = found.iter().map(|file| folder(file)).filter(|name| !name.is_empty() && name != "data" && name != split).collect();
+        let configs: BTreeSet<String> =
+            found.iter().map(|file| folder(file)).filter(|name| !name.is_empty() && name != "data" && name != split).collect();
         if let Some(config) = &request.config {
             found.retain(|file| folder(file) == *config || (has_word(&file.path, config) && !configs.contains(config)));
             if found.is_empty() && !configs.is_empty() {
@@ -153,7 +154,9 @@ pub fn fetch(request: Request, events: Events) -> Result<Answer, String> {
         let revision = request.revision.as_deref().unwrap_or("main");
         let cached = || cached_folder(inside.client.cache_dir(), "datasets", &request.repo, revision).and_then(|(_, commit)| kept(&commit));
         if offline() {
-            return cached().ok_or_else(|| format!("{}: these rows are not in the cache, and HF_HUB_OFFLINE is set; unset it, or give rows that are here", request.repo));
+            return cached().ok_or_else(|| {
+                format!("{}: these rows are not in the cache, and HF_HUB_OFFLINE is set; unset it, or give rows that are here", request.repo)
+            });
         }
         let snapshot = match Snapshot::open(&inside, RepoTypeDataset, &request.repo, revision).await {
             Ok(snapshot) => snapshot,
@@ -178,15 +181,25 @@ pub fn fetch(request: Request, events: Events) -> Result<Answer, String> {
             }
         }
         if files.is_empty() {
-            return Err(format!("{}: holds no Parquet or .jsonl file of the split {split}; name a split that is there, as in {}:default/test", request.repo, request.repo));
+            return Err(format!(
+                "{}: holds no Parquet or .jsonl file of the split {split}; name a split that is there, as in {}:default/test",
+                request.repo, request.repo
+            ));
         }
         let to = place(&request, &split, &commit);
         let sources = files
             .into_iter()
-            .map(|file| HubFile { session: inside.clone(), repository: from.repository.clone(), commit: from.commit.clone(), path: file.path, size: file.size })
+            .map(|file| HubFile {
+                session: inside.clone(),
+                repository: from.repository.clone(),
+                commit: from.commit.clone(),
+                path: file.path,
+                size: file.size,
+            })
             .collect();
         let session = inside.clone();
-        let rows = tokio::task::spawn_blocking(move || write_rows(&session, sources, &request, &to).map(|rows| Answer { file: to, revision: commit, rows }));
+        let rows =
+            tokio::task::spawn_blocking(move || write_rows(&session, sources, &request, &to).map(|rows| Answer { file: to, revision: commit, rows }));
         rows.await.map_err(|e| format!("internal fault ({e})"))?
     })
 }
@@ -289,14 +302,16 @@ mod tests {
     #[test]
     fn finds_the_files_of_a_split() {
         let files = |paths: &[&str]| paths.iter().map(|path| RemoteFile::of_size(path, 1)).collect::<Vec<_>>();
-        let request = |config: Option<&str>| Request { repo: "o/d".into(), config: config.map(Into::into), split: None, revision: None, rows: None, seed: 0 };
+        let request =
+            |config: Option<&str>| Request { repo: "o/d".into(), config: config.map(Into::into), split: None, revision: None, rows: None, seed: 0 };
         let names = |files: &[RemoteFile], config: Option<&str>, split: &str| {
             files_of(files, &request(config), split).map(|found| found.iter().map(|file| file.path.clone()).collect::<Vec<_>>())
         };
         let tulu = files(&["README.md", "data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"]);
         assert_eq!(names(&tulu, None, "train").unwrap().len(), 2);
         assert!(names(&tulu, None, "test").unwrap().is_empty());
-        let arc = files(&["ARC-Easy/test-00000-of-00001.parquet", "ARC-Challenge/test-00000-of-00001.parquet", "ARC-Easy/train-00000-of-00001.parquet"]);
+        let arc =
+            files(&["ARC-Easy/test-00000-of-00001.parquet", "ARC-Challenge/test-00000-of-00001.parquet", "ARC-Easy/train-00000-of-00001.parquet"]);
         assert_eq!(names(&arc, Some("ARC-Easy"), "test").unwrap(), ["ARC-Easy/test-00000-of-00001.parquet"]);
         assert!(names(&arc, None, "test").unwrap_err().contains("ARC-Challenge, ARC-Easy"));
         assert!(names(&arc, Some("nope"), "test").unwrap_err().contains("no configuration nope"));

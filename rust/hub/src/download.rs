@@ -106,9 +106,8 @@ impl<T: Kind> Snapshot<T> {
         // The listing of a branch does not name its commit, so that comes first, and the listing is of that commit.
         let commit = session.patiently(|| T::commit(&repository, revision)).await?;
         let commit = commit.filter(|sha| is_commit(sha)).ok_or_else(|| HFError::malformed_response("the commit of the revision"))?;
-        let entries: Vec<RepoTreeEntry> = session
-            .patiently(|| async { repository.list_tree().revision(commit.as_str()).recursive(true).send()?.try_collect().await })
-            .await?;
+        let entries: Vec<RepoTreeEntry> =
+            session.patiently(|| async { repository.list_tree().revision(commit.as_str()).recursive(true).send()?.try_collect().await }).await?;
         let files = entries.into_iter().filter_map(|entry| match entry {
             RepoTreeEntry::File { oid, size, path, lfs, .. } if is_plain(&path) => {
                 let large_size = lfs.as_ref().and_then(|large| large.size);
@@ -145,9 +144,8 @@ impl<T: Kind> Snapshot<T> {
     async fn fetch_file(&self, session: &Session, file: &RemoteFile) -> Result<(), String> {
         let hash = self.hash_of(session, file).await?;
         let blob = self.home.join("blobs").join(hash.text());
-        let said = |error: std::io::Error| {
-            format!("{}: {error}; check the room and the rights in {}", blob.display(), session.client.cache_dir().display())
-        };
+        let said =
+            |error: std::io::Error| format!("{}: {error}; check the room and the rights in {}", blob.display(), session.client.cache_dir().display());
         if !blob.exists() {
             let lock = self.lock(hash.text()).await.map_err(said)?;
             if !blob.exists() {
@@ -172,7 +170,7 @@ impl<T: Kind> Snapshot<T> {
         let etag = session
             .large_file_etag(&format!("{}/{prefix}{}/resolve/{}", session.client.endpoint(), self.id, self.commit), &file.path)
             .await
-            .map_err(|reason| format!("{}: {reason}; give the same command again", self.id))?;
+            .map_err(|reason| format!("{}: {reason}", self.id))?;
         if etag.len() != 64 || !etag.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(format!("{}: the hub gives no SHA-256 for {}; it cannot be checked, so it is not taken", self.id, file.path));
         }
@@ -255,7 +253,9 @@ impl<T: Kind> Snapshot<T> {
             let _ = fs::remove_file(&growing);
             return Err(format!(
                 "{}: what arrived as {} hashes to {arrived} and should to {}; it was thrown away: give the same command again, and if that repeats ask who serves it",
-                self.id, file.path, hash.text()
+                self.id,
+                file.path,
+                hash.text()
             ));
         }
         fs::rename(&growing, blob).map_err(said)

@@ -122,7 +122,11 @@ fn wanted<'a>(files: &'a [RemoteFile], request: &Request) -> Result<Vec<&'a Remo
     if let Some(file) = &request.file {
         return pieces(file)
             .iter()
-            .map(|piece| named(piece).ok_or_else(|| format!("{id}: has no file {piece}{}", if gguf.is_empty() { String::new() } else { format!("; it has {}", gguf.join(", ")) })))
+            .map(|piece| {
+                named(piece).ok_or_else(|| {
+                    format!("{id}: has no file {piece}{}", if gguf.is_empty() { String::new() } else { format!("; it has {}", gguf.join(", ")) })
+                })
+            })
             .collect();
     }
     let mut wanted: Vec<_> = SMALL.iter().filter_map(|name| named(name)).collect();

@@ -40,7 +40,10 @@ impl<S: Source> Window<S> {
 
     fn get(&self, start: u64, length: u64) -> Result<Bytes, ParquetError> {
         let (begin, bytes) = &*self.held.lock().unwrap();
-        let end = start.checked_add(length).filter(|end| *end <= self.source.size()).ok_or_else(|| ParquetError::EOF("a part beyond the file's end".into()))?;
+        let end = start
+            .checked_add(length)
+            .filter(|end| *end <= self.source.size())
+            .ok_or_else(|| ParquetError::EOF("a part beyond the file's end".into()))?;
         if start >= *begin && end <= begin + bytes.len() as u64 {
             let at = (start - begin) as usize;
             return Ok(bytes.slice(at..at + length as usize));
@@ -139,18 +142,15 @@ impl<S: Source + 'static> Table<S> {
         let mut next = wanted.map(|wanted| wanted.iter().copied().peekable());
         let mut written = 0;
         for (index, row) in rows.enumerate() {
-            match &mut next {
-                Some(next) => match next.peek() {
+            let row = row.map_err(broken)?;
+            if let Some(next) = &mut next {
+                match next.peek() {
                     None => break,
-                    Some(&wanted) if wanted != index => {
-                        row.map_err(broken)?;
-                        continue;
-                    }
+                    Some(&wanted) if wanted != index => continue,
                     Some(_) => drop(next.next()),
-                },
-                None => {}
+                }
             }
-            let line = serde_json::to_string(&row.map_err(broken)?.to_json_value()).map_err(|e| e.to_string())?;
+            let line = serde_json::to_string(&row.to_json_value()).map_err(|e| e.to_string())?;
             writeln!(out, "{line}").map_err(|e| e.to_string())?;
             written += 1;
         }

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use hf_hub::{HFClient, HFError, HFResult, HFRepository, RepoType, split_id};
+use hf_hub::{HFClient, HFError, HFRepository, HFResult, RepoType, split_id};
 
 use crate::Events;
 
@@ -77,10 +77,13 @@ impl Meter {
     /// False when the caller wants to stop.
     fn report(&self, events: &Events) -> bool {
         let remarks = std::mem::take(&mut *self.remarks.lock().unwrap());
-        let mut go_on = remarks.into_iter().fold(true, |go_on, text| events.report(&without_token(text), 0, 0) && go_on);
+        let mut go_on = true;
+        for text in remarks {
+            go_on &= events.report(&without_token(text), 0, 0);
+        }
         let total = self.total.load(Ordering::Relaxed);
         if total > 0 {
-            go_on = events.report(&self.what.lock().unwrap(), self.done.load(Ordering::Relaxed).min(total), total) && go_on;
+            go_on &= events.report(&self.what.lock().unwrap(), self.done.load(Ordering::Relaxed).min(total), total);
         }
         go_on
     }
@@ -97,9 +100,8 @@ pub struct Session {
 impl Session {
     pub fn open() -> Result<Session, String> {
         let token = token();
-        let mut builder = HFClient::builder()
-            .user_agent(concat!("lquant/", env!("CARGO_PKG_VERSION")))
-            .retry_max_attempts(0); // patience is ours: the client's own does not listen to Retry-After
+        // Patience is ours: the client's own does not listen to Retry-After.
+        let mut builder = HFClient::builder().user_agent(concat!("lquant/", env!("CARGO_PKG_VERSION"))).retry_max_attempts(0);
         if let Some(token) = &token {
             builder = builder.token(token);
         }
@@ -125,7 +127,9 @@ impl Session {
                 Ok(answer) if answer.status().is_success() || answer.status().is_redirection() => {
                     let header = |name| answer.headers().get(name).and_then(|value| value.to_str().ok());
                     // A repository that was renamed redirects within the hub.
-                    if let (None, Some(next)) = (header("x-linked-etag"), header("location").filter(|next| next.starts_with('/') && !next.starts_with("//"))) {
+                    if let (None, Some(next)) =
+                        (header("x-linked-etag"), header("location").filter(|next| next.starts_with('/') && !next.starts_with("//")))
+                    {
                         url = url.join(next).map_err(|e| e.to_string())?;
                         continue;
                     }
@@ -133,7 +137,10 @@ impl Session {
                     return Ok(etag.trim_start_matches("W/").trim_matches('"').to_string());
                 }
                 Ok(answer) => {
-                    reason = format!("{} answers {} for {path}", self.client.endpoint(), answer.status());
+                    reason = match answer.status().as_u16() {
+                        401 | 403 => format!("{0} does not give out {path}; log in and accept the terms at {0}", self.client.endpoint()),
+                        _ => format!("{} answers {} for {path}; give the same command again", self.client.endpoint(), answer.status()),
+                    };
                     if !matches!(answer.status().as_u16(), 408 | 429 | 500..=504) {
                         break;
                     }
@@ -142,7 +149,7 @@ impl Session {
                     tokio::time::sleep(wait).await;
                 }
                 Err(error) => {
-                    reason = format!("{} cannot be reached ({})", self.client.endpoint(), innermost(&error));
+                    reason = format!("{} cannot be reached ({}); check the network", self.client.endpoint(), innermost(&error));
                     tokio::time::sleep(backoff(attempt)).await;
                 }
             }
@@ -157,10 +164,7 @@ impl Session {
 
     /// Runs `work` to its end on this thread, reporting meanwhile.
     pub fn drive<T>(&self, events: &Events, work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build()
-            .map_err(|e| format!("no threads for the transfer ({e})"))?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| format!("no threads for the transfer ({e})"))?;
         let answer = runtime.block_on(async {
             tokio::pin!(work);
             loop {
@@ -207,9 +211,13 @@ impl Session {
             HFError::AuthRequired { context } => {
                 let message = said(&context.server_message);
                 if self.token.is_some() {
-                    format!("{id}: {host} refuses the token{message}; log in again (hf auth login) or mend HF_TOKEN, and check the name of the {kind}")
+                    format!(
+                        "{id}: {host} refuses the token{message}; log in again (hf auth login) or mend HF_TOKEN, and check the name of the {kind}"
+                    )
                 } else {
-                    format!("{id}: {host} has no such {kind} or does not show it to strangers{message}; check the name, or log in (hf auth login, or HF_TOKEN=…)")
+                    format!(
+                        "{id}: {host} has no such {kind} or does not show it to strangers{message}; check the name, or log in (hf auth login, or HF_TOKEN=…)"
+                    )
                 }
             }
             HFError::Forbidden { context } => {
@@ -220,17 +228,28 @@ impl Session {
             HFError::RevisionNotFound { context: Some(context), .. } if context.error_code.as_deref() == Some("RepoNotFound") => missing(),
             HFError::RevisionNotFound { revision, .. } => format!("{id}: has no revision {revision}; name a branch, a tag or a commit that is there"),
             HFError::EntryNotFound { path, .. } => format!("{id}: has no file {path} at this revision; check the name on {host}/{id}"),
-            HFError::RateLimited { .. } => format!("{id}: {host} allows no more requests for now; wait some minutes and give the same command again, logged in for a higher limit"),
-            HFError::Conflict { context } => format!("{id}: {host} reports a conflict{}; somebody else writes there: give the same command again", said(&context.server_message)),
+            HFError::RateLimited { .. } => format!(
+                "{id}: {host} allows no more requests for now; wait some minutes and give the same command again, logged in for a higher limit"
+            ),
+            HFError::Conflict { context } => {
+                format!("{id}: {host} reports a conflict{}; somebody else writes there: give the same command again", said(&context.server_message))
+            }
             HFError::Http { context } => {
-                format!("{id}: {host} answers {}{} for {}; give the same command again later", context.status, said(&context.server_message), plain_url(&context.url))
+                format!(
+                    "{id}: {host} answers {}{} for {}; give the same command again later",
+                    context.status,
+                    said(&context.server_message),
+                    plain_url(&context.url)
+                )
             }
             HFError::Request { source, .. } => {
                 let reason = innermost(&source);
                 format!("{id}: {host} cannot be reached ({reason}); check the network, or give a folder that is here")
             }
             HFError::Io(e) => format!("{id}: {e}; check the room and the rights in {}", self.client.cache_dir().display()),
-            HFError::CacheLockTimeout { path } => format!("{id}: another process holds {}; wait for it and give the same command again", path.display()),
+            HFError::CacheLockTimeout { path } => {
+                format!("{id}: another process holds {}; wait for it and give the same command again", path.display())
+            }
             other => format!("{id}: {other}; give the same command again"),
         }
     }

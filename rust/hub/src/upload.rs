@@ -75,7 +75,9 @@ async fn send_to(session: &Arc<Session>, request: &Request) -> Result<Answer, St
     let said = |e: HFError| match e {
         HFError::Forbidden { context } => {
             let message = context.server_message.as_deref().map(|m| format!(" ({m})")).unwrap_or_default();
-            format!("{id}: the token may not write there{message}; use one with write access (https://huggingface.co/settings/tokens) and a name space of your own")
+            format!(
+                "{id}: the token may not write there{message}; use one with write access (https://huggingface.co/settings/tokens) and a name space of your own"
+            )
         }
         HFError::AuthRequired { .. } => format!("{id}: uploading needs a valid token; log in (hf auth login) or set HF_TOKEN"),
         other => session.sentence(other, "model", id),
@@ -129,7 +131,11 @@ async fn send_to(session: &Arc<Session>, request: &Request) -> Result<Answer, St
             repository.create_commit().operations(operations.clone()).commit_message(message.as_str()).revision(branch).progress(progress).send()
         };
         session.patiently(commit).await.map_err(|e| {
-            let done = if answer.sent.is_empty() { String::new() } else { format!("; {} of {} files are there", answer.sent.len(), request.files.len() - answer.kept.len()) };
+            let done = if answer.sent.is_empty() {
+                String::new()
+            } else {
+                format!("; {} of {} files are there", answer.sent.len(), request.files.len() - answer.kept.len())
+            };
             format!("{}{done}: the same command continues", said(e))
         })?;
         before += bytes;
@@ -148,7 +154,9 @@ async fn listing(session: &Session, repository: &HFRepository<RepoTypeModel>, br
     let entries: Vec<RepoTreeEntry> =
         session.patiently(|| async { repository.list_tree().revision(branch).recursive(true).send()?.try_collect().await }).await?;
     let files = entries.into_iter().filter_map(|entry| match entry {
-        RepoTreeEntry::File { oid, size, path, lfs, .. } => Some((path, Held { oid, size: lfs.as_ref().and_then(|lfs| lfs.size).unwrap_or(size), large: lfs.is_some() })),
+        RepoTreeEntry::File { oid, size, path, lfs, .. } => {
+            Some((path, Held { oid, size: lfs.as_ref().and_then(|lfs| lfs.size).unwrap_or(size), large: lfs.is_some() }))
+        }
         RepoTreeEntry::Directory { .. } => None,
     });
     Ok(files.collect())
@@ -161,7 +169,8 @@ async fn is_same(path: &Path, held: &Held) -> Result<bool, String> {
     let said = |path: &Path, e: std::io::Error| format!("{}: {e}; check the folder", path.display());
     tokio::task::spawn_blocking(move || {
         let hash = if large {
-            let pointer = format!("version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize {size}\n", sha256(&path).map_err(|e| said(&path, e))?);
+            let pointer =
+                format!("version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize {size}\n", sha256(&path).map_err(|e| said(&path, e))?);
             Hash::git_of(pointer.as_bytes())
         } else {
             git_sha1(&path).map_err(|e| said(&path, e))?
