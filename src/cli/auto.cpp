@@ -43,7 +43,7 @@ void add_auto(CLI::App& app, Run& chosen) {
       app.add_subcommand("auto", "The best model for a budget: formats for each linear, then AWQ, GPTQ, block-wise training and DWQ as they help");
   auto o = std::make_shared<Options>();
   auto& r = o->run;
-  command->add_option("--model,-m", r.model, "Model folder (default: the small model that comes with lquant)");
+  command->add_option("--model,-m", r.model, "Model folder, or a .gguf file (default: the small model that comes with lquant)");
   command->add_option("--mlx-path", r.output, "Where to save the result")->capture_default_str();
   add_budget(*command, o->budget, r, "4");
   command->add_option("--data-path", r.data, ".jsonl or .txt files, or 'self': sampled from the model")->capture_default_str();
