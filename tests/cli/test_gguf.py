@@ -145,7 +145,7 @@ def test_quantized_folder_is_that_of_the_original(small, tmp_path):
 
 
 def test_commands_take_a_file_as_they_take_a_folder(small, tmp_path):
-    """dwq, gptq, awq, dynamic_quant, perplexity, generate and report give the same from both."""
+    """dwq, gptq, awq, dynamic_quant, perplexity, generate, evaluate and report give the same from both."""
     folder, file = small
     rows = text_rows(tmp_path / "rows.jsonl", count=24)
     sizes = ["--data-path", rows, "--num-samples", 8]
@@ -161,6 +161,12 @@ def test_commands_take_a_file_as_they_take_a_folder(small, tmp_path):
     assert figures[0]["kl"] == figures[1]["kl"]
     said = [run("generate", "--model", m, "--prompt", "winter", "--max-tokens", 5, "--temp", 0, "--verbose", "F").stdout for m in (folder, file)]
     assert said[0] == said[1]
+    questions = {"goal": "warm room", "sol1": "light a fire", "sol2": "open the window wide", "label": 0}
+    (tmp_path / "piqa").mkdir()
+    (tmp_path / "piqa" / "validation.jsonl").write_text("".join(json.dumps(dict(questions, goal=f"warm room {i}")) + "\n" for i in range(6)))
+    evaluate = ["evaluate", "--tasks", "piqa", "--data-dir", tmp_path, "--json"]
+    answers = [json.loads(run(*evaluate, "--model", m, "--output-dir", tmp_path / f"evaluated-{m.name}").stdout) for m in (folder, file)]
+    assert answers[0]["results"] == answers[1]["results"]
     run("report", quantized, "--teacher", file, "--data-path", rows, "--output", tmp_path / "report.html")
     assert "small" in (tmp_path / "report.html").read_text()
 
