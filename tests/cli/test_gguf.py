@@ -1,6 +1,7 @@
 """Models through GGUF files: written by llama.cpp's conventions, read by the program, compared with the folders that they were made from."""
 
 import json
+import struct
 import sys
 from pathlib import Path
 
@@ -183,6 +184,7 @@ def test_bad_files_are_refused_in_a_sentence(small, tmp_path):
     _, file = small
     whole = file.read_bytes()
     bad = tmp_path / "bad.gguf"
+    architecture = b"general.architecture" + struct.pack("<IQ", 8, 5)  # a text of five letters
     arguments = ["convert", "--model", bad, "-q", "--mlx-path", tmp_path / "out"]
     refused(arguments, "bad.gguf: cannot be opened (No such file or directory)")
     for content, part in (
@@ -193,7 +195,7 @@ def test_bad_files_are_refused_in_a_sentence(small, tmp_path):
         (b"GGUF\1\0\0\0" + whole[8:], "version 1"),
         (b"PK" + whole[2:], 'does not start with "GGUF"'),
         (whole.replace(b"smollm", b"abacus"), 'tokenizer.ggml.pre is "abacus"'),
-        (whole.replace(b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0llama", b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0mamba"), 'its architecture is "mamba"'),
+        (whole.replace(architecture + b"llama", architecture + b"mamba"), 'its architecture is "mamba"'),
         (whole.replace(b"blk.1.attn_q.weight", b"blk.1.attn_x.weight"), '"blk.1.attn_x.weight" is none'),
         (whole.replace(b"blk.1.attn_q.weight", b"blk.9.attn_q.weight"), "missing tensor model.layers.1.self_attn.q_proj.weight"),
     ):
