@@ -113,10 +113,10 @@ def add_tokenizer(writer, tokenizer, config, pre, scores=None):
         writer.add_token_scores(scores)
     writer.add_token_list([t.replace("▁", " ") if types[i] == USER_DEFINED else t for i, t in enumerate(tokens)])
     writer.add_token_types(types)
-    for role, add in (("bos", writer.add_bos_token_id), ("eos", writer.add_eos_token_id), ("unk", writer.add_unk_token_id), ("pad", writer.add_pad_token_id)):
+    for role in ("bos", "eos", "unk", "pad"):
         text = config.get(f"{role}_token")
         if text in vocab:
-            add(vocab[text])
+            getattr(writer, f"add_{role}_token_id")(vocab[text])
     if "chat_template" in config:
         writer.add_chat_template(config["chat_template"])
 

@@ -1,6 +1,7 @@
 """Models through GGUF files: written by llama.cpp's conventions, read by the program, compared with the folders that they were made from."""
 
 import json
+import struct
 import sys
 from pathlib import Path
 
@@ -145,14 +146,15 @@ def test_quantized_folder_is_that_of_the_original(small, tmp_path):
 
 
 def test_commands_take_a_file_as_they_take_a_folder(small, tmp_path):
-    """dwq, gptq, awq, dynamic_quant, perplexity, generate and report give the same from both."""
+    """dwq, gptq, awq, dynamic_quant, perplexity, generate, evaluate and report give the same from both."""
     folder, file = small
     rows = text_rows(tmp_path / "rows.jsonl", count=24)
     sizes = ["--data-path", rows, "--num-samples", 8]
     for command in (["gptq", "--bits", 3, *sizes], ["awq", "--bits", 3, *sizes], ["dynamic_quant", "--target-bpw", 4.7, *sizes],
                     ["dwq", "--bits", 3, "--num-valid", 4, "--batch-size", 4, *sizes]):  # fmt: skip
         for name, model in (("a", folder), ("b", file)):
-            run(*command, "--model", model, "--mlx-path", tmp_path / f"{command[0]}-{name}")
+            # dynamic_quant leaves its sensitivities where it runs.
+            run(*command, "--model", model, "--mlx-path", tmp_path / f"{command[0]}-{name}", cwd=tmp_path)
         a, b = (tensors(tmp_path / f"{command[0]}-{name}") for name in "ab")
         assert a.keys() == b.keys() and all(same_bytes(a[n], b[n]) for n in a), command[0]
     quantized = tmp_path / "gptq-b"
@@ -160,6 +162,12 @@ def test_commands_take_a_file_as_they_take_a_folder(small, tmp_path):
     assert figures[0]["kl"] == figures[1]["kl"]
     said = [run("generate", "--model", m, "--prompt", "winter", "--max-tokens", 5, "--temp", 0, "--verbose", "F").stdout for m in (folder, file)]
     assert said[0] == said[1]
+    questions = {"goal": "warm room", "sol1": "light a fire", "sol2": "open the window wide", "label": 0}
+    (tmp_path / "piqa").mkdir()
+    (tmp_path / "piqa" / "validation.jsonl").write_text("".join(json.dumps(dict(questions, goal=f"warm room {i}")) + "\n" for i in range(6)))
+    evaluate = ["evaluate", "--tasks", "piqa", "--data-dir", tmp_path, "--json"]
+    answers = [json.loads(run(*evaluate, "--model", m, "--output-dir", tmp_path / f"evaluated-{m.name}").stdout) for m in (folder, file)]
+    assert answers[0]["results"] == answers[1]["results"]
     run("report", quantized, "--teacher", file, "--data-path", rows, "--output", tmp_path / "report.html")
     assert "small" in (tmp_path / "report.html").read_text()
 
@@ -176,6 +184,7 @@ def test_bad_files_are_refused_in_a_sentence(small, tmp_path):
     _, file = small
     whole = file.read_bytes()
     bad = tmp_path / "bad.gguf"
+    architecture = b"general.architecture" + struct.pack("<IQ", 8, 5)  # a text of five letters
     arguments = ["convert", "--model", bad, "-q", "--mlx-path", tmp_path / "out"]
     refused(arguments, "bad.gguf: cannot be opened (No such file or directory)")
     for content, part in (
@@ -186,7 +195,7 @@ def test_bad_files_are_refused_in_a_sentence(small, tmp_path):
         (b"GGUF\1\0\0\0" + whole[8:], "version 1"),
         (b"PK" + whole[2:], 'does not start with "GGUF"'),
         (whole.replace(b"smollm", b"abacus"), 'tokenizer.ggml.pre is "abacus"'),
-        (whole.replace(b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0llama", b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0mamba"), 'its architecture is "mamba"'),
+        (whole.replace(architecture + b"llama", architecture + b"mamba"), 'its architecture is "mamba"'),
         (whole.replace(b"blk.1.attn_q.weight", b"blk.1.attn_x.weight"), '"blk.1.attn_x.weight" is none'),
         (whole.replace(b"blk.1.attn_q.weight", b"blk.9.attn_q.weight"), "missing tensor model.layers.1.self_attn.q_proj.weight"),
     ):

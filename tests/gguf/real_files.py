@@ -124,7 +124,8 @@ class LlamaCpp:
 
     def logits(self, ids):
         self.lib.llama_kv_cache_clear(self.context)
-        assert self.lib.llama_decode(self.context, self.lib.llama_batch_get_one(self.ffi.new("llama_token[]", ids), len(ids))) == 0
+        tokens = self.ffi.new("llama_token[]", ids)  # kept, since the batch only points to it
+        assert self.lib.llama_decode(self.context, self.lib.llama_batch_get_one(tokens, len(ids))) == 0
         size = 4 * self.lib.llama_vocab_n_tokens(self.vocab)
         return np.frombuffer(self.ffi.buffer(self.lib.llama_get_logits_ith(self.context, -1), size)[:], np.float32).astype(np.float64)
 
