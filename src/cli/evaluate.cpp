@@ -46,10 +46,8 @@ void print_table(const pipeline::EvaluateResult& result) {
   }
 }
 
-/// The tasks' rows from their data sets, as links in a folder like --data-dir's. The names of tasks are checked before anything is fetched.
-fs::path data_of_hub(const pipeline::EvaluateRun& run, Log& log) {
-  std::vector<const evaluate::Task*> tasks;
-  for (const auto& name : run.tasks) tasks.push_back(&evaluate::find_task(name));
+/// The tasks' rows from their data sets, as links in a folder like --data-dir's.
+fs::path data_of_hub(const std::vector<const evaluate::Task*>& tasks, const pipeline::EvaluateRun& run, Log& log) {
   fs::path folder;
   for (const auto* task : tasks) {
     const auto& definition = task->definition;
@@ -78,7 +76,15 @@ int run(Options& o, const CLI::App& command) {
   Log log = o.json ? Log(Log::Style::quiet) : Log();
   o.run.model = hub::model(std::filesystem::path(o.run.model), log).string();
   if (o.run.teacher) o.run.teacher = hub::model(std::filesystem::path(*o.run.teacher), log).string();
-  if (o.run.data.empty()) o.run.data = data_of_hub(o.run, log);
+  if (o.run.data.empty()) {
+    std::vector<const evaluate::Task*> tasks;
+    for (const auto& name : o.run.tasks) tasks.push_back(&evaluate::find_task(name));  // before anything is fetched
+    try {
+      o.run.data = data_of_hub(tasks, o.run, log);
+    } catch (const Error& e) {
+      throw Error(fmt::format("{}; or give the rows by --data-dir, a folder with TASK/SPLIT.jsonl", e.what()));
+    }
+  }
   const auto result = pipeline::evaluate_tasks(o.run, log);
   if (o.json) {
     fmt::print("{}\n", result.report.dump(1));

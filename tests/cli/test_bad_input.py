@@ -198,7 +198,7 @@ def test_a_mistaken_path_does_not_stand_in_the_way(good, out, tmp_path):
 
 
 def test_model_of_the_hub(out):
-    refused(out, convert("mlx-community/abacus-4bit", out), "mlx-community/abacus-4bit", "hf download")
+    refused(out, convert("mlx-community/abacus-4bit", out), "mlx-community/abacus-4bit", "cannot be reached", "give a folder")
     refused(out, convert(out / "nowhere", out), out / "nowhere")
 
 

@@ -229,7 +229,7 @@ def refused(arguments, *parts, code=1, model=TINY):
 def test_bad_input_is_one_sentence(data, whole, tmp_path):
     out = ["--output-dir", tmp_path / "out"]
     refused(["--tasks", "arc_esy", "--data-dir", data, *out], "arc_esy", "did you mean arc_easy?")
-    refused(["--tasks", "piqa", *out], "--data-dir", "TASK/SPLIT.jsonl", code=2)
+    refused(["--tasks", "piqa", *out], "baber/piqa", "cannot be reached", "--data-dir", "TASK/SPLIT.jsonl")
     refused(["--tasks", "piqa", "--data-dir", tmp_path / "none", *out], tmp_path / "none", "no folder")
     refused(["--tasks", "piqa", "--data-dir", data, "--num-shots", 2, *out], "piqa/train.jsonl", "is missing", "--num-shots 2")
     refused(["--tasks", "piqa", "--data-dir", data, "--confirm-run-unsafe-code", *out], "--confirm-run-unsafe-code", "never runs", code=2)

@@ -2,9 +2,8 @@
 
 import json
 import struct
-import sys
-from pathlib import Path
 
+import families
 import mlx.core as mx
 import mlx_lm
 import numpy as np
@@ -12,34 +11,32 @@ import pytest
 from gguf_files import write_gguf
 from support import TINY, random_model, run, same_bytes, tensors, text_rows, tree
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
-import test_mlx_lm_parity as parity  # noqa: E402
 
 # What a GGUF file cannot say is left out: other scales of Gemma's scores than by its head, raw probabilities of experts, NoPE layers by list.
 MODELS = {
     **{
-        name: parity.FAMILIES[name]
+        name: families.FAMILIES[name]
         for name in (
             "llama llama-untied-biases llama-all-heads-default-dim llama-wide-heads llama-llama3 llama-yarn mistral qwen2 qwen2-untied-yarn "
             "qwen3 qwen3-nested-rope smollm3 phi3 phi3-partial-longrope phi3-su qwen3-moe qwen3-moe-unstacked"
         ).split()
     },
-    "gemma2": dict(parity.FAMILIES["gemma2"], query_pre_attn_scalar=32.0),
-    "gemma3": dict(parity.FAMILIES["gemma3"], query_pre_attn_scalar=32.0),
-    "gemma3-untied-scaled": dict(parity.FAMILIES["gemma3-untied-scaled"], query_pre_attn_scalar=32.0),
-    "qwen3-moe-some-dense": dict(parity.MOE, mlp_only_layers=[1], tie_word_embeddings=False),
+    "gemma2": dict(families.FAMILIES["gemma2"], query_pre_attn_scalar=32.0),
+    "gemma3": dict(families.FAMILIES["gemma3"], query_pre_attn_scalar=32.0),
+    "gemma3-untied-scaled": dict(families.FAMILIES["gemma3-untied-scaled"], query_pre_attn_scalar=32.0),
+    "qwen3-moe-some-dense": dict(families.MOE, mlp_only_layers=[1], tie_word_embeddings=False),
 }
 
 
 @pytest.fixture
 def build(monkeypatch, tmp_path):
     def make(name, dtype=None):
-        monkeypatch.setitem(parity.FAMILIES, name, MODELS[name])
-        model, config, unstacked, untied = parity.build(name, seed=4)
+        monkeypatch.setitem(families.FAMILIES, name, MODELS[name])
+        model, config, unstacked, untied = families.build(name, seed=4)
         if dtype is not None:
             model.set_dtype(dtype)
         folder = tmp_path / "source"
-        parity.save(folder, model, config, unstacked, untied)
+        families.save(folder, model, config, unstacked, untied)
         return folder
 
     return make
@@ -74,10 +71,10 @@ def test_every_architecture(build, tmp_path, name):
     file = write_gguf(source, tmp_path / "x.gguf", tokenizer_folder=TINY)
     run("convert", "--model", file, "--mlx-path", tmp_path / "back")
     assert_same_weights(tmp_path / "back", source, gemma=name.startswith("gemma"))
-    ids = parity.token_ids(160)
-    theirs = parity.mlx_lm_logits(source, ids)
-    parity.assert_close(logits(file, ids, tmp_path), theirs)
-    parity.assert_close(parity.mlx_lm_logits(tmp_path / "back", ids), theirs)
+    ids = families.token_ids(160)
+    theirs = families.mlx_lm_logits(source, ids)
+    families.assert_close(logits(file, ids, tmp_path), theirs)
+    families.assert_close(families.mlx_lm_logits(tmp_path / "back", ids), theirs)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2-untied-yarn", "phi3", "gemma3", "qwen3-moe"])
@@ -119,7 +116,7 @@ def test_split_files_are_one(small, tmp_path):
     write_gguf(folder, tmp_path / "part.gguf", pieces=5)
     names = sorted(p.name for p in tmp_path.glob("part-*.gguf"))
     assert len(names) > 3 and names[0].startswith("part-00001-of-")
-    ids = parity.token_ids(8192, rows=1)
+    ids = families.token_ids(8192, rows=1)
     expected = logits(whole, ids, tmp_path)
     for name in (names[0], names[-1]):
         assert np.array_equal(logits(tmp_path / name, ids, tmp_path), expected)
