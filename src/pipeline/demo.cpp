@@ -15,7 +15,7 @@ namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
 // Sized so that the whole takes about a minute on two cores: 256 rows in 32 steps show most of what training brings.
-constexpr int kTrainRows = 256, kValidRows = 16, kTestRows = 48, kTokens = 256;
+constexpr int kTrainRows = 192, kValidRows = 16, kTestRows = 48, kTokens = 256;
 // Training draws with seed 123 (the default) and its successors; the judge's texts come from far away.
 constexpr std::uint64_t kTestSeed = 1'000'003;
 
