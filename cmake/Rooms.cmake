@@ -46,6 +46,11 @@ function(lquant_room name)
       target_compile_options(lquant_${name} PRIVATE $<$<CONFIG:Release>:-Og>)
     endif()
     lquant_precompiled(lquant_${name})
+    # Four files at a time where they only call others: what each would instantiate of the big libraries is made once, which halves the compiler's work.
+    # Files of kernels and codec are compiled once per instruction set, and stay alone.
+    if(LQUANT_PCH AND NOT name MATCHES "^(kernels|codec)$")
+      set_target_properties(lquant_${name} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 4)
+    endif()
   else()
     add_library(lquant_${name} INTERFACE)
     set(scope INTERFACE)
