@@ -14,7 +14,7 @@ build: setup
 	@$(CMAKE) --preset release --log-level=WARNING
 	@$(CMAKE) --build --preset release --target lquant
 
-# What reaches the Hugging Face hub and reads Parquet: some 300 Rust crates, so only when it is asked for.
+# What reaches the Hugging Face hub and reads Parquet: some 350 Rust crates, so only when it is asked for.
 hub: setup
 	@scripts/setup hub
 	@$(CMAKE) --preset release --log-level=WARNING

@@ -24,14 +24,14 @@ struct Options {
 int run(Options& o) {
   Log log;
   if (o.trust_remote_code) log.line("--trust-remote-code is not needed: lquant never runs code from a model folder");
-  o.run.model = hub::model(o.run.model, log);
-  o.run.rows.data = hub::rows(o.run.rows.data, o.run.rows.num_samples, o.run.rows.seed, log);
   o.run.inputs = o.inputs == "full"        ? pipeline::AwqInputs::full
                  : o.inputs == "quantized" ? pipeline::AwqInputs::quantized
                                            : pipeline::AwqInputs::automatic;
   o.run.method.duo = !o.no_duo;
   o.run.method.clip = !o.no_clip;
   if (o.then.empty() && o.then_samples) throw UsageError("--then-samples is for a method that follows; give --then with it");
+  o.run.model = hub::model(o.run.model, log);
+  o.run.rows.data = hub::rows(o.run.rows.data, o.run.rows.num_samples, o.run.rows.seed, log);
   const auto figures =
       o.then.empty() ? pipeline::awq(o.run, log).to_json() : pipeline::cascade({o.run, o.then, o.then_samples}, mlx::core::distributed::init(), log);
   if (o.json) fmt::print("{}\n", figures.dump(1));

@@ -27,8 +27,8 @@ int run(Options& o) {
   if (o.convert.quantize) codec::check(format);
   Log log;
   if (o.trust_remote_code) log.line("--trust-remote-code is not needed: lquant never runs code from a model folder");
-  o.convert.model = hub::model(o.convert.model, log);
   if (!o.upload_repo.empty()) hub::check_repository(o.upload_repo);
+  o.convert.model = hub::model(o.convert.model, log);
   pipeline::convert(o.convert, log);
   if (!o.upload_repo.empty()) {
     hub::Upload upload;

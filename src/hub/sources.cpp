@@ -37,7 +37,7 @@ std::optional<fs::path> model(const std::optional<fs::path>& given, Log& log) { 
 fs::path rows(const fs::path& given, int count, std::uint64_t seed, Log& log) {
   if (is_here(given)) {
     if (given.extension() != ".parquet") return given;
-    return call("lquant_hub_parquet", {{"file", given.string()}, {"to", nullptr}, {"wanted", nullptr}}, log).at("file").get<std::string>();
+    return call("lquant_hub_parquet", {{"file", given.string()}}, log).at("file").get<std::string>();
   }
   const auto name = data_name(given.string());
   if (!name) return given;

@@ -51,9 +51,8 @@ lquant_hub_function lquant_hub_model;
  * -> {"file": "….jsonl", "revision": "SHA", "rows": 1056} */
 lquant_hub_function lquant_hub_rows;
 
-/* A local Parquet file as JSON lines in `to` (beside the cache, named by the file's hash, when null), a row group in memory at a time; only the rows
- * whose index is in `wanted` (ascending; all when null).
- * {"file": "x.parquet", "to": "x.jsonl", "wanted": [0, 7]} -> {"file": "x.jsonl", "rows": 2} */
+/* A local Parquet file as JSON lines, kept beside the cache under a name by the file's hash; a row group in memory at a time.
+ * {"file": "x.parquet"} -> {"file": "….jsonl"} */
 lquant_hub_function lquant_hub_parquet;
 
 /* Makes the repository when it is not there, and commits the files: large ones a commit each, then the rest in one. Files that the repository has

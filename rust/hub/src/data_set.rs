@@ -18,8 +18,8 @@ use crate::download::{RemoteFile, Snapshot, cached_folder, home_of};
 use crate::parquet_rows::{Source, Table};
 use crate::session::{Session, is_unreachable, offline};
 
-/// Row groups to draw from. They hold 1,000 rows as the hub's own writer makes them, some 2 MB: 64 are a fair picture of a mixture at the price of a
-/// small model's download.
+/// Row groups to draw from. They hold 1,000 rows as the `datasets` library writes them by default, so that usual numbers of rows come from a few
+/// dozen places of the data set, and most of it is never fetched.
 const GROUPS: usize = 64;
 /// Files whose footers are read; a split of more files is sampled.
 const FILES: usize = 24;

@@ -165,8 +165,7 @@ impl<T: Kind> Snapshot<T> {
         if let Some(blob) = &file.blob {
             return Ok(Hash::Git(blob.clone()));
         }
-        let plural = self.repository.repo_type().plural();
-        let prefix = if plural == "models" { String::new() } else { format!("{plural}/") };
+        let prefix = self.repository.repo_type().url_prefix();
         let etag = session
             .large_file_etag(&format!("{}/{prefix}{}/resolve/{}", session.client.endpoint(), self.id, self.commit), &file.path)
             .await

@@ -174,48 +174,36 @@ impl Source for LocalFile {
 #[derive(Deserialize)]
 pub struct Request {
     file: PathBuf,
-    to: Option<PathBuf>,
-    wanted: Option<Vec<usize>>,
 }
 
 #[derive(Serialize)]
 pub struct Answer {
     file: PathBuf,
-    rows: usize,
 }
 
 pub fn convert(request: Request, events: Events) -> Result<Answer, String> {
     let said = |path: &PathBuf, e: std::io::Error| format!("{}: {e}; check the path and the room there", path.display());
     let about = |e: String| format!("{}: {e}; make or download the file again", request.file.display());
+    // Named by the file's own bytes, so that it is made once and never mistaken for another.
+    let hash = crate::download::sha256(&request.file).map_err(|e| said(&request.file, e))?;
+    let folder = hf_hub::hf_home().join("lquant").join("parquet");
+    let to = folder.join(format!("{hash}.jsonl"));
+    if to.exists() {
+        return Ok(Answer { file: to });
+    }
     let file = std::fs::File::open(&request.file).map_err(|e| said(&request.file, e))?;
     let size = file.metadata().map_err(|e| said(&request.file, e))?.len();
     let table = Table::open(LocalFile(file, size)).map_err(about)?;
-    let to = match request.to {
-        Some(to) => to,
-        None => {
-            // Named by the file's own bytes, so that it is made once and never mistaken for another.
-            let hash = crate::download::sha256(&request.file).map_err(|e| said(&request.file, e))?;
-            let folder = hf_hub::hf_home().join("lquant").join("parquet");
-            std::fs::create_dir_all(&folder).map_err(|e| said(&folder, e))?;
-            folder.join(format!("{hash}.jsonl"))
-        }
-    };
+    std::fs::create_dir_all(&folder).map_err(|e| said(&folder, e))?;
     let growing = to.with_extension("partial");
     let mut out = std::io::BufWriter::new(std::fs::File::create(&growing).map_err(|e| said(&growing, e))?);
-    let mut rows = 0;
-    let mut begin = 0;
-    for (group, count) in table.groups().into_iter().enumerate() {
-        let inside: Option<Vec<usize>> =
-            request.wanted.as_ref().map(|wanted| wanted.iter().filter(|i| (begin..begin + count).contains(*i)).map(|i| i - begin).collect());
-        if inside.as_ref().is_none_or(|inside| !inside.is_empty()) {
-            rows += table.write(group, inside.as_deref(), &mut out).map_err(about)?;
-        }
-        begin += count;
+    for group in 0..table.groups().len() {
+        table.write(group, None, &mut out).map_err(about)?;
         if !events.report("", 0, 0) {
             return Err(crate::session::INTERRUPTED.into());
         }
     }
     out.flush().map_err(|e| said(&growing, e))?;
     std::fs::rename(&growing, &to).map_err(|e| said(&to, e))?;
-    Ok(Answer { file: to, rows })
+    Ok(Answer { file: to })
 }
