@@ -88,11 +88,12 @@ void File::sync() {
 #endif
 }
 
-std::string sha256_from(const File& file, std::uint64_t begin) {
+std::string sha256_from(const File& file, std::uint64_t begin, std::uint64_t end) {
+  end = std::min(end, file.size());
   Sha256 hash;
-  std::vector<char> block(static_cast<std::size_t>(std::min<std::uint64_t>(kHashBlock, file.size() - std::min(begin, file.size()))));
-  while (begin < file.size()) {
-    const auto n = static_cast<std::size_t>(std::min<std::uint64_t>(block.size(), file.size() - begin));
+  std::vector<char> block(static_cast<std::size_t>(std::min<std::uint64_t>(kHashBlock, end - std::min(begin, end))));
+  while (begin < end) {
+    const auto n = static_cast<std::size_t>(std::min<std::uint64_t>(block.size(), end - begin));
     file.read(begin, block.data(), n);
     hash.update(block.data(), n);
     begin += n;

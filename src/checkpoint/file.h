@@ -40,7 +40,7 @@ class File {
   std::uint64_t size_;
 };
 
-/// SHA-256 in hexadecimal of a file's bytes from `begin` to its end.
-std::string sha256_from(const File& file, std::uint64_t begin);
+/// SHA-256 in hexadecimal of a file's bytes [begin, end), as far as it has them.
+std::string sha256_from(const File& file, std::uint64_t begin, std::uint64_t end = UINT64_MAX);
 
 }  // namespace lquant::checkpoint

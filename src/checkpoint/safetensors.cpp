@@ -191,6 +191,12 @@ std::string stored_name(mx::Dtype dtype) {
   throw std::invalid_argument("[checkpoint] complex64 has no name in safetensors");
 }
 
+std::string length_bytes(std::uint64_t header_bytes) {
+  std::string bytes;
+  for (int i = 0; i < 8; ++i) bytes += static_cast<char>(header_bytes >> (8 * i) & 0xff);
+  return bytes;
+}
+
 std::uint64_t header_length(std::string_view first_bytes, std::uint64_t file_size, const std::filesystem::path& file) {
   if (file_size < 8 || first_bytes.size() < 8) damaged(file, "has {} bytes, fewer than the length of a header takes", file_size);
   if (first_bytes.substr(0, 8) == "version ") {

@@ -30,6 +30,9 @@ struct Header {
   std::uint64_t data_begin = 0;  ///< where the tensors' bytes start: 8 + the header's length
 };
 
+/// The 8 bytes before a header of so many bytes, padding included.
+std::string length_bytes(std::uint64_t header_bytes);
+
 /// Length of the JSON header, from the file's first bytes (8 of them, or all that there are). Throws Error when it is no
 /// length that a file of `file_size` bytes can have, or is more than 100 MB (the limit of the reference implementation).
 std::uint64_t header_length(std::string_view first_bytes, std::uint64_t file_size, const std::filesystem::path& file);

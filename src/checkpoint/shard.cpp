@@ -13,12 +13,6 @@ namespace {
 // Large enough that the disk sees long transfers, small beside any model's tensor.
 constexpr std::size_t kCopyBlock = std::size_t{8} << 20;
 
-std::string little_endian(std::uint64_t value) {
-  std::string bytes;
-  for (int i = 0; i < 8; ++i) bytes += static_cast<char>(value >> (8 * i) & 0xff);
-  return bytes;
-}
-
 void copy(const File& from, File& to) {
   std::vector<char> block(static_cast<std::size_t>(std::min<std::uint64_t>(kCopyBlock, from.size())));
   for (std::uint64_t place = 0; place < from.size();) {
@@ -48,7 +42,7 @@ void Shard::finish() {
   digest_ = hash_.hex();
   std::string text = R"({"__metadata__":{"format":"mlx"})" + entries_ + "}";
   text.resize((text.size() + 7) / 8 * 8, ' ');
-  header_ = little_endian(text.size()) + text;
+  header_ = length_bytes(text.size()) + text;
   auto file = File::create(path_);
   file.append(header_);
   copy(*data_, file);

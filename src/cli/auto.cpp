@@ -7,6 +7,7 @@
 
 #include "cli/budget.h"
 #include "cli/command.h"
+#include "cli/terminal.h"
 #include "cli/embedded.h"
 #include "hub/sources.h"
 
@@ -19,13 +20,14 @@ struct Options {
   bool json = false;
 };
 
-int run(Options& o) {
-  Log log;
+int run(Options& o, run::Stop& stop) {
+  const auto events = events_on_stderr();
+  const run::Context context(*events, stop);
   auto& r = o.run;
-  r.model = r.model.empty() ? embedded_model() : hub::model(r.model, log);
-  r.data = hub::rows(r.data, r.num_samples, r.seed, log);
+  r.model = r.model.empty() ? embedded_model() : hub::model(r.model, context);
+  r.data = hub::rows(r.data, r.num_samples, r.seed, context);
   take_budget(o.budget, r);
-  const auto result = pipeline::auto_quantize(r, mlx::core::distributed::init(), log);
+  const auto result = pipeline::auto_quantize(r, context);
   if (o.json) fmt::print("{}\n", result.to_json().dump(1));
   if (r.dry_run) return 0;
   if (!o.json) {
@@ -34,7 +36,7 @@ int run(Options& o) {
       fmt::print("{:<10} {:>20} {:>10} {:>12} {:>8}\n", s.name, fmt::format("{:.4f} ± {:.4f}", *s.kl, *s.kl_se), format_duration(s.time),
                  s.expected_time > 0 ? format_duration(s.expected_time) : "", s.kept ? "kept" : "undone");
   }
-  log.line(fmt::format("saved to {}", r.output.string()));
+  context.line(fmt::format("saved to {}", r.output.string()));
   return 0;
 }
 
@@ -62,7 +64,7 @@ void add_auto(CLI::App& app, Run& chosen) {
   command->add_flag("--dry-run", r.dry_run, "Say what would be done, in what time, memory and size, and stop");
   command->add_flag("--fresh", r.fresh, "Start over instead of continuing an interrupted run");
   command->add_flag("--json", o->json, "Print the figures as JSON on stdout");
-  command->callback([o, &chosen] { chosen = [o] { return run(*o); }; });
+  command->callback([o, &chosen] { chosen = [o](run::Stop& stop) { return run(*o, stop); }; });
 }
 
 }  // namespace lquant::cli

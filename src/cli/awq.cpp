@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "cli/command.h"
+#include "cli/terminal.h"
 #include "hub/sources.h"
 
 namespace lquant::cli {
@@ -21,21 +22,22 @@ struct Options {
   bool no_duo = false, no_clip = false, json = false, trust_remote_code = false;
 };
 
-int run(Options& o) {
-  Log log;
-  if (o.trust_remote_code) log.line("--trust-remote-code is not needed: lquant never runs code from a model folder");
+int run(Options& o, run::Stop& stop) {
+  const auto events = events_on_stderr();
+  const run::Context context(*events, stop);
+  if (o.trust_remote_code) context.line("--trust-remote-code is not needed: lquant never runs code from a model folder");
   o.run.inputs = o.inputs == "full"        ? pipeline::AwqInputs::full
                  : o.inputs == "quantized" ? pipeline::AwqInputs::quantized
                                            : pipeline::AwqInputs::automatic;
   o.run.method.duo = !o.no_duo;
   o.run.method.clip = !o.no_clip;
   if (o.then.empty() && o.then_samples) throw UsageError("--then-samples is for a method that follows; give --then with it");
-  o.run.model = hub::model(o.run.model, log);
-  o.run.rows.data = hub::rows(o.run.rows.data, o.run.rows.num_samples, o.run.rows.seed, log);
+  o.run.model = hub::model(o.run.model, context);
+  o.run.rows.data = hub::rows(o.run.rows.data, o.run.rows.num_samples, o.run.rows.seed, context);
   const auto figures =
-      o.then.empty() ? pipeline::awq(o.run, log).to_json() : pipeline::cascade({o.run, o.then, o.then_samples}, mlx::core::distributed::init(), log);
+      o.then.empty() ? pipeline::awq(o.run, context).to_json() : pipeline::cascade({o.run, o.then, o.then_samples}, context);
   if (o.json) fmt::print("{}\n", figures.dump(1));
-  log.line(fmt::format("saved to {}", o.run.output.string()));
+  context.line(fmt::format("saved to {}", o.run.output.string()));
   return 0;
 }
 
@@ -75,7 +77,7 @@ void add_awq(CLI::App& app, Run& chosen) {
   command->add_flag("--fresh", r.fresh, "Start over instead of continuing an interrupted run");
   command->add_flag("--json", o->json, "Print the figures as JSON on stdout");
   command->add_flag("--trust-remote-code", o->trust_remote_code, "Accepted for mlx_lm's sake; no remote code is ever run");
-  command->callback([o, &chosen] { chosen = [o] { return run(*o); }; });
+  command->callback([o, &chosen] { chosen = [o](run::Stop& stop) { return run(*o, stop); }; });
 }
 
 }  // namespace lquant::cli

@@ -3,11 +3,13 @@
 #include <CLI/CLI.hpp>
 #include <functional>
 
+#include "run/context.h"
+
 // One file a command: add_NAME declares its options on `app` and, when the command is chosen, sets `run`, which does the
-// work and returns the exit code. `main` owns the one catch.
+// work, ends early when `stop` is requested, and returns the exit code. `main` owns the one catch.
 namespace lquant::cli {
 
-using Run = std::function<int()>;
+using Run = std::function<int(run::Stop&)>;
 
 /// CLI::PositiveNumber, whose complaint is some 300 digits long, in words.
 inline const CLI::Validator kPositive(

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "cli/command.h"
+#include "cli/terminal.h"
 #include "hub/sources.h"
 #include "hub/upload.h"
 
@@ -19,21 +20,22 @@ struct Options {
   bool trust_remote_code = false;
 };
 
-int run(Options& o) {
+int run(Options& o, run::Stop& stop) {
   auto& format = o.convert.format;
   format = codec::default_format(codec::parse_mode(o.mode));
   if (o.bits) format.bits = *o.bits;
   if (o.group_size) format.group_size = *o.group_size;
   if (o.convert.quantize) codec::check(format);
-  Log log;
-  if (o.trust_remote_code) log.line("--trust-remote-code is not needed: lquant never runs code from a model folder");
+  const auto events = events_on_stderr();
+  const run::Context context(*events, stop);
+  if (o.trust_remote_code) context.line("--trust-remote-code is not needed: lquant never runs code from a model folder");
   if (!o.upload_repo.empty()) hub::check_repository(o.upload_repo);
-  o.convert.model = hub::model(o.convert.model, log);
-  pipeline::convert(o.convert, log);
+  o.convert.model = hub::model(o.convert.model, context);
+  pipeline::convert(o.convert, context);
   if (!o.upload_repo.empty()) {
     hub::Upload upload;
     upload.folder = o.convert.output, upload.repo = o.upload_repo;
-    log.line(fmt::format("the model is at {}", hub::send(upload, hub::plan_upload(upload, log), log)));
+    context.line(fmt::format("the model is at {}", hub::send(upload, hub::plan_upload(upload, context), context)));
   }
   return 0;
 }
@@ -61,7 +63,7 @@ void add_convert(CLI::App& app, Run& chosen) {
   command->add_option("--upload-repo", o->upload_repo, "Publish the result as user/name on the Hugging Face hub (see lquant upload)");
   command->add_flag("--fresh", o->convert.fresh, "Start over instead of continuing an interrupted run");
   command->add_flag("--trust-remote-code", o->trust_remote_code, "Accepted for mlx_lm's sake; no remote code is ever run");
-  command->callback([o, &chosen] { chosen = [o] { return run(*o); }; });
+  command->callback([o, &chosen] { chosen = [o](run::Stop& stop) { return run(*o, stop); }; });
 }
 
 }  // namespace lquant::cli

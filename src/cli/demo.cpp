@@ -6,15 +6,17 @@
 #include <memory>
 
 #include "cli/command.h"
+#include "cli/terminal.h"
 #include "cli/embedded.h"
 
 namespace lquant::cli {
 namespace {
 
-int run(pipeline::DemoOptions options) {
+int run(pipeline::DemoOptions options, run::Stop& stop) {
   if (options.model.empty()) options.model = embedded_model();
-  Log log;
-  const auto rows = pipeline::demo(options, log);
+  const auto events = events_on_stderr();
+  const run::Context context(*events, stop);
+  const auto rows = pipeline::demo(options, context);
   fmt::print("\n{:<14} {:>11} {:>9} {:>20} {:>11} {:>8}\n", "", "bits/weight", "size", "KL to the original", "perplexity", "time");
   for (const auto& row : rows)
     fmt::print("{:<14} {:>11.3f} {:>9} {:>20} {:>11.2f} {:>8}\n", row.name, row.bits_per_weight, format_bytes(static_cast<double>(row.bytes)),
@@ -35,7 +37,7 @@ void add_demo(CLI::App& app, Run& chosen) {
   command->add_option("--model", options->model, "Another model folder than the embedded one");
   command->add_option("--output", options->output, "Folder for the two results")->capture_default_str();
   command->add_option("--bits", options->bits, "Bits per weight")->capture_default_str();
-  command->callback([options, &chosen] { chosen = [options] { return run(*options); }; });
+  command->callback([options, &chosen] { chosen = [options](run::Stop& stop) { return run(*options, stop); }; });
 }
 
 }  // namespace lquant::cli

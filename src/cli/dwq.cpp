@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "cli/command.h"
+#include "cli/terminal.h"
 #include "hub/sources.h"
 
 namespace lquant::cli {
@@ -23,31 +24,32 @@ struct Options {
 };
 
 /// The rows to learn from. Who named none is told, where the default cannot be had, what works without a network.
-std::string data_of(const Options& o, Log& log) {
+std::string data_of(const Options& o, const run::Context& context) {
   const int rows = o.run.num_samples + o.run.num_valid;
-  if (o.data) return hub::rows(*o.data, rows, o.run.seed, log).string();
+  if (o.data) return hub::rows(*o.data, rows, o.run.seed, context).string();
   try {
-    return hub::rows(kDataSet, rows, o.run.seed, log).string();
+    return hub::rows(kDataSet, rows, o.run.seed, context).string();
   } catch (const Error& e) {
     throw Error(fmt::format("{}; or learn from texts that the model itself writes, with --data-path self", e.what()));
   }
 }
 
-int run(Options& o) {
+int run(Options& o, run::Stop& stop) {
   const auto group = mlx::core::distributed::init();
-  Log log = group.rank() == 0 ? Log() : Log(Log::Style::quiet);
-  if (o.trust_remote_code) log.line("--trust-remote-code is not needed: lquant never runs code from a model folder");
-  o.run.model = hub::model(o.run.model, log);
-  o.run.quantized_model = hub::model(o.run.quantized_model, log);
-  o.run.data = data_of(o, log);
+  const auto events = events_on_stderr(/*quiet=*/group.rank() != 0);
+  const run::Context context(*events, stop, group);
+  if (o.trust_remote_code) context.line("--trust-remote-code is not needed: lquant never runs code from a model folder");
+  o.run.model = hub::model(o.run.model, context);
+  o.run.quantized_model = hub::model(o.run.quantized_model, context);
+  o.run.data = data_of(o, context);
   o.run.move_codes = o.codes == "move";
-  const auto result = pipeline::dwq(o.run, group, log);
+  const auto result = pipeline::dwq(o.run, context);
   if (group.rank() != 0) return 0;
   if (o.json) fmt::print("{}\n", result.to_json().dump(1));
   if (o.run.targets_only)
-    log.line(fmt::format("targets are in {}; use them by --target-dir", o.run.target_dir->string()));
+    context.line(fmt::format("targets are in {}; use them by --target-dir", o.run.target_dir->string()));
   else
-    log.line(fmt::format("saved to {}", o.run.output.string()));
+    context.line(fmt::format("saved to {}", o.run.output.string()));
   return 0;
 }
 
@@ -93,7 +95,7 @@ void add_dwq(CLI::App& app, Run& chosen) {
   command->add_flag("--fresh", r.fresh, "Start over instead of continuing an interrupted run");
   command->add_flag("--json", o->json, "Print the figures as JSON on stdout");
   command->add_flag("--trust-remote-code", o->trust_remote_code, "Accepted for mlx_lm's sake; no remote code is ever run");
-  command->callback([o, &chosen] { chosen = [o] { return run(*o); }; });
+  command->callback([o, &chosen] { chosen = [o](run::Stop& stop) { return run(*o, stop); }; });
 }
 
 }  // namespace lquant::cli

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "cli/budget.h"
 #include "cli/command.h"
+#include "cli/terminal.h"
 #include "hub/sources.h"
 
 namespace lquant::cli {
@@ -21,21 +22,22 @@ struct Options {
   bool report_ppl = false, grad_checkpoint = false, json = false, trust_remote_code = false;
 };
 
-int run(Options& o) {
-  Log log;
-  if (o.trust_remote_code) log.line("--trust-remote-code is not needed: lquant never runs code from a model folder");
-  if (o.accumulation != "float32") log.line("sums are always made in float32; --accumulation-dtype changes nothing");
+int run(Options& o, run::Stop& stop) {
+  const auto events = events_on_stderr();
+  const run::Context context(*events, stop);
+  if (o.trust_remote_code) context.line("--trust-remote-code is not needed: lquant never runs code from a model folder");
+  if (o.accumulation != "float32") context.line("sums are always made in float32; --accumulation-dtype changes nothing");
   auto& r = o.run;
   r.rule = o.rule == "exact" ? pipeline::Rule::exact : pipeline::Rule::threshold;
   take_budget(o.budget, r);
   r.sensitivities_name = pipeline::sensitivities_name(r.model.string());
-  r.model = hub::model(r.model, log);
-  r.rows.data = hub::rows(r.rows.data, r.rows.num_samples, r.rows.seed, log);
-  const auto result = pipeline::dynamic_quant(r, log);
+  r.model = hub::model(r.model, context);
+  r.rows.data = hub::rows(r.rows.data, r.rows.num_samples, r.rows.seed, context);
+  const auto result = pipeline::dynamic_quant(r, context);
   if (o.json) fmt::print("{}\n", result.to_json().dump(1));
   if (o.report_ppl && result.perplexity && !o.json)
     fmt::print("Original PPL: {:.3f}\nQuantized PPL: {:.3f}\n", *result.teacher_perplexity, *result.perplexity);
-  log.line(fmt::format("saved to {}", (r.plan_only ? *r.plan_only : r.output).string()));
+  context.line(fmt::format("saved to {}", (r.plan_only ? *r.plan_only : r.output).string()));
   return 0;
 }
 
@@ -79,7 +81,7 @@ void add_dynamic_quant(CLI::App& app, Run& chosen) {
   command->add_flag("--fresh", r.fresh, "Start over instead of continuing an interrupted run");
   command->add_flag("--json", o->json, "Print the figures as JSON on stdout");
   command->add_flag("--trust-remote-code", o->trust_remote_code, "Accepted for mlx_lm's sake; no remote code is ever run");
-  command->callback([o, &chosen] { chosen = [o] { return run(*o); }; });
+  command->callback([o, &chosen] { chosen = [o](run::Stop& stop) { return run(*o, stop); }; });
 }
 
 }  // namespace lquant::cli

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "cli/command.h"
+#include "cli/terminal.h"
 #include "evaluate/task.h"
 #include "hub/sources.h"
 
@@ -47,7 +48,7 @@ void print_table(const pipeline::EvaluateResult& result) {
 }
 
 /// The tasks' rows from their data sets, as links in a folder like --data-dir's.
-fs::path data_of_hub(const std::vector<const evaluate::Task*>& tasks, const pipeline::EvaluateRun& run, Log& log) {
+fs::path data_of_hub(const std::vector<const evaluate::Task*>& tasks, const pipeline::EvaluateRun& run, const run::Context& context) {
   fs::path folder;
   for (const auto* task : tasks) {
     const auto& definition = task->definition;
@@ -56,7 +57,7 @@ fs::path data_of_hub(const std::vector<const evaluate::Task*>& tasks, const pipe
     std::vector<std::string> splits{task->scored_split()};
     if (run.shots.value_or(0) > 0 && task->train) splits.push_back(*task->train);
     for (const auto& split : splits) {
-      const auto file = hub::split(definition.at("dataset").get<std::string>(), config, split, log);
+      const auto file = hub::split(definition.at("dataset").get<std::string>(), config, split, context);
       folder = file.parent_path().parent_path().parent_path() / "tasks";  // beside what was fetched
       fs::create_directories(folder / task->name);
       const auto link = folder / task->name / (split + ".jsonl");
@@ -67,31 +68,32 @@ fs::path data_of_hub(const std::vector<const evaluate::Task*>& tasks, const pipe
   return folder;
 }
 
-int run(Options& o, const CLI::App& command) {
+int run(Options& o, const CLI::App& command, run::Stop& stop) {
   if (o.unsafe_code)
     throw UsageError("--confirm-run-unsafe-code is refused: lquant never runs a model's answers as code, and no task here asks for it; leave it out");
   if (command.count("--apply-chat-template") > 0) o.run.chat = o.chat;
   o.run.chat_arguments = nlohmann::ordered_json::parse(o.chat_arguments, nullptr, /*allow_exceptions=*/false);
   if (!o.run.chat_arguments.is_object()) throw UsageError("--chat-template-args is no JSON object; write it like '{\"enable_thinking\": false}'");
-  Log log = o.json ? Log(Log::Style::quiet) : Log();
-  o.run.model = hub::model(std::filesystem::path(o.run.model), log).string();
-  if (o.run.teacher) o.run.teacher = hub::model(std::filesystem::path(*o.run.teacher), log).string();
+  const auto events = events_on_stderr(/*quiet=*/o.json);
+  const run::Context context(*events, stop);
+  o.run.model = hub::model(std::filesystem::path(o.run.model), context).string();
+  if (o.run.teacher) o.run.teacher = hub::model(std::filesystem::path(*o.run.teacher), context).string();
   if (o.run.data.empty()) {
     std::vector<const evaluate::Task*> tasks;
     for (const auto& name : o.run.tasks) tasks.push_back(&evaluate::find_task(name));  // before anything is fetched
     try {
-      o.run.data = data_of_hub(tasks, o.run, log);
+      o.run.data = data_of_hub(tasks, o.run, context);
     } catch (const Error& e) {
       throw Error(fmt::format("{}; or give the rows by --data-dir, a folder with TASK/SPLIT.jsonl", e.what()));
     }
   }
-  const auto result = pipeline::evaluate_tasks(o.run, log);
+  const auto result = pipeline::evaluate_tasks(o.run, context);
   if (o.json) {
     fmt::print("{}\n", result.report.dump(1));
     return 0;
   }
   print_table(result);
-  log.line(fmt::format("saved to {}", result.file.string()));
+  context.line(fmt::format("saved to {}", result.file.string()));
   return 0;
 }
 
@@ -126,7 +128,7 @@ void add_evaluate(CLI::App& app, Run& chosen) {
   command->add_option("--top-p", o->top_p, "See --temp");
   command->add_option("--top-k", o->top_k, "See --temp");
   command->add_flag("--trust-remote-code", o->trust_remote_code, "Accepted for mlx_lm's sake; no remote code is ever run");
-  command->callback([o, command, &chosen] { chosen = [o, command] { return run(*o, *command); }; });
+  command->callback([o, command, &chosen] { chosen = [o, command](run::Stop& stop) { return run(*o, *command, stop); }; });
 }
 
 }  // namespace lquant::cli

@@ -17,6 +17,7 @@
 #include "base/error.h"
 #include "checkpoint/checkpoint.h"
 #include "cli/command.h"
+#include "cli/terminal.h"
 #include "hub/sources.h"
 #include "model/generate.h"
 #include "model/model.h"
@@ -108,13 +109,14 @@ class Printer {
   bool printed_ = false;
 };
 
-int run(Options options) {
+int run(Options options, run::Stop& stop) {
   if (options.sample.max_tokens == 0) throw UsageError("[generate] --max-tokens must not be 0 (-1: until the model stops)");
   if (options.sample.max_tokens < 0) options.sample.max_tokens = std::numeric_limits<int>::max();
   options.sample.seed = options.seed ? *options.seed : std::random_device{}();
 
-  Log log;
-  const auto checkpoint = checkpoint::Checkpoint::open(hub::model(std::filesystem::path(options.model), log));
+  const auto events = events_on_stderr();
+  const run::Context context(*events, stop);
+  const auto checkpoint = checkpoint::Checkpoint::open(hub::model(std::filesystem::path(options.model), context));
   const auto tokenizer = text::Tokenizer::open(checkpoint.files());
   const auto prompt = encode_prompt(tokenizer, options);
   options.sample.stop = tokenizer.eos_ids();
@@ -165,7 +167,7 @@ void add_generate(CLI::App& app, Run& chosen) {
       ->check(kPositive)
       ->capture_default_str();
   command->add_option("--verbose", options->verbose, "'False' or 'F' prints the text alone")->capture_default_str();
-  command->callback([options, &chosen] { chosen = [options] { return run(*options); }; });
+  command->callback([options, &chosen] { chosen = [options](run::Stop& stop) { return run(*options, stop); }; });
 }
 
 }  // namespace lquant::cli

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "cli/command.h"
+#include "cli/terminal.h"
 #include "hub/sources.h"
 
 namespace lquant::cli {
@@ -17,11 +18,12 @@ struct Options {
   bool parallel = false, sequential = false, no_range_search = false, range_search = false, json = false, trust_remote_code = false;
 };
 
-int run(Options& o) {
-  Log log;
-  if (o.trust_remote_code) log.line("--trust-remote-code is not needed: lquant never runs code from a model folder");
-  o.run.model = hub::model(o.run.model, log);
-  o.run.rows.data = hub::rows(o.run.rows.data, o.run.rows.num_samples, o.run.rows.seed, log);
+int run(Options& o, run::Stop& stop) {
+  const auto events = events_on_stderr();
+  const run::Context context(*events, stop);
+  if (o.trust_remote_code) context.line("--trust-remote-code is not needed: lquant never runs code from a model folder");
+  o.run.model = hub::model(o.run.model, context);
+  o.run.rows.data = hub::rows(o.run.rows.data, o.run.rows.num_samples, o.run.rows.seed, context);
   o.run.method.act_order = o.act_order == "off"   ? quantize::ActOrder::off
                            : o.act_order == "gar" ? quantize::ActOrder::gar
                                                   : quantize::ActOrder::fixed;
@@ -30,9 +32,9 @@ int run(Options& o) {
                                             : pipeline::Asymmetric::automatic;
   o.run.sequential = !o.parallel;
   o.run.method.range_search = !o.no_range_search;
-  const auto result = pipeline::gptq(o.run, log);
+  const auto result = pipeline::gptq(o.run, context);
   if (o.json) fmt::print("{}\n", result.to_json().dump(1));
-  log.line(fmt::format("saved to {}", o.run.output.string()));
+  context.line(fmt::format("saved to {}", o.run.output.string()));
   return 0;
 }
 
@@ -83,7 +85,7 @@ void add_gptq(CLI::App& app, Run& chosen) {
   command->add_flag("--fresh", r.fresh, "Start over instead of continuing an interrupted run");
   command->add_flag("--json", o->json, "Print the figures as JSON on stdout");
   command->add_flag("--trust-remote-code", o->trust_remote_code, "Accepted for mlx_lm's sake; no remote code is ever run");
-  command->callback([o, &chosen] { chosen = [o] { return run(*o); }; });
+  command->callback([o, &chosen] { chosen = [o](run::Stop& stop) { return run(*o, stop); }; });
 }
 
 }  // namespace lquant::cli

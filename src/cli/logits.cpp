@@ -11,6 +11,7 @@
 #include "base/files.h"
 #include "checkpoint/checkpoint.h"
 #include "cli/command.h"
+#include "cli/terminal.h"
 #include "hub/sources.h"
 #include "model/model.h"
 
@@ -40,9 +41,10 @@ mx::array read_ids(const std::string& path, int vocab) {
   return mx::array(flat.data(), {static_cast<int>(json.size()), static_cast<int>(json[0].size())}, mx::int32);
 }
 
-int run(const Options& options) {
-  Log log;
-  const auto model = model::Model::open(checkpoint::Checkpoint::open(hub::model(std::filesystem::path(options.model), log)));
+int run(const Options& options, run::Stop& stop) {
+  const auto events = events_on_stderr();
+  const run::Context context(*events, stop);
+  const auto model = model::Model::open(checkpoint::Checkpoint::open(hub::model(std::filesystem::path(options.model), context)));
   const auto& spec = model.spec();
   const auto ids = read_ids(options.ids, spec.vocab);
   const auto dtype = options.dtype == "float32" ? mx::float32 : options.dtype == "bfloat16" ? mx::bfloat16 : model.compute_dtype();
@@ -78,7 +80,7 @@ void add_logits(CLI::App& app, Run& chosen) {
   command->add_option("--output", options->output, "Where to write `logits`, float32 [B, T, V] (.safetensors)")->required();
   command->add_option("--dtype", options->dtype, "Dtype to compute in (default: the model's; f16 models in float32 on CPU)")
       ->check(CLI::IsMember({"float32", "bfloat16"}));
-  command->callback([options, &chosen] { chosen = [options] { return run(*options); }; });
+  command->callback([options, &chosen] { chosen = [options](run::Stop& stop) { return run(*options, stop); }; });
 }
 
 }  // namespace lquant::cli

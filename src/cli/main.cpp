@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "cli/command.h"
+#include "cli/signals.h"
 #include "lquant/version.h"
 
 namespace {
@@ -66,7 +67,9 @@ int front_door(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     return e.get_exit_code() == 0 ? app.exit(e) : refuse(app, command, e.what());
   }
-  return run();
+  static run::Stop stop;  // the thread that takes signals outlives this function
+  cli::take_signals(stop);
+  return run(stop);
 }
 
 /// Block after block allocates and frees arrays of the same sizes: given back to the system each time, their pages would have to be cleared anew,

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "cli/command.h"
+#include "cli/terminal.h"
 #include "hub/sources.h"
 #include "pipeline/report.h"
 
@@ -21,13 +22,13 @@ struct Options {
 };
 
 /// The same figures, and a page about them. Nothing is put into the teacher alone: `lquant report` does that.
-evaluate::Quality with_report(const Options& o, Log& log) {
+evaluate::Quality with_report(const Options& o, const run::Context& context) {
   if (!o.run.teacher) throw UsageError("--report shows how far a model is from its teacher; give --teacher with it");
   pipeline::ReportRun r;
   r.folders = {o.run.model}, r.teacher = *o.run.teacher, r.text = o.run, r.output = o.report;
   r.alone = pipeline::AloneBy::none;
-  const auto quality = pipeline::report(r, log).folders.front().quality;
-  log.line(fmt::format("saved to {}", o.report.string()));
+  const auto quality = pipeline::report(r, context).folders.front().quality;
+  context.line(fmt::format("saved to {}", o.report.string()));
   return quality;
 }
 
@@ -46,12 +47,13 @@ void record(const pipeline::PerplexityOptions& run, const evaluate::Quality& qua
   write_file_atomically("cli", file, json.dump(4) + "\n");
 }
 
-int run(Options& o) {
-  Log log = o.json ? Log(Log::Style::quiet) : Log();
-  o.run.model = hub::model(o.run.model, log);
-  o.run.teacher = hub::model(o.run.teacher, log);
-  o.run.data = hub::rows(std::filesystem::path(o.run.data), static_cast<int>(o.run.num_samples), o.run.seed, log).string();
-  const auto q = o.report.empty() ? pipeline::perplexity(o.run, log) : with_report(o, log);
+int run(Options& o, run::Stop& stop) {
+  const auto events = events_on_stderr(/*quiet=*/o.json);
+  const run::Context context(*events, stop);
+  o.run.model = hub::model(o.run.model, context);
+  o.run.teacher = hub::model(o.run.teacher, context);
+  o.run.data = hub::rows(std::filesystem::path(o.run.data), static_cast<int>(o.run.num_samples), o.run.seed, context).string();
+  const auto q = o.report.empty() ? pipeline::perplexity(o.run, context) : with_report(o, context);
   if (o.record) record(o.run, q);
   if (o.json) {
     fmt::print("{}\n", q.to_json().dump(1));
@@ -80,7 +82,7 @@ void add_perplexity(CLI::App& app, Run& chosen) {
   command->add_flag("--record", o->record, "Keep the figures in the model's lquant.json, for its card (see lquant upload)");
   command->add_flag("--json", o->json, "Print JSON");
   command->add_flag("--trust-remote-code", o->trust_remote_code, "Accepted for mlx_lm's sake; no remote code is ever run");
-  command->callback([o, &chosen] { chosen = [o] { return run(*o); }; });
+  command->callback([o, &chosen] { chosen = [o](run::Stop& stop) { return run(*o, stop); }; });
 }
 
 }  // namespace lquant::cli

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "cli/command.h"
+#include "cli/terminal.h"
 #include "cli/report_table.h"
 #include "hub/sources.h"
 
@@ -19,18 +20,19 @@ struct Options {
   bool json = false, trust_remote_code = false;
 };
 
-int run(Options& o) {
+int run(Options& o, run::Stop& stop) {
   o.run.alone = o.layers == "linear" ? pipeline::AloneBy::linear : o.layers == "block" ? pipeline::AloneBy::block : pipeline::AloneBy::none;
-  Log log = o.json ? Log(Log::Style::quiet) : Log();
-  for (auto& folder : o.run.folders) folder = hub::model(folder, log);
-  o.run.teacher = hub::model(o.run.teacher, log);
-  o.run.text.data = hub::rows(std::filesystem::path(o.run.text.data), static_cast<int>(o.run.text.num_samples), o.run.text.seed, log).string();
-  const auto report = pipeline::report(o.run, log);
+  const auto events = events_on_stderr(/*quiet=*/o.json);
+  const run::Context context(*events, stop);
+  for (auto& folder : o.run.folders) folder = hub::model(folder, context);
+  o.run.teacher = hub::model(o.run.teacher, context);
+  o.run.text.data = hub::rows(std::filesystem::path(o.run.text.data), static_cast<int>(o.run.text.num_samples), o.run.text.seed, context).string();
+  const auto report = pipeline::report(o.run, context);
   if (o.json)
     print_json(report);
   else
     print_table(report, isatty(STDOUT_FILENO) == 1);
-  log.line(fmt::format("saved to {}", o.run.output.string()));
+  context.line(fmt::format("saved to {}", o.run.output.string()));
   return 0;
 }
 
@@ -59,7 +61,7 @@ void add_report(CLI::App& app, Run& chosen) {
   command->add_flag("--fresh", r.fresh, "Start over instead of continuing an interrupted run");
   command->add_flag("--json", o->json, "Print the page's data as JSON on stdout too");
   command->add_flag("--trust-remote-code", o->trust_remote_code, "Accepted for mlx_lm's sake; no remote code is ever run");
-  command->callback([o, &chosen] { chosen = [o] { return run(*o); }; });
+  command->callback([o, &chosen] { chosen = [o](run::Stop& stop) { return run(*o, stop); }; });
 }
 
 }  // namespace lquant::cli

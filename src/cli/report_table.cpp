@@ -4,7 +4,8 @@
 
 #include <algorithm>
 
-#include "base/progress.h"
+#include "base/figures.h"
+#include "run/context.h"
 
 namespace lquant::cli {
 namespace {

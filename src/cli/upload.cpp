@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "cli/command.h"
+#include "cli/terminal.h"
 
 namespace lquant::cli {
 namespace {
@@ -15,9 +16,10 @@ struct Options {
   bool dry_run = false;
 };
 
-int run(const Options& o) {
-  Log log;
-  const auto plan = hub::plan_upload(o.upload, log);
+int run(const Options& o, run::Stop& stop) {
+  const auto events = events_on_stderr();
+  const run::Context context(*events, stop);
+  const auto plan = hub::plan_upload(o.upload, context);
   if (o.dry_run) {
     fmt::print("{}\n", plan.card);
     std::uint64_t total = 0;
@@ -25,11 +27,11 @@ int run(const Options& o) {
       fmt::print("{:<40}{:>12}\n", name, format_bytes(static_cast<double>(bytes)));
       total += bytes;
     }
-    log.line(fmt::format("{} in {} files would go to {}; leave --dry-run out to send them", format_bytes(static_cast<double>(total)),
+    context.line(fmt::format("{} in {} files would go to {}; leave --dry-run out to send them", format_bytes(static_cast<double>(total)),
                          plan.files.size(), o.upload.repo));
     return 0;
   }
-  log.line(fmt::format("the model is at {}", hub::send(o.upload, plan, log)));
+  context.line(fmt::format("the model is at {}", hub::send(o.upload, plan, context)));
   return 0;
 }
 
@@ -45,7 +47,7 @@ void add_upload(CLI::App& app, Run& chosen) {
   command->add_option("--revision", u.revision, "Branch to commit to; it is made when it is not there (default: main)");
   command->add_option("--commit-message", u.message, "Message of the commits")->capture_default_str();
   command->add_flag("--dry-run", o->dry_run, "Print the model card and the list of files, and send nothing");
-  command->callback([o, &chosen] { chosen = [o] { return run(*o); }; });
+  command->callback([o, &chosen] { chosen = [o](run::Stop& stop) { return run(*o, stop); }; });
 }
 
 }  // namespace lquant::cli

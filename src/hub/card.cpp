@@ -28,12 +28,12 @@ void add_key(std::string& yaml, const std::string& key, const json& value) {
 }
 
 /// Whether the card is one that lquant wrote, here or when the folder was made.
-bool is_ours(const std::string& text, Log& log) {
-  const auto tags = call("lquant_hub_front_matter", {{"text", text}}, log).value("tags", json::array());
+bool is_ours(const std::string& text, const run::Context& context) {
+  const auto tags = call("lquant_hub_front_matter", {{"text", text}}, context).value("tags", json::array());
   return tags.is_array() && std::find(tags.begin(), tags.end(), "lquant") != tags.end();
 }
 
-std::string front_matter(const json& record, const json& config, Log& log) {
+std::string front_matter(const json& record, const json& config, const run::Context& context) {
   const auto source = record.value("source", json::object());
   std::string yaml = "---\n";
   add_key(yaml, "library_name", "mlx");
@@ -43,7 +43,7 @@ std::string front_matter(const json& record, const json& config, Log& log) {
     add_key(yaml, "base_model_relation", "quantized");
   }
   if (source.contains("card")) {
-    const auto base = call("lquant_hub_front_matter", {{"text", source.at("card")}}, log);
+    const auto base = call("lquant_hub_front_matter", {{"text", source.at("card")}}, context);
     for (const char* key : {"license", "license_name", "license_link", "language"})
       if (base.contains(key) && !base.at(key).is_object()) add_key(yaml, key, base.at(key));
   }
@@ -95,10 +95,10 @@ std::string measured(const json& record) {
 
 }  // namespace
 
-std::string model_card(const fs::path& folder, const std::string& repo, Log& log) {
+std::string model_card(const fs::path& folder, const std::string& repo, const run::Context& context) {
   const auto readme = folder / "README.md", record_file = folder / "lquant.json";
   const auto present = fs::is_regular_file(readme) ? read_file("hub", readme) : std::string();
-  if (!present.empty() && !is_ours(present, log)) return present;
+  if (!present.empty() && !is_ours(present, context)) return present;
   if (!fs::is_regular_file(record_file))
     fail("hub", "{}: holds neither lquant.json, from which the model card is made, nor a README.md; write a README.md", folder.string());
   const auto record = read_json("hub", record_file), config = read_json("hub", folder / "config.json");
@@ -106,7 +106,7 @@ std::string model_card(const fs::path& folder, const std::string& repo, Log& log
     const auto source = record.value("source", json::object());
     const auto base = source.value("repo", source.value("name", "the original"));
     const auto title = repo.substr(repo.find('/') + 1);
-    auto card = front_matter(record, config, log);
+    auto card = front_matter(record, config, context);
     card += fmt::format("# {}\n\n", title);
     card += source.contains("repo") ? fmt::format("[{0}](https://huggingface.co/{0})", base) : fmt::format("`{}`", base);
     card += fmt::format(", made small by lquant {}.\n\n| | |\n| --- | --- |\n", record.at("lquant").get<std::string>());

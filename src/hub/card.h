@@ -3,7 +3,8 @@
 #include <filesystem>
 #include <string>
 
-#include "base/progress.h"
+#include "base/figures.h"
+#include "run/context.h"
 
 namespace lquant::hub {
 
@@ -11,6 +12,6 @@ namespace lquant::hub {
 /// licence and languages from the card of the model it was made from) and, from lquant.json, how it was made, its size, what was measured and how to
 /// use it (https://huggingface.co/docs/hub/model-cards). A README.md that lquant did not write is returned as it is. Throws Error when lquant.json or
 /// the base's front matter is damaged.
-std::string model_card(const std::filesystem::path& folder, const std::string& repo, Log& log);
+std::string model_card(const std::filesystem::path& folder, const std::string& repo, const run::Context& context);
 
 }  // namespace lquant::hub

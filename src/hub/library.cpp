@@ -41,7 +41,7 @@ F* symbol(const char* name) {
 /// Shows bytes as a bar and remarks as lines.
 class Reporter {
  public:
-  explicit Reporter(Log& log) : log_(log) {}
+  explicit Reporter(const run::Context& context) : context_(context) {}
   ~Reporter() {
     if (progress_ && done_ > 0) progress_->finish();
   }
@@ -54,12 +54,12 @@ class Reporter {
  private:
   void show(const std::string& text, std::uint64_t done, std::uint64_t total) {
     if (total == 0) {
-      if (!text.empty()) log_.line(text);
+      if (!text.empty()) context_.line(text);
       return;
     }
     if (!progress_ || text != what_ || total != total_) {
       what_ = text, total_ = total, done_ = 0;
-      progress_.emplace(log_, text + ", MB", megabytes(total));
+      progress_.emplace(context_.events(), text + ", MB", megabytes(total));
     }
     if (done <= done_) return;
     progress_->advance(megabytes(done) - megabytes(done_));
@@ -68,22 +68,22 @@ class Reporter {
 
   static std::int64_t megabytes(std::uint64_t bytes) { return static_cast<std::int64_t>((bytes + 999'999) / 1'000'000); }
 
-  Log& log_;
-  std::optional<Progress> progress_;
+  const run::Context& context_;
+  std::optional<run::Progress> progress_;
   std::string what_;
   std::uint64_t total_ = 0, done_ = 0;
 };
 
 }  // namespace
 
-json call(const char* function, const json& request, Log& log) {
+json call(const char* function, const json& request, const run::Context& context) {
   const auto run = symbol<lquant_hub_function>(function);
   const auto release = symbol<void(lquant_hub_string)>("lquant_hub_string_free");
   const auto text = request.dump(-1, ' ', false, json::error_handler_t::replace);
   lquant_hub_string out{}, error{};
   bool fine = false;
   {
-    Reporter reporter(log);
+    Reporter reporter(context);
     fine = run({text.data(), text.size()}, {&Reporter::report, &reporter}, &out, &error) != 0;
   }
   const auto& result = fine ? out : error;

@@ -2,12 +2,13 @@
 
 #include <nlohmann/json.hpp>
 
-#include "base/progress.h"
+#include "base/figures.h"
+#include "run/context.h"
 
 namespace lquant::hub {
 
 /// A function of the Rust crate lquant-hub (rust/hub/include/lquant_hub.h): its request and answer as JSON, its progress and remarks in `log`. The
 /// library is opened at the first call. Throws Error with the crate's sentence, or one that says how to build the library when it is not there.
-nlohmann::json call(const char* function, const nlohmann::json& request, Log& log);
+nlohmann::json call(const char* function, const nlohmann::json& request, const run::Context& context);
 
 }  // namespace lquant::hub

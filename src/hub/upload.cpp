@@ -19,11 +19,11 @@ void check_repository(const std::string& repo) {
     throw UsageError(fmt::format("--upload-repo {} is no name of a repository; write user/name, with letters, digits, '-', '_' and '.'", repo));
 }
 
-UploadPlan plan_upload(const Upload& upload, Log& log) {
+UploadPlan plan_upload(const Upload& upload, const run::Context& context) {
   check_repository(upload.repo);
   const auto model = checkpoint::Checkpoint::open(upload.folder);  // every shard is there and whole
   UploadPlan plan;
-  plan.card = model_card(upload.folder, upload.repo, log);
+  plan.card = model_card(upload.folder, upload.repo, context);
   for (const auto& entry : fs::directory_iterator(upload.folder)) {
     const auto file = entry.path().filename().string();
     if (!entry.is_regular_file() || file.starts_with('.') || file == "README.md") continue;
@@ -34,7 +34,7 @@ UploadPlan plan_upload(const Upload& upload, Log& log) {
   return plan;
 }
 
-std::string send(const Upload& upload, const UploadPlan& plan, Log& log) {
+std::string send(const Upload& upload, const UploadPlan& plan, const run::Context& context) {
   json names = json::array();
   for (const auto& [name, bytes] : plan.files) names.push_back(name);
   const json request{{"repo", upload.repo},
@@ -44,8 +44,8 @@ std::string send(const Upload& upload, const UploadPlan& plan, Log& log) {
                      {"private", upload.is_private},
                      {"revision", upload.revision ? json(*upload.revision) : json()},
                      {"message", upload.message}};
-  const auto answer = call("lquant_hub_upload", request, log);
-  log.line(fmt::format("{} of {} files were sent, {} were there already", answer.at("sent").size(), plan.files.size(), answer.at("kept").size()));
+  const auto answer = call("lquant_hub_upload", request, context);
+  context.line(fmt::format("{} of {} files were sent, {} were there already", answer.at("sent").size(), plan.files.size(), answer.at("kept").size()));
   return answer.at("url").get<std::string>();
 }
 

@@ -5,7 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "base/progress.h"
+#include "base/figures.h"
+#include "run/context.h"
 
 namespace lquant::hub {
 
@@ -27,10 +28,10 @@ struct UploadPlan {
 void check_repository(const std::string& repo);
 
 /// Throws Error when the folder is no complete model, or the repository's name is none; UsageError for the latter.
-UploadPlan plan_upload(const Upload& upload, Log& log);
+UploadPlan plan_upload(const Upload& upload, const run::Context& context);
 
 /// Sends it: the repository is made when it is not there; large files are a commit each and the small ones the last, so a call that failed is
 /// continued by the same call. Returns the model's address.
-std::string send(const Upload& upload, const UploadPlan& plan, Log& log);
+std::string send(const Upload& upload, const UploadPlan& plan, const run::Context& context);
 
 }  // namespace lquant::hub

@@ -19,7 +19,7 @@
 #include "pipeline/folds.h"
 #include "pipeline/gptq.h"
 #include "pipeline/output.h"
-#include "pipeline/run_folder.h"
+#include "run/run_folder.h"
 #include "pipeline/self_data.h"
 
 namespace lquant::pipeline {
@@ -58,9 +58,8 @@ bool has_low_bits(const plan::QuantPlan& plan) {
 /// The run of one command.
 class Auto {
  public:
-  Auto(const AutoRun& options, const mx::distributed::Group& group, const model::Model& model, const text::Tokenizer& tokenizer, RunFolder& run,
-       Log& log)
-      : o_(options), group_(group), model_(model), tokenizer_(tokenizer), run_(run), log_(log) {}
+  Auto(const AutoRun& options, const model::Model& model, const text::Tokenizer& tokenizer, run::RunFolder& run, const run::Context& context)
+      : o_(options), model_(model), tokenizer_(tokenizer), run_(run), context_(context) {}
 
   void prepare_rows();
   void allocate();
@@ -69,7 +68,7 @@ class Auto {
   AutoResult result;
 
  private:
-  fs::path folder(const std::string& step) const { return run_.path() / step; }
+  fs::path folder(const std::string& step) const { return run_.step(step); }
   bool wants(const std::string& step) const { return std::find(o_.steps.begin(), o_.steps.end(), step) != o_.steps.end(); }
   /// Does a step unless it is done, judges what it made, and keeps that if it is the best so far.
   template <class Work>
@@ -78,11 +77,10 @@ class Auto {
   RowOptions statistic_rows() const { return {{folder("rows").string()}, std::min(o_.num_samples, kStatisticRows), o_.sequence_length, o_.seed}; }
 
   const AutoRun& o_;
-  const mx::distributed::Group& group_;
   const model::Model& model_;
   const text::Tokenizer& tokenizer_;
-  RunFolder& run_;
-  Log& log_;
+  run::RunFolder& run_;
+  const run::Context& context_;
   json manifest_;
   std::vector<calibration::Batch> judges_;
   std::optional<evaluate::Answers> teacher_;
@@ -93,12 +91,12 @@ class Auto {
 
 /// Draws all rows once: the first of them judge, the others are for the steps, as token ids.
 void Auto::prepare_rows() {
-  if (!run_.has("rows")) {
+  if (!run_.has_step("rows")) {
     const int wanted = o_.num_samples + kJudges;
     std::vector<calibration::Example> examples;
     json manifest;
     if (o_.data == std::vector<std::string>{"self"}) {
-      examples = self_examples(model_, tokenizer_, wanted, o_.sequence_length, o_.seed, run_, log_);
+      examples = self_examples(model_, tokenizer_, wanted, o_.sequence_length, o_.seed, run_, context_);
       manifest = {{"source", "self"}, {"seed", o_.seed}, {"rows", wanted}, {"max_tokens", o_.sequence_length}};
     } else {
       auto drawn = calibration::draw_examples({o_.data.begin(), o_.data.end()}, tokenizer_, {o_.sequence_length, false}, wanted, o_.seed);
@@ -106,17 +104,18 @@ void Auto::prepare_rows() {
     }
     if (examples.size() < 2) fail("pipeline", "the data has only {} rows; give at least 2, one to judge by", examples.size());
     if (static_cast<int>(examples.size()) < wanted)
-      log_.line(fmt::format("{} rows were asked for ({} of them to judge by) and {} found; all of them are used", wanted, kJudges, examples.size()));
+      context_.line(fmt::format("{} rows were asked for ({} of them to judge by) and {} found; all of them are used", wanted, kJudges, examples.size()));
     const auto judges = std::min<std::size_t>(kJudges, std::max<std::size_t>(1, examples.size() / 8));
-    fs::create_directories(folder("rows"));
+    const auto place = run_.begin_step("rows");
+    fs::create_directories(place);
     std::string text[2];
     for (std::size_t i = 0; i < examples.size(); ++i) text[i < judges ? 0 : 1] += json{{"tokens", examples[i].tokens}}.dump() + "\n";
-    write_file_atomically("pipeline", folder("rows") / "judges.jsonl", text[0]);
-    write_file_atomically("pipeline", folder("rows") / "train.jsonl", text[1]);
-    run_.save("rows", {}, manifest);
+    write_file_atomically("pipeline", place / "judges.jsonl", text[0]);
+    write_file_atomically("pipeline", place / "train.jsonl", text[1]);
+    run_.finish_step("rows", manifest);
     run_.drop("self");
   }
-  manifest_ = run_.load("rows")->meta;
+  manifest_ = run_.step_meta("rows");
   judges_ = calibration::make_batches(calibration::read_examples(folder("rows") / "judges.jsonl", tokenizer_, {o_.sequence_length, false}), 8,
                                       o_.sequence_length, false);
 }
@@ -138,19 +137,20 @@ template <class Work>
 void Auto::try_step(const std::string& name, const Work& work) {
   AutoStep step{.name = name};
   const auto start = Clock::now();
-  if (!fs::exists(folder(name))) {
-    log_.line("step " + name);
-    work(folder(name));
+  if (!run_.has_step(name)) {
+    context_.line("step " + name);
+    work(run_.begin_step(name));
+    run_.finish_step(name);
   }
   judge(step);
   step.time = seconds_since(start);
   // A divergence that is not a number never falls.
   step.kept = *step.kl < best_kl_;
-  log_.line(fmt::format("{}: KL {:.5f} ± {:.5f} on rows held out{}", name, *step.kl, *step.kl_se,
+  context_.line(fmt::format("{}: KL {:.5f} ± {:.5f} on rows held out{}", name, *step.kl, *step.kl_se,
                         step.kept ? "" : fmt::format(", not below {:.5f}: undone", best_kl_)));
   if (step.kept) best_ = name, best_kl_ = *step.kl;
   result.steps.push_back(step);
-  if (InterruptGuard::requested()) throw Interrupted("[pipeline] interrupted; give the same command again to continue");
+  context_.check();
 }
 
 void Auto::allocate() {
@@ -161,7 +161,7 @@ void Auto::allocate() {
     r.target = o_.target;
     r.followed = !o_.steps.empty();
     if (!r.target.bits && !r.target.bytes && !r.target.kl) r.target.bits = kDefaultBits;
-    dynamic_quant(r, log_);
+    dynamic_quant(r, context_);
   });
   if (best_.empty()) fail("pipeline", "the quantized model's divergence from the original is not a number; make the model float32 first");
   const auto files = checkpoint::Checkpoint::open(folder("allocate"));
@@ -180,7 +180,7 @@ void Auto::improve() {
       AwqRun r;
       r.model = o_.model, r.output = output, r.plan = plan, r.rows = statistic_rows();
       r.format = plan_.base;
-      awq(r, log_);
+      awq(r, context_);
     });
   const auto scales = best_ == "awq" ? std::optional(folder("awq")) : std::nullopt;
   const auto with_gptq = [&](int passes) {
@@ -189,7 +189,7 @@ void Auto::improve() {
       r.model = o_.model, r.output = output, r.plan = plan, r.rows = statistic_rows(), r.scaled = scales;
       r.format = plan_.base;
       r.training.epochs = passes;
-      gptq(r, log_);
+      gptq(r, context_);
     };
   };
   if (wants("gptq")) try_step("gptq", with_gptq(0));
@@ -199,7 +199,7 @@ void Auto::improve() {
       DwqRun r;
       r.model = o_.model, r.output = output, r.quantized_model = folder(best_);
       r.data = folder("rows").string(), r.num_samples = o_.num_samples, r.max_seq_length = o_.sequence_length, r.seed = o_.seed;
-      dwq(r, group_, log_);
+      dwq(r, context_);
     });
 }
 
@@ -235,17 +235,17 @@ json AutoResult::to_json() const {
   return out;
 }
 
-AutoResult auto_quantize(const AutoRun& o, const mx::distributed::Group& group, Log& log) {
+AutoResult auto_quantize(const AutoRun& o, const run::Context& context) {
   for (const auto& step : o.steps)
     if (step != "awq" && step != "gptq" && step != "blocks" && step != "dwq")
       throw UsageError(fmt::format("--steps {} is none of awq, gptq, blocks, dwq", step));
-  if (group.size() > 1) throw UsageError("auto runs as one process; of its steps dwq alone can be shared among several");
+  if (context.ranks() > 1) throw UsageError("auto runs as one process; of its steps dwq alone can be shared among several");
   check_output(o.output);
   const auto checkpoint = checkpoint::Checkpoint::open(o.model);
   const auto model = model::Model::open(checkpoint);
   if (!model.formats().empty()) fail("pipeline", "{}: is quantized already; start from the original", o.model.string());
   const auto expected = expect(o, model);
-  tell(expected, o, model, log);
+  tell(expected, o, model, context);
   if (o.dry_run) {
     AutoResult result;
     result.steps = expected;
@@ -262,10 +262,9 @@ AutoResult auto_quantize(const AutoRun& o, const mx::distributed::Group& group, 
       const auto path = fs::is_directory(file) ? fs::path(file) / "train.jsonl" : fs::path(file);
       if (fs::is_regular_file(path)) identity["data"].push_back(sha256_file(path));
     }
-  RunFolder run(o.output, identity, o.fresh);
-  InterruptGuard guard;
-  if (run.resumed()) log.line(fmt::format("continuing the run in {}", run.path().string()));
-  Auto work(o, group, model, tokenizer, run, log);
+  run::RunFolder run(o.output, identity, o.fresh, context);
+  const run::Stop::Heeding heeding(context.stop());
+  Auto work(o, model, tokenizer, run, context);
   work.prepare_rows();
   work.allocate();
   work.improve();
@@ -275,7 +274,7 @@ AutoResult auto_quantize(const AutoRun& o, const mx::distributed::Group& group, 
   for (auto& step : result.steps)
     for (const auto& e : expected)
       if (e.name == step.name) step.expected_time = e.expected_time, step.expected_memory = e.expected_memory;
-  log.line(fmt::format("{} at {:.3f} bits per weight", format_bytes(static_cast<double>(result.bytes)), result.bits_per_weight));
+  context.line(fmt::format("{} at {:.3f} bits per weight", format_bytes(static_cast<double>(result.bytes)), result.bits_per_weight));
   return result;
 }
 

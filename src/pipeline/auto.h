@@ -1,14 +1,13 @@
 #pragma once
 
-#include <mlx/distributed/distributed.h>
-
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "base/progress.h"
+#include "base/figures.h"
+#include "run/context.h"
 #include "pipeline/dynamic.h"
 
 namespace lquant::pipeline {
@@ -48,6 +47,6 @@ struct AutoResult {
 /// DWQ, each from the best so far and kept only if the divergence on rows held out falls. What it is going to do is said first; with `dry_run` that
 /// is all, and nothing is read but headers. Finished steps wait in the run folder. Throws Error (nothing is left under the output's name) or
 /// Interrupted.
-AutoResult auto_quantize(const AutoRun& options, const mlx::core::distributed::Group& group, Log& log);
+AutoResult auto_quantize(const AutoRun& options, const run::Context& context);
 
 }  // namespace lquant::pipeline

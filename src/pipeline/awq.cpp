@@ -38,7 +38,7 @@ class MomentStores {
     (judges ? judging_ : choosing_).add(path, input, offsets, nullptr, offsets ? nullptr : counted);
   }
   /// Throws nothing away: a model with a single batch chooses by what it is judged with.
-  std::pair<AwqBlock::Moments, AwqBlock::Moments> of(const std::vector<const model::LinearSpec*>& linears, Log& log) const {
+  std::pair<AwqBlock::Moments, AwqBlock::Moments> of(const std::vector<const model::LinearSpec*>& linears, const run::Context& context) const {
     std::pair<AwqBlock::Moments, AwqBlock::Moments> moments;
     for (const auto* linear : linears) {
       if (!choosing_.has(linear->path) && !judging_.has(linear->path)) continue;
@@ -46,9 +46,9 @@ class MomentStores {
       auto all = choosing;
       if (choosing_.has(linear->path) && judging_.has(linear->path))
         for (std::size_t e = 0; e < all.size(); ++e) all[e] = calibration::together(all[e], judging_.of(linear->path)[e]);
-      Log quiet(Log::Style::quiet);  // said once, of all tokens
-      moments.first.insert({linear->path, supported(*linear, std::move(choosing), quiet)});
-      moments.second.insert({linear->path, supported(*linear, std::move(all), log)});
+      // Said once, of all tokens.
+      moments.first.insert({linear->path, supported(*linear, std::move(choosing), context.silent())});
+      moments.second.insert({linear->path, supported(*linear, std::move(all), context)});
     }
     return moments;
   }
@@ -61,7 +61,7 @@ class MomentStores {
 class Awq : public BlockMethod {
  public:
   Awq(const AwqRun& options, BlockRun& run)
-      : o_(options), model_(run.model()), spec_(model_.spec()), plan_(run.plan()), rows_(run.rows()), run_(run), log_(run.log()) {
+      : o_(options), model_(run.model()), spec_(model_.spec()), plan_(run.plan()), rows_(run.rows()), run_(run), context_(run.context()) {
     const auto every = rows_.held_every();
     for (std::size_t b = every - 1; b < rows_.ids.size(); b += every) judges_.push_back(b);
     result.tokens = rows_.tokens;
@@ -95,7 +95,7 @@ class Awq : public BlockMethod {
   const plan::QuantPlan& plan_;
   const Rows& rows_;
   BlockRun& run_;
-  Log& log_;
+  const run::Context& context_;
   std::vector<std::size_t> judges_;
 };
 
@@ -103,7 +103,7 @@ void Awq::tell(int block, const AwqSolution& solution) {
   if (solution.undone.empty()) return;
   std::string parts;
   for (const auto& part : solution.undone) parts += (parts.empty() ? "" : ", ") + (part == "clip" ? "searched ranges" : "scales of " + part);
-  log_.line(fmt::format("block {}: undone, for they did not help: {}", block, parts));
+  context_.line(fmt::format("block {}: undone, for they did not help: {}", block, parts));
 }
 
 /// A finished block's figures, also those of an earlier process.
@@ -139,7 +139,7 @@ Awq::Seen Awq::look(int block, const model::Tensors& full) {
       advance(*run_.teacher(), at, b, o_.inputs != AwqInputs::quantized ? &seen.by_teacher : nullptr);
       if (at == Walk::Halt::mlp_input && judges(b)) seen.behind_attention.push_back(run_.teacher()->states(b));
     }
-    check_interrupt();
+    context_.check();
   }
   const auto start = Clock::now();
   for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
@@ -155,12 +155,12 @@ BlockMethod::Turn Awq::turn(int block, const model::Tensors& stored, const model
   const auto seen = look(block, full);
   AwqBlock work({model_, plan_, o_.method, rows_, judges_, block, stored, full, run_.student(), seen.behind_attention, seen.behind_block});
   bool from_quantized = o_.inputs != AwqInputs::full;
-  const auto [choosing, weighing] = (from_quantized ? seen.by_student : seen.by_teacher).of(linears, log_);
+  const auto [choosing, weighing] = (from_quantized ? seen.by_student : seen.by_teacher).of(linears, context_);
   auto solution = work.solve(choosing, weighing);
   // In the first block nothing is quantized yet and both walks see the same.
   if (o_.inputs == AwqInputs::automatic && block > 0) {
-    Log quiet(Log::Style::quiet);  // experts that saw too few tokens are named already
-    auto other = work.reweighed(seen.by_teacher.of(linears, quiet).second);
+    // Experts that saw too few tokens are named already.
+    auto other = work.reweighed(seen.by_teacher.of(linears, context_.silent()).second);
     if (clearly_below(other.error, solution.error)) {
       other.undone = solution.undone, other.plain_error = solution.plain_error;
       solution = std::move(other);
@@ -168,13 +168,13 @@ BlockMethod::Turn Awq::turn(int block, const model::Tensors& stored, const model
     }
   }
   result.search_time += work.search_time, result.gate_time += work.gate_time;
-  check_interrupt();
+  context_.check();
   tell(block, solution);
   const auto start = Clock::now();
   run_.student().pass(block, solution.dense, {});
   result.forward_time += seconds_since(start);
 
-  RunFolder::Unit unit{std::move(solution.packed),
+  run::RunFolder::Unit unit{std::move(solution.packed),
                        {{"error_ratio", sum(solution.plain_error) > 0 ? sum(solution.error) / sum(solution.plain_error) : 1},
                         {"scaled", solution.folds.size()},
                         {"clipped", solution.clipped},
@@ -243,9 +243,9 @@ json awq_options(const AwqRun& o) {
   return options;
 }
 
-AwqResult awq(const AwqRun& o, Log& log) {
+AwqResult awq(const AwqRun& o, const run::Context& context) {
   if (o.format.mode != codec::Mode::affine) throw UsageError("awq searches scales and biases, which only the affine mode has");
-  BlockRun run({"awq", "scaling blocks", o.model, o.output, o.rows, o.fresh}, log);
+  BlockRun run({"awq", "scaling blocks", o.model, o.output, o.rows, o.fresh}, context);
   const auto options = awq_options(o);
   run.follow(plan_for(o, run.model().spec(), options.contains("plan") ? std::optional(options.at("plan")) : std::nullopt));
   run.begin(options);
@@ -258,7 +258,7 @@ AwqResult awq(const AwqRun& o, Log& log) {
   result.bits_per_weight = written.size.bits_per_weight(), result.bytes = written.size.bytes;
   result.total_time = written.seconds;
   const auto share = [&](double seconds) { return 100 * seconds / result.total_time; };
-  log.line(fmt::format(
+  context.line(fmt::format(
       "{} at {:.3f} bits per weight in {}; scales on {} of {} edges; forward {:.0f} %, second moments {:.0f} %, search {:.0f} %, gate {:.0f} %",
       format_bytes(static_cast<double>(result.bytes)), result.bits_per_weight, format_duration(result.total_time), written.folds.size(), result.edges,
       share(result.forward_time), share(result.hessian_time), share(result.search_time), share(result.gate_time)));

@@ -4,7 +4,8 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
-#include "base/progress.h"
+#include "base/figures.h"
+#include "run/context.h"
 #include "codec/format.h"
 #include "pipeline/rows.h"
 #include "quantize/awq.h"
@@ -42,7 +43,7 @@ struct AwqResult {
 /// calibration rows. The output has the scales in a file of their own (docs/format.md), for methods that follow. Finished blocks are
 /// journalled: the same call continues a killed run and ends in the same bytes. Throws Error (nothing is left under the output's name) or
 /// Interrupted (state saved).
-AwqResult awq(const AwqRun& options, Log& log);
+AwqResult awq(const AwqRun& options, const run::Context& context);
 
 /// What awq records of a run with these options, to tell whether a folder is its result.
 nlohmann::json awq_options(const AwqRun& options);

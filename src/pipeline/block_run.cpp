@@ -23,24 +23,20 @@ checkpoint::Checkpoint open_for(const std::filesystem::path& model, const std::f
 
 }  // namespace
 
-void check_interrupt() {
-  if (InterruptGuard::requested()) throw Interrupted("[pipeline] interrupted; give the same command again to continue");
-}
-
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-BlockRun::BlockRun(Inputs inputs, Log& log)
+BlockRun::BlockRun(Inputs inputs, const run::Context& context)
     : in_(std::move(inputs)),
-      log_(log),
+      context_(context),
       checkpoint_(open_for(in_.model, in_.output)),
       model_(model::Model::open(checkpoint_)),
       tokenizer_(text::Tokenizer::open(checkpoint_.files())) {}
 
 void BlockRun::follow(plan::QuantPlan plan) {
   plan_ = std::move(plan);
-  for (const auto& [path, why] : plan_.dense) log_.line(fmt::format("{} stays dense: {}", path, why));
+  for (const auto& [path, why] : plan_.dense) context_.line(fmt::format("{} stays dense: {}", path, why));
 }
 
 void BlockRun::begin(json options, const json& more) {
@@ -51,10 +47,9 @@ void BlockRun::begin(json options, const json& more) {
   identity.update(more);
   RowSource source(in_.rows, tokenizer_);
   source.identify(identity);
-  folder_.emplace(in_.output, identity, in_.fresh);
-  guard_.emplace();
-  if (folder_->resumed()) log_.line(fmt::format("continuing the run in {}", folder_->path().string()));
-  rows_ = source.read(model_, *folder_, log_);
+  folder_.emplace(in_.output, identity, in_.fresh, context_);
+  heeding_.emplace(context_.stop());
+  rows_ = source.read(model_, *folder_, context_);
 }
 
 std::vector<std::string> BlockRun::units() const {
@@ -84,7 +79,7 @@ void BlockRun::embed(BlockMethod& method) {
 void BlockRun::quantize(BlockMethod& method) {
   embed(method);
   const int blocks = static_cast<int>(model_.spec().blocks.size());
-  Progress progress(log_, in_.doing, blocks + 1);
+  run::Progress progress(context_.events(), in_.doing, blocks + 1);
   for (int i = 0; i < blocks; ++i) {
     const auto stored = model::dense_tensors(model_, model_.load_block(i, model_.stored_dtype()));
     const auto full = model::cast(stored, model_.compute_dtype());
@@ -93,7 +88,7 @@ void BlockRun::quantize(BlockMethod& method) {
       if (teacher_) teacher_->pass(i, full, {});
       method.skipped(done->meta);
       progress.skip(1);
-      check_interrupt();
+      context_.check();
       continue;
     }
     const auto turn = method.turn(i, stored, full);

@@ -8,11 +8,12 @@
 #include <utility>
 #include <vector>
 
-#include "base/progress.h"
+#include "base/figures.h"
+#include "run/context.h"
 #include "model/fold.h"
 #include "model/model.h"
 #include "pipeline/rows.h"
-#include "pipeline/run_folder.h"
+#include "run/run_folder.h"
 #include "pipeline/walk.h"
 #include "plan/plan.h"
 
@@ -31,7 +32,7 @@ class BlockMethod {
   /// An untied embedding. Its rows are looked up, not multiplied: nothing weighs one of its columns above another.
   virtual codec::Packed pack_embedding(const mx::array& weight, const codec::Format& format) = 0;
   struct Turn {
-    RunFolder::Unit unit;  ///< the block as it is written
+    run::RunFolder::Unit unit;  ///< the block as it is written
     std::string figure;    ///< for the user
   };
   /// Quantizes a block, given dense in the stored dtype and, as `full`, in the compute dtype. Both walks stand before it and have come out of it
@@ -54,7 +55,7 @@ class BlockRun {
     bool fresh = false;
   };
   /// Refuses an output that exists and opens the model.
-  BlockRun(Inputs inputs, Log& log);
+  BlockRun(Inputs inputs, const run::Context& context);
 
   /// Takes the plan and tells what stays dense.
   void follow(plan::QuantPlan plan);
@@ -72,8 +73,8 @@ class BlockRun {
   const model::Model& model() const { return model_; }
   const plan::QuantPlan& plan() const { return plan_; }
   const Rows& rows() const { return rows_; }
-  Log& log() { return log_; }
-  RunFolder& folder() { return *folder_; }
+  const run::Context& context() const { return context_; }
+  run::RunFolder& folder() { return *folder_; }
   /// There from quantize() on; a teacher only when the method needs one.
   Walk& student() { return *student_; }
   Walk* teacher() { return teacher_ ? &*teacher_ : nullptr; }
@@ -84,19 +85,16 @@ class BlockRun {
 
   std::chrono::steady_clock::time_point began_ = std::chrono::steady_clock::now();
   Inputs in_;
-  Log& log_;
+  const run::Context& context_;
   checkpoint::Checkpoint checkpoint_;
   model::Model model_;
   text::Tokenizer tokenizer_;
   plan::QuantPlan plan_;
   Rows rows_;
-  std::optional<RunFolder> folder_;
-  std::optional<InterruptGuard> guard_;
+  std::optional<run::RunFolder> folder_;
+  std::optional<run::Stop::Heeding> heeding_;
   std::optional<Walk> student_, teacher_;
 };
-
-/// Throws Interrupted when the user has asked for an end.
-void check_interrupt();
 
 double seconds_since(std::chrono::steady_clock::time_point start);
 

@@ -29,11 +29,11 @@ quantize::OutputLoss BlockTraining::loss_of(int block) {
     };
     // The last block's is not needed; the others come from the back to the front.
     calibration::block_sensitivities(model, first(rows.ids), first(rows.segments), [&](int i, const mx::array& fisher) {
-      check_interrupt();
+      run_.context().check();
       if (!is_last(i)) run_.folder().save(unit_of(i), {{"fisher", fisher}});
     });
   }
-  return quantize::weighted_squares(run_.folder().load(unit_of(block))->tensors.at("fisher"));
+  return quantize::weighted_squares(run_.folder().need(unit_of(block)).tensors.at("fisher"));
 }
 
 quantize::BlockwiseResult BlockTraining::train(int block, const model::Tensors& dense, const Walk& before, model::Tensors& tensors) {
@@ -44,8 +44,8 @@ quantize::BlockwiseResult BlockTraining::train(int block, const model::Tensors& 
   auto options = options_;
   if (is_last(block)) options.least_loss = kDivergenceRounding;
   const auto result = quantize::train_block(run_.model().spec(), block, tensors, run_.plan().by_path(), dense, rows, loss_of(block), options,
-                                            InterruptGuard::requested);
-  check_interrupt();
+                                            [&] { return run_.context().stop().requested(); });
+  run_.context().check();
   return result;
 }
 

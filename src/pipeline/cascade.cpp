@@ -1,32 +1,32 @@
 #include "pipeline/cascade.h"
 
-#include <fstream>
+#include <mlx/mlx.h>
 
 #include "base/error.h"
 #include "pipeline/dwq.h"
 #include "pipeline/gptq.h"
 #include "pipeline/output.h"
-#include "pipeline/run_folder.h"
+#include "run/run_folder.h"
 
 namespace lquant::pipeline {
 namespace fs = std::filesystem;
+namespace mx = mlx::core;
 using json = nlohmann::json;
 
 namespace {
 
-/// Whether `folder` is what awq would make with these options.
-bool made_by(const fs::path& folder, const AwqRun& o) {
-  std::ifstream in(folder / "lquant.json");
-  const auto record = json::parse(in, nullptr, false);
-  if (!record.is_object() || record.value("command", "") != "awq" || record.value("options", json()) != awq_options(o)) return false;
-  const auto checkpoint = checkpoint::Checkpoint::open(o.model);
-  if (record.value("/source/sha256"_json_pointer, "") != checkpoint.fingerprint()) return false;
-  json identity = json::object();
-  RowSource(o.rows, text::Tokenizer::open(checkpoint.files())).identify(identity);
-  return !identity.contains("data") || record.value("data", json()) == identity.at("data");
+/// All that the first step depends on.
+json identity_of(const Cascade& c) {
+  const auto checkpoint = checkpoint::Checkpoint::open(c.awq.model);
+  json identity{{"command", "awq"},
+                {"options", awq_options(c.awq)},
+                {"model", checkpoint.fingerprint()},
+                {"device", mx::default_device() == mx::Device::gpu ? "gpu" : "cpu"}};
+  RowSource(c.awq.rows, text::Tokenizer::open(checkpoint.files())).identify(identity);
+  return identity;
 }
 
-json then_gptq(const Cascade& c, const fs::path& scaled, Log& log) {
+json then_gptq(const Cascade& c, const fs::path& scaled, const run::Context& context) {
   GptqRun o;
   o.model = c.awq.model;
   o.output = c.awq.output;
@@ -37,10 +37,10 @@ json then_gptq(const Cascade& c, const fs::path& scaled, Log& log) {
   if (c.then_samples) o.rows.num_samples = *c.then_samples;
   o.scaled = scaled;
   o.fresh = c.awq.fresh;
-  return gptq(o, log).to_json();
+  return gptq(o, context).to_json();
 }
 
-json then_dwq(const Cascade& c, const fs::path& scaled, const mx::distributed::Group& group, Log& log) {
+json then_dwq(const Cascade& c, const fs::path& scaled, const run::Context& context) {
   DwqRun o;
   o.model = c.awq.model;
   o.output = c.awq.output;
@@ -51,29 +51,28 @@ json then_dwq(const Cascade& c, const fs::path& scaled, const mx::distributed::G
   o.seed = c.awq.rows.seed;
   if (c.then_samples) o.num_samples = *c.then_samples;
   o.fresh = c.awq.fresh;
-  return dwq(o, group, log).to_json();
+  return dwq(o, context).to_json();
 }
 
 }  // namespace
 
-json cascade(const Cascade& c, const mx::distributed::Group& group, Log& log) {
+json cascade(const Cascade& c, const run::Context& context) {
   if (c.then == "dwq" && c.awq.rows.data.size() != 1) throw UsageError("--then dwq takes one file or folder of --data-path; put the rows together");
   check_output(c.awq.output);
-  auto first = c.awq;
-  first.output = RunFolder::folder_of(c.awq.output).replace_extension(".awq");
-  if (c.awq.fresh) fs::remove_all(first.output);
-  if (fs::exists(first.output)) {
-    if (!made_by(first.output, c.awq))
-      fail("pipeline", "{}: left by another run; repeat that command to continue it, add --fresh to start over, or remove the folder",
-           first.output.string());
-    log.line(fmt::format("continuing with the scales in {}", first.output.string()));
-  } else {
-    awq(first, log);
+  // Beside the run folder of the method that follows, which has the output's own name.
+  auto place = c.awq.output.lexically_normal();
+  if (!place.has_filename()) place = place.parent_path();
+  run::RunFolder run(place.string() + ".awq", identity_of(c), c.awq.fresh, context);
+  const run::Stop::Heeding heeding(context.stop());
+  if (!run.has_step("awq")) {
+    auto first = c.awq;
+    first.output = run.begin_step("awq");
+    awq(first, context);
+    run.finish_step("awq");
   }
-  const auto figures = c.then == "gptq" ? then_gptq(c, first.output, log) : then_dwq(c, first.output, group, log);
-  std::error_code ignored;
-  fs::remove_all(first.output, ignored);
-  fs::remove_all(RunFolder::folder_of(first.output), ignored);  // left by a kill when its result was whole already
+  const auto scaled = run.step("awq");
+  const auto figures = c.then == "gptq" ? then_gptq(c, scaled, context) : then_dwq(c, scaled, context);
+  run.remove();
   return figures;
 }
 

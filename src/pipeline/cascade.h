@@ -1,7 +1,5 @@
 #pragma once
 
-#include <mlx/distributed/distributed.h>
-
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -19,6 +17,6 @@ struct Cascade {
 
 /// Runs both; returns the second's figures. AWQ's result lies in "OUTPUT.awq" until the second has finished, and is used again when the same command
 /// continues. Throws as awq, gptq and dwq do, and Error when that folder is of another run.
-nlohmann::json cascade(const Cascade& options, const mlx::core::distributed::Group& group, Log& log);
+nlohmann::json cascade(const Cascade& options, const run::Context& context);
 
 }  // namespace lquant::pipeline

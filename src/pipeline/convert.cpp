@@ -7,7 +7,7 @@
 #include "codec/quantize.h"
 #include "model/pack.h"
 #include "pipeline/output.h"
-#include "pipeline/run_folder.h"
+#include "run/run_folder.h"
 #include "plan/recipe.h"
 
 namespace lquant::pipeline {
@@ -66,7 +66,7 @@ model::Tensors changed(model::Tensors tensors, const model::Model& model, const 
 
 }  // namespace
 
-void convert(const ConvertOptions& options, Log& log) {
+void convert(const ConvertOptions& options, const run::Context& context) {
   check(options);
   check_output(options.output);
   const auto checkpoint = checkpoint::Checkpoint::open(options.model);
@@ -84,22 +84,21 @@ void convert(const ConvertOptions& options, Log& log) {
   const bool keep_packed = !options.quantize && !options.dequantize && !model.formats().empty();
   if (keep_packed) plan = plan::plan_of(model.spec(), model.formats(), checkpoint.config());
   if (plan)
-    for (const auto& [path, why] : plan->dense) log.line(fmt::format("{} stays dense: {}", path, why));
+    for (const auto& [path, why] : plan->dense) context.line(fmt::format("{} stays dense: {}", path, why));
 
   json recipe{{"quantize", options.quantize}, {"dequantize", options.dequantize}, {"dtype", dtype_name(dtype)}};
   if (options.quantize)
     recipe.update({{"bits", options.format.bits}, {"group_size", options.format.group_size}, {"mode", codec::to_string(options.format.mode)}});
   if (options.recipe) recipe["quant_predicate"] = *options.recipe;
   if (overrides) recipe["plan"] = *overrides;
-  RunFolder run(options.output, {{"command", "convert"}, {"options", recipe}, {"model", checkpoint.fingerprint()}}, options.fresh);
-  if (run.resumed()) log.line(fmt::format("continuing the run in {}", run.path().string()));
+  run::RunFolder run(options.output, {{"command", "convert"}, {"options", recipe}, {"model", checkpoint.fingerprint()}}, options.fresh, context);
 
-  InterruptGuard guard;
+  const run::Stop::Heeding heeding(context.stop());
   const int blocks = static_cast<int>(model.spec().blocks.size());
   std::vector<std::string> units{"embedding"};
   for (int i = 0; i < blocks; ++i) units.push_back(fmt::format("block-{:05d}", i));
   units.push_back("final");
-  Progress progress(log, "converting", static_cast<std::int64_t>(units.size()));
+  run::Progress progress(context.events(), "converting", static_cast<std::int64_t>(units.size()));
   const auto load = [&](std::size_t u) {
     if (u == 0) return model.load_embedding(dtype);
     if (u + 1 < units.size()) return model.load_block(static_cast<int>(u) - 1, dtype);
@@ -109,8 +108,7 @@ void convert(const ConvertOptions& options, Log& log) {
     return tensors;
   };
   for (std::size_t u = 0; u < units.size(); ++u) {
-    if (InterruptGuard::requested())
-      throw Interrupted(fmt::format("[pipeline] interrupted; give the same command again to continue ({} of {} parts are done)", u, units.size()));
+    context.check();
     if (run.has(units[u])) {
       progress.skip(1);
       continue;
@@ -121,7 +119,7 @@ void convert(const ConvertOptions& options, Log& log) {
     progress.advance(1);
   }
   ModelWriter writer(options.output, model);
-  for (const auto& unit : units) writer.add(run.load(unit)->tensors);
+  for (const auto& unit : units) writer.add(run.need(unit).tensors);
   writer.finish(plan ? &*plan : nullptr, dtype, {"convert", recipe, nullptr, nullptr});
   run.remove();
   const auto size = plan::size_of(model.spec(), plan.value_or(plan::QuantPlan{}), static_cast<int>(mx::size_of(dtype)));

@@ -4,7 +4,8 @@
 #include <optional>
 #include <string>
 
-#include "base/progress.h"
+#include "base/figures.h"
+#include "run/context.h"
 #include "codec/format.h"
 
 namespace lquant::pipeline {
@@ -24,6 +25,6 @@ struct ConvertOptions {
 /// Plain rounding (min/max ranges, as mlx_lm convert), a change of dtype (a quantized model's codes are kept), or back to dense weights; block by
 /// block with one block in memory, finished blocks journalled. Throws Error for anything wrong with the input; nothing is left under the output's
 /// name then.
-void convert(const ConvertOptions& options, Log& log);
+void convert(const ConvertOptions& options, const run::Context& context);
 
 }  // namespace lquant::pipeline

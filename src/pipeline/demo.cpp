@@ -41,14 +41,14 @@ DemoRow measured(const std::string& name, const fs::path& folder, const evaluate
 
 }  // namespace
 
-std::vector<DemoRow> demo(const DemoOptions& options, Log& log) {
+std::vector<DemoRow> demo(const DemoOptions& options, const run::Context& context) {
   clear_earlier(options.output);
   fs::create_directories(options.output);
   const auto checkpoint = checkpoint::Checkpoint::open(options.model);
   const auto model = model::Model::open(checkpoint);
   const auto tokenizer = text::Tokenizer::open(checkpoint.files());
   const auto teacher = evaluate::LoadedModel::load(model);
-  log.line("sampling texts to judge by");
+  context.line("sampling texts to judge by");
   const auto batches =
       calibration::make_batches(calibration::sample_self(model, tokenizer, kTestRows, kTokens, kTestSeed, [](auto, auto) {}), 8, kTokens, false);
 
@@ -66,7 +66,7 @@ std::vector<DemoRow> demo(const DemoOptions& options, Log& log) {
     convert.output = options.output / "plain";
     convert.quantize = true;
     convert.format.bits = options.bits;
-    pipeline::convert(convert, log);
+    pipeline::convert(convert, context);
   });
   timed(fmt::format("DWQ, {} bits", options.bits), options.output / "dwq", [&] {
     DwqRun dwq;
@@ -76,7 +76,7 @@ std::vector<DemoRow> demo(const DemoOptions& options, Log& log) {
     dwq.num_samples = kTrainRows;
     dwq.num_valid = kValidRows;
     dwq.max_seq_length = kTokens;
-    pipeline::dwq(dwq, mx::distributed::init(), log);
+    pipeline::dwq(dwq, context);
   });
   return rows;
 }

@@ -4,7 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "base/progress.h"
+#include "base/figures.h"
+#include "run/context.h"
 #include "evaluate/quality.h"
 
 namespace lquant::pipeline {
@@ -24,6 +25,6 @@ struct DemoOptions {
 
 /// Plain rounding beside DWQ on a small model, on data sampled from that model, measured on other texts sampled from it.
 /// Leaves output/plain and output/dwq, replacing those of an earlier demo. Returns the table's rows.
-std::vector<DemoRow> demo(const DemoOptions& options, Log& log);
+std::vector<DemoRow> demo(const DemoOptions& options, const run::Context& context);
 
 }  // namespace lquant::pipeline

@@ -14,7 +14,7 @@
 #include "pipeline/folds.h"
 #include "pipeline/memory.h"
 #include "pipeline/output.h"
-#include "pipeline/run_folder.h"
+#include "run/run_folder.h"
 #include "pipeline/self_data.h"
 #include "pipeline/start.h"
 
@@ -65,9 +65,9 @@ json identity_of(const DwqRun& o, const std::string& model_hash, const std::stri
   return identity;
 }
 
-calibration::Split self_data(const DwqRun& o, const model::Model& teacher, const text::Tokenizer& tokenizer, RunFolder& run, Log& log) {
+calibration::Split self_data(const DwqRun& o, const model::Model& teacher, const text::Tokenizer& tokenizer, run::RunFolder& run, const run::Context& context) {
   const int longest = std::min(o.max_seq_length, kSelfTokens);
-  const auto examples = self_examples(teacher, tokenizer, o.num_samples + o.num_valid, longest, o.seed, run, log);
+  const auto examples = self_examples(teacher, tokenizer, o.num_samples + o.num_valid, longest, o.seed, run, context);
   calibration::Split split;
   split.train.assign(examples.begin(), examples.begin() + o.num_samples);
   split.valid.assign(examples.begin() + o.num_samples, examples.end());
@@ -88,17 +88,19 @@ std::vector<calibration::Batch> first_batches(const std::vector<calibration::Bat
   return first;
 }
 
-void advise(const DwqRun& o, Log& log) {
+void advise(const DwqRun& o, const run::Context& context) {
   if (o.format.bits >= 5 && !o.quantized_model)
-    log.line(fmt::format("At {} bits the loss starts out so low that there is little to be gained; DWQ works best from 2 to 4 bits.", o.format.bits));
+    context.line(fmt::format("At {} bits the loss starts out so low that there is little to be gained; DWQ works best from 2 to 4 bits.", o.format.bits));
 }
 
 /// Saves and restores the trainer's and the student's state between steps.
 class Journal {
  public:
-  Journal(RunFolder& run, quantize::Student& student, quantize::DwqProgress& progress) : run_(run), student_(student), progress_(progress) {}
+  Journal(run::RunFolder& run, quantize::Student& student, quantize::DwqProgress& progress) : run_(run), student_(student), progress_(progress) {}
 
   bool restore() {
+    // The state knows of the best one, which is a unit of its own: without it, training starts over and finds it again.
+    if (!run_.has("best")) return false;
     const auto unit = run_.load("state");
     if (!unit) return false;
     progress_.step = unit->meta.at("step");
@@ -123,7 +125,7 @@ class Journal {
   }
 
  private:
-  RunFolder& run_;
+  run::RunFolder& run_;
   quantize::Student& student_;
   quantize::DwqProgress& progress_;
   double every_ = save_seconds();
@@ -170,7 +172,7 @@ struct Inputs {
   const model::Model& target() const { return student ? *student : teacher; }
 };
 
-Inputs open_inputs(const DwqRun& o, int ranks, Log& log) {
+Inputs open_inputs(const DwqRun& o, int ranks, const run::Context& context) {
   if (o.plan && o.quantized_model) throw UsageError("--plan and --quantized-model exclude each other: the quantized model has its formats already");
   const std::optional<json> overrides = o.plan ? std::optional(read_plan(*o.plan)) : std::nullopt;
   const auto teacher_files = checkpoint::Checkpoint::open(o.model);
@@ -188,7 +190,7 @@ Inputs open_inputs(const DwqRun& o, int ranks, Log& log) {
   } else {
     in.plan = plan::uniform_plan(in.teacher.spec(), o.format);
     if (overrides) plan::apply_overrides(in.plan, in.teacher.spec(), *overrides);
-    for (const auto& [path, why] : in.plan.dense) log.line(fmt::format("{} stays dense: {}", path, why));
+    for (const auto& [path, why] : in.plan.dense) context.line(fmt::format("{} stays dense: {}", path, why));
   }
   in.identity = identity_of(o, in.teacher_files.fingerprint(), in.student_files ? in.student_files->fingerprint() : "", ranks);
   if (overrides) in.identity["plan"] = *overrides;
@@ -204,38 +206,38 @@ struct Data {
   std::vector<calibration::Batch> train, valid;
 };
 
-Data read_data(const DwqRun& o, const Inputs& in, RunFolder& run, Log& log) {
+Data read_data(const DwqRun& o, const Inputs& in, run::RunFolder& run, const run::Context& context) {
   const auto split = o.data == "self"
-                         ? self_data(o, in.teacher, in.tokenizer, run, log)
+                         ? self_data(o, in.teacher, in.tokenizer, run, context)
                          : calibration::load_split(o.data, in.tokenizer, {o.max_seq_length, o.mask_prompt}, o.num_samples, o.num_valid, o.seed);
   if (static_cast<int>(split.train.size()) < o.num_samples)
-    log.line(fmt::format("{} rows were asked for and {} found; all of them are used", o.num_samples, split.train.size()));
+    context.line(fmt::format("{} rows were asked for and {} found; all of them are used", o.num_samples, split.train.size()));
   return {split.manifest, calibration::make_batches(split.train, o.batch_size, o.max_seq_length, o.mask_prompt),
           calibration::make_batches(split.valid, o.batch_size, o.max_seq_length, o.mask_prompt)};
 }
 
 /// The teacher at work, or its answers from --target-dir, which are made first where they are missing. Null after --targets-only.
-std::unique_ptr<calibration::Targets> open_targets(const DwqRun& o, const Inputs& in, const Data& data, bool first, Log& log) {
+std::unique_ptr<calibration::Targets> open_targets(const DwqRun& o, const Inputs& in, const Data& data, bool first, const run::Context& context) {
   if (!o.target_dir) return calibration::live_targets(in.teacher);
   const json key{{"model", in.teacher_files.fingerprint()}, {"data", data.manifest}, {"batch_size", o.batch_size},
                  {"max_seq_length", o.max_seq_length},      {"seed", o.seed},        {"mask_prompt", o.mask_prompt}};
   const calibration::TargetCache cache{*o.target_dir, key, o.targets == "topk" ? calibration::TargetKind::topk : calibration::TargetKind::hidden};
   if (!has_targets(cache)) {
     if (!first) fail("pipeline", "{}: holds no targets yet; make them by one process first (--targets-only)", o.target_dir->string());
-    Progress progress(log, "computing the teacher's targets", static_cast<std::int64_t>(data.train.size() + data.valid.size()));
+    run::Progress progress(context.events(), "computing the teacher's targets", static_cast<std::int64_t>(data.train.size() + data.valid.size()));
     std::int64_t before = 0;
     calibration::compute_targets(cache, in.teacher, data.train, data.valid, [&](std::int64_t done, std::int64_t) {
       progress.advance(done - before);
       before = done;
-      if (InterruptGuard::requested()) throw Interrupted("[pipeline] interrupted; give the same command again to continue");
+      context.check();
     });
     progress.finish();
   }
   return o.targets_only ? nullptr : calibration::cached_targets(cache, &in.teacher);
 }
 
-quantize::Student make_student(const DwqRun& o, const Inputs& in, const Data& data, RunFolder& run, Log& log) {
-  auto start = in.student ? in.student->load_all(in.student->stored_dtype()) : search_start(in.teacher, in.plan, first_batches(data.train), run, log);
+quantize::Student make_student(const DwqRun& o, const Inputs& in, const Data& data, run::RunFolder& run, const run::Context& context) {
+  auto start = in.student ? in.student->load_all(in.student->stored_dtype()) : search_start(in.teacher, in.plan, first_batches(data.train), run, context);
   // The teacher's own weights tell on which side of a code each weight lies; a quantized teacher tells nothing of the kind.
   auto dense = o.move_codes && in.teacher.formats().empty() ? in.teacher.load_all(in.teacher.stored_dtype()) : model::Tensors{};
   // A student that awq has scaled has codes of scaled weights.
@@ -266,19 +268,20 @@ quantize::DwqOptions settings_of(const DwqRun& o, const Inputs& in, std::size_t 
 }
 
 /// Trains to the end, saving as it goes. Throws Interrupted, the state saved, when asked to stop.
-DwqResult train(const DwqRun& o, const Inputs& in, const Data& data, quantize::Student& student, calibration::Targets& targets, RunFolder& run,
-                const mx::distributed::Group& group, Log& log) {
+DwqResult train(const DwqRun& o, const Inputs& in, const Data& data, quantize::Student& student, calibration::Targets& targets, run::RunFolder& run,
+                const run::Context& context) {
+  const auto group = context.group();
   const auto settings = settings_of(o, in, data.train.size());
   quantize::DwqProgress progress;
   Journal journal(run, student, progress);
   if (group.rank() == 0) journal.restore();
   share_state(student, progress, group);
   quantize::DwqTrainer trainer(in.target().spec(), student, in.target().compute_dtype(), data.train, data.valid, targets, settings, group);
-  log.line(fmt::format("training {} parameters of {} linears: {} steps of {} rows, learning rate {:.2g}, codes {}", student.trained_parameters(),
+  context.line(fmt::format("training {} parameters of {} linears: {} steps of {} rows, learning rate {:.2g}, codes {}", student.trained_parameters(),
                        student.size(), trainer.steps(), o.batch_size, settings.scale_rate,
                        o.move_codes ? fmt::format("move by {:.2g}", settings.code_rate) : "fixed"));
   DwqResult result;
-  Progress bar(log, "step", trainer.steps());
+  run::Progress bar(context.events(), "step", trainer.steps());
   bar.skip(progress.step);
   const auto report = [&](const quantize::DwqReport& now) {
     result.tokens += now.tokens;
@@ -286,13 +289,13 @@ DwqResult train(const DwqRun& o, const Inputs& in, const Data& data, quantize::S
     bar.advance(1, fmt::format("loss {:.4f}, {:.0f} tokens/s, peak {}", now.loss, result.tokens / result.seconds,
                                format_bytes(static_cast<double>(peak_memory()))));
     if (now.validation)
-      log.line(fmt::format("step {}/{}: validation KL {:.5f}{}", now.step, now.steps, *now.validation, now.best ? ", the best so far" : ""));
-    const bool stop = InterruptGuard::requested() && now.step < now.steps;
+      context.line(fmt::format("step {}/{}: validation KL {:.5f}{}", now.step, now.steps, *now.validation, now.best ? ", the best so far" : ""));
+    const bool stop = context.stop().requested() && now.step < now.steps;
     stop ? journal.save() : journal.save_if_due();
     return !stop;
   };
   trainer.run(progress, report, [&] {
-    if (progress.step == 0) log.line(fmt::format("before training: validation KL {:.5f}", progress.start));
+    if (progress.step == 0) context.line(fmt::format("before training: validation KL {:.5f}", progress.start));
     run.save("best", student.pack(), {{"step", progress.step}});
   });
   if (progress.step < trainer.steps())
@@ -304,13 +307,13 @@ DwqResult train(const DwqRun& o, const Inputs& in, const Data& data, quantize::S
   result.steps = trainer.steps(), result.best_step = progress.best_step;
   result.bits_per_weight = size.bits_per_weight(), result.bytes = size.bytes;
   bar.finish(fmt::format("validation KL {:.5f} → {:.5f}, {:.3f} bits per weight", result.start_kl, result.best_kl, result.bits_per_weight));
-  if (const auto words = quantize::diagnose(progress.losses, progress.start, progress.best); !words.empty()) log.line(words);
+  if (const auto words = quantize::diagnose(progress.losses, progress.start, progress.best); !words.empty()) context.line(words);
   return result;
 }
 
-void write(const DwqRun& o, const Inputs& in, const Data& data, const DwqResult& result, RunFolder& run) {
+void write(const DwqRun& o, const Inputs& in, const Data& data, const DwqResult& result, run::RunFolder& run) {
   ModelWriter writer(o.output, in.target());
-  writer.add(run.load("best")->tensors);
+  writer.add(run.need("best").tensors);
   writer.add_folds(in.folds);
   json options = in.identity;
   for (const char* key : {"command", "model", "device"}) options.erase(key);
@@ -338,27 +341,26 @@ json DwqResult::to_json() const {
           {"peak_memory", peak_memory()}};
 }
 
-DwqResult dwq(const DwqRun& o, const mx::distributed::Group& group, Log& log) {
+DwqResult dwq(const DwqRun& o, const run::Context& context) {
   if (o.format.mode != codec::Mode::affine) throw UsageError("dwq trains scales and biases, which only the affine mode has; drop --q-mode");
   if (o.targets_only && !o.target_dir) throw UsageError("--targets-only needs --target-dir, the folder to write them to");
   if (!o.targets_only) check_output(o.output);
   save_seconds();  // a senseless value is refused before any work
-  const bool first = group.rank() == 0;
-  const auto in = open_inputs(o, group.size(), log);
-  advise(o, log);
-  advise_memory(in.teacher.spec(), in.plan, {o.batch_size, o.max_seq_length, o.grad_checkpoint, o.move_codes}, log);
+  const bool first = context.rank() == 0;
+  const auto in = open_inputs(o, context.ranks(), context);
+  advise(o, context);
+  advise_memory(in.teacher.spec(), in.plan, {o.batch_size, o.max_seq_length, o.grad_checkpoint, o.move_codes}, context);
 
-  RunFolder run(o.targets_only ? *o.target_dir : o.output, in.identity, o.fresh, first);
-  InterruptGuard guard;
-  if (run.resumed()) log.line(fmt::format("continuing the run in {}", run.path().string()));
-  const auto data = read_data(o, in, run, log);
-  const auto targets = open_targets(o, in, data, first, log);
+  run::RunFolder run(o.targets_only ? *o.target_dir : o.output, in.identity, o.fresh, context, first);
+  const run::Stop::Heeding heeding(context.stop());
+  const auto data = read_data(o, in, run, context);
+  const auto targets = open_targets(o, in, data, first, context);
   if (!targets) {
     run.remove();
     return {};
   }
-  auto student = make_student(o, in, data, run, log);
-  const auto result = train(o, in, data, student, *targets, run, group, log);
+  auto student = make_student(o, in, data, run, context);
+  const auto result = train(o, in, data, student, *targets, run, context);
   if (first) write(o, in, data, result, run);
   return result;
 }

@@ -8,7 +8,8 @@
 #include <optional>
 #include <string>
 
-#include "base/progress.h"
+#include "base/figures.h"
+#include "run/context.h"
 #include "codec/format.h"
 #include "quantize/dwq.h"
 
@@ -48,7 +49,7 @@ struct DwqResult {
 };
 
 /// The whole of `lquant dwq`: data, start, training, output. Journalled: the same call continues a killed run and ends in the same bytes.
-/// All ranks of `group` call it; rank 0 writes. Throws Error (nothing is left under the output's name) or Interrupted (state saved).
-DwqResult dwq(const DwqRun& options, const mx::distributed::Group& group, Log& log);
+/// All ranks of the context's group call it; rank 0 writes. Throws Error (nothing is left under the output's name) or Interrupted (state saved).
+DwqResult dwq(const DwqRun& options, const run::Context& context);
 
 }  // namespace lquant::pipeline

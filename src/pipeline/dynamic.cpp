@@ -14,7 +14,7 @@
 #include "pipeline/block_run.h"
 #include "pipeline/measured.h"
 #include "pipeline/output.h"
-#include "pipeline/run_folder.h"
+#include "run/run_folder.h"
 #include "pipeline/sensitivity_files.h"
 #include "pipeline/start.h"
 #include "plan/threshold.h"
@@ -114,7 +114,7 @@ void write_curve(const std::filesystem::path& file, const plan::FormatChooser& c
   write_file_atomically("pipeline", file, points.dump(1) + "\n");
 }
 
-Decision decide(const DynamicRun& o, const model::Model& model, const Sensitivities& s, Log& log) {
+Decision decide(const DynamicRun& o, const model::Model& model, const Sensitivities& s, const run::Context& context) {
   const auto& spec = model.spec();
   const int dense_bytes = static_cast<int>(mx::size_of(model.stored_dtype()));
   plan::ChooserOptions options{choices_of(o), o.tie, o.floors, o.ceilings};
@@ -123,7 +123,7 @@ Decision decide(const DynamicRun& o, const model::Model& model, const Sensitivit
   };
   const plan::FormatChooser chooser(spec, options, cost, dense_bytes);
   const auto& allocator = chooser.allocator();
-  log.line(fmt::format("with these widths the model has {:.3f} to {:.3f} bits per weight", chooser.bits_per_weight(allocator.least_bytes()),
+  context.line(fmt::format("with these widths the model has {:.3f} to {:.3f} bits per weight", chooser.bits_per_weight(allocator.least_bytes()),
                        chooser.bits_per_weight(allocator.most_bytes())));
   if (o.pareto) write_curve(*o.pareto, chooser);
   Decision d;
@@ -185,7 +185,7 @@ json DynamicResult::to_json() const {
   return out;
 }
 
-DynamicResult dynamic_quant(const DynamicRun& o, Log& log) {
+DynamicResult dynamic_quant(const DynamicRun& o, const run::Context& context) {
   const auto began = Clock::now();
   check(o);
   const auto checkpoint = checkpoint::Checkpoint::open(o.model);
@@ -203,25 +203,24 @@ DynamicResult dynamic_quant(const DynamicRun& o, Log& log) {
     given = read_sensitivities(*o.sensitivities, model, identity.value("data", json()), choices_of(o), o.low, o.high);
     identity["sensitivities"] = given->to_json();
   }
-  RunFolder run(o.plan_only ? *o.plan_only : o.output, identity, o.fresh);
-  InterruptGuard guard;
-  if (run.resumed()) log.line(fmt::format("continuing the run in {}", run.path().string()));
-  const auto rows = source.read(model, run, log);
+  run::RunFolder run(o.plan_only ? *o.plan_only : o.output, identity, o.fresh, context);
+  const run::Stop::Heeding heeding(context.stop());
+  const auto rows = source.read(model, run, context);
   const auto [held, used] = rows.hold_out();
 
   DynamicResult result;
   const auto start = Clock::now();
-  auto s = given ? *given : compute_sensitivities(model, used.first(o.sensitivity_tokens), judged_formats(o), run, log);
+  auto s = given ? *given : compute_sensitivities(model, used.first(o.sensitivity_tokens), judged_formats(o), run, context);
   result.tokens = s.tokens;
-  if (o.measure && !s.measured) s = measure_sensitivities(model, held, s, kMeasured, run, log);
+  if (o.measure && !s.measured) s = measure_sensitivities(model, held, s, kMeasured, run, context);
   result.sensitivity_time = seconds_since(start);
   s.data = rows.manifest;
   if (!given && !o.sensitivities_name.empty()) write_sensitivities(o.sensitivities_name, model.spec(), s, o.low, o.high);
 
-  const auto decision = decide(o, model, s, log);
+  const auto decision = decide(o, model, s, context);
   result.bits_per_weight = decision.size.bits_per_weight(), result.bytes = decision.size.bytes;
   result.predicted_kl = decision.predicted, result.predicted_gap = decision.gap;
-  log.line(fmt::format("{}: {:.3f} bits per weight, predicted KL {:.4f}{}", histogram(decision.plan), result.bits_per_weight, result.predicted_kl,
+  context.line(fmt::format("{}: {:.3f} bits per weight, predicted KL {:.4f}{}", histogram(decision.plan), result.bits_per_weight, result.predicted_kl,
                        decision.gap > 0 ? fmt::format(" (at most {:.2g} above the best)", decision.gap) : ""));
   const auto plan_json = plan::quantization_block(model.spec(), decision.plan, true);
   if (o.plan_only) {
@@ -231,7 +230,7 @@ DynamicResult dynamic_quant(const DynamicRun& o, Log& log) {
     return result;
   }
 
-  const auto tensors = search_start(model, decision.plan, used.batches, run, log);
+  const auto tensors = search_start(model, decision.plan, used.batches, run, context);
   json quality{{"predicted_kl", result.predicted_kl}};
   ModelWriter writer(o.output, model);
   writer.add(tensors);
@@ -245,7 +244,7 @@ DynamicResult dynamic_quant(const DynamicRun& o, Log& log) {
   result.kl = judged.kl, result.kl_se = judged.kl_se, result.perplexity = judged.perplexity(),
   result.teacher_perplexity = judged.teacher_perplexity();
   result.total_time = seconds_since(began);
-  log.line(fmt::format("KL on {} tokens held out {:.4f} ± {:.4f} (predicted {:.4f}); perplexity {:.3f} (original {:.3f})", judged.tokens, judged.kl,
+  context.line(fmt::format("KL on {} tokens held out {:.4f} ± {:.4f} (predicted {:.4f}); perplexity {:.3f} (original {:.3f})", judged.tokens, judged.kl,
                        judged.kl_se, result.predicted_kl, judged.perplexity(), judged.teacher_perplexity()));
   return result;
 }

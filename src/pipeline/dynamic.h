@@ -7,7 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "base/progress.h"
+#include "base/figures.h"
+#include "run/context.h"
 #include "codec/format.h"
 #include "pipeline/rows.h"
 #include "pipeline/sensitivities.h"
@@ -63,7 +64,7 @@ struct DynamicResult {
 
 /// The whole of `lquant dynamic_quant`: sensitivities, plan, range search, output, judgement. Journalled like every command.
 /// Throws Error (nothing is left under the output's name) or Interrupted (state saved).
-DynamicResult dynamic_quant(const DynamicRun& options, Log& log);
+DynamicResult dynamic_quant(const DynamicRun& options, const run::Context& context);
 
 /// "Q/M" as mlx_lm names its files for a model of that name: "Q_M".
 std::string sensitivities_name(const std::string& model);

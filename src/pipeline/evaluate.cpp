@@ -14,7 +14,7 @@
 #include "pipeline/evaluate_prompts.h"
 #include "pipeline/evaluate_report.h"
 #include "pipeline/output.h"
-#include "pipeline/run_folder.h"
+#include "run/run_folder.h"
 
 namespace lquant::pipeline {
 namespace fs = std::filesystem;
@@ -75,7 +75,7 @@ evaluate::Chat chat_of(const text::Tokenizer& tokenizer, const EvaluateRun& run,
 
 /// Reads the tasks for one model. `rows` gets what does not depend on it.
 Side open_side(const std::string& folder, const std::string& prefix, const std::vector<const evaluate::Task*>& tasks, const EvaluateRun& run,
-               std::optional<bool>& chat, std::vector<TaskRows>& rows, Log& log) {
+               std::optional<bool>& chat, std::vector<TaskRows>& rows, const run::Context& context) {
   const auto checkpoint = checkpoint::Checkpoint::open(folder);
   Side side{prefix, model::Model::open(checkpoint), max_tokens(run, checkpoint.config()), {}, {}};
   const auto tokenizer = text::Tokenizer::open(checkpoint.files());
@@ -90,11 +90,11 @@ Side open_side(const std::string& folder, const std::string& prefix, const std::
     read.prompts.clear();
     const auto cut = std::count_if(encoded.begin(), encoded.end(), [](const auto& e) { return e.cut; });
     if (cut > 0)
-      log.warn(fmt::format("{}: {} of {} prompts are longer than the {} tokens that the model reads and lose their beginnings; {}", task->name, cut,
+      context.warn(fmt::format("{}: {} of {} prompts are longer than the {} tokens that the model reads and lose their beginnings; {}", task->name, cut,
                            encoded.size(), side.max_tokens,
                            run.shots.value_or(0) > 0 ? "use fewer --num-shots" : "give --max-tokens if it reads more"));
     if (run.limit && static_cast<std::size_t>(*run.limit) > read.total && prefix.empty())
-      log.warn(fmt::format("{}: there are {} rows, fewer than --limit {}; all of them are scored", task->name, read.total, *run.limit));
+      context.warn(fmt::format("{}: there are {} rows, fewer than --limit {}; all of them are scored", task->name, read.total, *run.limit));
     side.batches.push_back(evaluate::batches(encoded, kTokensPerRow * static_cast<std::size_t>(run.batch_size)));
     side.encoded.push_back(std::move(encoded));
     rows.push_back(std::move(read));
@@ -123,8 +123,8 @@ struct Rate {
   double seconds = 0;
 };
 
-std::vector<std::vector<evaluate::Likelihoods>> score_side(const Side& side, const std::vector<TaskRows>& rows, RunFolder& folder, Progress& progress,
-                                                           Rate& rate) {
+std::vector<std::vector<evaluate::Likelihoods>> score_side(const Side& side, const std::vector<TaskRows>& rows, run::RunFolder& folder,
+                                                           run::Progress& progress, Rate& rate, const run::Context& context) {
   std::optional<evaluate::LoadedModel> loaded;
   std::optional<model::Head> head;
   std::vector<std::vector<evaluate::Likelihoods>> scores;
@@ -132,7 +132,7 @@ std::vector<std::vector<evaluate::Likelihoods>> score_side(const Side& side, con
     const auto& encoded = side.encoded[t];
     std::vector<evaluate::Likelihoods> of_task;
     for (std::size_t b = 0; b < side.batches[t].size(); ++b) {
-      if (InterruptGuard::requested()) throw Interrupted("[pipeline] interrupted; give the same command again to continue");
+      context.check();
       const auto [begin, end] = side.batches[t][b];
       const auto unit = fmt::format("{}{}-{:06d}", side.prefix, rows[t].task->name, b);
       if (const auto found = folder.load(unit)) {
@@ -197,7 +197,7 @@ std::string evaluate_file_name(const EvaluateRun& run) {
   return name;
 }
 
-EvaluateResult evaluate_tasks(const EvaluateRun& run, Log& log) {
+EvaluateResult evaluate_tasks(const EvaluateRun& run, const run::Context& context) {
   std::vector<const evaluate::Task*> tasks;
   for (const auto& name : run.tasks) {
     const auto* task = &evaluate::find_task(name);
@@ -212,25 +212,24 @@ EvaluateResult evaluate_tasks(const EvaluateRun& run, Log& log) {
   std::vector<TaskRows> rows;
   std::vector<Side> sides;
   std::optional<bool> chat = run.chat;
-  sides.push_back(open_side(run.model, "", tasks, run, chat, rows, log));
-  if (run.teacher) sides.push_back(open_side(*run.teacher, "teacher-", tasks, run, chat, rows, log));
+  sides.push_back(open_side(run.model, "", tasks, run, chat, rows, context));
+  if (run.teacher) sides.push_back(open_side(*run.teacher, "teacher-", tasks, run, chat, rows, context));
 
   std::error_code ec;
   fs::create_directories(run.output_dir, ec);
   if (ec) fail("pipeline", "{}: cannot be made ({}); choose another --output-dir", run.output_dir.string(), ec.message());
-  RunFolder folder(result.file, identity_of(run, sides, rows), run.fresh);
-  if (folder.resumed()) log.line(fmt::format("continuing the run in {}", folder.path().string()));
+  run::RunFolder folder(result.file, identity_of(run, sides, rows), run.fresh, context);
 
-  InterruptGuard guard;
+  const run::Stop::Heeding heeding(context.stop());
   std::int64_t total = 0;
   for (const auto& side : sides)
     for (const auto& encoded : side.encoded) total += cost(encoded, 0, encoded.size());
-  Progress progress(log, "scoring tokens", total);
+  run::Progress progress(context.events(), "scoring tokens", total);
   std::vector<TaskScores> scores;
   for (const auto& of : rows) scores.push_back({&of, {}, {}});
   Rate rate;
   for (const auto& side : sides) {
-    auto of_side = score_side(side, rows, folder, progress, rate);
+    auto of_side = score_side(side, rows, folder, progress, rate, context);
     for (std::size_t t = 0; t < rows.size(); ++t) (side.prefix.empty() ? scores[t].model : scores[t].teacher) = std::move(of_side[t]);
   }
   result.rows_per_second = rate.seconds > 0 ? static_cast<double>(rate.rows) / rate.seconds : 0;

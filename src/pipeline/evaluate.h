@@ -8,7 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "base/progress.h"
+#include "base/figures.h"
+#include "run/context.h"
 #include "evaluate/statistics.h"
 
 namespace lquant::pipeline {
@@ -47,7 +48,7 @@ struct EvaluateResult {
 
 /// The whole of `lquant evaluate`. Everything is read and encoded before a weight is loaded, so that bad input is told at once. Scored batches are
 /// units of the run folder beside the result (docs/evaluate.md has the files' layout). Throws Error as docs/evaluate.md lists.
-EvaluateResult evaluate_tasks(const EvaluateRun& run, Log& log);
+EvaluateResult evaluate_tasks(const EvaluateRun& run, const run::Context& context);
 
 /// mlx_lm.evaluate's name for the results: eval_MODEL_VERSION[_SHOTS]_TASKS with "/" in MODEL become "_"; VERSION is that of the lm-eval
 /// which the tasks equal. Where the file system would not take so long a name, MODEL is its last folder alone.

@@ -87,7 +87,7 @@ std::vector<AutoStep> expect(const AutoRun& o, const model::Model& model) {
   return steps;
 }
 
-void tell(const std::vector<AutoStep>& steps, const AutoRun& o, const model::Model& model, Log& log) {
+void tell(const std::vector<AutoStep>& steps, const AutoRun& o, const model::Model& model, const run::Context& context) {
   plan::QuantPlan dense;
   const auto size = plan::size_of(model.spec(), dense, static_cast<int>(mx::size_of(model.stored_dtype())));
   const double parameters = static_cast<double>(size.parameters);
@@ -95,17 +95,17 @@ void tell(const std::vector<AutoStep>& steps, const AutoRun& o, const model::Mod
       o.target.bytes ? fmt::format("{:.3f} bits per weight", 8.0 * static_cast<double>(*o.target.bytes) / parameters)
       : o.target.kl  ? fmt::format("a predicted KL of {}", *o.target.kl)
                      : fmt::format("{} bits per weight, {}", o.target.bits.value_or(4), format_bytes(o.target.bits.value_or(4) * parameters / 8));
-  log.line(fmt::format("plan: {} ({:.1f} million weights, {}) to {}", model.checkpoint().name(), parameters / 1e6,
+  context.line(fmt::format("plan: {} ({:.1f} million weights, {}) to {}", model.checkpoint().name(), parameters / 1e6,
                        format_bytes(static_cast<double>(size.bytes)), target));
   double time = 0, memory = 0;
   for (const auto& step : steps) {
-    log.line(fmt::format("  {:<9} about {:>12}, {} of memory", step.name, format_duration(step.expected_time), format_bytes(step.expected_memory)));
+    context.line(fmt::format("  {:<9} about {:>12}, {} of memory", step.name, format_duration(step.expected_time), format_bytes(step.expected_memory)));
     time += step.expected_time, memory = std::max(memory, step.expected_memory);
   }
-  log.line(fmt::format("  together  about {:>12}, {} of memory", format_duration(time), format_bytes(memory)));
+  context.line(fmt::format("  together  about {:>12}, {} of memory", format_duration(time), format_bytes(memory)));
   const double have = available_memory();
   if (have > 0 && memory > 0.8 * have)
-    log.warn(fmt::format("this machine has {}; leave out dwq (--steps awq gptq blocks), or shorten --sequence-length", format_bytes(have)));
+    context.warn(fmt::format("this machine has {}; leave out dwq (--steps awq gptq blocks), or shorten --sequence-length", format_bytes(have)));
 }
 
 }  // namespace lquant::pipeline

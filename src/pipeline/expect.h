@@ -9,6 +9,6 @@ namespace lquant::pipeline {
 std::vector<AutoStep> expect(const AutoRun& options, const model::Model& model);
 
 /// Prints the plan of a run: target, size, steps, time and memory.
-void tell(const std::vector<AutoStep>& steps, const AutoRun& options, const model::Model& model, Log& log);
+void tell(const std::vector<AutoStep>& steps, const AutoRun& options, const model::Model& model, const run::Context& context);
 
 }  // namespace lquant::pipeline

@@ -15,7 +15,7 @@ constexpr int kStarved = 8;
 constexpr int kNamed = 8;
 }  // namespace
 
-std::vector<calibration::Hessian> supported(const model::LinearSpec& linear, std::vector<calibration::Hessian> sums, Log& log) {
+std::vector<calibration::Hessian> supported(const model::LinearSpec& linear, std::vector<calibration::Hessian> sums, const run::Context& context) {
   if (linear.experts == 0) return sums;
   auto pooled = sums.front();
   for (std::size_t e = 1; e < sums.size(); ++e) pooled = calibration::together(pooled, sums[e]);
@@ -30,7 +30,7 @@ std::vector<calibration::Hessian> supported(const model::LinearSpec& linear, std
     sums[e].tokens += enough;
   }
   if (count > 0)
-    log.warn(fmt::format("{}: {} of {} experts saw fewer than {:.0f} tokens ({}{}); they lean on the inputs of all experts. More rows help",
+    context.warn(fmt::format("{}: {} of {} experts saw fewer than {:.0f} tokens ({}{}); they lean on the inputs of all experts. More rows help",
                          linear.path, count, sums.size(), enough, starved, count > kNamed ? ", …" : ""));
   return sums;
 }

@@ -2,7 +2,8 @@
 
 #include <vector>
 
-#include "base/progress.h"
+#include "base/figures.h"
+#include "run/context.h"
 #include "calibration/hessian.h"
 #include "model/spec.h"
 
@@ -10,6 +11,6 @@ namespace lquant::pipeline {
 
 /// The Hessians to use for a linear: experts that saw too few tokens of their own lean on the inputs of all of them together, with
 /// a warning that names them.
-std::vector<calibration::Hessian> supported(const model::LinearSpec& linear, std::vector<calibration::Hessian> sums, Log& log);
+std::vector<calibration::Hessian> supported(const model::LinearSpec& linear, std::vector<calibration::Hessian> sums, const run::Context& context);
 
 }  // namespace lquant::pipeline

@@ -74,7 +74,7 @@ class Gptq : public BlockMethod {
         rows_(run.rows()),
         folds_(folds),
         run_(run),
-        log_(run.log()),
+        context_(run.context()),
         training_(options.training, run) {
     result_.tokens = rows_.tokens;
     // One batch alone fits everything and can judge nothing.
@@ -121,7 +121,7 @@ class Gptq : public BlockMethod {
   const Rows& rows_;
   const model::Folds& folds_;  ///< tried edge by edge
   BlockRun& run_;
-  Log& log_;
+  const run::Context& context_;
   std::size_t held_every_ = 0;
   bool paired_ = false;
   BlockTraining training_;
@@ -159,7 +159,7 @@ quantize::GptqResult Gptq::quantize_matrix(const std::string& path, const mx::ar
   result_.search_time += done.search_time;
   result_.factor_time += done.factor_time;
   result_.solve_time += done.solve_time;
-  if (done.damp > method.damp) log_.warn(fmt::format("{}: its Hessian needed a damping of {:.2g}; more rows help", path, done.damp));
+  if (done.damp > method.damp) context_.warn(fmt::format("{}: its Hessian needed a damping of {:.2g}; more rows help", path, done.damp));
   return done;
 }
 
@@ -177,7 +177,7 @@ Gptq::Quantized Gptq::quantize_linear(const model::LinearSpec& linear, const mx:
         for (std::size_t e = 0; e < sums.size(); ++e) pooled[e] = calibration::together(sums[e], held_.of(linear.path)[e]);
       return pooled;
     };
-    const auto hessians = supported(linear, both(train_.of(linear.path)), log_);
+    const auto hessians = supported(linear, both(train_.of(linear.path)), context_);
     std::vector<mx::array> codes, scales, biases;
     for (int e = 0; e < std::max(1, linear.experts); ++e) {
       const auto cut = [&](const mx::array& x) {
@@ -215,7 +215,7 @@ void Gptq::quantize_seen(const std::vector<const model::LinearSpec*>& linears, m
     model::put_packed(tensors, linear.path, q.packed);
     student.insert_or_assign(linear.path + ".weight", q.dense);
     plain_error_ += q.plain_error, error_ += q.error;
-    check_interrupt();
+    context_.check();
   };
   std::map<const model::Edge*, std::vector<const model::LinearSpec*>> together;  // readers of an edge with scales: all take them, or none
   for (const auto* linear : linears) {
@@ -259,7 +259,7 @@ void Gptq::halt(Walk& walk, int block, Walk::Halt at, const model::Tensors& full
     walk.advance(b, block, at, weights, {}, &observer);
     result_.forward_time += seconds_since(start) - (result_.hessian_time + result_.forward_time - elsewhere);
   }
-  check_interrupt();
+  context_.check();
 }
 
 BlockMethod::Turn Gptq::turn(int block, const model::Tensors& stored, const model::Tensors& full) {
@@ -347,9 +347,9 @@ json GptqResult::to_json() const {
             {"training", train_time}}}};
 }
 
-GptqResult gptq(const GptqRun& o, Log& log) {
+GptqResult gptq(const GptqRun& o, const run::Context& context) {
   if (o.format.mode != codec::Mode::affine) throw UsageError("gptq needs scales and biases, which only the affine mode has");
-  BlockRun run({"gptq", "quantizing blocks", o.model, o.output, o.rows, o.fresh}, log);
+  BlockRun run({"gptq", "quantizing blocks", o.model, o.output, o.rows, o.fresh}, context);
   const auto& spec = run.model().spec();
   const std::optional<json> overrides = o.plan ? std::optional(read_plan(*o.plan)) : std::nullopt;
   run.follow(plan_for(o, spec, overrides));
@@ -357,20 +357,20 @@ GptqResult gptq(const GptqRun& o, Log& log) {
   const auto options = recorded;
   json scales = json::object();
   const auto folds = o.scaled ? as_powers_of_two(read_folds(*o.scaled, spec), spec) : model::Folds{};
-  if (o.scaled && folds.empty()) log.line(fmt::format("{}: holds no scales; the model is taken as it is", o.scaled->string()));
+  if (o.scaled && folds.empty()) context.line(fmt::format("{}: holds no scales; the model is taken as it is", o.scaled->string()));
   if (!folds.empty()) recorded["scales"] = scales["scales"] = sha256_file(*o.scaled / kFoldFile);
   run.begin(options, scales);
 
   Gptq work(o, folds, run);
   run.quantize(work);
   const auto written = run.write(recorded);
-  if (!folds.empty()) log.line(fmt::format("scales kept on {} of {} edges that have some", written.folds.size(), folds.size()));
+  if (!folds.empty()) context.line(fmt::format("scales kept on {} of {} edges that have some", written.folds.size(), folds.size()));
   auto result = work.total();
   result.bits_per_weight = written.size.bits_per_weight(), result.bytes = written.size.bytes;
   result.total_time = written.seconds;
   const auto share = [&](double seconds) { return 100 * seconds / result.total_time; };
   const auto training = o.training.epochs > 0 ? fmt::format(", training {:.0f} %", share(result.train_time)) : "";
-  log.line(fmt::format(
+  context.line(fmt::format(
       "{} at {:.3f} bits per weight in {}; forward {:.0f} %, Hessians {:.0f} %, range search {:.0f} %, factors {:.0f} %, solve {:.0f} %{}",
       format_bytes(static_cast<double>(result.bytes)), result.bits_per_weight, format_duration(result.total_time), share(result.forward_time),
       share(result.hessian_time), share(result.search_time), share(result.factor_time), share(result.solve_time), training));

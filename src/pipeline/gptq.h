@@ -7,7 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "base/progress.h"
+#include "base/figures.h"
+#include "run/context.h"
 #include "codec/format.h"
 #include "pipeline/rows.h"
 #include "quantize/blockwise.h"
@@ -46,6 +47,6 @@ struct GptqResult {
 /// The whole of `lquant gptq`: data, block after block, output. One block's weights and Hessians are in memory, with the activations of the
 /// calibration rows. Finished blocks are journalled: the same call continues a killed run and ends in the same bytes.
 /// Throws Error (nothing is left under the output's name) or Interrupted (state saved).
-GptqResult gptq(const GptqRun& options, Log& log);
+GptqResult gptq(const GptqRun& options, const run::Context& context);
 
 }  // namespace lquant::pipeline

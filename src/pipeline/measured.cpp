@@ -21,10 +21,10 @@ namespace {
 constexpr double kMostCorrection = 4;
 
 std::map<std::string, double> measured(const model::Model& model, const Rows& rows, const Sensitivities& estimated, const codec::Format& format,
-                                       RunFolder& run, Log& log) {
+                                       run::RunFolder& run, const run::Context& context) {
   std::map<std::string, double> found;
   Moments moments;
-  Progress progress(log, "measuring sensitivities", static_cast<std::int64_t>(estimated.kl.size()));
+  run::Progress progress(context.events(), "measuring sensitivities", static_cast<std::int64_t>(estimated.kl.size()));
   const model::Observer observer = [&](const std::string& path, const mx::array& input, const mx::array* offsets) {
     add_moment(moments, path, input, offsets);
   };
@@ -49,7 +49,7 @@ std::map<std::string, double> measured(const model::Model& model, const Rows& ro
     found[part.name] = quality.kl;
     run.save("measured-" + part.name, {}, {{"kl", quality.kl}});
     progress.advance(1, fmt::format("{} {:.5f}", part.name, quality.kl));
-    if (InterruptGuard::requested()) throw Interrupted("[pipeline] interrupted; give the same command again to continue");
+    context.check();
   };
   alone.observer = &observer;
   alone.after_block = [&](int) { moments.clear(); };
@@ -60,10 +60,10 @@ std::map<std::string, double> measured(const model::Model& model, const Rows& ro
 
 }  // namespace
 
-Sensitivities measure_sensitivities(const model::Model& model, const Rows& rows, Sensitivities estimated, const codec::Format& format, RunFolder& run,
-                                    Log& log) {
+Sensitivities measure_sensitivities(const model::Model& model, const Rows& rows, Sensitivities estimated, const codec::Format& format, run::RunFolder& run,
+                                    const run::Context& context) {
   if (estimated.measured) return estimated;
-  const auto found = measured(model, rows, estimated, format, run, log);
+  const auto found = measured(model, rows, estimated, format, run, context);
   for (const auto& [path, kl] : found) {
     const double predicted = estimated.of(path, format) * quantize::beyond_second_order(format);
     if (!(predicted > 0)) continue;

@@ -49,10 +49,10 @@ double expected_memory(const model::ModelSpec& spec, const plan::QuantPlan& plan
   return bytes + 2.0 * 128e6;  // the head's chunks
 }
 
-void advise_memory(const model::ModelSpec& spec, const plan::QuantPlan& plan, const MemoryUse& use, Log& log) {
+void advise_memory(const model::ModelSpec& spec, const plan::QuantPlan& plan, const MemoryUse& use, const run::Context& context) {
   const double need = expected_memory(spec, plan, use), have = available_memory();
   if (have <= 0 || need < 0.8 * have) return;
-  log.warn(
+  context.warn(
       fmt::format("about {} of memory will be needed and there are {}. To need less: distil from an 8-bit model (--model), "
                   "shorten the sequences (--max-seq-length 512), use --batch-size 1, or add --grad-checkpoint.",
                   format_bytes(need), format_bytes(have)));

@@ -1,6 +1,7 @@
 #pragma once
 
-#include "base/progress.h"
+#include "base/figures.h"
+#include "run/context.h"
 #include "model/spec.h"
 #include "plan/plan.h"
 
@@ -19,7 +20,7 @@ double available_memory();
 
 /// Says what to do when the expected peak comes near what there is: distil from an 8-bit model, shorter sequences, a smaller batch,
 /// --grad-checkpoint.
-void advise_memory(const model::ModelSpec& spec, const plan::QuantPlan& plan, const MemoryUse& use, Log& log);
+void advise_memory(const model::ModelSpec& spec, const plan::QuantPlan& plan, const MemoryUse& use, const run::Context& context);
 
 /// Tokens that are worked through at once: on a CPU, whose products are as fast with 1,024 rows as with more, 1,024; a GPU wants
 /// more of them, as far as its memory goes.

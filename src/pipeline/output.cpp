@@ -124,10 +124,10 @@ void ModelWriter::finish(const plan::QuantPlan* plan, mx::Dtype dtype, const Rec
   writer_.commit();
 }
 
-model::Folds write_units(ModelWriter& writer, const RunFolder& run, const std::vector<std::string>& units) {
+model::Folds write_units(ModelWriter& writer, const run::RunFolder& run, const std::vector<std::string>& units) {
   model::Folds folds;
   for (const auto& unit : units) {
-    auto tensors = run.load(unit)->tensors;
+    auto tensors = run.need(unit).tensors;
     folds.merge(take_folds(tensors));
     writer.add(tensors);
   }

@@ -8,7 +8,7 @@
 #include "checkpoint/writer.h"
 #include "model/fold.h"
 #include "model/model.h"
-#include "pipeline/run_folder.h"
+#include "run/run_folder.h"
 #include "plan/plan.h"
 
 namespace lquant::pipeline {
@@ -49,7 +49,7 @@ class ModelWriter {
 };
 
 /// Adds the tensors of a run's units, in order, and AWQ's scales in them, which it returns.
-model::Folds write_units(ModelWriter& writer, const RunFolder& run, const std::vector<std::string>& units);
+model::Folds write_units(ModelWriter& writer, const run::RunFolder& run, const std::vector<std::string>& units);
 
 /// "bfloat16", "float16", "float32".
 std::string dtype_name(mx::Dtype dtype);

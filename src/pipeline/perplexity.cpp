@@ -39,7 +39,7 @@ std::vector<calibration::Batch> ScoredText::batches(const text::Tokenizer& token
   return calibration::text_rows(read_tokens(*this, tokenizer), sequence_length, batch_size, most);
 }
 
-evaluate::Quality perplexity(const PerplexityOptions& o, Log& log) {
+evaluate::Quality perplexity(const PerplexityOptions& o, const run::Context& context) {
   const auto checkpoint = checkpoint::Checkpoint::open(o.model);
   const auto model = model::Model::open(checkpoint);
   std::optional<checkpoint::Checkpoint> teacher_checkpoint;
@@ -53,7 +53,7 @@ evaluate::Quality perplexity(const PerplexityOptions& o, Log& log) {
   std::int64_t total = 0, before = 0;
   for (const auto& batch : batches) total += static_cast<std::int64_t>(batch.tokens);
   const auto student = evaluate::LoadedModel::load(model);
-  Progress progress(log, "scoring tokens", total);
+  run::Progress progress(context.events(), "scoring tokens", total);
   const auto quality = evaluate::measure(student, teacher ? &*teacher : nullptr, batches, [&](std::int64_t done) {
     progress.advance(done - before);
     before = done;

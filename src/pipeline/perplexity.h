@@ -5,7 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "base/progress.h"
+#include "base/figures.h"
+#include "run/context.h"
 #include "calibration/batches.h"
 #include "evaluate/quality.h"
 #include "text/tokenizer.h"
@@ -33,6 +34,6 @@ struct PerplexityOptions : ScoredText {
 };
 
 /// Throws Error for bad data or models whose vocabularies differ.
-evaluate::Quality perplexity(const PerplexityOptions& options, Log& log);
+evaluate::Quality perplexity(const PerplexityOptions& options, const run::Context& context);
 
 }  // namespace lquant::pipeline

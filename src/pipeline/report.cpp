@@ -19,7 +19,7 @@
 #include "pipeline/alone.h"
 #include "pipeline/folds.h"
 #include "pipeline/output.h"
-#include "pipeline/run_folder.h"
+#include "run/run_folder.h"
 #include "plan/plan.h"
 
 namespace lquant::pipeline {
@@ -141,7 +141,7 @@ mx::array unscaled(const Folder& folder, const model::LinearSpec& linear, const 
 
 /// Fills `alone` of all folders. Parts are named "FOLDER:PATH".
 void measure_parts(const ReportRun& o, const model::Model& teacher, const std::vector<Folder>& folders,
-                   const std::vector<calibration::Batch>& batches, RunFolder& run, evaluate::Report& report, Log& log) {
+                   const std::vector<calibration::Batch>& batches, run::RunFolder& run, evaluate::Report& report, const run::Context& context) {
   struct Place {
     std::size_t folder;
     evaluate::AloneFigure figure;
@@ -168,7 +168,7 @@ void measure_parts(const ReportRun& o, const model::Model& teacher, const std::v
     }
     for (auto& [block, linears] : blocks) add(f, fmt::format("block {}", block), "block", block, std::move(linears));
   }
-  Progress progress(log, "replacing alone", static_cast<std::int64_t>(order.size()));
+  run::Progress progress(context.events(), "replacing alone", static_cast<std::int64_t>(order.size()));
   const auto keep = [&](const std::string& key, double kl, double error) { places.at(key).figure.kl = kl, places.at(key).figure.kl_se = error; };
   alone.replaced = [&](const AlonePart& part, const model::LinearSpec& linear, const mx::array& weight) {
     return unscaled(folders[places.at(part.name).folder], linear, weight);
@@ -184,7 +184,7 @@ void measure_parts(const ReportRun& o, const model::Model& teacher, const std::v
     keep(part.name, quality.kl, quality.kl_se);
     run.save("alone-" + part.name, {}, {{"kl", quality.kl}, {"kl_se", quality.kl_se}});
     progress.advance(1, fmt::format("{} {:.5f}", places.at(part.name).figure.name, quality.kl));
-    if (InterruptGuard::requested()) throw Interrupted("[pipeline] interrupted; give the same command again to continue");
+    context.check();
   };
   measure_alone(teacher, batches, alone);
   progress.finish();
@@ -203,7 +203,7 @@ void check(const ReportRun& o) {
 
 }  // namespace
 
-evaluate::Report report(const ReportRun& o, Log& log) {
+evaluate::Report report(const ReportRun& o, const run::Context& context) {
   check(o);
   const auto teacher_files = checkpoint::Checkpoint::open(o.teacher);
   const auto teacher = model::Model::open(teacher_files);
@@ -251,15 +251,14 @@ evaluate::Report report(const ReportRun& o, Log& log) {
     identity["folders"].push_back(folder.sha256);
     report.folders.push_back(std::move(folder));
   }
-  RunFolder run(o.output, identity, o.fresh);
-  if (run.resumed()) log.line(fmt::format("continuing the run in {}", run.path().string()));
-  InterruptGuard guard;
+  run::RunFolder run(o.output, identity, o.fresh, context);
+  const run::Stop::Heeding heeding(context.stop());
 
   // All folders' distributions share one axis, so the values of all are kept until the last is measured.
   std::vector<std::vector<float>> values(folders.size());
   std::optional<evaluate::Decades> decades;
   {
-    Progress progress(log, "scoring tokens", tokens * static_cast<std::int64_t>(folders.size()));
+    run::Progress progress(context.events(), "scoring tokens", tokens * static_cast<std::int64_t>(folders.size()));
     const auto truth = evaluate::stream_answers(teacher, batches);
     for (std::size_t f = 0; f < folders.size(); ++f) {
       const auto answers = evaluate::stream_answers(folders[f].model, batches);
@@ -277,12 +276,12 @@ evaluate::Report report(const ReportRun& o, Log& log) {
       for (const auto& figure : figures) values[f].push_back(figure.kl);
       const auto here = evaluate::decades_of(values[f]);
       decades = decades ? evaluate::joined(*decades, here) : here;
-      if (InterruptGuard::requested()) throw Interrupted("[pipeline] interrupted; give the same command again to continue");
+      context.check();
     }
     progress.finish();
   }
   for (std::size_t f = 0; f < folders.size(); ++f) report.folders[f].kl = evaluate::distribution_of(std::move(values[f]), *decades);
-  if (o.alone != AloneBy::none) measure_parts(o, teacher, folders, part_rows, run, report, log);
+  if (o.alone != AloneBy::none) measure_parts(o, teacher, folders, part_rows, run, report, context);
   write_file_atomically("pipeline", o.output, evaluate::report_html(report));
   run.remove();
   return report;

@@ -3,7 +3,8 @@
 #include <filesystem>
 #include <vector>
 
-#include "base/progress.h"
+#include "base/figures.h"
+#include "run/context.h"
 #include "evaluate/report.h"
 #include "pipeline/perplexity.h"
 
@@ -29,6 +30,6 @@ struct ReportRun {
 /// from them.
 /// Throws Error for an output that exists (unless `overwrite`) before any work; for bad folders and data; for a folder of another architecture or
 /// tokenizer than the teacher's.
-evaluate::Report report(const ReportRun& options, Log& log);
+evaluate::Report report(const ReportRun& options, const run::Context& context);
 
 }  // namespace lquant::pipeline

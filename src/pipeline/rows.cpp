@@ -66,15 +66,15 @@ void RowSource::identify(json& identity) const {
   if (drawn_) identity["data"] = drawn_->manifest;
 }
 
-Rows RowSource::read(const model::Model& model, RunFolder& run, Log& log) {
+Rows RowSource::read(const model::Model& model, run::RunFolder& run, const run::Context& context) {
   const auto& o = options_;
   if (!drawn_) {
     const int rows = o.num_samples < 0 ? kSelfRows : o.num_samples;
-    drawn_ = {self_examples(model, tokenizer_, rows, o.sequence_length, o.seed, run, log),
+    drawn_ = {self_examples(model, tokenizer_, rows, o.sequence_length, o.seed, run, context),
               {{"source", "self"}, {"seed", o.seed}, {"rows", rows}, {"max_tokens", o.sequence_length}}};
   }
   if (o.num_samples > static_cast<int>(drawn_->examples.size()))
-    log.line(fmt::format("{} rows were asked for and {} found; all of them are used", o.num_samples, drawn_->examples.size()));
+    context.line(fmt::format("{} rows were asked for and {} found; all of them are used", o.num_samples, drawn_->examples.size()));
   Rows rows;
   for (const auto& batch : calibration::make_batches(drawn_->examples, kBatchRows, o.sequence_length, false)) {
     add(rows, batch, counted_tokens(batch));

@@ -9,11 +9,12 @@
 #include <utility>
 #include <vector>
 
-#include "base/progress.h"
+#include "base/figures.h"
+#include "run/context.h"
 #include "calibration/batches.h"
 #include "calibration/examples.h"
 #include "model/model.h"
-#include "pipeline/run_folder.h"
+#include "run/run_folder.h"
 
 namespace lquant::pipeline {
 
@@ -51,7 +52,7 @@ class RowSource {
   RowSource(const RowOptions& options, const text::Tokenizer& tokenizer);
   /// Adds what the rows depend on.
   void identify(nlohmann::json& identity) const;
-  Rows read(const model::Model& model, RunFolder& run, Log& log);
+  Rows read(const model::Model& model, run::RunFolder& run, const run::Context& context);
 
  private:
   RowOptions options_;

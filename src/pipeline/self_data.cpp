@@ -10,7 +10,7 @@ namespace mx = mlx::core;
 using json = nlohmann::json;
 
 std::vector<calibration::Example> self_examples(const model::Model& model, const text::Tokenizer& tokenizer, int count, int max_tokens,
-                                                std::uint64_t seed, RunFolder& run, Log& log) {
+                                                std::uint64_t seed, run::RunFolder& run, const run::Context& context) {
   std::vector<calibration::Example> examples;
   if (const auto unit = run.load("self")) {
     const auto* at = unit->tensors.at("tokens").data<std::int32_t>();
@@ -20,12 +20,12 @@ std::vector<calibration::Example> self_examples(const model::Model& model, const
     }
     return examples;
   }
-  Progress progress(log, "sampling texts from the model", count);
+  run::Progress progress(context.events(), "sampling texts from the model", count);
   std::int64_t before = 0;
   examples = calibration::sample_self(model, tokenizer, count, max_tokens, seed, [&](std::int64_t done, std::int64_t) {
     progress.advance(done - before);
     before = done;
-    if (InterruptGuard::requested()) throw Interrupted("[pipeline] interrupted; give the same command again to continue");
+    context.check();
   });
   std::vector<std::int32_t> flat;
   json sizes = json::array();

@@ -43,14 +43,15 @@ mx::array cut(const mx::array& x, int begin, int end) {
 
 class Sweep {
  public:
-  Sweep(const model::Model& model, const Rows& rows, const std::vector<codec::Format>& formats, RunFolder& run, Log& log)
+  Sweep(const model::Model& model, const Rows& rows, const std::vector<codec::Format>& formats, run::RunFolder& run, const run::Context& context)
       : model_(model),
         spec_(model.spec()),
         rows_(rows),
         formats_(formats),
         run_(run),
         blocks_(static_cast<int>(spec_.blocks.size())),
-        progress_(log, "finding sensitivities", 2 * std::int64_t{blocks_} + 3) {
+        context_(context),
+        progress_(context.events(), "finding sensitivities", 2 * std::int64_t{blocks_} + 3) {
     for (const auto& batch : rows_.batches) tokens_ += mx::sum(batch.next_mask).item<float>();
   }
 
@@ -64,7 +65,7 @@ class Sweep {
   model::Tensors dense_block(int i) const { return dense(model_.load_block(i, model_.stored_dtype())); }
   /// Dense, in the compute dtype.
   model::Tensors dense(model::Tensors tensors) const { return model::cast(model::dense_tensors(model_, std::move(tensors)), model_.compute_dtype()); }
-  void forward();
+  void forward(int last);
   States through(int block, const model::Tensors& tensors, const States& states, const States& gradients);
   States head(const States& states);
   void embedding(const States& gradients);
@@ -74,16 +75,17 @@ class Sweep {
   void in_parts(std::size_t batch, const Work& work) const;
   void step() {
     progress_.advance(1);
-    if (InterruptGuard::requested()) throw Interrupted("[pipeline] interrupted; give the same command again to continue");
+    context_.check();
   }
 
   const model::Model& model_;
   const model::ModelSpec& spec_;
   const Rows& rows_;
   const std::vector<codec::Format>& formats_;
-  RunFolder& run_;
+  run::RunFolder& run_;
   const int blocks_;
-  Progress progress_;
+  const run::Context& context_;
+  run::Progress progress_;
   double tokens_ = 0;
   quantize::FisherStore fisher_;
 };
@@ -94,13 +96,14 @@ void Sweep::in_parts(std::size_t batch, const Work& work) const {
   for (int begin = 0; begin < rows; begin += at_once) work(begin, std::min(rows, begin + at_once));
 }
 
-/// Leaves what enters each block, and what leaves the last, in the run folder.
-void Sweep::forward() {
-  int from = blocks_;
-  while (from >= 0 && !run_.has(entering(from))) --from;
+/// Leaves what enters each block up to `last` in the run folder; `last` may be the number of blocks, what leaves the last of them.
+void Sweep::forward(int last) {
+  int from = -1;
+  while (from < last && run_.has(entering(from + 1))) ++from;
+  if (from == last) return;
   States states;
   if (from >= 0) {
-    states = from_unit(run_.load(entering(from))->tensors);
+    states = from_unit(run_.need(entering(from)).tensors);
     progress_.skip(from + 1);
   } else {
     const auto tensors = dense(model_.load_embedding(model_.stored_dtype()));
@@ -112,7 +115,7 @@ void Sweep::forward() {
     from = 0;
     step();
   }
-  for (int i = from; i < blocks_; ++i) {
+  for (int i = from; i < last; ++i) {
     const auto tensors = dense_block(i);
     for (std::size_t b = 0; b < states.size(); ++b) {
       model::Context context;
@@ -196,13 +199,16 @@ json Sweep::all() {
   States gradients;
   int at = 0;  // the gradients before this block are known
   while (at <= blocks_ && !run_.has(before(at))) ++at;
+  if (spec_.tied() && !run_.has("head")) at = blocks_ + 1;  // half of the embedding's costs is gone: nothing behind it can be used
   if (at <= blocks_) {
-    auto done = run_.load(before(at));
-    costs = done->meta, gradients = from_unit(done->tensors);
+    auto done = run_.need(before(at));
+    costs = done.meta;
+    gradients = from_unit(done.tensors);
     progress_.skip(2 * blocks_ + 2 - at);
+    if (at > 0) forward(at - 1);
   } else {
-    forward();
-    gradients = head(from_unit(run_.load(entering(blocks_))->tensors));
+    forward(blocks_);
+    gradients = head(from_unit(run_.need(entering(blocks_)).tensors));
     if (spec_.tied())
       run_.save("head", {{"fisher", fisher_.of(spec_.embedding.path)}});
     else
@@ -215,7 +221,7 @@ json Sweep::all() {
   }
   for (int i = at - 1; i >= 0; --i) {
     const auto tensors = dense_block(i);
-    gradients = through(i, tensors, from_unit(run_.load(entering(i))->tensors), gradients);
+    gradients = through(i, tensors, from_unit(run_.need(entering(i)).tensors), gradients);
     costs.update(judge(spec_.blocks[i].linears(), tensors));
     fisher_.clear();
     run_.save(before(i), as_unit(gradients), costs);
@@ -224,7 +230,7 @@ json Sweep::all() {
     step();
   }
   embedding(gradients);
-  if (spec_.tied()) fisher_.put(spec_.embedding.path, mx::add(fisher_.of(spec_.embedding.path), run_.load("head")->tensors.at("fisher")));
+  if (spec_.tied()) fisher_.put(spec_.embedding.path, mx::add(fisher_.of(spec_.embedding.path), run_.need("head").tensors.at("fisher")));
   costs.update(judge({&spec_.embedding}, dense(model_.load_embedding(model_.stored_dtype()))));
   fisher_.clear();
   step();
@@ -284,10 +290,10 @@ Sensitivities Sensitivities::from_json(const json& in, const std::filesystem::pa
   return s;
 }
 
-Sensitivities compute_sensitivities(const model::Model& model, const Rows& rows, const std::vector<codec::Format>& formats, RunFolder& run,
-                                    Log& log) {
+Sensitivities compute_sensitivities(const model::Model& model, const Rows& rows, const std::vector<codec::Format>& formats, run::RunFolder& run,
+                                    const run::Context& context) {
   if (const auto done = run.load("sensitivities")) return Sensitivities::from_json(done->meta, run.path());
-  Sweep sweep(model, rows, formats, run, log);
+  Sweep sweep(model, rows, formats, run, context);
   Sensitivities s;
   s.formats = formats;
   s.tokens = sweep.tokens();

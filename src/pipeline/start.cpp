@@ -36,13 +36,13 @@ void pack_linears(model::Tensors& tensors, model::Formats formats, const plan::Q
 
 }  // namespace
 
-model::Tensors search_start(const model::Model& model, const plan::QuantPlan& plan, const std::vector<calibration::Batch>& batches, RunFolder& run,
-                            Log& log) {
+model::Tensors search_start(const model::Model& model, const plan::QuantPlan& plan, const std::vector<calibration::Batch>& batches, run::RunFolder& run,
+                            const run::Context& context) {
   const auto& spec = model.spec();
   const auto dtype = model.stored_dtype();
   const int blocks = static_cast<int>(spec.blocks.size());
   const auto unit = [](int i) { return fmt::format("start-{:05d}", i); };
-  Progress progress(log, "searching ranges", blocks + 1);
+  run::Progress progress(context.events(), "searching ranges", blocks + 1);
   model::Tensors result;
 
   Moments moments;
@@ -61,7 +61,7 @@ model::Tensors search_start(const model::Model& model, const plan::QuantPlan& pl
       progress.advance(1);
     }
     moments.clear();
-    if (InterruptGuard::requested()) throw Interrupted("[pipeline] interrupted; give the same command again to continue");
+    context.check();
   };
 
   bool all_done = true;

@@ -5,10 +5,11 @@
 #include <string>
 #include <vector>
 
-#include "base/progress.h"
+#include "base/figures.h"
+#include "run/context.h"
 #include "calibration/batches.h"
 #include "model/model.h"
-#include "pipeline/run_folder.h"
+#include "run/run_folder.h"
 #include "plan/plan.h"
 
 namespace lquant::pipeline {
@@ -16,7 +17,7 @@ namespace lquant::pipeline {
 /// Quantizes a model by range search, each linear weighted by the second moments of its own inputs on `batches`: what every
 /// method starts from. Block by block with one block of the model in memory; each finished block is a unit of the run.
 /// Returns the packed model (embedding and head included), scales and biases in the model's stored dtype.
-model::Tensors search_start(const model::Model& model, const plan::QuantPlan& plan, const std::vector<calibration::Batch>& batches, RunFolder& run,
-                            Log& log);
+model::Tensors search_start(const model::Model& model, const plan::QuantPlan& plan, const std::vector<calibration::Batch>& batches, run::RunFolder& run,
+                            const run::Context& context);
 
 }  // namespace lquant::pipeline

@@ -7,7 +7,7 @@
 #include <optional>
 #include <vector>
 
-#include "base/progress.h"
+#include "base/figures.h"
 #include "calibration/batches.h"
 #include "calibration/targets.h"
 #include "quantize/student.h"

@@ -84,9 +84,9 @@ def test_refusals(model, rows, tmp_path):
 
 
 # Files that appear one after the other, each in another step of the run.
-MOMENTS = ["rows/train.jsonl", "allocate.lquant-run/states-00001.safetensors", "allocate.lquant-run/gradients-00000.safetensors",
-           "allocate.lquant-run/start-00001.safetensors", "allocate/config.json", "awq.lquant-run/block-00000.safetensors", "gptq.lquant-run/block-00000.safetensors",
-           "blocks.lquant-run/block-00000.safetensors", "judged-blocks.safetensors", "dwq.lquant-run/state.safetensors", "dwq/config.json"]
+MOMENTS = ["steps/rows/train.jsonl", "steps/allocate.new.lquant-run/states-00001.safetensors", "steps/allocate.new.lquant-run/gradients-00000.safetensors",
+           "steps/allocate.new.lquant-run/start-00001.safetensors", "steps/allocate/config.json", "steps/awq.new.lquant-run/block-00000.safetensors", "steps/gptq.new.lquant-run/block-00000.safetensors",
+           "steps/blocks.new.lquant-run/block-00000.safetensors", "judged-blocks.safetensors", "steps/dwq.new.lquant-run/state.safetensors", "steps/dwq/config.json"]
 
 
 def test_kills(made, model, rows, tmp_path):
@@ -112,7 +112,7 @@ def test_kills(made, model, rows, tmp_path):
 def test_an_interrupt_is_continued(model, rows, tmp_path):
     arguments = [LQUANT, "auto", "--model", model, "--data-path", rows, "--mlx-path", tmp_path / "result", *SMALL]
     process = subprocess.Popen([str(a) for a in arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-    while process.poll() is None and not (tmp_path / "result.lquant-run" / "awq.lquant-run" / "block-00000.safetensors").exists():
+    while process.poll() is None and not (tmp_path / "result.lquant-run" / "steps" / "awq.new.lquant-run" / "block-00000.safetensors").exists():
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()

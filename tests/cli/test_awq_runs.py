@@ -69,7 +69,7 @@ def commands(tmp_path_factory):
 MOMENTS = {
     "alone": [
         ("result.lquant-run/journal.json", 0.05),
-        ("result.lquant-run/block-00000.partial.safetensors", 0.0),
+        ("result.lquant-run/block-00000.safetensors.partial", 0.0),
         ("result.lquant-run/block-00000.safetensors", 0.0),
         ("result.lquant-run/block-00001.safetensors", 0.02),
         ("result.lquant-run/block-00002.safetensors", 0.05),
@@ -81,11 +81,12 @@ MOMENTS = {
     ],
     "then-gptq": [
         ("result.awq.lquant-run/journal.json", 0.05),
-        ("result.awq.lquant-run/block-00001.safetensors", 0.02),
-        ("result.awq.lquant-run/block-00004.partial.safetensors", 0.0),
-        ("result.awq.lquant-run/final.safetensors", 0.0),
-        (".result.awq.partial", 0.0),
-        ("result.awq", 0.0),
+        ("result.awq.lquant-run/steps/awq.new.lquant-run/block-00001.safetensors", 0.02),
+        ("result.awq.lquant-run/steps/awq.new.lquant-run/block-00004.safetensors.partial", 0.0),
+        ("result.awq.lquant-run/steps/awq.new.lquant-run/final.safetensors", 0.0),
+        ("result.awq.lquant-run/steps/.awq.new.partial", 0.0),
+        ("result.awq.lquant-run/steps/awq.new", 0.0),
+        ("result.awq.lquant-run/steps/awq", 0.0),
         ("result.lquant-run", 0.0),
         ("result.lquant-run/block-00000.safetensors", 0.02),
         ("result.lquant-run/block-00003.safetensors", 0.02),
@@ -117,21 +118,36 @@ def test_kills(commands, tmp_path, command):
     assert [p.name for p in tmp_path.iterdir()] == ["result"]
 
 
+def killed_at(arguments, output, file):
+    """Kills the command when `file` appears, which must be before it ends."""
+    process = start(arguments, output)
+    wait_for(process, file, fresh=True)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and file.exists()
+
+
 def test_killed_between_two_methods(commands, tmp_path):
-    """AWQ's result is whole, and its run folder was about to be removed: both go when all is done."""
-    run(*commands["alone"][0], "--mlx-path", tmp_path / "result.awq")
-    (tmp_path / "result.awq.lquant-run").mkdir()
-    (tmp_path / "result.awq.lquant-run" / "journal.json").write_text("{}")
+    """AWQ's result is whole: the next command takes it, and what lay beside the output goes when all is done."""
     arguments, expected = commands["then-gptq"]
+    scaled = tmp_path / "result.awq.lquant-run" / "steps" / "awq"
+    killed_at(arguments, tmp_path / "result", scaled)
+    made = scaled.stat().st_mtime_ns
+    process = start(arguments, tmp_path / "result")
+    wait_for(process, tmp_path / "result.lquant-run" / "block-00000.safetensors", fresh=True)
+    assert scaled.stat().st_mtime_ns == made  # not made again
+    process.kill()
+    process.communicate()
     done = run(*arguments, "--mlx-path", tmp_path / "result")
-    assert "continuing with the scales in" in done.stderr
+    assert f"continuing the run in {tmp_path / 'result.awq.lquant-run'}" in done.stderr
     assert tree(tmp_path / "result") == expected and [p.name for p in tmp_path.iterdir()] == ["result"]
 
 
 def test_scales_of_another_run_beside_the_output(model, rows, out):
     quick = [*WIDTHS, "--num-samples", 8, "--n-grid", 2]
-    run(*awq(model, rows, out / "result.awq", *quick))
-    named = [out / "result.awq", "another run", "--fresh"]
+    killed_at(["awq", "--model", model, "--data-path", rows, *quick, "--then", "gptq"], out / "result", out / "result.awq.lquant-run" / "steps" / "awq")
+    shutil.rmtree(out / "result.lquant-run", ignore_errors=True)
+    named = [out / "result.awq.lquant-run", "a run that differs", "--fresh"]
     refused(out, awq(model, rows, out / "result", *quick, "--then", "gptq", "--seed", 5), *named)
     refused(out, awq(model, rows, out / "result", *quick, "--then", "gptq", "--inputs", "full"), *named)
     refused(out, awq(model, text_rows(out.parent / "rows.jsonl", seed=9), out / "result", *quick, "--then", "gptq"), *named)

@@ -1,4 +1,4 @@
-#include "pipeline/run_folder.h"
+#include "run/run_folder.h"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -14,7 +14,7 @@
 #include "base/error.h"
 #include "base/temp.h"
 
-namespace lquant::pipeline {
+namespace lquant::run {
 namespace {
 
 namespace fs = std::filesystem;
@@ -38,9 +38,17 @@ bool has(const std::string& text, const std::string& part) { return text.find(pa
 class RunFolderTest : public ::testing::Test {
  protected:
   std::string opening_fails(const json& identity) {
-    return message_of([&] { RunFolder(output, identity, false); });
+    return message_of([&] { RunFolder(output, identity, false, context); });
   }
   lquant::testing::TempFolder temp;
+  /// What the run told.
+  struct Told : NoEvents {
+    void line(const std::string& text) override { all += text + "\n"; }
+    void warning(const std::string& text) override { all += "warning: " + text + "\n"; }
+    std::string all;
+  } told;
+  Stop stop;
+  Context context{told, stop};
   fs::path output = temp / "out";
   fs::path folder = temp / "out.lquant-run";
 };
@@ -53,7 +61,7 @@ TEST_F(RunFolderTest, LiesBesideTheOutput) {
 
 TEST_F(RunFolderTest, UnitsComeBackAsTheyWere) {
   {
-    RunFolder run(output, kIdentity, false);
+    RunFolder run(output, kIdentity, false, context);
     EXPECT_FALSE(run.resumed());
     EXPECT_EQ(run.path(), folder);
     EXPECT_FALSE(run.has("a"));
@@ -63,7 +71,7 @@ TEST_F(RunFolderTest, UnitsComeBackAsTheyWere) {
     run.save("b", {}, {{"nothing", true}});
     run.save("b", {}, {{"nothing", "but words"}});  // replaces
   }
-  RunFolder again(output, kIdentity, false);
+  RunFolder again(output, kIdentity, false, context);
   EXPECT_TRUE(again.resumed());
   ASSERT_TRUE(again.has("a"));
   const auto a = again.load("a");
@@ -79,7 +87,7 @@ TEST_F(RunFolderTest, UnitsComeBackAsTheyWere) {
 }
 
 TEST_F(RunFolderTest, ALoadedUnitOutlivesItsReplacement) {
-  RunFolder run(output, kIdentity, false);
+  RunFolder run(output, kIdentity, false, context);
   run.save("state", {{"x", mx::full({1000}, 1.0f)}});
   const auto before = run.load("state");
   run.save("state", {{"x", mx::full({1000}, 2.0f)}});
@@ -88,7 +96,7 @@ TEST_F(RunFolderTest, ALoadedUnitOutlivesItsReplacement) {
 }
 
 TEST_F(RunFolderTest, NothingFinishedLeavesNothing) {
-  { RunFolder run(output, kIdentity, false); }
+  { RunFolder run(output, kIdentity, false, context); }
   EXPECT_FALSE(fs::exists(folder));
 }
 
@@ -97,7 +105,7 @@ TEST_F(RunFolderTest, NothingFinishedIsNothingToSpoil) {
   fs::create_directories(folder);
   std::ofstream(folder / "journal.json") << json{{"seed", 8}};
   std::ofstream(folder / "b.partial.safetensors") << "half a f";
-  RunFolder run(output, kIdentity, false);
+  RunFolder run(output, kIdentity, false, context);
   EXPECT_FALSE(run.resumed());
   EXPECT_FALSE(run.has("b"));
   run.save("b", {});
@@ -107,7 +115,7 @@ TEST_F(RunFolderTest, NothingFinishedIsNothingToSpoil) {
 
 TEST_F(RunFolderTest, AnotherIdentityIsRefusedAndNamed) {
   {
-    RunFolder run(output, kIdentity, false);
+    RunFolder run(output, kIdentity, false, context);
     run.save("a", {});
   }
   auto other = kIdentity;
@@ -124,25 +132,25 @@ TEST_F(RunFolderTest, AnotherIdentityIsRefusedAndNamed) {
   other.erase("model");
   EXPECT_TRUE(has(opening_fails(other), "differs in model")) << opening_fails(other);
   // Refusing leaves everything, and the lock, as it was.
-  EXPECT_TRUE(RunFolder(output, kIdentity, false).has("a"));
+  EXPECT_TRUE(RunFolder(output, kIdentity, false, context).has("a"));
 }
 
 TEST_F(RunFolderTest, FractionsCompareEqualToThemselves) {
   auto identity = kIdentity;
   identity["rate"] = 0.1f;  // becomes 0.10000000149011612 on its way through text
-  RunFolder(output, identity, false).save("a", {});
+  RunFolder(output, identity, false, context).save("a", {});
   EXPECT_EQ(opening_fails(identity), "no error");
 }
 
 TEST_F(RunFolderTest, FreshStartsOver) {
   {
-    RunFolder run(output, kIdentity, false);
+    RunFolder run(output, kIdentity, false, context);
     run.save("a", {});
   }
   auto other = kIdentity;
   other["seed"] = 8;
   {
-    RunFolder run(output, other, true);
+    RunFolder run(output, other, true, context);
     EXPECT_FALSE(run.resumed());
     EXPECT_FALSE(run.has("a"));
     run.save("b", {});
@@ -153,9 +161,9 @@ TEST_F(RunFolderTest, FreshStartsOver) {
 
 TEST_F(RunFolderTest, OneAtATime) {
   {
-    RunFolder run(output, kIdentity, false);
+    RunFolder run(output, kIdentity, false, context);
     EXPECT_TRUE(has(opening_fails(kIdentity), "another run is working there"));
-    EXPECT_TRUE(has(message_of([&] { RunFolder(output, kIdentity, true); }), "another run is working there"));
+    EXPECT_TRUE(has(message_of([&] { RunFolder(output, kIdentity, true, context); }), "another run is working there"));
     run.save("a", {});
     EXPECT_TRUE(run.has("a"));  // the refused one, fresh as it was, took nothing away
   }
@@ -181,12 +189,12 @@ TEST_F(RunFolderTest, OneAtATime) {
 
 TEST_F(RunFolderTest, LeftoversOfAKillAreIgnoredAndRemoved) {
   {
-    RunFolder run(output, kIdentity, false);
+    RunFolder run(output, kIdentity, false, context);
     run.save("a", {{"x", mx::array({1.0f})}});
   }
   std::ofstream(folder / "b.partial.safetensors") << "half a f";
   std::ofstream(folder / "journal.json.partial") << "{";
-  RunFolder run(output, kIdentity, false);
+  RunFolder run(output, kIdentity, false, context);
   EXPECT_TRUE(run.has("a"));
   EXPECT_FALSE(run.has("b"));
   EXPECT_FALSE(fs::exists(folder / "b.partial.safetensors"));
@@ -195,19 +203,19 @@ TEST_F(RunFolderTest, LeftoversOfAKillAreIgnoredAndRemoved) {
 
 TEST_F(RunFolderTest, SpoiltFilesAreNamed) {
   {
-    RunFolder run(output, kIdentity, false);
+    RunFolder run(output, kIdentity, false, context);
     run.save("a", {{"x", mx::array({1.0f})}});
   }
   fs::resize_file(folder / "a.safetensors", 20);
   {
-    RunFolder run(output, kIdentity, false);
+    RunFolder run(output, kIdentity, false, context);
     const auto message = message_of([&] { run.load("a"); });
     EXPECT_TRUE(has(message, "[pipeline]") && has(message, "a.safetensors: cannot be read") && has(message, "--fresh")) << message;
   }
   // A sound file that is not ours lacks the metadata.
   mx::save_safetensors((folder / "a.safetensors").string(), {{"x", mx::array({1.0f})}});
   {
-    RunFolder run(output, kIdentity, false);
+    RunFolder run(output, kIdentity, false, context);
     EXPECT_TRUE(has(message_of([&] { run.load("a"); }), "cannot be read"));
   }
   std::ofstream(folder / "journal.json") << "{";
@@ -222,7 +230,7 @@ TEST_F(RunFolderTest, APlaceThatCannotBeMadeIsNamed) {
 }
 
 TEST_F(RunFolderTest, RemovedWhenTheOutputStands) {
-  RunFolder run(output, kIdentity, false);
+  RunFolder run(output, kIdentity, false, context);
   run.save("a", {});
   run.remove();
   EXPECT_FALSE(fs::exists(folder));
@@ -231,7 +239,7 @@ TEST_F(RunFolderTest, RemovedWhenTheOutputStands) {
 }
 
 TEST_F(RunFolderTest, APassiveRankTouchesNothing) {
-  RunFolder run(output, kIdentity, false, false);
+  RunFolder run(output, kIdentity, false, context, false);
   run.save("a", {});
   EXPECT_FALSE(run.has("a"));
   EXPECT_FALSE(run.load("a").has_value());
@@ -239,32 +247,5 @@ TEST_F(RunFolderTest, APassiveRankTouchesNothing) {
   EXPECT_FALSE(fs::exists(folder));
 }
 
-TEST(InterruptGuardTest, RemembersASignal) {
-  for (const int signal : {SIGINT, SIGTERM}) {
-    InterruptGuard guard;
-    EXPECT_FALSE(InterruptGuard::requested());
-    std::raise(signal);
-    EXPECT_TRUE(InterruptGuard::requested());
-  }
-}
-
-TEST(InterruptGuardDeathTest, TheSecondSignalEndsTheProgramAndSoDoesOneWithoutAGuard) {
-  EXPECT_EXIT(
-      {
-        InterruptGuard guard;
-        std::raise(SIGINT);
-        std::raise(SIGINT);
-        std::exit(0);
-      },
-      ::testing::KilledBySignal(SIGINT), "");
-  EXPECT_EXIT(
-      {
-        { InterruptGuard guard; }
-        std::raise(SIGTERM);
-        std::exit(0);
-      },
-      ::testing::KilledBySignal(SIGTERM), "");
-}
-
 }  // namespace
-}  // namespace lquant::pipeline
+}  // namespace lquant::run
