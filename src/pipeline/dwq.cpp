@@ -233,7 +233,7 @@ std::unique_ptr<calibration::Targets> open_targets(const DwqRun& o, const Inputs
     });
     progress.finish();
   }
-  return o.targets_only ? nullptr : calibration::cached_targets(cache, &in.teacher);
+  return o.targets_only ? nullptr : calibration::cached_targets(cache, &in.teacher, [&](const std::string& text) { context.warn(text); });
 }
 
 quantize::Student make_student(const DwqRun& o, const Inputs& in, const Data& data, run::RunFolder& run, const run::Context& context) {
