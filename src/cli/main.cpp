@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "cli/command.h"
 #include "cli/signals.h"
+#include "cli/waiting.h"
 #include "lquant/version.h"
 
 namespace {
@@ -85,6 +86,7 @@ void keep_freed_memory() {
 
 // Every failure becomes one sentence and an exit code here and nowhere else.
 int main(int argc, char** argv) {
+  lquant::cli::wait_briefly(argv);
   keep_freed_memory();
   try {
     return front_door(argc, argv);
