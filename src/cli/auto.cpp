@@ -75,7 +75,7 @@ int run(Options& o, run::Stop& stop) {
 
 void add_auto(CLI::App& app, Run& chosen) {
   auto* command =
-      app.add_subcommand("auto", "The best model for a budget: formats for each linear, then AWQ, GPTQ, block-wise training and DWQ as they help");
+      app.add_subcommand("auto", "The best model for a budget: mixed precision, then AWQ, GPTQ and DWQ as they help");
   auto o = std::make_shared<Options>();
   auto& r = o->run;
   command->add_option("--model,-m", r.model,

@@ -57,10 +57,11 @@ int front_door(int argc, char** argv) {
     cli::print("{}\n", LQUANT_VERSION);
     return 0;
   } catch (const CLI::Success&) {  // --help
+    if (app.get_subcommands().empty() && !arguments.front().starts_with('-')) return complain(2, cli::complaint(app, arguments, "").c_str());
     cli::put(app.get_subcommands().empty() ? cli::overview(app) : app.help());
     return 0;
   } catch (const CLI::ParseError& e) {
-    return complain(2, cli::complaint(app, arguments, e).c_str());
+    return complain(2, cli::complaint(app, arguments, e.what()).c_str());
   }
   static run::Stop stop;  // the thread that takes signals outlives this function
   cli::take_signals(stop);

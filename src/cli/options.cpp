@@ -120,7 +120,8 @@ void refuse_empty(const CLI::App& command) {
     const auto name = long_name(*option);
     if (may_be_empty.contains(name)) continue;
     for (const auto& value : option->results())
-      if (value.empty()) throw UsageError(fmt::format("{} is given an empty value; name one, or leave the option out", name));
+      if (value.empty())
+        throw UsageError(fmt::format("{} is given an empty value; name one, or leave the option out", name));
   }
 }
 

@@ -54,7 +54,7 @@ int run(Options& o, run::Stop& stop) {
 
 void add_report(CLI::App& app, Run& chosen) {
   auto* command =
-      app.add_subcommand("report", "Write a page about quantized folders: size, divergence, where it comes from, the worst tokens, recipes");
+      app.add_subcommand("report", "Write a page about quantized folders: what was lost, where and how each was made");
   auto o = std::make_shared<Options>();
   auto& r = o->run;
   r.output = "report.html";

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "base/error.h"
 #include "base/nearest.h"
 #include "cli/table.h"
 
@@ -35,6 +36,15 @@ std::string meant_option(const CLI::App& command, const std::string& given) {
   return found ? fmt::format("; did you mean --{}?", *found) : "";
 }
 
+/// What is wrong when an option has another's name for its value: its own was forgotten. Empty when nothing is.
+std::string missing_value(const CLI::App& command) {
+  for (const auto* option : command.get_options())
+    for (const auto& value : option->results())
+      if (value.starts_with('-') && command.get_option_no_throw(value))
+        return fmt::format("{} has no value, for {} comes right behind it", option->get_name(), value);
+  return "";
+}
+
 /// The first of what no option took; an option rather than the values behind it.
 std::string unknown(const std::vector<std::string>& left) {
   const auto option = std::find_if(left.begin(), left.end(), [](const auto& text) { return text.size() > 1 && text.front() == '-'; });
@@ -57,28 +67,34 @@ std::vector<std::string> arguments_of(const std::string& program, std::vector<st
   const auto name = std::filesystem::path(program).filename().string();
   if (const auto dot = name.find('.'); dot != std::string::npos && name.compare(0, dot, "lquant") == 0)
     arguments.insert(arguments.begin(), name.substr(dot + 1));
+  // CLI11 would take the next argument for the value.
+  for (const auto& argument : arguments)
+    if (argument.starts_with("--") && argument.find('=') == argument.size() - 1)
+      throw UsageError(fmt::format("{} has no value; write one behind it, or leave it out", argument));
   if (arguments.empty() || arguments.front() != "help") return arguments;
   if (arguments.size() == 1) return {"--help"};
   return {arguments[1], "--help"};
 }
 
-std::string complaint(const CLI::App& app, const std::vector<std::string>& arguments, const CLI::ParseError& error) {
+std::string complaint(const CLI::App& app, const std::vector<std::string>& arguments, const std::string& error) {
+  const auto names = command_names(app);
+  if (const auto left = app.remaining(); !left.empty() && left.front().starts_with('-')) {
+    const auto name = left.front().substr(0, left.front().find('='));
+    return fmt::format("there is no option {}{} before a command (commands: {})", name, meant_option(app, name), fmt::join(names, ", "));
+  }
   if (const auto chosen = app.get_subcommands(); !chosen.empty()) {
     const auto& command = *chosen.front();
-    const auto help = fmt::format("see lquant {} --help", command.get_name());
+    const auto name = command.get_name();
+    if (const auto option = missing_value(command); !option.empty()) return fmt::format("{}; see lquant {} --help", option, name);
     const auto left = command.remaining();
-    if (left.empty()) return fmt::format("{}; {}", error.what(), help);
+    if (left.empty()) return fmt::format("{}; see lquant {} --help", error, name);
     const auto given = unknown(left);
-    if (given.front() != '-') return fmt::format("{}: belongs to no option of {}; {}", given, command.get_name(), help);
-    const auto name = given.substr(0, given.find('='));
-    return fmt::format("{} has no option {}{}; {}", command.get_name(), name, meant_option(command, name), help);
+    if (given.front() != '-') return fmt::format("{}: belongs to no option of {}; see lquant {} --help", given, name, name);
+    const auto option = given.substr(0, given.find('='));
+    return fmt::format("{} has no option {}{} (lquant {} --help lists all)", name, option, meant_option(command, option), name);
   }
-  const auto names = command_names(app);
-  const auto all = fmt::format("choose one of {}", fmt::join(names, ", "));
   const auto& first = arguments.front();
-  if (first.front() == '-')
-    return fmt::format("there is no option {}{} before a command; {}", first, meant_option(app, first.substr(0, first.find('='))), all);
-  return fmt::format("there is no command {}{}; {}", first, did_you_mean(first, names), all);
+  return fmt::format("there is no command {}{} (commands: {})", first, did_you_mean(first, names), fmt::join(names, ", "));
 }
 
 }  // namespace lquant::cli
