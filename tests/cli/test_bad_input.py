@@ -211,7 +211,8 @@ def test_what_is_quantized_already(packed, good, out):
 
 
 def test_student_that_is_not_quantized(good, out, tmp_path):
-    refused(out, dwq(good, out, text_rows(tmp_path / "rows.jsonl"), "--quantized-model", good), good, "--quantized-model")
+    arguments = ["--data-path", text_rows(tmp_path / "rows.jsonl"), "--num-samples", 8, "--mlx-path", out / "result"]
+    refused(out, ["dwq", "--model", good, *arguments, "--quantized-model", good], good, "--quantized-model")
 
 
 def test_targets_of_another_model(good, out, tmp_path):
