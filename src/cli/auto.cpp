@@ -88,7 +88,7 @@ void add_auto(CLI::App& app, Run& chosen) {
       ->capture_default_str()
       ->check(kCount);
   command->add_option("--sequence-length", r.sequence_length, "Tokens of a row")->capture_default_str()->check(CLI::Range(2, 1 << 20));
-  command->add_option("--seed", r.seed, "Seed of the choice of rows")->capture_default_str();
+  command->add_option("--seed", r.seed, "Seed of the choice of rows")->capture_default_str()->check(kSeed);
   command->add_option("--widths", r.widths, "Bits to choose from")->capture_default_str();
   command->add_option("--group-sizes", r.groups, "Groups to choose from")->capture_default_str();
   command->add_option("--steps", r.steps, "What to try behind the allocation, of awq, gptq, blocks and dwq")->capture_default_str();

@@ -79,7 +79,7 @@ void add_awq(CLI::App& app, Run& chosen) {
       ->capture_default_str()
       ->check(kCountOrAll);
   command->add_option("--sequence-length", r.rows.sequence_length, "Tokens of a row")->capture_default_str()->check(CLI::Range(1, 1 << 20));
-  command->add_option("--seed", r.rows.seed, "Seed of the choice of rows")->capture_default_str();
+  command->add_option("--seed", r.rows.seed, "Seed of the choice of rows")->capture_default_str()->check(kSeed);
   command
       ->add_option("--data-path", r.rows.data, ".jsonl, .txt or .parquet files, org/name of a data set on the hub, or 'self': sampled from the model")
       ->capture_default_str();

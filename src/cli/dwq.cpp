@@ -101,7 +101,7 @@ void add_dwq(CLI::App& app, Run& chosen) {
   command->add_option("--max-seq-length", r.max_seq_length, "Longer rows are cut; shorter ones are packed together")
       ->capture_default_str()
       ->check(CLI::Range(2, 1 << 20));
-  command->add_option("--seed", r.seed, "Seed of the choice and order of rows")->capture_default_str();
+  command->add_option("--seed", r.seed, "Seed of the choice and order of rows")->capture_default_str()->check(kSeed);
   command->add_option("--learning-rate", r.learning_rate, "Peak relative step of scales and biases (default: chosen by lquant)")->check(kPositive);
   command->add_option("--batch-size", r.batch_size, "Rows per step")->capture_default_str()->check(CLI::Range(1, 1 << 16));
   command->add_option(

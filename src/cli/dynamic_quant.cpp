@@ -81,7 +81,7 @@ void add_dynamic_quant(CLI::App& app, Run& chosen) {
   auto& r = o->run;
   command->add_option("--model,-m", r.model, "Model: a folder, a .gguf file, or org/name on the Hugging Face hub")->required();
   command->add_option("--mlx-path", r.output, "Where to save the result")->capture_default_str();
-  command->add_option("--seed", r.rows.seed, "Seed of the choice of rows")->capture_default_str();
+  command->add_option("--seed", r.rows.seed, "Seed of the choice of rows")->capture_default_str()->check(kSeed);
   command->add_option("--sensitivities", r.sensitivities, "A file of sensitivities, of lquant or of mlx_lm, instead of finding them");
   add_budget(*command, o->budget, r, "5");
   command->add_option("--low-bits", r.low.bits, "Bits of the less sensitive linears")->capture_default_str();

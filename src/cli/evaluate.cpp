@@ -133,7 +133,7 @@ void add_evaluate(CLI::App& app, Run& chosen) {
       ->add_option("--max-tokens", r.max_tokens, "Longest prompt that the model reads (default: its config's); the beginning of a longer one is cut")
       ->check(CLI::Range(1, 1 << 30));
   command->add_option("--limit", r.limit, "Rows of each task (default: all)")->check(kPositive);
-  command->add_option("--seed", r.seed, "Seed of the choice of examples")->capture_default_str();
+  command->add_option("--seed", r.seed, "Seed of the choice of examples")->capture_default_str()->check(kSeed);
   command->add_flag("--fewshot-as-multiturn", r.multiturn, "In a chat, examples are turns of their own instead of one user's message");
   command->add_flag("--apply-chat-template,!--no-apply-chat-template", o->chat,
                     "Ask in the form of a chat (default: if the model has a chat template)");

@@ -180,7 +180,7 @@ void add_generate(CLI::App& app, Run& chosen) {
   command->add_option("--top-p", sample.top_p, "Keep the likeliest tokens that hold this share of the probability")->capture_default_str();
   command->add_option("--min-p", sample.min_p, "Keep tokens with this share of the likeliest one's probability")->capture_default_str();
   command->add_option("--top-k", sample.top_k, "Keep this many of the likeliest tokens (0: all)")->capture_default_str();
-  command->add_option("--seed", options->seed, "Seed of the draws (default: a new one each time)");
+  command->add_option("--seed", options->seed, "Seed of the draws (default: a new one each time)")->check(kSeed);
   command->add_option("--extra-eos-token", options->extra_eos_tokens, "Further tokens that stop generation");
   command->add_flag("--ignore-chat-template", options->ignore_chat_template, "Use the raw prompt without the tokenizer's chat template");
   command->add_option("--chat-template-config", options->chat_template_config, "JSON object of further variables for the chat template");

@@ -52,6 +52,13 @@ const CLI::Validator kCount([](std::string& text) { return is_count(text) ? std:
 const CLI::Validator kCountOrAll(
     [](std::string& text) { return text == "-1" || is_count(text) ? std::string() : not_a_count(text, ", nor -1 for all"); }, "COUNT");
 
+const CLI::Validator kSeed(
+    [](std::string& text) {
+      std::int64_t number = 0;
+      return CLI::detail::lexical_cast(text, number) && number >= 0 ? std::string() : text + " is no whole number from 0 on";
+    },
+    "SEED");
+
 std::string given_of(const CLI::App& command, std::initializer_list<const char*> flags) {
   std::vector<std::string> given;
   for (const char* flag : flags)

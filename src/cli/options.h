@@ -19,6 +19,9 @@ extern const CLI::Validator kCount;
 /// The same, or -1 for all.
 extern const CLI::Validator kCountOrAll;
 
+/// A whole number from 0 to 2^63 − 1.
+extern const CLI::Validator kSeed;
+
 /// The flags of these that were given, with "and" and "," between; empty when none was.
 std::string given_of(const CLI::App& command, std::initializer_list<const char*> flags);
 

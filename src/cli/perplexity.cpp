@@ -102,7 +102,7 @@ void add_perplexity(CLI::App& app, Run& chosen) {
   command->add_option("--batch-size", o->run.batch_size, "Rows at a time")->capture_default_str()->check(CLI::Range(1, 1 << 16));
   command->add_option("--sequence-length", o->run.sequence_length, "Tokens a row")->capture_default_str()->check(CLI::Range(1, 1 << 20));
   command->add_option("--num-samples", o->run.num_samples, "Rows to score; -1: all")->capture_default_str()->check(kCountOrAll);
-  command->add_option("--seed", o->run.seed, "Seed of the order of .jsonl rows")->capture_default_str();
+  command->add_option("--seed", o->run.seed, "Seed of the order of .jsonl rows")->capture_default_str()->check(kSeed);
   command->add_option("--report", o->report, "Write an HTML page about it too (see lquant report); needs --teacher");
   command->add_flag("--record", o->record, "Keep the figures in the model's lquant.json, for its card (see lquant upload)");
   command->add_flag("--json", o->json, "Print JSON");

@@ -73,7 +73,7 @@ void add_report(CLI::App& app, Run& chosen) {
   command->add_option("--batch-size", r.text.batch_size, "Rows at a time")->capture_default_str()->check(CLI::Range(1, 1 << 16));
   command->add_option("--sequence-length", r.text.sequence_length, "Tokens a row")->capture_default_str()->check(CLI::Range(1, 1 << 20));
   command->add_option("--num-samples", r.text.num_samples, "Rows to score; -1: all")->capture_default_str()->check(kCountOrAll);
-  command->add_option("--seed", r.text.seed, "Seed of the order of .jsonl rows")->capture_default_str();
+  command->add_option("--seed", r.text.seed, "Seed of the order of .jsonl rows")->capture_default_str()->check(kSeed);
   command->add_flag("--fresh", r.fresh, "Start over instead of continuing an interrupted run");
   command->add_flag("--json", o->json, "Print the page's data as JSON on stdout too");
   command->add_flag("--trust-remote-code", o->trust_remote_code, "Accepted for mlx_lm's sake; no remote code is ever run");

@@ -70,6 +70,8 @@ TEST(Counts, LeaveRoomForSums) {
   for (const char* text : {"1", "1073741824"}) EXPECT_FALSE(complains(kCount, text) || complains(kCountOrAll, text)) << text;
   EXPECT_TRUE(complains(kCount, "-1"));
   EXPECT_FALSE(complains(kCountOrAll, "-1"));
+  for (const char* text : {"-1", "0.5", "x", "", "99999999999999999999"}) EXPECT_TRUE(complains(kSeed, text)) << text;
+  for (const char* text : {"0", "9223372036854775807"}) EXPECT_FALSE(complains(kSeed, text)) << text;
   for (const char* text : {"0", "-1", "nan", "inf", "x"}) EXPECT_TRUE(complains(kPositive, text)) << text;
   EXPECT_FALSE(complains(kPositive, "0.5"));
 }
