@@ -2,9 +2,10 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstdint>
+#include <optional>
 #include <set>
 
 #include "base/error.h"
@@ -18,9 +19,17 @@ constexpr std::int64_t kMostCounted = std::int64_t{1} << 30;
 
 std::string not_a_count(const std::string& text, const char* more) { return fmt::format("{} is no number from 1 to {}{}", text, kMostCounted, more); }
 
-bool is_count(const std::string& text) {
+/// nullopt when the text is not a whole number, or one that 64 bits do not hold.
+std::optional<std::int64_t> whole_number(const std::string& text) {
   std::int64_t number = 0;
-  return CLI::detail::lexical_cast(text, number) && number >= 1 && number <= kMostCounted;
+  const auto* end = text.data() + text.size();
+  const auto [rest, error] = std::from_chars(text.data(), end, number);
+  return error == std::errc() && rest == end ? std::optional(number) : std::nullopt;
+}
+
+bool is_count(const std::string& text) {
+  const auto number = whole_number(text);
+  return number && *number >= 1 && *number <= kMostCounted;
 }
 
 /// codec's complaint about a format, with the flag that it comes from.
@@ -54,8 +63,7 @@ const CLI::Validator kCountOrAll(
 
 const CLI::Validator kSeed(
     [](std::string& text) {
-      std::int64_t number = 0;
-      return CLI::detail::lexical_cast(text, number) && number >= 0 ? std::string() : text + " is no whole number from 0 on";
+      return whole_number(text).value_or(-1) >= 0 ? std::string() : text + " is no whole number from 0 on";
     },
     "SEED");
 
