@@ -253,11 +253,12 @@ AutoResult auto_quantize(const AutoRun& o, const run::Context& context) {
     if (step != "awq" && step != "gptq" && step != "blocks" && step != "dwq")
       throw UsageError(fmt::format("--steps {} is none of awq, gptq, blocks, dwq", step));
   if (context.ranks() > 1) throw UsageError("auto runs as one process; of its steps dwq alone can be shared among several");
-  check_output(o.output);
+  if (!o.dry_run) check_output(o.output);
   const auto checkpoint = checkpoint::Checkpoint::open(o.model);
   const auto model = model::Model::open(checkpoint);
   if (!model.formats().empty()) fail("pipeline", "{}: is quantized already; start from the original", o.model.string());
   check_target(allocation_of(o), model.spec(), static_cast<int>(mx::size_of(model.stored_dtype())));
+  const auto tokenizer = text::Tokenizer::open(checkpoint.files());
   const auto expected = expect(o, model);
   tell(expected, o, model, context);
   if (o.dry_run) {
@@ -265,7 +266,6 @@ AutoResult auto_quantize(const AutoRun& o, const run::Context& context) {
     result.steps = expected;
     return result;
   }
-  const auto tokenizer = text::Tokenizer::open(checkpoint.files());
   const auto options = options_of(o);
   json identity{{"command", "auto"},
                 {"options", options},

@@ -52,18 +52,6 @@ std::vector<codec::Format> judged_formats(const DynamicRun& o) {
   return formats;
 }
 
-void check(const DynamicRun& o) {
-  if ((o.target.bits ? 1 : 0) + (o.target.bytes ? 1 : 0) + (o.target.kl ? 1 : 0) > 1)
-    throw UsageError("--target-bpw, --target-size and --max-kl exclude each other; give one of them");
-  if (o.rule == Rule::threshold && (!o.widths.empty() || o.target.bytes || o.target.kl || o.tie || !o.floors.empty() || !o.ceilings.empty()))
-    throw UsageError("--rule threshold chooses between --low-bits and --high-bits by --target-bpw alone");
-  for (const auto& format : choices_of(o)) codec::check(format);
-  if (o.widths.empty() && codec::bits_per_weight(o.high) <= codec::bits_per_weight(o.low))
-    throw UsageError(fmt::format("--high-bits {} --high-group-size {} is no more precise than --low-bits {} --low-group-size {}", o.high.bits,
-                                 o.high.group_size, o.low.bits, o.low.group_size));
-  if (!o.plan_only) check_output(o.output);
-}
-
 json options_of(const DynamicRun& o) {
   json options{{"rule", o.rule == Rule::exact ? "exact" : "threshold"},
                {"tie", o.tie},
@@ -175,6 +163,18 @@ void check_target(const DynamicRun& o, const model::ModelSpec& spec, int dense_b
          bits, widths, least, most);
 }
 
+void check_options(const DynamicRun& o) {
+  if ((o.target.bits ? 1 : 0) + (o.target.bytes ? 1 : 0) + (o.target.kl ? 1 : 0) > 1)
+    throw UsageError("--target-bpw, --target-size and --max-kl exclude each other; give one of them");
+  if (o.rule == Rule::threshold && (!o.widths.empty() || o.target.bytes || o.target.kl || o.tie || !o.floors.empty() || !o.ceilings.empty()))
+    throw UsageError("--rule threshold chooses between --low-bits and --high-bits by --target-bpw alone");
+  for (const auto& format : choices_of(o)) codec::check(format);
+  if (o.widths.empty() && codec::bits_per_weight(o.high) <= codec::bits_per_weight(o.low))
+    throw UsageError(fmt::format("--high-bits {} --high-group-size {} is no more precise than --low-bits {} --low-group-size {}", o.high.bits,
+                                 o.high.group_size, o.low.bits, o.low.group_size));
+  if (!o.plan_only) check_output(o.output);
+}
+
 void record_budget(json& options, const Target& target, double default_bits, const std::vector<plan::Limit>& floors,
                    const std::vector<plan::Limit>& ceilings) {
   for (const auto& [name, limits] : {std::pair("floors", &floors), std::pair("ceilings", &ceilings)})
@@ -209,7 +209,7 @@ json DynamicResult::to_json() const {
 
 DynamicResult dynamic_quant(const DynamicRun& o, const run::Context& context) {
   const auto began = Clock::now();
-  check(o);
+  check_options(o);
   const auto checkpoint = checkpoint::Checkpoint::open(o.model);
   const auto model = model::Model::open(checkpoint);
   check_target(o, model.spec(), static_cast<int>(mx::size_of(model.stored_dtype())));

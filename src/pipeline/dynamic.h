@@ -62,6 +62,9 @@ struct DynamicResult {
   nlohmann::json to_json() const;
 };
 
+/// What options alone can tell: throws UsageError for what excludes each other, Error for formats that do not exist and an output that does.
+void check_options(const DynamicRun& options);
+
 /// The whole of `lquant dynamic_quant`: sensitivities, plan, range search, output, judgement. Journalled like every command.
 /// Throws Error (nothing is left under the output's name) or Interrupted (state saved).
 DynamicResult dynamic_quant(const DynamicRun& options, const run::Context& context);
