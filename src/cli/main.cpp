@@ -12,6 +12,7 @@
 #include "cli/print.h"
 #include "cli/signals.h"
 #include "cli/usage.h"
+#include "cli/waiting.h"
 #include "lquant/version.h"
 
 namespace {
@@ -81,6 +82,7 @@ void keep_freed_memory() {
 
 // Every failure becomes one sentence and an exit code here and nowhere else.
 int main(int argc, char** argv) {
+  lquant::cli::wait_briefly(argv);
   lquant::cli::prepare_streams();
   keep_freed_memory();
   try {

@@ -69,6 +69,10 @@ void check_options(const DynamicRun& options);
 /// Throws Error (nothing is left under the output's name) or Interrupted (state saved).
 DynamicResult dynamic_quant(const DynamicRun& options, const run::Context& context);
 
+/// Refuses a target that no choice of formats can meet, told from shapes alone. `dense_bytes`: of an element that stays dense. Throws Error
+/// naming the range that can be met.
+void check_target(const DynamicRun& options, const model::ModelSpec& spec, int dense_bytes);
+
 /// "Q/M" as mlx_lm names its files for a model of that name: "Q_M".
 std::string sensitivities_name(const std::string& model);
 
