@@ -117,6 +117,19 @@ def test_files_are_small():
     assert not long
 
 
+def test_results_go_through_one_writer():
+    """src/cli/print.cpp, which checks every write."""
+    way_past = re.compile(r"fmt::print\(|std::cout|\bv?f?printf\(|\bputs\(|\bputchar\(|\bstdout\b")
+    found = []
+    for path in code("src"):
+        if path.relative_to(ROOT).as_posix() == "src/cli/print.cpp":
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if way_past.search(re.sub(r'"[^"]*"', "", line.split("//")[0])):
+                found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
+    assert not found, "\n".join(found)
+
+
 def test_headers_guard_themselves():
     # Highway's *-inl.h files are read once per instruction set and have the toggle that it asks for.
     for header in (p for p in code("src", "include", "tests", "benchmarks") if p.suffix == ".h"):

@@ -36,7 +36,7 @@ struct Options {
   std::string model, prompt = "hello", chat_template_config, verbose = "True";
   std::optional<std::string> system_prompt;
   std::vector<std::string> extra_eos_tokens;
-  bool ignore_chat_template = false;
+  bool ignore_chat_template = false, trust_remote_code = false;
   std::optional<std::uint64_t> seed;
   model::SampleOptions sample;
 };
@@ -126,6 +126,7 @@ void check(const Options& o, const CLI::App& command) {
     refuse_idle(command, {"--system-prompt", "--chat-template-config"}, "with --ignore-chat-template; leave out one or the other");
   template_variables(o);
   check_model("--model", o.model);
+  remark_accepted(command, "--trust-remote-code", "lquant never runs code from a model folder");
 }
 
 int run(Options options, const CLI::App& command, run::Stop& stop) {
@@ -187,6 +188,7 @@ void add_generate(CLI::App& app, Run& chosen) {
   command->add_option("--prefill-step-size", sample.prefill_step, "Prompt tokens to process at a time; smaller values need less memory")
       ->check(kPositive)
       ->capture_default_str();
+  command->add_flag("--trust-remote-code", options->trust_remote_code, "Accepted for mlx_lm's sake; no remote code is ever run");
   command->add_option("--verbose", options->verbose, "'False' or 'F' prints the text alone")->capture_default_str();
   when_chosen(
       command, chosen, [options, command] { check(*options, *command); },

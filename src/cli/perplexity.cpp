@@ -69,6 +69,7 @@ void check(const Options& o, const CLI::App& command) {
   check_text("--data-path", r.data);
   if (!o.report.empty()) check_new_file("--report", o.report);
   if (o.record && std::filesystem::exists(r.model)) record_of(r.model);
+  remark_accepted(command, "--trust-remote-code", "lquant never runs code from a model folder");
 }
 
 int run(Options& o, run::Stop& stop) {

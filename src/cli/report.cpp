@@ -32,6 +32,7 @@ void check(const Options& o, const CLI::App& command) {
   check_model("--teacher", r.teacher);
   check_text("--data-path", r.text.data);
   if (r.overwrite || !std::filesystem::exists(r.output)) check_new_file("--output", r.output);
+  remark_accepted(command, "--trust-remote-code", "lquant never runs code from a model folder");
 }
 
 int run(Options& o, run::Stop& stop) {

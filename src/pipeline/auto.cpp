@@ -71,6 +71,11 @@ bool has_low_bits(const plan::QuantPlan& plan) {
   return std::any_of(plan.formats.begin(), plan.formats.end(), [](const auto& entry) { return entry.second.bits <= kBlockBits; });
 }
 
+/// DWQ trains what has fewer than 8 bits.
+bool has_trained_bits(const plan::QuantPlan& plan) {
+  return std::any_of(plan.formats.begin(), plan.formats.end(), [](const auto& entry) { return entry.second.bits < 8; });
+}
+
 /// The run of one command.
 class Auto {
  public:
@@ -206,8 +211,11 @@ void Auto::improve() {
     };
   };
   if (wants("gptq")) try_step("gptq", with_gptq(0));
-  if (wants("blocks") && has_low_bits(plan_)) try_step("blocks", with_gptq(kBlockPasses));
-  if (wants("dwq"))
+  const bool low = has_low_bits(plan_), trained = has_trained_bits(plan_);
+  if (wants("blocks") && !low) context_.line(fmt::format("step blocks is left out: it is for {} bits and fewer, which no linear has", kBlockBits));
+  if (wants("dwq") && !trained) context_.line("step dwq is left out: it is for fewer than 8 bits, which no linear has");
+  if (wants("blocks") && low) try_step("blocks", with_gptq(kBlockPasses));
+  if (wants("dwq") && trained)
     try_step("dwq", [&](const fs::path& output) {
       DwqRun r;
       r.model = o_.model, r.output = output, r.quantized_model = folder(best_);

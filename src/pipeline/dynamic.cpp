@@ -225,6 +225,7 @@ DynamicResult dynamic_quant(const DynamicRun& o, const run::Context& context) {
   if (o.sensitivities) {
     given = read_sensitivities(*o.sensitivities, model, identity.value("data", json()), choices_of(o), o.low, o.high);
     identity["sensitivities"] = given->to_json();
+    if (o.measure && given->measured) context.line("--measure changes nothing: the sensitivities that were given are measured ones");
   }
   run::RunFolder run(o.plan_only ? *o.plan_only : o.output, identity, o.fresh, context);
   const run::Stop::Heeding heeding(context.stop());

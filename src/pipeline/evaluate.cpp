@@ -82,6 +82,8 @@ Side open_side(const std::string& folder, const std::string& prefix, const std::
   if (!chat) chat = tokenizer.has_chat_template();
   if (*chat && !tokenizer.has_chat_template())
     fail("pipeline", "{}: has no chat template; leave --apply-chat-template out or add a chat_template.jinja", folder);
+  if (!*chat && prefix.empty() && (!run.chat_arguments.empty() || run.multiturn))
+    context.warn(fmt::format("{}: has no chat template, so --chat-template-args and --fewshot-as-multiturn have no effect", folder));
   const auto render = chat_of(tokenizer, run, *chat);
   rows.clear();
   for (const auto* task : tasks) {

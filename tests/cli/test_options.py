@@ -304,3 +304,31 @@ def test_uploads_dry_run_refuses_what_the_upload_refuses(tmp_path):
     for path, sentence in ((tmp_path / "none", "there is no such folder"), (TINY, "write a README.md")):
         for more in ([], ["--dry-run"]):
             assert sentence in run("upload", "--path", path, "--upload-repo", "me/x", *more, code=1).stderr
+
+
+def test_auto_leaves_out_what_has_nothing_to_train(place, tmp_path):
+    """A budget for 8 bits everywhere: DWQ, which trains fewer, is no reason to fail behind all other steps."""
+    done = run("auto", "-m", place / "model", "--data-path", place / "rows.jsonl", "--num-samples", 8, "--sequence-length", 16, "--steps", "blocks", "dwq",
+               "--target-size", "1GB", "--mlx-path", tmp_path / "out")  # fmt: skip
+    assert "step blocks is left out: " in done.stderr and "step dwq is left out: " in done.stderr
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("command", [["perplexity", "--data-path", "words.txt", "--num-samples", 1, "--sequence-length", 8], ["generate", "--max-tokens", 1]])
+def test_trusting_remote_code_is_said_not_to_be_needed(place, command):
+    done = run(*command, "--model", "model", "--trust-remote-code", cwd=place)
+    assert "--trust-remote-code is not needed: lquant never runs code from a model folder\n" in done.stderr
+
+
+def test_options_of_chats_on_a_model_without_a_template(place, tmp_path):
+    (tmp_path / "rows" / "piqa").mkdir(parents=True)
+    (tmp_path / "rows" / "piqa" / "validation.jsonl").write_text(json.dumps(dict(goal="warm room", sol1="a fire", sol2="a window", label=0)) + "\n")
+    done = run("evaluate", "-m", place / "model", "--tasks", "piqa", "--data-dir", tmp_path / "rows", "--output-dir", tmp_path, "--chat-template-args", '{"a": 1}')
+    assert "has no chat template, so --chat-template-args and --fewshot-as-multiturn have no effect" in done.stderr
+
+
+def test_measuring_what_was_measured(place, tmp_path):
+    common = ["dynamic_quant", "-m", place / "model", "--data-path", place / "rows.jsonl", "--num-samples", 16, "--sequence-length", 16, "--measure"]
+    run(*common, "--plan-only", tmp_path / "a.json", cwd=tmp_path)
+    (found,) = tmp_path.glob("*_sensitivities.lquant.json")
+    assert "--measure changes nothing" in run(*common, "--plan-only", tmp_path / "b.json", "--sensitivities", found, cwd=tmp_path).stderr
