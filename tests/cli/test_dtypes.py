@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import mlx.core as mx
 import numpy as np
@@ -77,6 +78,26 @@ def test_logits_are_mlx_lms(models, tmp_path, family, dtype):
     assert np.linalg.norm(ours - theirs) < 2 * math.sqrt(20) * unit * np.linalg.norm(theirs)
     stored = mx.array(ours).astype(getattr(mx, dtype)).astype(mx.float32)
     assert (np.array(stored) == ours).all()
+
+
+def test_what_leaves_the_range_of_float16_is_refused(models, data, tmp_path):
+    """Embeddings that float16 holds, but not what the head makes of them: logits beyond 65504. In float32 the same numbers are a model."""
+    model, (rows, text) = models["llama", "float16"], data
+    large, wide = tmp_path / "large", tmp_path / "wide"
+    shutil.copytree(model, large)
+    weights = tensors(large)
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"] * 20000
+    mx.save_safetensors(str(large / "model.safetensors"), weights, metadata={"format": "mlx"})
+    scored = ["--data-path", text, "--sequence-length", LENGTH, "--num-samples", 6]
+    done = run("perplexity", "--model", large, *scored, environment=ON_MLX, code=1)
+    assert f"{large}: its log-probabilities are not numbers" in done.stderr and "too large for float16" in done.stderr
+    done = run("perplexity", "--model", model, "--teacher", large, *scored, environment=ON_MLX, code=1)
+    assert f"{large}: its log-probabilities are not numbers" in done.stderr
+    arguments = ["dwq", "--data-path", rows, "--group-size", 32, "--num-samples", 8, "--num-valid", 4, "--max-seq-length", LENGTH, "--mlx-path", tmp_path / "dwq"]
+    done = run(*arguments, "--model", large, environment=ON_MLX, code=1)
+    assert "make the model float32 first" in done.stderr and not (tmp_path / "dwq").exists()
+    run("convert", "--model", large, "--dtype", "float32", "--mlx-path", wide)
+    assert math.isfinite(json.loads(run("perplexity", "--model", wide, *scored, "--json", environment=ON_MLX).stdout)["nll"])
 
 
 def test_other_kernels_are_not_known(models):
