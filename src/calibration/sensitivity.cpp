@@ -7,6 +7,7 @@
 
 #include "kernels/head_loss.h"
 #include "kernels/moments.h"
+#include "kernels/scaled_vjp.h"
 #include "model/forward.h"
 
 namespace lquant::calibration {
@@ -63,7 +64,7 @@ void block_sensitivities(const model::Model& model, const std::vector<mx::array>
         const auto h = mx::reshape(model::final_norm(spec, outer, x[0]), {-1, x[0].shape(-1)});
         return std::vector<mx::array>{kernels::cross_entropy_loss(h, head.weight, head.bias, next, counts, args, true, false)};
       };
-      gradients[b] = mx::vjp(loss, {gradients[b]}, {mx::array(1.0f)}).second[0];
+      gradients[b] = kernels::loss_gradients(loss, {gradients[b]}, dtype).gradients[0];
       gradients[b].eval();
       tokens += mx::sum(counts).item<float>();
     }
@@ -81,7 +82,7 @@ void block_sensitivities(const model::Model& model, const std::vector<mx::array>
       const auto run = [&](const std::vector<mx::array>& x) {
         return std::vector<mx::array>{model::block(spec, i, tensors, {}, x[0], context_of(b))};
       };
-      gradients[b] = mx::vjp(run, {states[i][b]}, {gradients[b]}).second[0];
+      gradients[b] = kernels::gradients_through(run, {states[i][b]}, gradients[b], dtype).gradients[0];
       gradients[b].eval();
     }
     states[i].clear();

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "kernels/attention_paths.h"
+#include "kernels/half.h"
 #include "kernels/primitive.h"
 
 namespace lquant::kernels {
@@ -23,7 +24,7 @@ void require(bool holds, const std::string& sentence) {
 void check(const mx::array& q, const mx::array& k, const mx::array& v, const AttentionArgs& args, const std::optional<mx::array>& segments) {
   require(q.ndim() == 4 && k.ndim() == 4 && v.ndim() == 4, "q, k and v have 4 dimensions, [batch, tokens, heads, features]");
   require(q.dtype() == k.dtype() && q.dtype() == v.dtype(), "q, k and v have one dtype");
-  require(q.dtype() == mx::float32 || q.dtype() == mx::bfloat16, "float32 or bfloat16 is needed");
+  require(is_float(q.dtype()), "float32, bfloat16 or float16 is needed");
   require(k.shape(0) == q.shape(0) && v.shape(0) == q.shape(0), "q, k and v have one batch size");
   require(k.shape(1) == v.shape(1) && k.shape(2) == v.shape(2), "k and v have as many tokens and heads as each other");
   require(q.shape(3) == k.shape(3) && q.shape(3) > 0, fmt::format("q has {} features, k {}", q.shape(3), k.shape(3)));
@@ -100,7 +101,11 @@ mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v, 
   const mx::Shape result{q.shape(0), q.shape(1), q.shape(2), v.shape(3)};
   if (q.size() == 0 || v.size() == 0) return mx::zeros(result, q.dtype());
 #ifdef LQUANT_ONEDNN
-  if (cpu_kernels()) return attention_cpu(q, k, v, args, segments);
+  if (cpu_kernels() && q.dtype() != mx::float16) return attention_cpu(q, k, v, args, segments);
+  if (cpu_kernels()) {  // its products are of f32 and bf16
+    const auto f32 = [](const mx::array& x) { return mx::astype(x, mx::float32); };
+    return mx::astype(attention_cpu(f32(q), f32(k), f32(v), args, segments), mx::float16);
+  }
 #endif
   return attention_mlx(q, k, v, args, segments);
 }

@@ -26,7 +26,7 @@ struct AttentionArgs {
 
 /// Causal grouped-head attention, softmax in f32. q [B, T, H, D], k [B, S, Hkv, D], v [B, S, Hkv, Dv]; H a multiple of
 /// Hkv. segments int32 [B, S] (optional, then S = T): a query sees only keys with its own number, which keeps packed
-/// texts apart. Result [B, T, H, Dv] in q's dtype (f32, bf16). Memory is linear in T and S, forward and backward
+/// texts apart. Result [B, T, H, Dv] in q's dtype (f32, bf16, f16). Memory is linear in T and S, forward and backward
 /// (FlashAttention, arXiv 2205.14135). Gradients flow to q, k and v. Throws std::invalid_argument when shapes disagree, or when
 /// a query's own position offset + t lies beyond the keys (causal or with a window).
 mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v, const AttentionArgs& args,

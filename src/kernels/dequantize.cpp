@@ -9,6 +9,7 @@
 
 #include <stdexcept>
 
+#include "kernels/half.h"
 #include "kernels/primitive.h"
 #ifdef LQUANT_ONEDNN
 #include "kernels/dequantize_loops.h"
@@ -22,8 +23,6 @@ constexpr int kWord = 32;  // bits of a u32; also the least group size, and the 
 void require(bool ok, const char* what) {
   if (!ok) throw std::invalid_argument(fmt::format("[kernels] dequantize_affine: {}", what));
 }
-
-bool is_float(mx::Dtype t) { return t == mx::float32 || t == mx::bfloat16 || t == mx::float16; }
 
 void check_bits(int bits) { require(bits >= 2 && bits <= 8 && bits != 7, "bits must be 2, 3, 4, 5, 6 or 8"); }
 

@@ -7,8 +7,8 @@
 #include "kernels/norm.h"
 #include "kernels/rope.h"
 
-// Norms, rotary positions, gated activations, embeddings: the ops between the matrix products. All take f32 or bf16
-// (computing in f32 inside), any number of leading dimensions, and are differentiable for their float inputs. On CPU results
+// Norms, rotary positions, gated activations, embeddings: the ops between the matrix products. All take f32, bf16 or
+// f16 (computing in f32 inside), any number of leading dimensions, and are differentiable for their float inputs. On CPU results
 // do not depend on the number of threads.
 namespace lquant::kernels {
 

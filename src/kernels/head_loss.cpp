@@ -8,10 +8,12 @@
 #include <mlx/transforms.h>
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <stdexcept>
 #include <string>
 
+#include "kernels/half.h"
 #include "kernels/head_loss_cpu.h"
 #include "kernels/primitive.h"
 
@@ -27,13 +29,13 @@ void require(bool condition, const char* sentence) {
   if (!condition) throw std::invalid_argument(std::string("[kernels] head loss: ") + sentence);
 }
 
-bool is_float(const mx::array& x) { return x.dtype() == mx::float32 || x.dtype() == mx::bfloat16; }
+bool is_float(const mx::array& x) { return kernels::is_float(x.dtype()); }
 
 void check_side(const mx::array& hidden, const mx::array& head, const std::optional<mx::array>& bias) {
   require(hidden.ndim() == 2 && head.ndim() == 2 && hidden.shape(1) == head.shape(1), "hidden must be [T, H] and the head [V, H]");
   require(head.shape(0) > 0, "the head has no rows");
-  require(is_float(hidden) && is_float(head), "hidden and head must be float32 or bfloat16");
-  require(!bias || (bias->ndim() == 1 && bias->shape(0) == head.shape(0) && is_float(*bias)), "the bias must be [V] of float32 or bfloat16");
+  require(is_float(hidden) && is_float(head), "hidden and head must be float32, bfloat16 or float16");
+  require(!bias || (bias->ndim() == 1 && bias->shape(0) == head.shape(0) && is_float(*bias)), "the bias must be [V] of float32, bfloat16 or float16");
 }
 
 void check_ids(const mx::array& ids, int tokens, const char* sentence) {
@@ -73,9 +75,30 @@ mx::array finish(mx::array z, float multiplier, float softcap, float temperature
 }
 
 mx::array raw_logits(const mx::array& hidden, const mx::array& head, const mx::array* bias) {
-  // bf16 beside f32 is promoted by MLX.
+  // 16 bits beside f32 are promoted by MLX.
   const auto z = mx::matmul(hidden, mx::transpose(head));
   return bias ? mx::add(mx::astype(z, mx::float32), *bias) : z;
+}
+
+/// The same logits in f32, of two f16 arrays and with gradients in f32. Over a large vocabulary most slopes of a softmax are too small for f16:
+/// on their way to `hidden` they are multiplied by `scale`, and the product is divided by it. The head's gradient is a sum over tokens and may
+/// be too large for f16: a product in f32.
+mx::array f16_logits(const mx::array& hidden, const mx::array& head, const mx::array* bias, float scale) {
+  const auto forward = [](const Arrays& in) { return Arrays{mx::astype(mx::matmul(in[0], mx::transpose(in[1])), mx::float32)}; };
+  const auto backward = [scale](const Arrays& in, const Arrays& cotangents, const Arrays&) {
+    const auto scaled = mx::astype(mx::multiply(cotangents[0], mx::array(scale)), mx::float16);
+    const auto to_hidden = mx::multiply(mx::astype(mx::matmul(scaled, in[1]), mx::float32), mx::array(1 / scale));
+    return Arrays{to_hidden, mx::matmul(mx::transpose(cotangents[0]), mx::astype(in[0], mx::float32))};
+  };
+  const auto z = mx::custom_vjp(forward, backward)({hidden, head})[0];
+  return bias ? mx::add(z, widened(*bias)) : z;
+}
+
+mx::array student_logits(const Arrays& student, const HeadLossArgs& args) {
+  const auto* bias = student.size() > 2 ? &student[2] : nullptr;
+  if (student[0].dtype() != mx::float16 || student[1].dtype() != mx::float16) return raw_logits(student[0], student[1], bias);
+  // A slope is at most multiplier / temperature times the mask: 2^8 leaves masks of up to 2^7 and resolves 2^-32 of the largest.
+  return f16_logits(student[0], student[1], bias, power_of_two_below(256.0 * args.temperature / std::abs(args.multiplier)));
 }
 
 mx::array log_softmax(const mx::array& z) { return mx::subtract(z, mx::logsumexp(z, -1, true)); }
@@ -98,7 +121,7 @@ mx::array teacher_logits(const TeacherHidden& teacher, const HeadLossArgs& args,
 /// The loss of tokens begin … end; `student` is hidden of those tokens, the head, and the bias if any.
 mx::array chunk_loss(const HeadLossCall& call, const Arrays& student, int begin, int end) {
   const auto& args = call.args;
-  auto z = raw_logits(student[0], student[1], student.size() > 2 ? &student[2] : nullptr);
+  auto z = student_logits(student, args);
   if (const auto* top = std::get_if<TeacherTopK>(&call.against)) z = at_ids(z, rows(top->ids, begin, end));
   const auto log_p = log_softmax(finish(z, args.multiplier, args.softcap, args.temperature));
   auto loss = [&] {
@@ -186,10 +209,27 @@ mx::array head_loss_mlx(const HeadLossCall& call) {
   return mx::custom_vjp(function, vjp)(student)[0];
 }
 
+#ifdef LQUANT_ONEDNN
+// The CPU's kernels know f32 and bf16; f16 is given to them as f32.
+mx::array without_f16(const mx::array& x) { return x.dtype() == mx::float16 ? widened(x) : x; }
+std::optional<mx::array> without_f16(const std::optional<mx::array>& x) { return x ? std::optional(without_f16(*x)) : std::nullopt; }
+TeacherHidden without_f16(const TeacherHidden& x) { return {without_f16(x.hidden), without_f16(x.head), without_f16(x.bias)}; }
+TeacherTopK without_f16(const TeacherTopK& x) { return {without_f16(x.logits), x.ids}; }
+
+HeadLossCall without_f16(HeadLossCall call) {
+  // The gradient of hidden is in its own dtype, those of head and bias in f32.
+  if (call.hidden.dtype() == mx::float16) call.hidden = mx::astype(call.hidden, mx::float32);
+  call.head = without_f16(call.head);
+  call.bias = without_f16(call.bias);
+  std::visit([](auto& against) { against = without_f16(against); }, call.against);
+  return call;
+}
+#endif
+
 mx::array head_loss(const HeadLossCall& call) {
   check(call);
 #ifdef LQUANT_ONEDNN
-  if (cpu_kernels()) return cpu::head_loss(call);
+  if (cpu_kernels()) return cpu::head_loss(without_f16(call));
 #endif
   return head_loss_mlx(call);
 }
@@ -248,7 +288,10 @@ TokenScores score_tokens(const mx::array& hidden, const mx::array& head, const s
             "teacher and student must agree in tokens and vocabulary");
   }
 #ifdef LQUANT_ONEDNN
-  if (cpu_kernels()) return cpu::score_tokens(hidden, head, bias, targets, teacher, args);
+  if (cpu_kernels()) {
+    const auto told = teacher ? std::optional(without_f16(*teacher)) : std::nullopt;
+    return cpu::score_tokens(without_f16(hidden), without_f16(head), without_f16(bias), targets, told, args);
+  }
 #endif
   return scores_mlx(hidden, head, bias, targets, teacher, args);
 }

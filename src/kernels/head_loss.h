@@ -35,7 +35,7 @@ struct TeacherTopK {
 };
 
 /// Σ_t mask[t] · KL(teacher_t ‖ student_t) in nats, f32 scalar, never holding logits of more than a chunk of tokens.
-/// hidden [T, H], head [V, H], (bias [V]), f32 or bf16; mask f32 [T] (on CPU rows where it is 0 cost nothing). Gradients flow to hidden
+/// hidden [T, H], head [V, H], (bias [V]), f32, bf16 or f16; mask f32 [T] (on CPU rows where it is 0 cost nothing). Gradients flow to hidden
 /// (in its dtype), head and bias (f32); they are made in the forward pass (the logits are there then), so asking for the value
 /// alone is cheaper by `needs_gradient = false`, and `head_gradient = false` spares those of a frozen head and its bias: a
 /// product as large as the logits and a tensor f32 [V, H]. Teacher and mask are constants. Throws std::invalid_argument when

@@ -23,7 +23,7 @@ mx::array latent_codes(const mx::array& latents, int bits);
 /// Dequantized weights [..., K] in the dtype of scales and biases (f32, bf16, f16), equal to MLX's dequantize of those codes.
 mx::array latent_weight(const mx::array& latents, const mx::array& scales, const mx::array& biases, int bits, int group_size);
 
-/// From the gradient of the weights dw [..., K] (f32, bf16): {Σ dw·q, Σ dw} over each group, f32 [..., K/group_size].
+/// From the gradient of the weights dw [..., K] (f32, bf16, f16): {Σ dw·q, Σ dw} over each group, f32 [..., K/group_size].
 std::pair<mx::array, mx::array> latent_gradients(const mx::array& dw, const mx::array& latents, int bits, int group_size);
 
 struct LatentStep {

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "kernels/half.h"
 #include "kernels/primitive.h"
 #ifdef LQUANT_ONEDNN
 #include "kernels/linear_cpu.h"
@@ -21,10 +22,8 @@ void require(bool condition, const char* sentence) {
   if (!condition) throw std::invalid_argument(std::string("[kernels] ") + sentence);
 }
 
-bool is_float(mx::Dtype dtype) { return dtype == mx::float32 || dtype == mx::bfloat16; }
-
 void check(const mx::array& x, const std::vector<LinearWeight>& weights, const std::optional<mx::array>& residual) {
-  require(x.ndim() >= 1 && is_float(x.dtype()), "linear: x must be [..., K] of float32 or bfloat16");
+  require(x.ndim() >= 1 && is_float(x.dtype()), "linear: x must be [..., K] of float32, bfloat16 or float16");
   require(!weights.empty(), "linears: at least one weight is needed");
   for (const auto& [weight, bias] : weights) {
     require(weight.ndim() == 2 && weight.shape(1) == x.shape(-1), "linear: a weight must be [N, K] with the K of x [..., K]");
@@ -94,10 +93,24 @@ mx::array grouped_mlx(const mx::array& x, const mx::array& weight, const std::op
   return with_f32_gradients(function, inputs, 1, inputs.size())[0];
 }
 
+#ifdef LQUANT_ONEDNN
+std::optional<mx::array> widened(const std::optional<mx::array>& x) { return x ? std::optional(kernels::widened(*x)) : std::nullopt; }
+
+/// f16 in f32 products, with one rounding of each result: oneDNN's are of f32 and bf16.
+std::vector<mx::array> linears_widened(const mx::array& x, const std::vector<LinearWeight>& weights, const std::optional<mx::array>& residual) {
+  std::vector<LinearWeight> wide;
+  for (const auto& w : weights) wide.push_back({kernels::widened(w.weight), widened(w.bias)});
+  auto all = cpu::linears(mx::astype(x, mx::float32), wide, residual ? std::optional(mx::astype(*residual, mx::float32)) : std::nullopt);
+  for (auto& y : all) y = mx::astype(y, mx::float16);
+  return all;
+}
+#endif
+
 std::vector<mx::array> dispatch(const mx::array& x, const std::vector<LinearWeight>& weights, const std::optional<mx::array>& residual) {
   check(x, weights, residual);
 #ifdef LQUANT_ONEDNN
-  if (cpu_kernels()) return cpu::linears(x, weights, residual);
+  if (cpu_kernels() && x.dtype() != mx::float16) return cpu::linears(x, weights, residual);
+  if (cpu_kernels()) return linears_widened(x, weights, residual);
 #endif
   return linears_mlx(x, weights, residual);
 }
@@ -111,7 +124,7 @@ mx::array linear(const mx::array& x, const LinearWeight& weight, const std::opti
 }
 
 mx::array grouped_linear(const mx::array& x, const mx::array& weight, const std::optional<mx::array>& bias, const mx::array& offsets) {
-  require(x.ndim() == 2 && is_float(x.dtype()), "grouped_linear: x must be [R, K] of float32 or bfloat16");
+  require(x.ndim() == 2 && is_float(x.dtype()), "grouped_linear: x must be [R, K] of float32, bfloat16 or float16");
   require(weight.ndim() == 3 && weight.shape(2) == x.shape(1) && weight.dtype() == x.dtype(),
           "grouped_linear: the weight must be [E, N, K] in the dtype of x");
   if (bias) {
@@ -121,7 +134,11 @@ mx::array grouped_linear(const mx::array& x, const mx::array& weight, const std:
   require(offsets.ndim() == 1 && offsets.shape(0) == weight.shape(0) + 1 && offsets.dtype() == mx::int32,
           "grouped_linear: offsets must be int32 [E + 1]");
 #ifdef LQUANT_ONEDNN
-  if (cpu_kernels()) return cpu::grouped_linear(x, weight, bias, offsets);
+  if (cpu_kernels() && x.dtype() != mx::float16) return cpu::grouped_linear(x, weight, bias, offsets);
+  if (cpu_kernels()) {
+    const auto y = cpu::grouped_linear(mx::astype(x, mx::float32), kernels::widened(weight), widened(bias), offsets);
+    return mx::astype(y, mx::float16);
+  }
 #endif
   return grouped_mlx(x, weight, bias, offsets);
 }

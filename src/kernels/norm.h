@@ -5,8 +5,8 @@
 #include <optional>
 #include <utility>
 
-// Root-mean-square norms (arXiv 1910.07467) in the three places where a decoder has them. Tensors [..., K], weight [K] in f32 or
-// bf16, results in x's dtype; gradients flow to every float input, that of the weight in the weight's dtype, summed in f32.
+// Root-mean-square norms (arXiv 1910.07467) in the three places where a decoder has them. Tensors [..., K], weight [K], all f32, bf16
+// or f16, results in x's dtype; gradients flow to every float input, that of the weight in the weight's dtype, summed in f32.
 // Roundings are those of mx.fast.rms_norm, so that training sees what inference computes: x / rms is rounded to x's dtype,
 // its product with the weight a second time; weight + weight_offset is rounded to the weight's dtype, as mlx_lm's `1 + weight` is.
 // Everything between is f32. All throw std::invalid_argument when shapes or dtypes disagree.

@@ -12,10 +12,14 @@
 #include <mlx/primitives.h>
 #include <mlx/stream.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <future>
 #include <memory>
 #include <stdexcept>
+#include <string>
+
+#include "base/error.h"
 
 #ifdef LQUANT_ONEDNN
 #include <mlx/backend/cpu/encoder.h>
@@ -26,21 +30,37 @@
 namespace lquant::kernels {
 
 namespace {
+
 thread_local int mlx_ops_only = 0;
+
+/// LQUANT_KERNELS=mlx in the environment: MLX's own ops everywhere in the process.
+bool mlx_ops_by_environment() {
+  static const bool asked = [] {
+    const char* text = std::getenv("LQUANT_KERNELS");
+    const std::string value = text ? text : "";
+    if (!value.empty() && value != "mlx")
+      throw UsageError("LQUANT_KERNELS=" + value + " is not known; set it to mlx for MLX's own operations, or unset it");
+    return value == "mlx";
+  }();
+  return asked;
 }
+
+}  // namespace
 
 MlxOpsOnly::MlxOpsOnly() { ++mlx_ops_only; }
 MlxOpsOnly::~MlxOpsOnly() { --mlx_ops_only; }
 
 bool cpu_kernels() {
 #ifdef LQUANT_ONEDNN
-  return mlx_ops_only == 0 && mx::default_device() == mx::Device::cpu;
+  return mlx_ops_only == 0 && mx::default_device() == mx::Device::cpu && !mlx_ops_by_environment();
 #else
   return false;
 #endif
 }
 
-bool cuda_kernels() { return mlx_ops_only == 0 && mx::default_device() == mx::Device::gpu && mx::cu::is_available(); }
+bool cuda_kernels() {
+  return mlx_ops_only == 0 && mx::default_device() == mx::Device::gpu && mx::cu::is_available() && !mlx_ops_by_environment();
+}
 
 #ifdef LQUANT_ONEDNN
 namespace {

@@ -11,11 +11,12 @@ namespace lquant::kernels {
 
 namespace mx = mlx::core;
 
-/// True when the CPU kernels of this folder serve the default device; false on a GPU, or where they are not built.
-/// Every op asks this and runs on MLX's own ops otherwise.
+/// True when the CPU kernels of this folder serve the default device; false on a GPU, where they are not built, or with
+/// LQUANT_KERNELS=mlx in the environment (read once; another value throws UsageError), which makes a CPU compute what a GPU without
+/// kernels of ours would. Every op asks this and runs on MLX's own ops otherwise.
 bool cpu_kernels();
 
-/// True when MLX can compile and run CUDA kernels for the default device.
+/// True when MLX can compile and run CUDA kernels for the default device, and LQUANT_KERNELS does not say mlx.
 bool cuda_kernels();
 
 /// While one lives, cpu_kernels() and cuda_kernels() are false on this thread: the way to run what a GPU without kernels of ours would run.

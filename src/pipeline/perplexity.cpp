@@ -1,10 +1,12 @@
 #include "pipeline/perplexity.h"
 
+#include <cmath>
 #include <limits>
 
 #include "base/error.h"
 #include "base/files.h"
 #include "base/random.h"
+#include "pipeline/output.h"
 
 namespace lquant::pipeline {
 namespace {
@@ -59,6 +61,14 @@ evaluate::Quality perplexity(const PerplexityOptions& o, const run::Context& con
     before = done;
   });
   progress.finish();
+  const auto refuse = [](const std::filesystem::path& folder, mx::Dtype dtype) {
+    fail("pipeline",
+         "{}: its log-probabilities are not numbers; its weights are damaged or too large for {}: download it again, or convert it to float32 first "
+         "(lquant convert --dtype float32)",
+         folder.string(), dtype_name(dtype));
+  };
+  if (teacher && !std::isfinite(quality.teacher_nll)) refuse(*o.teacher, teacher->dtype);
+  if (!std::isfinite(quality.nll) || !std::isfinite(quality.kl)) refuse(o.model, student.dtype);
   return quality;
 }
 

@@ -33,7 +33,7 @@ struct PerplexityOptions : ScoredText {
   std::optional<std::filesystem::path> teacher;
 };
 
-/// Throws Error for bad data or models whose vocabularies differ.
+/// Throws Error for bad data, models whose vocabularies differ, and figures that are not numbers.
 evaluate::Quality perplexity(const PerplexityOptions& options, const run::Context& context);
 
 }  // namespace lquant::pipeline

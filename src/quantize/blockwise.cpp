@@ -12,6 +12,7 @@
 #include "kernels/head_loss.h"
 #include "kernels/linear.h"
 #include "kernels/primitive.h"
+#include "kernels/scaled_vjp.h"
 #include "quantize/schedule.h"
 
 namespace lquant::quantize {
@@ -157,9 +158,9 @@ OutputLoss weighted_squares(const std::optional<mx::array>& fisher) {
   const auto factor = fisher ? factor_of(*fisher) : std::nullopt;
   return [factor](const mx::array& outputs, const BlockRows& rows) {
     auto error = mx::subtract(f32(outputs), f32(rows.targets));
-    // The difference is taken in f32; its product with the factor may be as coarse as the outputs are.
+    // The difference is taken in f32; its product with the factor may be as coarse as the outputs are, but not leave f16's range.
     if (factor) {
-      const auto dtype = kernels::cpu_kernels() || outputs.dtype() != mx::float16 ? outputs.dtype() : mx::float32;
+      const auto dtype = outputs.dtype() == mx::float16 ? mx::float32 : outputs.dtype();
       error = f32(kernels::linear(mx::astype(error, dtype), {mx::astype(*factor, dtype)}));
     }
     return mx::sum(mx::multiply(mx::square(error), mx::expand_dims(counting(rows), -1)));
@@ -181,13 +182,13 @@ OutputLoss divergence(const model::ModelSpec& spec, const model::Tensors& outer,
 std::pair<double, std::vector<mx::array>> block_gradients(const model::ModelSpec& spec, int block, const Student& student,
                                                           const std::vector<mx::array>& weights, const BlockRows& rows, const OutputLoss& loss) {
   const auto run = [&](const std::vector<mx::array>& w) { return std::vector<mx::array>{loss_of(spec, block, student, w, rows, loss)}; };
-  auto [values, gradients] = mx::vjp(run, weights, {mx::array(1.0f)});
+  auto pass = kernels::loss_gradients(run, weights, rows.inputs.dtype());
   if (!kernels::cpu_kernels()) {  // a GPU is kept busy by one long graph
-    auto all = gradients;
-    all.push_back(values[0]);
+    auto all = pass.gradients;
+    all.push_back(pass.values[0]);
     mx::eval(all);
   }
-  return {values[0].item<float>(), std::move(gradients)};
+  return {pass.values[0].item<float>(), std::move(pass.gradients)};
 }
 
 BlockwiseResult train_block(const model::ModelSpec& spec, int block, model::Tensors& packed, const model::Formats& formats,

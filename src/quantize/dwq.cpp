@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "kernels/head_loss.h"
 #include "kernels/primitive.h"
+#include "kernels/scaled_vjp.h"
 #include "model/forward.h"
 #include "quantize/schedule.h"
 
@@ -88,15 +89,15 @@ mx::array DwqTrainer::loss(const std::vector<mx::array>& weights, const calibrat
 
 std::pair<double, std::vector<mx::array>> DwqTrainer::loss_and_gradients(const std::vector<mx::array>& weights, const calibration::Batch& part,
                                                                          const calibration::Target& target) const {
-  auto [values, gradients] =
-      mx::vjp([&](const std::vector<mx::array>& w) { return std::vector<mx::array>{loss(w, part, target, options_.temperature, true)}; }, weights,
-              {mx::array(1.0f)});
+  const auto run = [&](const std::vector<mx::array>& w) { return std::vector<mx::array>{loss(w, part, target, options_.temperature, true)}; };
+  auto pass = kernels::loss_gradients(run, weights, dtype_);
+  if (!pass.in_range) fail("quantize", "gradients left the range of float16; make the model float32 first (lquant convert --dtype float32)");
   if (!kernels::cpu_kernels()) {  // a GPU is kept busy by one long graph
-    auto all = gradients;
-    all.push_back(values[0]);
+    auto all = pass.gradients;
+    all.push_back(pass.values[0]);
     mx::eval(all);
   }
-  return {values[0].item<float>(), std::move(gradients)};
+  return {pass.values[0].item<float>(), std::move(pass.gradients)};
 }
 
 double DwqTrainer::train_step(int step, double* tokens) {
@@ -117,7 +118,8 @@ double DwqTrainer::train_step(int step, double* tokens) {
   *tokens = batch.tokens;  // of all ranks: every rank holds the whole batch's mask
   loss = sum_over_ranks(loss);
   if (!std::isfinite(loss))
-    fail("quantize", "the loss is not a number at step {}; check the model's weights, or give a smaller --learning-rate", step + 1);
+    fail("quantize", "the loss is not a number at step {}; check the model's weights, {}or give a smaller --learning-rate", step + 1,
+         dtype_ == mx::float16 ? "make the model float32 first, whose range is larger (lquant convert --dtype float32), " : "");
   const float rate = rate_at(step, steps(), options_.warmup);
   for (std::size_t i = 0; i < student_.size(); ++i) {
     auto& linear = student_.linear(i);

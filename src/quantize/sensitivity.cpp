@@ -13,6 +13,7 @@
 #include "codec/range_search.h"
 #include "kernels/elementwise.h"
 #include "kernels/head_loss.h"
+#include "kernels/scaled_vjp.h"
 
 namespace lquant::quantize {
 namespace {
@@ -83,7 +84,7 @@ BlockGradients through_block(const model::ModelSpec& spec, int i, const model::T
     for (std::size_t n = 0; n < linears.size(); ++n) own.insert_or_assign(linears[n]->path + ".weight", in[n + 1]);
     return std::vector<mx::array>{model::block(spec, i, own, {}, in[0], context)};
   };
-  auto gradients = mx::vjp(run, inputs, {cotangent}).second;
+  const auto gradients = kernels::gradients_through(run, inputs, cotangent, x.dtype()).gradients;
   BlockGradients result{{}, gradients.front()};
   for (std::size_t n = 0; n < linears.size(); ++n) result.weights.insert({linears[n]->path, gradients[n + 1]});
   return result;
@@ -99,8 +100,8 @@ HeadGradients head_gradients(const model::ModelSpec& spec, const model::Tensors&
     const auto hidden = flat(model::final_norm(spec, tensors, in[0]));
     return std::vector<mx::array>{kernels::cross_entropy_loss(hidden, in[1], head.bias, mx::flatten(targets), mx::flatten(mask), args)};
   };
-  const auto [values, gradients] = mx::vjp(loss, {x, head.weight}, {mx::array(1.0f)});
-  return {gradients[1], gradients[0], values[0]};
+  const auto pass = kernels::loss_gradients(loss, {x, head.weight}, x.dtype());
+  return {pass.gradients[1], pass.gradients[0], pass.values[0]};
 }
 
 std::vector<double> expected_kl(const std::string& path, const mx::array& weight, const mx::array& fisher, double tokens,

@@ -24,7 +24,7 @@ namespace mx = mlx::core;
 /// Diagonals of the Fisher information, summed over parts of a calibration set.
 class FisherStore {
  public:
-  /// The gradient of one part's Σ log p(next token) for a linear's weight, f32 or bf16, of the weight's shape. Evaluated as it comes.
+  /// The gradient of one part's Σ log p(next token) for a linear's weight, f32, bf16 or f16, of the weight's shape. Evaluated as it comes.
   void add(const std::string& path, const mx::array& gradient);
   /// The same for rows of an embedding that were looked up: ids int32 [...], gradient [..., H] of what they gave. Equal ids within a part add up
   /// first.
@@ -40,19 +40,20 @@ class FisherStore {
   std::map<std::string, mx::array> sums_;
 };
 
-/// The gradients of a loss for one block's linears, by path, and for its input.
+/// The gradients of a loss for one block's linears, by path (f32, or the dtype of the block's input), and for its input: in its dtype, or f32 where
+/// that is f16, whose range gradients leave (kernels/scaled_vjp.h).
 struct BlockGradients {
   std::map<std::string, mx::array> weights;
   mx::array input;
 };
 
 /// x [B, T, H] through block i (dense tensors of x's dtype), computed again, and the loss's gradient `cotangent` [B, T, H] taken back through it.
-/// Lazy.
+/// Lazy, but for f16.
 BlockGradients through_block(const model::ModelSpec& spec, int i, const model::Tensors& tensors, const mx::array& x, const mx::array& cotangent,
                              const model::Context& context);
 
 /// Of Σ mask · −log p(target) behind the last block: for the head's weight (f32 [V, H]) and for the block's output x [B, T, H]. `tensors` are those
-/// of Model::load_final, dense; targets int32 and mask f32 [B, T]. Lazy.
+/// of Model::load_final, dense; targets int32 and mask f32 [B, T]. Dtypes as above. Lazy, but for f16.
 struct HeadGradients {
   mx::array weight, input, loss;
 };

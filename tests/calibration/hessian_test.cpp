@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 #include <mlx/mlx.h>
 
+#include <cmath>
+
 #include "kernels/moments.h"
 
 namespace lquant::calibration {
@@ -27,6 +29,20 @@ TEST(HessianStore, AddsBatchesUp) {
   EXPECT_TRUE(same(found[0].moment, mx::add(kernels::gram(a), kernels::gram(b))));
   const auto flat = [](const mx::array& x) { return mx::reshape(x, {-1, 8}); };
   EXPECT_TRUE(same(*found[0].shift, mx::add(kernels::shift_moment(flat(reference), flat(a)), kernels::shift_moment(flat(reference), flat(b)))));
+}
+
+// Squares of f16's numbers leave its range, and sums of a few tokens too: both are f32.
+TEST(HessianStore, SumsWhatF16CannotHold) {
+  for (const auto dtype : {mx::float32, mx::bfloat16, mx::float16}) {
+    HessianStore store;
+    const auto x = mx::full({3, 8}, 4096.0f, dtype), small = mx::full({3, 8}, std::ldexp(1.0f, -14), dtype);
+    const auto reference = mx::full({3, 8}, 8192.0f, dtype);
+    store.add("large", x, nullptr, &reference, nullptr);
+    store.add("small", small, nullptr, nullptr, nullptr);
+    EXPECT_TRUE(same(store.of("large")[0].moment, mx::full({8, 8}, 3 * 4096.0f * 4096)));
+    EXPECT_TRUE(same(*store.of("large")[0].shift, mx::full({8, 8}, 3 * 4096.0f * 4096)));
+    EXPECT_TRUE(same(store.of("small")[0].moment, mx::full({8, 8}, 3 * std::ldexp(1.0f, -28))));
+  }
 }
 
 TEST(HessianStore, OneArrayIsSummedOnce) {

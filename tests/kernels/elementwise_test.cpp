@@ -64,12 +64,7 @@ TEST(SecondMoment, MatchesOracle) {
       const auto v = doubles(x);
       Values want(width, 0.0), bound;
       for (std::size_t i = 0; i < v.size(); ++i) want[i % width] += v[i] * v[i];
-      const bool f64 = dtype != mx::float16;
-#ifdef LQUANT_ONEDNN
-      const double units = f64 ? std::min(rows, 32) + 1 : rows + 1;
-#else
-      const double units = rows + 1;
-#endif
+      const double units = on_mlx(dtype) ? rows + 1 : std::min(rows, 32) + 1;
       for (double sum : want) bound.push_back(sum * units * kF32);
       const auto got = second_moment(x);
       EXPECT_EQ(got.dtype(), mx::float32);

@@ -8,6 +8,8 @@
 #include <functional>
 #include <vector>
 
+#include "kernels/primitive.h"
+
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -22,8 +24,14 @@ inline constexpr double kF32 = 0x1p-24;  ///< unit roundoff: half the distance f
 
 inline double unit(mx::Dtype dtype) { return dtype == mx::float32 ? kF32 : dtype == mx::bfloat16 ? 0x1p-8 : 0x1p-11; }
 
-/// f32 and bf16 run on the CPU kernels where those are built; f16 runs on MLX's ops everywhere, and so tests that path.
 inline const std::vector<mx::Dtype> kDtypes = {mx::float32, mx::bfloat16, mx::float16};
+
+/// True where MLX's own ops compute: element-wise ops of f16 everywhere, and all dtypes where the CPU kernels do not serve (on a GPU, or
+/// with LQUANT_KERNELS=mlx).
+inline bool on_mlx(mx::Dtype dtype) { return dtype == mx::float16 || !cpu_kernels(); }
+
+/// What rounding to a dtype costs below its smallest normal number: half a step. That of f32 and bf16 is below all that is compared.
+inline double tiny(mx::Dtype dtype) { return dtype == mx::float16 ? 0x1p-25 : 0; }
 
 inline mx::array normal(const mx::Shape& shape, mx::Dtype dtype, int seed, float scale = 1, float mean = 0) {
   auto result = mx::astype(mx::random::normal(shape, mx::float32, mean, scale, mx::random::key(seed)), dtype);

@@ -107,9 +107,9 @@ Problem problem(Kind kind, int tokens, int vocabulary, int width, mx::Dtype dtyp
   return p;
 }
 
-/// How far a logit can be off, by the absolute sum of its products: their rounding in f32 (K + 8 units of 2^-24), or in bf16 where
-/// MLX keeps logits in that (2^-8).
-double logit_error(const End& end, bool bf16_logits) {
+/// How far a logit can be off, by the absolute sum of its products: their rounding in f32 (K + 8 units of 2^-24), and `unit` where
+/// MLX keeps logits in 16 bits.
+double logit_error(const End& end, double unit) {
   if (end.hidden.values.empty()) return 0;
   auto absolute = end;
   absolute.hidden = oracle::linear::absolute(end.hidden);
@@ -118,7 +118,7 @@ double logit_error(const End& end, bool bf16_logits) {
   absolute.softcap = 0;  // its slope is at most 1
   const auto size = logits(absolute).values;
   const double largest = *std::max_element(size.begin(), size.end());
-  return largest * ((end.hidden.columns + 8) * std::ldexp(1, -24) + (bf16_logits ? std::ldexp(1, -8) : 0));
+  return largest * ((end.hidden.columns + 8) * std::ldexp(1, -24) + unit);
 }
 
 struct Bounds {
@@ -127,14 +127,15 @@ struct Bounds {
 
 /// A loss moves by at most twice a student logit's error, and by that of the teacher times 2·(1 + R) with R the largest |log p_t − log p_s|,
 /// here below 30. Sums in f32 lanes of at most 1,024 terms, exponentials and maxima add 1,100 units of rounding of values up to R.
-Bounds bounds(const Problem& p, bool bf16_logits) {
-  const double error = logit_error(p.student, bf16_logits) + (p.kind == Kind::hidden ? logit_error(p.teacher, bf16_logits) : 0);
+Bounds bounds(const Problem& p, double logit_unit = 0) {
+  const double error = logit_error(p.student, logit_unit) + (p.kind == Kind::hidden ? logit_error(p.teacher, logit_unit) : 0);
   const double unit = std::ldexp(1, -24), range = 30;
   return {2 * error * (1 + range) + 1100 * unit * (1 + range), 2 * error + 16 * unit * (1 + range)};
 }
 
-void check(Problem& p, bool bf16_logits = false) {
-  const auto bound = bounds(p, bf16_logits);
+/// `half` is the unit roundoff of the problem's dtype when that has 16 bits, `coarse` says whether logits are kept in it.
+void check(Problem& p, double half = 0, bool coarse = false) {
+  const auto bound = bounds(p, coarse ? half : 0);
   const double tokens = static_cast<double>(p.hidden.shape(0));
   auto function = [&](const Arrays& in) { return p.loss(in); };
   std::vector<int> argnums{0, 1};
@@ -154,15 +155,16 @@ void check(Problem& p, bool bf16_logits = false) {
   };
   const double scale = 0.5 * p.args.multiplier / p.args.temperature, rounding = p.student.head.rows * std::ldexp(1, -24);
   // Σ over logits of p_student + p_teacher is 2, so a gradient to hidden is off by 2·(its share + the f32 sum's) of the largest
-  // weight; one to the head by the same of the largest state, for each token; bf16 results round once more, as does MLX's bf16 head gradient.
-  const double share = 2 * scale * (bound.gradient + rounding) + 1e-8;
+  // weight; one to the head by the same of the largest state, for each token. Where logits are kept in 16 bits, their slopes are rounded so as well
+  // before the products; a 16-bit result rounds once more, as does MLX's bf16 head gradient.
+  const double share = 2 * scale * (bound.gradient + rounding + (coarse ? half : 0)) + 1e-8;
   const double tolerance[] = {share * largest(p.student.head.values), share * tokens * largest(p.student.hidden.values), share * tokens};
   std::vector<double>* values[] = {&p.student.hidden.values, &p.student.head.values, &p.student.bias};
   for (std::size_t i = 0; i < argnums.size(); ++i) {
     const auto got = matrix(gradients[i]).values;
     ASSERT_EQ(got.size(), values[i]->size());
     const std::size_t stride = std::max<std::size_t>(1, got.size() / 12);
-    const double last = gradients[i].dtype() == mx::bfloat16 || bf16_logits ? std::ldexp(1, -7) : 1e-6;
+    const double last = gradients[i].dtype() != mx::float32 || coarse ? 2 * half : 1e-6;
     for (std::size_t j = 0; j < got.size(); j += stride) {
       const double exact = -0.5 * slope((*values[i])[j], [&] { return p.oracle(); });
       EXPECT_NEAR(got[j], exact, tolerance[i] + last * std::abs(exact)) << "input " << i << ", element " << j;
@@ -177,7 +179,6 @@ class HeadLoss : public testing::TestWithParam<std::pair<Kind, bool>> {
     if (GetParam().second) mlx_.emplace();
   }
   Kind kind() const { return GetParam().first; }
-  bool mlx() const { return mlx_.has_value(); }
 
  private:
   std::optional<MlxOpsOnly> mlx_;
@@ -211,11 +212,32 @@ TEST_P(HeadLoss, TemperatureSoftcapMultiplierAndBias) {
   }
 }
 
-TEST_P(HeadLoss, TakesBfloat16) {
-  for (bool bias : {false, true}) {
-    auto p = problem(kind(), 6, 100, 33, mx::bfloat16, {}, bias);
-    check(p, mlx());
-  }
+TEST_P(HeadLoss, TakesSixteenBits) {
+  for (const auto& [dtype, unit] : {std::pair{mx::bfloat16, std::ldexp(1, -8)}, std::pair{mx::float16, std::ldexp(1, -11)}})
+    for (bool bias : {false, true}) {
+      auto p = problem(kind(), 6, 100, 33, dtype, {}, bias);
+      check(p, unit, !cpu_kernels());
+    }
+}
+
+// Of 8,191 tokens most have a probability near 1e-4; times a mask of 2^-12 the slopes of their logits lie below 3e-8, where f16 has nothing. The
+// gradient of `hidden`, multiplied by a cotangent of 2^12, must come out as it does from f32.
+TEST_P(HeadLoss, SlopesTooSmallForF16AreKept) {
+  const int tokens = 6, vocabulary = 8191, width = 33;
+  const std::vector<float> weights(tokens, std::ldexp(1.0f, -12));
+  const auto half = problem(kind(), tokens, vocabulary, width, mx::float16, {}, false, weights);
+  auto whole = half;
+  for (auto* x : {&whole.hidden, &whole.head, &whole.t_hidden, &whole.t_head, &whole.top_logits}) *x = mx::astype(*x, mx::float32);
+  const auto gradient = [](const Problem& p) {
+    const auto loss = [&](const Arrays& in) { return Arrays{p.loss(in, true, false)}; };
+    const auto function = [&](const Arrays& in) { return loss({in[0], p.head}); };
+    return mx::astype(mx::vjp(function, {p.hidden}, {mx::array(std::ldexp(1.0f, 12))}).second[0], mx::float32);
+  };
+  const auto norm = [](const mx::array& x) { return std::sqrt(mx::sum(mx::square(x)).item<float>()); };
+  const auto got = gradient(half), want = gradient(whole);
+  // Logits below 10 are off by 10 · 2^-11 where MLX keeps them in f16, and probabilities by as much of themselves; both sides' may add up.
+  EXPECT_LT(norm(mx::subtract(got, want)), 20 * std::ldexp(1.0, -11) * norm(want));
+  EXPECT_GT(norm(want), 0);
 }
 
 TEST_P(HeadLoss, MaskedTokensGiveNothing) {
@@ -226,6 +248,30 @@ TEST_P(HeadLoss, MaskedTokensGiveNothing) {
     const auto sums = matrix(mx::expand_dims(mx::sum(gradient, 1), 0));
     for (int t = 0; t < 5; ++t) EXPECT_EQ(sums(0, t) == 0, weights[t] == 0);
   }
+}
+
+// With a head of zeros each of V tokens has the probability 1/V: the row of the one target there is collects 1500 · 60 · (1/V − 1), beyond f16's 65504.
+TEST(HeadLossOfF16, HeadGradientsBeyondItsRangeAreF32) {
+  const int tokens = 1500, vocabulary = 64, width = 8;
+  const auto gradient = [&] {
+    const auto loss = [&](const Arrays& in) {
+      return Arrays{cross_entropy_loss(mx::full({tokens, width}, 60.0f, mx::float16), in[0], std::nullopt, mx::full({tokens}, 3, mx::int32),
+                                       mx::ones({tokens}), {})};
+    };
+    return mx::vjp(loss, {mx::zeros({vocabulary, width}, mx::float16)}, {mx::array(1.0f)}).second[0];
+  };
+  const auto expect = [&](const mx::array& dw) {
+    const auto values = matrix(dw);
+    EXPECT_EQ(dw.dtype(), mx::float32);
+    for (int v = 0; v < vocabulary; ++v) {
+      // An f32 sum of 1,500 like terms.
+      const double want = tokens * 60.0 * (1.0 / vocabulary - (v == 3 ? 1 : 0));
+      for (int i = 0; i < width; ++i) EXPECT_NEAR(values(v, i), want, 1500 * std::ldexp(1, -24) * std::abs(want)) << v;
+    }
+  };
+  expect(gradient());
+  const MlxOpsOnly mlx;
+  expect(gradient());
 }
 
 TEST_P(HeadLoss, DeclinedGradientsAreRefused) {
@@ -286,7 +332,7 @@ TEST_P(HeadLoss, ScoresEqualDouble) {
   auto scores = score_tokens(p.hidden, p.head, p.bias, p.targets, with_teacher ? std::optional(p.full()) : std::nullopt, args);
   mx::eval(scores.nll, scores.teacher_nll, scores.kl, scores.agree);
   const auto z = logits(p.student), t = logits(p.teacher);
-  const double bound = bounds(p, false).loss;
+  const double bound = bounds(p).loss;
   for (int i = 0; i < 9; ++i) {
     const auto zs = row(z, i), ts = row(t, i);
     const int target = p.targets.data<std::int32_t>()[i];

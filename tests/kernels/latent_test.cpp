@@ -129,7 +129,7 @@ TEST(LatentGradients, AreTheSumsOverGroups) {
   std::uint64_t seed = 100;
   for (const int bits : kBits)
     for (const int group_size : {32, 64, 128})
-      for (const auto& dtype : {mx::float32, mx::bfloat16}) {
+      for (const auto& dtype : {mx::float32, mx::bfloat16, mx::float16}) {
         const mx::Shape shape{2, 3, 256};
         const auto latents = random_latents(shape, ++seed);
         const auto dw = mx::astype(normal(shape, ++seed), dtype);
@@ -210,7 +210,7 @@ TEST(LatentStep, FollowsTheFormulaAndStaysInRange) {
   std::uint64_t seed = 500;
   for (const int bits : kBits)
     for (const int group_size : {32, 64, 128})
-      for (const auto& dtype : {mx::float32, mx::bfloat16})
+      for (const auto& dtype : {mx::float32, mx::bfloat16, mx::float16})
         for (const float rate : {0.003f, 0.7f, 50.0f}) {  // the largest throws most latents out of the range
           const auto c = step_case(group_size, dtype, seed += 10, rate);
           expect_step(c, bits, group_size);

@@ -10,6 +10,11 @@
 //           e_slope = 2·(e / softcap + 12 u).
 //   dq, dk, dv   the error of one factor times the other, plus (length of the sum + 20)·u of the sum of absolute terms, plus the rounding
 //           of the result.
+// With c = `inner` above 0 each step leaves its result in a coarser dtype, as MLX's ops do where nothing is fused:
+//   score   + 2·c·scale·Σ|q·k| (q·scale, the product);   weight  + c relative;
+//   dS      p·(dP − Σ p·dP) by the softmax's gradient: dP, p·dP, their sum, its product with p and the difference are rounded:
+//           + p·scale·(4·c·Σ|dO·v| + 6·c·Σ p·Σ|dO·v|);
+//   dq, dk, dv   + 3·c of the sum of absolute terms: a head's result, its product with the scale, and the sum over the heads of a group.
 #include "oracle/kernels_attention.h"
 
 #include <algorithm>
@@ -54,11 +59,11 @@ Sum dot(const double* x, const double* y, std::int64_t n) {
   return sum;
 }
 
-/// to += factor·x, and its bound grows by error·|x| plus the summation's share.
-void add(Bounded& to, std::int64_t at, const double* x, std::int64_t n, double factor, double error, double length) {
+/// to += factor·x, and its bound grows by error·|x| plus the summation's share and `coarse` of the term.
+void add(Bounded& to, std::int64_t at, const double* x, std::int64_t n, double factor, double error, double length, double coarse) {
   for (std::int64_t i = 0; i < n; ++i) {
     to.values[at + i] += factor * x[i];
-    to.bounds[at + i] += (error + (length + 20) * kU * std::abs(factor)) * std::abs(x[i]);
+    to.bounds[at + i] += (error + ((length + 20) * kU + coarse) * std::abs(factor)) * std::abs(x[i]);
   }
 }
 
@@ -68,13 +73,13 @@ struct Score {
 };
 
 std::vector<Score> scores_of_row(const AttentionSize& n, const AttentionRule& rule, std::int64_t b, std::int64_t t, std::int64_t h,
-                                 const std::vector<double>& q, const std::vector<double>& k) {
+                                 const std::vector<double>& q, const std::vector<double>& k, double inner) {
   const Rows at{n};
   std::vector<Score> row;
   for (std::int64_t s = 0; s < n.keys; ++s) {
     if (!sees(n, rule, b, t, s)) continue;
     const Sum product = dot(&q[at.q(b, t, h)], &k[at.k(b, s, h)], n.dim);
-    Score score{s, rule.scale * product.value, (n.dim + 4) * kU * std::abs(rule.scale) * product.terms, 1, 0};
+    Score score{s, rule.scale * product.value, ((n.dim + 4) * kU + 2 * inner) * std::abs(rule.scale) * product.terms, 1, 0};
     if (rule.softcap > 0) {
       const double y = std::tanh(score.value / rule.softcap);
       score.slope = 1 - y * y;
@@ -87,17 +92,14 @@ std::vector<Score> scores_of_row(const AttentionSize& n, const AttentionRule& ru
   return row;
 }
 
-void finish(Bounded& x, double unit) {
-  for (std::size_t i = 0; i < x.values.size(); ++i) {
-    // The last term: results below the smallest normal number are rounded to zero or to its neighbours.
-    x.bounds[i] = 1.1 * (x.bounds[i] + unit * std::abs(x.values[i])) + std::numeric_limits<float>::min();
-  }
+void finish(Bounded& x, double unit, double least) {
+  for (std::size_t i = 0; i < x.values.size(); ++i) x.bounds[i] = 1.1 * (x.bounds[i] + unit * std::abs(x.values[i])) + least;
 }
 
 }  // namespace
 
 AttentionReference attention(const AttentionSize& n, const AttentionRule& rule, const std::vector<double>& q, const std::vector<double>& k,
-                             const std::vector<double>& v, const std::vector<double>& cotangent, double unit) {
+                             const std::vector<double>& v, const std::vector<double>& cotangent, double unit, double inner) {
   const Rows at{n};
   const auto zeros = [](std::size_t size) { return Bounded{std::vector<double>(size), std::vector<double>(size)}; };
   AttentionReference r{zeros(cotangent.size()), zeros(q.size()), zeros(k.size()), zeros(v.size())};
@@ -105,7 +107,7 @@ AttentionReference attention(const AttentionSize& n, const AttentionRule& rule, 
   for (std::int64_t b = 0; b < n.batch; ++b) {
     for (std::int64_t t = 0; t < n.queries; ++t) {
       for (std::int64_t h = 0; h < n.heads; ++h) {
-        const auto row = scores_of_row(n, rule, b, t, h, q, k);
+        const auto row = scores_of_row(n, rule, b, t, h, q, k, inner);
         double most = -std::numeric_limits<double>::infinity(), least = -most, error = 0, total = 0;
         for (const auto& s : row) {
           most = std::max(most, s.value);
@@ -114,11 +116,13 @@ AttentionReference attention(const AttentionSize& n, const AttentionRule& rule, 
         }
         for (const auto& s : row) total += std::exp(s.value - most);
         const double log_sum = most + std::log(total);
-        const double eta = 2 * error + (2 * (most - least) + keys + 20 + std::abs(log_sum)) * kU;
+        const double eta = 2 * error + (2 * (most - least) + keys + 20 + std::abs(log_sum)) * kU + inner;
         const std::int64_t o = at.out(b, t, h);
+        double dp_terms = 0;
         for (const auto& s : row) {
           const double p = std::exp(s.value - log_sum);
-          add(r.out, o, &v[at.v(b, s.key, h)], n.value_dim, p, p * eta, keys);
+          add(r.out, o, &v[at.v(b, s.key, h)], n.value_dim, p, p * eta, keys, 0);
+          dp_terms += p * dot(&cotangent[o], &v[at.v(b, s.key, h)], n.value_dim).terms;
         }
         Sum delta = dot(&cotangent[o], &r.out.values[o], n.value_dim);
         double delta_error = (n.value_dim + 2) * kU * delta.terms;
@@ -130,15 +134,18 @@ AttentionReference attention(const AttentionSize& n, const AttentionRule& rule, 
           const Sum dp = dot(&cotangent[o], &v[at.v(b, s.key, h)], n.value_dim);
           const double weight = p * std::abs(rule.scale), difference = dp.value - delta.value, ds = p * rule.scale * s.slope * difference;
           const double ds_error = std::abs(ds) * (eta + 8 * kU) + weight * s.slope * ((n.value_dim + 2) * kU * dp.terms + delta_error) +
-                                  weight * std::abs(difference) * s.slope_error;
-          add(r.dq, at.q(b, t, h), &k[at.k(b, s.key, h)], n.dim, ds, ds_error, keys);
-          add(r.dk, at.k(b, s.key, h), &q[at.q(b, t, h)], n.dim, ds, ds_error, queries);
-          add(r.dv, at.v(b, s.key, h), &cotangent[o], n.value_dim, p, p * eta, queries);
+                                  weight * std::abs(difference) * s.slope_error + weight * inner * (4 * dp.terms + 6 * dp_terms);
+          add(r.dq, at.q(b, t, h), &k[at.k(b, s.key, h)], n.dim, ds, ds_error, keys, 3 * inner);
+          add(r.dk, at.k(b, s.key, h), &q[at.q(b, t, h)], n.dim, ds, ds_error, queries, 3 * inner);
+          add(r.dv, at.v(b, s.key, h), &cotangent[o], n.value_dim, p, p * eta, queries, 3 * inner);
         }
       }
     }
   }
-  for (auto* x : {&r.out, &r.dq, &r.dk, &r.dv}) finish(*x, unit);
+  // Results below the smallest normal number are rounded to zero or to its neighbours: in f16, which of 16 bits alone has a unit of 2^-11, by
+  // 2^-25, and so are dP and dS where they are kept in it, of which each key (or query) has one.
+  const double half = unit == 0x1p-11 ? 0x1p-25 : std::numeric_limits<float>::min(), steps = inner > 0 ? 4 * (keys + queries) : 0;
+  for (auto* x : {&r.out, &r.dq, &r.dk, &r.dv}) finish(*x, unit, half * (1 + steps));
   return r;
 }
 

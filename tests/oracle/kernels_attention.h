@@ -28,8 +28,9 @@ struct AttentionReference {
   Bounded out, dq, dk, dv;
 };
 
-/// q [B, T, H, D], k [B, S, Hkv, D], v [B, S, Hkv, Dv], cotangent of out [B, T, H, Dv].
+/// q [B, T, H, D], k [B, S, Hkv, D], v [B, S, Hkv, Dv], cotangent of out [B, T, H, Dv]. `inner` is the unit roundoff of what is made on the way,
+/// where that is coarser than f32.
 AttentionReference attention(const AttentionSize& size, const AttentionRule& rule, const std::vector<double>& q, const std::vector<double>& k,
-                             const std::vector<double>& v, const std::vector<double>& cotangent, double unit);
+                             const std::vector<double>& v, const std::vector<double>& cotangent, double unit, double inner = 0);
 
 }  // namespace lquant::oracle

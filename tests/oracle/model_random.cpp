@@ -52,6 +52,18 @@ model::Tensors random_tensors(const model::ModelSpec& spec, std::uint64_t seed) 
   return tensors;
 }
 
+std::string name_of(mx::Dtype dtype) { return dtype == mx::float32 ? "f32" : dtype == mx::bfloat16 ? "bf16" : "f16"; }
+
+double unit_of(mx::Dtype dtype) { return dtype == mx::float32 ? 0x1p-24 : dtype == mx::bfloat16 ? 0x1p-8 : 0x1p-11; }
+
+double rounding_of(int blocks, mx::Dtype dtype) { return 2 * std::sqrt(10.0 * blocks) * unit_of(dtype) + 100 * 0x1p-24; }
+
+double distance_between(const mx::array& a, const mx::array& b) {
+  const auto f32 = [](const mx::array& x) { return mx::astype(x, mx::float32); };
+  const auto norm = [](const mx::array& x) { return std::sqrt(mx::sum(mx::square(x)).item<float>()); };
+  return norm(mx::subtract(f32(a), f32(b))) / norm(f32(b));
+}
+
 void pack(model::Tensors& tensors, model::Formats& formats, const std::string& path, codec::Format format) {
   const auto parts = mx::quantize(tensors.at(path + ".weight"), format.group_size, format.bits, codec::to_string(format.mode));
   tensors.insert_or_assign(path + ".weight", parts[0]);

@@ -15,6 +15,21 @@ nlohmann::json tiny_config(const std::string& model_type);
 /// Dense f32 tensors of every linear and norm: products keep the size of their input, norms and biases are far from neutral.
 model::Tensors random_tensors(const model::ModelSpec& spec, std::uint64_t seed);
 
+/// f32, bf16 and f16: every dtype that a checkpoint's numbers may have; and their names, for names of tests.
+inline const std::vector<mlx::core::Dtype> kDtypes = {mlx::core::float32, mlx::core::bfloat16, mlx::core::float16};
+std::string name_of(mlx::core::Dtype dtype);
+
+/// Half the distance from 1 to the next number of a dtype.
+double unit_of(mlx::core::Dtype dtype);
+
+/// How far two computations of the same hidden states may be from each other, as ‖a − b‖ / ‖b‖, when they round at other places: each of `blocks`
+/// blocks leaves about ten tensors in `dtype`, each rounded by up to a unit u of a value, on average by u/2; as errors of random signs 10·blocks of them
+/// add up to √(10·blocks)·u. Twice that, for what norms and softmax make of them; of f32's own sums, of up to a hundred terms, a hundred units more.
+double rounding_of(int blocks, mlx::core::Dtype dtype);
+
+/// ‖a − b‖ / ‖b‖.
+double distance_between(const mlx::core::array& a, const mlx::core::array& b);
+
 /// Packs one linear in place with MLX's own quantizer.
 void pack(model::Tensors& tensors, model::Formats& formats, const std::string& path, codec::Format format);
 
