@@ -1,5 +1,5 @@
 # The front door. `make demo` and `make test` do all their set-up themselves.
-.PHONY: all build hub demo test test-shared bench install format lint asan ubsan fuzz setup clean
+.PHONY: all build hub demo test test-shared bench install format lint asan ubsan fuzz fuzz-mutations setup clean
 CMAKE ?= cmake
 # The environment's tools are found first, so that a machine's other pythons play no part.
 export PATH := $(CURDIR)/.venv/bin:$(PATH):$(HOME)/.cargo/bin
@@ -51,6 +51,12 @@ fuzz:
 	@$(CMAKE) --build --preset fuzz --target lquant_fuzz
 	@for program in build-fuzz/tests/fuzz/fuzz_*; do corpus=build-fuzz/corpus/$$(basename $$program); mkdir -p $$corpus; \
 	  ASAN_OPTIONS=detect_leaks=0 $$program -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -print_final_stats=1 $$corpus || exit 1; done
+
+# Damaged configs, tokenizers, templates, rows, plans, run folders: what the program says to each.
+COUNT = 5000
+fuzz-mutations: build
+	@scripts/setup test
+	@LQUANT=$(CURDIR)/build/lquant python tests/fuzz/mutate.py --count $(COUNT)
 
 # Ratios to mlx_lm and to this machine's own matrix products, as a table; BENCH_ARGS="--model folder --json file" for more.
 bench:

@@ -16,7 +16,7 @@ from support import ENVIRONMENT, LQUANT, random_model, text_rows, tree
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="calls are taken over by LD_PRELOAD")
 ALL = os.environ.get("LQUANT_EVERY_CALL") == "1"
-SAMPLE = 8  # calls of each command
+SAMPLE = 5  # calls of each command
 OFTEN = dict(ENVIRONMENT, LQUANT_SAVE_SECONDS="0", OMP_NUM_THREADS="1")
 
 
@@ -71,7 +71,9 @@ def again(call, folder, expected):
         assert done.returncode == 1, done.stderr
         said = done.stderr.strip().split("\n")[-1]
         assert "exists" in said or "left by a run that differs" in said, done.stderr
-        assert {k: v for k, v in before.items() if ".lquant-run.removed/" not in k} == tree(folder)
+        # What was half removed already may go; nothing else changes.
+        unlike = {k for k, v in before.items() ^ tree(folder).items() if ".lquant-run.removed/" not in k}
+        assert not unlike, unlike
     return done
 
 
