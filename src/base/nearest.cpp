@@ -1,31 +1,50 @@
 #include "base/nearest.h"
 
 #include <algorithm>
+#include <cctype>
 #include <numeric>
-#include <stdexcept>
-#include <utility>
 
 namespace lquant {
 namespace {
 
-/// Levenshtein's distance, one row of its table at a time.
-std::size_t edit_distance(const std::string& a, const std::string& b) {
-  std::vector<std::size_t> row(b.size() + 1);
+std::string lower(std::string text) {
+  std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  return text;
+}
+
+/// Levenshtein's distance with exchanged neighbours as one step (optimal string alignment), three rows of its table at a time.
+std::size_t slips(const std::string& a, const std::string& b) {
+  std::vector<std::size_t> two_up, up, row(b.size() + 1);
   std::iota(row.begin(), row.end(), std::size_t{0});
   for (std::size_t i = 1; i <= a.size(); ++i) {
-    std::size_t diagonal = row[0];
+    two_up = std::move(up);
+    up = row;
     row[0] = i;
-    for (std::size_t j = 1; j <= b.size(); ++j)
-      diagonal = std::exchange(row[j], std::min({row[j] + 1, row[j - 1] + 1, diagonal + (a[i - 1] != b[j - 1])}));
+    for (std::size_t j = 1; j <= b.size(); ++j) {
+      row[j] = std::min({up[j] + 1, row[j - 1] + 1, up[j - 1] + (a[i - 1] != b[j - 1])});
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) row[j] = std::min(row[j], two_up[j - 2] + 1);
+    }
   }
   return row.back();
 }
 
 }  // namespace
 
-const std::string& nearest(const std::string& name, const std::vector<std::string>& names) {
-  if (names.empty()) throw std::invalid_argument("[base] nearest needs a name to choose");
-  return *std::min_element(names.begin(), names.end(), [&](const auto& a, const auto& b) { return edit_distance(name, a) < edit_distance(name, b); });
+std::optional<std::string> nearest(const std::string& name, const std::vector<std::string>& names) {
+  std::optional<std::string> found;
+  std::size_t fewest = std::max<std::size_t>(1, name.size() / 3) + 1;
+  for (const auto& candidate : names) {
+    const auto count = slips(lower(name), lower(candidate));
+    if (count >= fewest) continue;
+    fewest = count;
+    found = candidate;
+  }
+  return found;
+}
+
+std::string did_you_mean(const std::string& name, const std::vector<std::string>& names) {
+  const auto found = nearest(name, names);
+  return found ? "; did you mean " + *found + "?" : "";
 }
 
 }  // namespace lquant

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/files.h"
+#include "checkpoint/sealed.h"
 #include "model/stream.h"
 
 namespace lquant::calibration {
@@ -73,9 +74,51 @@ fs::path batch_file(const TargetCache& cache, const std::string& split, std::siz
   return cache.folder / split / fmt::format("{:010d}.safetensors", index);
 }
 
+using Arrays = std::unordered_map<std::string, mx::array>;
+
+/// What of the teacher turns states behind the last block into targets.
+struct Outer {
+  explicit Outer(const model::Model& teacher)
+      : tensors(teacher.load_final()), head(model::head(teacher.spec(), tensors, teacher.formats(), teacher.compute_dtype())) {}
+  model::Tensors tensors;
+  model::Head head;
+};
+
+/// One batch's targets, as they are stored. `states` [R, L, H]: behind the last block.
+Arrays targets_of(const TargetCache& cache, const model::Model& teacher, const Outer& outer, const mx::array& states) {
+  const auto hidden = model::final_norm(teacher.spec(), outer.tensors, states);
+  if (cache.kind == TargetKind::hidden) return {{"hidden", hidden}};
+  std::vector<mx::array> kept, where;  // row by row: full logits of a whole batch need not fit
+  for (int r = 0; r < hidden.shape(0); ++r) {
+    const auto row = mx::slice(hidden, {r, 0, 0}, {r + 1, hidden.shape(1), hidden.shape(2)});
+    const auto logits = mx::astype(model::logits(outer.head, row), mx::float32);
+    const int vocab = logits.shape(-1);
+    const int k = std::min(cache.top_k, vocab);
+    const auto order = mx::argpartition(logits, vocab - k, -1);
+    auto indices = mx::astype(mx::slice(order, {0, 0, vocab - k}, {1, logits.shape(1), vocab}), mx::int32);
+    auto values = mx::take_along_axis(logits, indices, -1);
+    mx::eval(indices, values);
+    where.push_back(indices);
+    kept.push_back(values);
+  }
+  return {{"logits", mx::concatenate(kept, 0)}, {"indices", mx::concatenate(where, 0)}};
+}
+
+/// States behind the last block of batches begin … end, one block of the teacher in memory.
+std::vector<mx::array> final_states(const model::Model& teacher, const std::vector<Batch>& batches, std::size_t begin, std::size_t end) {
+  std::vector<mx::array> ids;
+  model::StreamOptions options;
+  for (std::size_t i = begin; i < end; ++i) {
+    ids.push_back(batches[i].ids);
+    options.segments.push_back(batches[i].segments);
+  }
+  return model::stream_blocks(teacher, ids, options);
+}
+
 class CachedTargets : public Targets {
  public:
-  CachedTargets(const TargetCache& cache, const model::Model* teacher) : cache_(cache) {
+  CachedTargets(const TargetCache& cache, const model::Model* teacher, std::function<void(const std::string&)> tell)
+      : cache_(cache), teacher_(teacher), tell_(std::move(tell)) {
     if (cache.kind != TargetKind::hidden) return;
     if (!teacher) fail("calibration", "{}: cached hidden states need the teacher's head; name the teacher by --model", cache.folder.string());
     auto tensors = teacher->load_final();
@@ -86,12 +129,7 @@ class CachedTargets : public Targets {
 
   Target rows(const std::string& split, std::size_t index, const Batch& batch, int begin, int end) override {
     const auto file = batch_file(cache_, split, index);
-    std::unordered_map<std::string, mx::array> tensors;
-    try {
-      tensors = mx::load_safetensors(file.string(), mx::default_stream(mx::Device::cpu)).first;
-    } catch (const std::exception& e) {
-      fail("calibration", "{}: cannot be read ({}); remove the folder and compute the targets again", file.string(), e.what());
-    }
+    const auto tensors = stored(file, batch);
     const auto part = [&](const char* name) -> std::optional<mx::array> {
       const auto it = tensors.find(name);
       if (it == tensors.end()) return std::nullopt;
@@ -104,55 +142,27 @@ class CachedTargets : public Targets {
   const model::Head& head() const override { return *head_; }
 
  private:
+  Arrays stored(const fs::path& file, const Batch& batch) {
+    try {
+      return checkpoint::read_sealed(file).tensors;
+    } catch (const checkpoint::Damaged&) {
+      if (!teacher_) fail("calibration", "{}: is not as it was written; remove it and compute the targets again (--targets-only)", file.string());
+    }
+    tell_(fmt::format("{}: is not as it was written; these targets are computed again", file.string()));
+    const auto targets = targets_of(cache_, *teacher_, Outer(*teacher_), final_states(*teacher_, {batch}, 0, 1).front());
+    try {
+      checkpoint::write_sealed(file, targets, json::object());
+    } catch (const Error&) {
+      // A folder that cannot be written (or another rank, at the same): what is needed now is here all the same.
+    }
+    return targets;
+  }
+
   TargetCache cache_;
+  const model::Model* teacher_;
+  std::function<void(const std::string&)> tell_;
   std::optional<model::Head> head_;
 };
-
-void save(const fs::path& file, const std::unordered_map<std::string, mx::array>& tensors) {
-  const auto partial = fs::path(file.string() + ".partial.safetensors");
-  try {
-    mx::save_safetensors(partial.string(), tensors);
-    sync_path("calibration", partial);
-    fs::rename(partial, file);
-  } catch (const Error&) {
-    throw;
-  } catch (const std::exception& e) {
-    std::error_code ignored;
-    fs::remove(partial, ignored);
-    fail("calibration", "{}: cannot be written ({}); free space or pick another --target-dir", file.string(), e.what());
-  }
-}
-
-/// Batches begin … end of one split, whose activations fit in memory together.
-void compute_part(const TargetCache& cache, const model::Model& teacher, const model::Tensors& final_tensors, const model::Head& head,
-                  const std::string& split, const std::vector<Batch>& batches, std::size_t begin, std::size_t end) {
-  std::vector<mx::array> ids;
-  model::StreamOptions options;
-  for (std::size_t i = begin; i < end; ++i) {
-    ids.push_back(batches[i].ids);
-    options.segments.push_back(batches[i].segments);
-  }
-  const auto states = model::stream_blocks(teacher, ids, options);
-  for (std::size_t i = begin; i < end; ++i) {
-    const auto hidden = model::final_norm(teacher.spec(), final_tensors, states[i - begin]);
-    if (cache.kind == TargetKind::hidden) {
-      save(batch_file(cache, split, i), {{"hidden", hidden}});
-      continue;
-    }
-    std::vector<mx::array> kept, where;  // row by row: full logits of a whole batch need not fit
-    for (int r = 0; r < batches[i].rows(); ++r) {
-      const auto logits = mx::astype(model::logits(head, mx::slice(hidden, {r, 0, 0}, {r + 1, hidden.shape(1), hidden.shape(2)})), mx::float32);
-      const int k = std::min(cache.top_k, logits.shape(-1)), vocab = logits.shape(-1);
-      const auto order = mx::argpartition(logits, vocab - k, -1);
-      auto indices = mx::astype(mx::slice(order, {0, 0, vocab - k}, {1, logits.shape(1), vocab}), mx::int32);
-      auto values = mx::take_along_axis(logits, indices, -1);
-      mx::eval(indices, values);
-      where.push_back(indices);
-      kept.push_back(values);
-    }
-    save(batch_file(cache, split, i), {{"logits", mx::concatenate(kept, 0)}, {"indices", mx::concatenate(where, 0)}});
-  }
-}
 
 json full_key(const TargetCache& cache) {
   json key = cache.key;
@@ -178,6 +188,16 @@ bool has_targets(const TargetCache& cache) {
   return stored.value("complete", false);
 }
 
+namespace {
+
+/// An earlier run's, as it was written.
+bool done_before(const TargetCache& cache, const std::string& split, std::size_t index) {
+  const auto file = batch_file(cache, split, index);
+  return fs::exists(file) && checkpoint::is_intact(file);
+}
+
+}  // namespace
+
 void compute_targets(const TargetCache& cache, const model::Model& teacher, const std::vector<Batch>& train, const std::vector<Batch>& valid,
                      const std::function<void(std::int64_t, std::int64_t)>& progress) {
   std::error_code ec;
@@ -186,24 +206,25 @@ void compute_targets(const TargetCache& cache, const model::Model& teacher, cons
   // The key comes first: a folder that holds anything without it is not ours.
   write_file_atomically("calibration", cache.folder / kKeyFile, json{{"key", full_key(cache)}, {"complete", false}}.dump(1) + "\n");
   for (const char* split : {"train", "valid"}) fs::create_directories(cache.folder / split);
-  const auto final_tensors = teacher.load_final();
-  const auto head = model::head(teacher.spec(), final_tensors, teacher.formats(), teacher.compute_dtype());
+  const Outer outer(teacher);
   const std::int64_t total = static_cast<std::int64_t>(train.size() + valid.size());
   std::int64_t done = 0;
   for (const auto& [split, batches] : {std::pair<std::string, const std::vector<Batch>&>{"valid", valid}, {"train", train}}) {
     for (std::size_t begin = 0; begin < batches.size();) {
-      if (fs::exists(batch_file(cache, split, begin))) {  // an earlier run's
+      if (done_before(cache, split, begin)) {
         ++begin;
         progress(++done, total);
         continue;
       }
       std::size_t end = begin;
       double bytes = 0;
-      while (end < batches.size() && !fs::exists(batch_file(cache, split, end)) && (end == begin || bytes < kActivationBytes)) {
+      while (end < batches.size() && !done_before(cache, split, end) && (end == begin || bytes < kActivationBytes)) {
         bytes += 4.0 * static_cast<double>(batches[end].ids.size()) * teacher.spec().hidden;
         ++end;
       }
-      compute_part(cache, teacher, final_tensors, head, split, batches, begin, end);
+      const auto states = final_states(teacher, batches, begin, end);
+      for (std::size_t i = begin; i < end; ++i)
+        checkpoint::write_sealed(batch_file(cache, split, i), targets_of(cache, teacher, outer, states[i - begin]), json::object());
       done += static_cast<std::int64_t>(end - begin);
       progress(done, total);
       begin = end;
@@ -212,8 +233,8 @@ void compute_targets(const TargetCache& cache, const model::Model& teacher, cons
   write_file_atomically("calibration", cache.folder / kKeyFile, json{{"key", full_key(cache)}, {"complete", true}}.dump(1) + "\n");
 }
 
-std::unique_ptr<Targets> cached_targets(const TargetCache& cache, const model::Model* teacher) {
-  return std::make_unique<CachedTargets>(cache, teacher);
+std::unique_ptr<Targets> cached_targets(const TargetCache& cache, const model::Model* teacher, std::function<void(const std::string&)> tell) {
+  return std::make_unique<CachedTargets>(cache, teacher, std::move(tell));
 }
 
 }  // namespace lquant::calibration

@@ -47,12 +47,13 @@ struct TargetCache {
 /// True when the folder holds a complete cache with this key. Throws Error when it holds another one's.
 bool has_targets(const TargetCache& cache);
 
-/// Computes the targets of all batches and stores them, one safetensors file a batch, block by block with one block of the
+/// Computes the targets of all batches and stores them, one sealed file (checkpoint/sealed.h) a batch, block by block with one block of the
 /// teacher in memory. Unfinished folders are continued. `progress(done, total)` counts batches.
 void compute_targets(const TargetCache& cache, const model::Model& teacher, const std::vector<Batch>& train, const std::vector<Batch>& valid,
                      const std::function<void(std::int64_t, std::int64_t)>& progress);
 
-/// Reads the cache; of the teacher only the head is loaded (and for topk nothing).
-std::unique_ptr<Targets> cached_targets(const TargetCache& cache, const model::Model* teacher);
+/// Reads the cache; of the teacher only the head is loaded (and for topk nothing). A file that is not as it was written is computed again by the
+/// teacher, which outlives the result, and `tell` hears of it; without a teacher it is an Error that names the file.
+std::unique_ptr<Targets> cached_targets(const TargetCache& cache, const model::Model* teacher, std::function<void(const std::string&)> tell);
 
 }  // namespace lquant::calibration

@@ -3,12 +3,18 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <memory>
 
+#include "base/error.h"
+#include "base/nearest.h"
 #include "cli/budget.h"
 #include "cli/command.h"
-#include "cli/terminal.h"
 #include "cli/embedded.h"
+#include "cli/paths.h"
+#include "cli/print.h"
+#include "cli/table.h"
+#include "cli/terminal.h"
 #include "hub/sources.h"
 
 namespace lquant::cli {
@@ -20,22 +26,47 @@ struct Options {
   bool json = false;
 };
 
+constexpr int kBlockBits = 3;  // the widths that block-wise training is for
+
+/// All that options alone can tell.
+void check(const Options& o, const CLI::App& command) {
+  const auto& r = o.run;
+  check_budget(o.budget);
+  check_widths("--widths", r.widths);
+  check_groups("--group-sizes", r.groups);
+  const std::vector<std::string> steps{"awq", "gptq", "blocks", "dwq"};
+  for (const auto& step : r.steps)
+    if (std::find(steps.begin(), steps.end(), step) == steps.end())
+      throw UsageError(fmt::format("--steps {} is none of {}{}", step, fmt::join(steps, ", "), did_you_mean(step, steps)));
+  refuse_repeated("--steps", r.steps);
+  const bool low = std::any_of(r.widths.begin(), r.widths.end(), [](int bits) { return bits <= kBlockBits; });
+  if (command.count("--steps") > 0 && !low && std::find(r.steps.begin(), r.steps.end(), "blocks") != r.steps.end())
+    throw UsageError("--steps blocks has no effect without 2 or 3 among --widths, for it trains what has few bits; leave it out, or add to --widths");
+  if (!r.dry_run) check_new_folder("--mlx-path", r.output);
+  if (!r.model.empty()) check_model("--model", r.model);
+  check_texts("--data-path", r.data);
+}
+
+std::string table_of(const pipeline::AutoResult& result) {
+  Table table({Align::left, Align::right, Align::right, Align::right, Align::left});
+  table.add({"step", "KL to the original", "time", "expected"});
+  for (const auto& s : result.steps)
+    table.add({s.name, fmt::format("{:.4f} ± {:.4f}", *s.kl, *s.kl_se), format_duration(s.time),
+               s.expected_time > 0 ? format_duration(s.expected_time) : "", s.kept ? "kept" : "undone"});
+  return table.text();
+}
+
 int run(Options& o, run::Stop& stop) {
   const auto events = events_on_stderr();
   const run::Context context(*events, stop);
   auto& r = o.run;
   r.model = r.model.empty() ? embedded_model() : hub::model(r.model, context);
-  r.data = hub::rows(r.data, r.num_samples, r.seed, context);
+  if (!r.dry_run) r.data = hub::rows(r.data, r.num_samples, r.seed, context);
   take_budget(o.budget, r);
   const auto result = pipeline::auto_quantize(r, context);
-  if (o.json) fmt::print("{}\n", result.to_json().dump(1));
+  if (o.json) print_json(result.to_json());
   if (r.dry_run) return 0;
-  if (!o.json) {
-    fmt::print("{:<10} {:>20} {:>10} {:>12} {:>8}\n", "step", "KL to the original", "time", "expected", "");
-    for (const auto& s : result.steps)
-      fmt::print("{:<10} {:>20} {:>10} {:>12} {:>8}\n", s.name, fmt::format("{:.4f} ± {:.4f}", *s.kl, *s.kl_se), format_duration(s.time),
-                 s.expected_time > 0 ? format_duration(s.expected_time) : "", s.kept ? "kept" : "undone");
-  }
+  if (!o.json) put(table_of(result));
   context.line(fmt::format("saved to {}", r.output.string()));
   return 0;
 }
@@ -44,7 +75,7 @@ int run(Options& o, run::Stop& stop) {
 
 void add_auto(CLI::App& app, Run& chosen) {
   auto* command =
-      app.add_subcommand("auto", "The best model for a budget: formats for each linear, then AWQ, GPTQ, block-wise training and DWQ as they help");
+      app.add_subcommand("auto", "The best model for a budget: mixed precision, then AWQ, GPTQ and DWQ as they help");
   auto o = std::make_shared<Options>();
   auto& r = o->run;
   command->add_option("--model,-m", r.model,
@@ -55,16 +86,16 @@ void add_auto(CLI::App& app, Run& chosen) {
       ->capture_default_str();
   command->add_option("--num-samples", r.num_samples, "Rows to train on; 128 of them serve the other steps, and 48 more judge")
       ->capture_default_str()
-      ->check(kPositive);
+      ->check(kCount);
   command->add_option("--sequence-length", r.sequence_length, "Tokens of a row")->capture_default_str()->check(CLI::Range(2, 1 << 20));
-  command->add_option("--seed", r.seed, "Seed of the choice of rows")->capture_default_str();
+  command->add_option("--seed", r.seed, "Seed of the choice of rows")->capture_default_str()->check(kSeed);
   command->add_option("--widths", r.widths, "Bits to choose from")->capture_default_str();
   command->add_option("--group-sizes", r.groups, "Groups to choose from")->capture_default_str();
   command->add_option("--steps", r.steps, "What to try behind the allocation, of awq, gptq, blocks and dwq")->capture_default_str();
   command->add_flag("--dry-run", r.dry_run, "Say what would be done, in what time, memory and size, and stop");
   command->add_flag("--fresh", r.fresh, "Start over instead of continuing an interrupted run");
   command->add_flag("--json", o->json, "Print the figures as JSON on stdout");
-  command->callback([o, &chosen] { chosen = [o](run::Stop& stop) { return run(*o, stop); }; });
+  when_chosen(command, chosen, [o, command] { check(*o, *command); }, [o](run::Stop& stop) { return run(*o, stop); });
 }
 
 }  // namespace lquant::cli

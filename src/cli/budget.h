@@ -34,6 +34,13 @@ void add_budget(CLI::App& command, BudgetTexts& texts, RunOptions& run, const st
   command.add_flag("--measure", run.measure, "Measure each linear's divergence instead of predicting it from gradients alone");
 }
 
+/// Throws UsageError naming the flag.
+inline void check_budget(const BudgetTexts& texts) {
+  if (texts.size) parse_bytes("--target-size", *texts.size);
+  for (const auto& text : texts.floors) parse_limit("--floor", text);
+  for (const auto& text : texts.ceilings) parse_limit("--ceiling", text);
+}
+
 /// Takes the texts over into the run. Throws UsageError naming the flag.
 template <class RunOptions>
 void take_budget(const BudgetTexts& texts, RunOptions& run) {

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <functional>
 
+#include "cli/options.h"
 #include "run/context.h"
 
 // One file a command: add_NAME declares its options on `app` and, when the command is chosen, sets `run`, which does the
@@ -11,13 +12,16 @@ namespace lquant::cli {
 
 using Run = std::function<int(run::Stop&)>;
 
-/// CLI::PositiveNumber, whose complaint is some 300 digits long, in words.
-inline const CLI::Validator kPositive(
-    [](std::string& text) {
-      double number = 0;
-      return CLI::detail::lexical_cast(text, number) && number > 0 ? std::string() : text + " is not above 0";
-    },
-    "POSITIVE");
+/// What happens when the command is chosen: empty values are refused, `check` tells what options alone can tell (it throws UsageError or Error), and
+/// `work` becomes what is run.
+template <class Check, class Work>
+void when_chosen(CLI::App* command, Run& chosen, Check check, Work work) {
+  command->callback([=, &chosen] {
+    refuse_empty(*command);
+    check();
+    chosen = work;
+  });
+}
 
 void add_auto(CLI::App& app, Run& run);
 void add_awq(CLI::App& app, Run& run);

@@ -5,25 +5,44 @@
 
 #include <memory>
 
+#include "base/error.h"
 #include "cli/command.h"
-#include "cli/terminal.h"
 #include "cli/embedded.h"
+#include "cli/paths.h"
+#include "cli/print.h"
+#include "cli/table.h"
+#include "cli/terminal.h"
 
 namespace lquant::cli {
 namespace {
+
+void check(const pipeline::DemoOptions& o) {
+  check_bits("--bits", o.bits);
+  if (o.bits == 8) throw UsageError("--bits 8 leaves DWQ nothing to train, and so nothing to compare; give 2 to 6");
+  check_folder_to_fill("--output", o.output);
+  if (!o.model.empty()) check_present("--model", o.model);
+}
+
+std::string table_of(const std::vector<pipeline::DemoRow>& rows) {
+  Table table({Align::left, Align::right, Align::right, Align::right, Align::right, Align::right});
+  table.add({"", "bits/weight", "size", "KL to the original", "perplexity", "time"});
+  for (const auto& row : rows) {
+    const bool made = row.seconds > 0;
+    table.add({row.name, fmt::format("{:.3f}", row.bits_per_weight), format_bytes(static_cast<double>(row.bytes)),
+               made ? fmt::format("{:.4f} ± {:.4f}", row.quality.kl, row.quality.kl_se) : "0", fmt::format("{:.2f}", row.quality.perplexity()),
+               made ? format_duration(row.seconds) : ""});
+  }
+  return table.text();
+}
 
 int run(pipeline::DemoOptions options, run::Stop& stop) {
   if (options.model.empty()) options.model = embedded_model();
   const auto events = events_on_stderr();
   const run::Context context(*events, stop);
   const auto rows = pipeline::demo(options, context);
-  fmt::print("\n{:<14} {:>11} {:>9} {:>20} {:>11} {:>8}\n", "", "bits/weight", "size", "KL to the original", "perplexity", "time");
-  for (const auto& row : rows)
-    fmt::print("{:<14} {:>11.3f} {:>9} {:>20} {:>11.2f} {:>8}\n", row.name, row.bits_per_weight, format_bytes(static_cast<double>(row.bytes)),
-               row.seconds > 0 ? fmt::format("{:.4f} ± {:.4f}", row.quality.kl, row.quality.kl_se) : "0", row.quality.perplexity(),
-               row.seconds > 0 ? format_duration(row.seconds) : "");
+  put("\n" + table_of(rows));
   if (rows.size() == 3)
-    fmt::print(
+    print(
         "\nDWQ leaves {:.0f} % of plain rounding's KL at the same size. Try it:\n  python -m mlx_lm generate --model {} --prompt \"The river\"\n",
         100 * rows[2].quality.kl / rows[1].quality.kl, (options.output / "dwq").string());
   return 0;
@@ -34,10 +53,10 @@ int run(pipeline::DemoOptions options, run::Stop& stop) {
 void add_demo(CLI::App& app, Run& chosen) {
   auto* command = app.add_subcommand("demo", "Quantize the embedded small model plainly and by DWQ, and compare");
   auto options = std::make_shared<pipeline::DemoOptions>();
-  command->add_option("--model", options->model, "Another model folder than the embedded one");
+  command->add_option("--model,-m", options->model, "Another model folder than the embedded one");
   command->add_option("--output", options->output, "Folder for the two results")->capture_default_str();
   command->add_option("--bits", options->bits, "Bits per weight")->capture_default_str();
-  command->callback([options, &chosen] { chosen = [options](run::Stop& stop) { return run(*options, stop); }; });
+  when_chosen(command, chosen, [options] { check(*options); }, [options](run::Stop& stop) { return run(*options, stop); });
 }
 
 }  // namespace lquant::cli

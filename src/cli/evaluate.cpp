@@ -9,6 +9,9 @@
 
 #include "base/error.h"
 #include "cli/command.h"
+#include "cli/paths.h"
+#include "cli/print.h"
+#include "cli/table.h"
 #include "cli/terminal.h"
 #include "evaluate/task.h"
 #include "hub/sources.h"
@@ -30,21 +33,20 @@ std::string plus_minus(const evaluate::Mean& mean) {
   return std::isnan(mean.error) ? fmt::format("{:.4f}", mean.value) : fmt::format("{:.4f} ± {:.4f}", mean.value, mean.error);
 }
 
-void print_table(const pipeline::EvaluateResult& result) {
+std::string table_of(const pipeline::EvaluateResult& result) {
   const bool compared = !result.figures.empty() && result.figures[0].paired;
-  fmt::print("{:<14}{:<10}{:<18}", "task", "metric", "value ± stderr");
-  if (compared) fmt::print("{:<18}{:<28}{:<14}{}", "teacher", "difference [95 %]", "gained/lost", "p");
-  fmt::print("\n");
+  Table table(std::vector<Align>(7, Align::left));
+  std::vector<std::string> head{"task", "metric", "value ± stderr"};
+  if (compared) head.insert(head.end(), {"teacher", "difference [95 %]", "gained/lost", "p"});
+  table.add(head);
   for (const auto& f : result.figures) {
-    // The padding counts bytes where "±" has two.
-    fmt::print("{:<14}{:<10}{:<{}}", f.task, f.metric, plus_minus(f.model), std::isnan(f.model.error) ? 18 : 19);
-    if (f.paired) {
-      fmt::print("{:<{}}{:<28}{:<14}{:.3g}", plus_minus(*f.teacher), std::isnan(f.teacher->error) ? 18 : 19,
-                 fmt::format("{:+.4f} [{:+.4f}, {:+.4f}]", f.paired->difference, f.paired->low, f.paired->high),
-                 fmt::format("{}/{}", f.paired->gained, f.paired->lost), f.paired->p);
-    }
-    fmt::print("\n");
+    std::vector<std::string> row{f.task, f.metric, plus_minus(f.model)};
+    if (f.paired)
+      row.insert(row.end(), {plus_minus(*f.teacher), fmt::format("{:+.4f} [{:+.4f}, {:+.4f}]", f.paired->difference, f.paired->low, f.paired->high),
+                             fmt::format("{}/{}", f.paired->gained, f.paired->lost), fmt::format("{:.3g}", f.paired->p)});
+    table.add(row);
   }
+  return table.text();
 }
 
 /// The tasks' rows from their data sets, as links in a folder like --data-dir's.
@@ -68,19 +70,34 @@ fs::path data_of_hub(const std::vector<const evaluate::Task*>& tasks, const pipe
   return folder;
 }
 
-int run(Options& o, const CLI::App& command, run::Stop& stop) {
+/// All that options alone can tell.
+void check(Options& o, const CLI::App& command) {
+  auto& r = o.run;
   if (o.unsafe_code)
     throw UsageError("--confirm-run-unsafe-code is refused: lquant never runs a model's answers as code, and no task here asks for it; leave it out");
-  if (command.count("--apply-chat-template") > 0) o.run.chat = o.chat;
-  o.run.chat_arguments = nlohmann::ordered_json::parse(o.chat_arguments, nullptr, /*allow_exceptions=*/false);
-  if (!o.run.chat_arguments.is_object()) throw UsageError("--chat-template-args is no JSON object; write it like '{\"enable_thinking\": false}'");
+  for (const auto& name : r.tasks) evaluate::find_task(name);
+  refuse_repeated("--tasks", r.tasks);
+  if (command.count("--apply-chat-template") > 0) r.chat = o.chat;
+  r.chat_arguments = nlohmann::ordered_json::parse(o.chat_arguments, nullptr, /*allow_exceptions=*/false);
+  if (!r.chat_arguments.is_object()) throw UsageError("--chat-template-args is no JSON object; write it like '{\"enable_thinking\": false}'");
+  if (r.chat == false)
+    refuse_idle(command, {"--chat-template-args", "--fewshot-as-multiturn"}, "with --no-apply-chat-template; leave out one or the other");
+  check_model("--model", r.model);
+  if (r.teacher) check_model("--compare", *r.teacher);
+  if (!r.data.empty()) check_present("--data-dir", r.data);
+  check_folder_to_fill("--output-dir", r.output_dir);
+}
+
+int run(Options& o, const CLI::App& command, run::Stop& stop) {
+  remark_idle(command, {"--temp", "--top-p", "--top-k"}, "here: nothing is sampled");
+  if (o.run.shots.value_or(0) == 0) remark_idle(command, {"--seed", "--fewshot-as-multiturn"}, "without --num-shots: there are no examples to draw");
   const auto events = events_on_stderr(/*quiet=*/o.json);
   const run::Context context(*events, stop);
   o.run.model = hub::model(std::filesystem::path(o.run.model), context).string();
   if (o.run.teacher) o.run.teacher = hub::model(std::filesystem::path(*o.run.teacher), context).string();
   if (o.run.data.empty()) {
     std::vector<const evaluate::Task*> tasks;
-    for (const auto& name : o.run.tasks) tasks.push_back(&evaluate::find_task(name));  // before anything is fetched
+    for (const auto& name : o.run.tasks) tasks.push_back(&evaluate::find_task(name));
     try {
       o.run.data = data_of_hub(tasks, o.run, context);
     } catch (const Error& e) {
@@ -89,10 +106,10 @@ int run(Options& o, const CLI::App& command, run::Stop& stop) {
   }
   const auto result = pipeline::evaluate_tasks(o.run, context);
   if (o.json) {
-    fmt::print("{}\n", result.report.dump(1));
+    print_json(result.report);
     return 0;
   }
-  print_table(result);
+  put(table_of(result));
   context.line(fmt::format("saved to {}", result.file.string()));
   return 0;
 }
@@ -103,7 +120,7 @@ void add_evaluate(CLI::App& app, Run& chosen) {
   auto* command = app.add_subcommand("evaluate", "Measure accuracy on multiple-choice tasks as lm-eval does, alone or against a teacher");
   auto o = std::make_shared<Options>();
   auto& r = o->run;
-  command->add_option("--model", r.model, "Model: a folder, a .gguf file, or org/name on the Hugging Face hub")->required();
+  command->add_option("--model,-m", r.model, "Model: a folder, a .gguf file, or org/name on the Hugging Face hub")->required();
   command->add_option("--tasks", r.tasks, "Any of arc_challenge, arc_easy, boolq, hellaswag, openbookqa, piqa, social_iqa, winogrande")->required();
   command->add_option("--data-dir", r.data, "Folder with the rows, TASK/SPLIT.jsonl (default: they are fetched from the Hugging Face hub)");
   command->add_option("--compare,--teacher", r.teacher, "A model to compare with, question by question");
@@ -116,7 +133,7 @@ void add_evaluate(CLI::App& app, Run& chosen) {
       ->add_option("--max-tokens", r.max_tokens, "Longest prompt that the model reads (default: its config's); the beginning of a longer one is cut")
       ->check(CLI::Range(1, 1 << 30));
   command->add_option("--limit", r.limit, "Rows of each task (default: all)")->check(kPositive);
-  command->add_option("--seed", r.seed, "Seed of the choice of examples")->capture_default_str();
+  command->add_option("--seed", r.seed, "Seed of the choice of examples")->capture_default_str()->check(kSeed);
   command->add_flag("--fewshot-as-multiturn", r.multiturn, "In a chat, examples are turns of their own instead of one user's message");
   command->add_flag("--apply-chat-template,!--no-apply-chat-template", o->chat,
                     "Ask in the form of a chat (default: if the model has a chat template)");
@@ -124,11 +141,11 @@ void add_evaluate(CLI::App& app, Run& chosen) {
   command->add_flag("--confirm-run-unsafe-code", o->unsafe_code, "Refused: no code of a model is ever run");
   command->add_flag("--fresh", r.fresh, "Start over instead of continuing an interrupted run");
   command->add_flag("--json", o->json, "Print the results as JSON on stdout");
-  command->add_option("--temp", o->temperature, "Accepted for mlx_lm's sake, as --top-p and --top-k are: nothing is sampled");
+  command->add_option("--temp", o->temperature, "Accepted for mlx_lm's sake, as --top-p and --top-k are; nothing is sampled");
   command->add_option("--top-p", o->top_p, "See --temp");
   command->add_option("--top-k", o->top_k, "See --temp");
   command->add_flag("--trust-remote-code", o->trust_remote_code, "Accepted for mlx_lm's sake; no remote code is ever run");
-  command->callback([o, command, &chosen] { chosen = [o, command](run::Stop& stop) { return run(*o, *command, stop); }; });
+  when_chosen(command, chosen, [o, command] { check(*o, *command); }, [o, command](run::Stop& stop) { return run(*o, *command, stop); });
 }
 
 }  // namespace lquant::cli

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
+#include <cmath>
 #include <iostream>
 #include <iterator>
 #include <limits>
@@ -17,6 +17,8 @@
 #include "base/error.h"
 #include "checkpoint/checkpoint.h"
 #include "cli/command.h"
+#include "cli/paths.h"
+#include "cli/print.h"
 #include "cli/terminal.h"
 #include "hub/sources.h"
 #include "model/generate.h"
@@ -51,18 +53,22 @@ std::string read_prompt(const Options& options) {
   return prompt;
 }
 
+/// Null when none were given.
+nlohmann::ordered_json template_variables(const Options& options) {
+  if (options.chat_template_config.empty()) return nullptr;
+  auto variables = nlohmann::ordered_json::parse(options.chat_template_config, nullptr, /*allow_exceptions=*/false);
+  if (!variables.is_object()) fail("generate", "--chat-template-config must be a JSON object, such as '{{\"enable_thinking\": false}}'");
+  return variables;
+}
+
 std::vector<int> encode_prompt(const text::Tokenizer& tokenizer, const Options& options) {
   const auto prompt = read_prompt(options);
   if (options.ignore_chat_template || !tokenizer.has_chat_template()) return tokenizer.encode(prompt);
   auto messages = nlohmann::ordered_json::array();
   if (options.system_prompt) messages.push_back({{"role", "system"}, {"content", *options.system_prompt}});
   messages.push_back({{"role", "user"}, {"content", prompt}});
-  nlohmann::ordered_json extra = nullptr;
-  if (!options.chat_template_config.empty()) {
-    extra = nlohmann::ordered_json::parse(options.chat_template_config, nullptr, /*allow_exceptions=*/false);
-    if (!extra.is_object()) fail("generate", "--chat-template-config must be a JSON object, such as '{{\"enable_thinking\": false}}'");
-  }
-  return tokenizer.encode(tokenizer.apply_chat_template(messages, /*add_generation_prompt=*/true, nullptr, extra), /*add_special_tokens=*/false);
+  const auto text = tokenizer.apply_chat_template(messages, /*add_generation_prompt=*/true, nullptr, template_variables(options));
+  return tokenizer.encode(text, /*add_special_tokens=*/false);
 }
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
@@ -76,29 +82,29 @@ class Printer {
       prompt_seconds_ = seconds_since(start_);
       start_ = Clock::now();
     }
-    if (std::count(stop_.begin(), stop_.end(), token) == 0) print(decoder_.add(token));
+    if (std::count(stop_.begin(), stop_.end(), token) == 0) show(decoder_.add(token));
     return true;
   }
   void finish(std::size_t prompt_tokens, bool verbose) {
-    print(decoder_.finish());
-    fmt::print("\n");
+    show(decoder_.finish());
+    print("\n");
     if (!verbose) return;
     const double seconds = std::max(seconds_since(start_), 1e-9);
-    fmt::print("==========\n");
+    print("==========\n");
     if (!printed_) {
-      fmt::print("No text generated for this prompt\n");
+      print("No text generated for this prompt\n");
       return;
     }
-    fmt::print("Prompt: {} tokens, {:.3f} tokens-per-sec\n", prompt_tokens, prompt_tokens / prompt_seconds_);
-    fmt::print("Generation: {} tokens, {:.3f} tokens-per-sec\n", count_, count_ / seconds);
-    fmt::print("Peak memory: {:.3f} GB\n", mx::get_peak_memory() / 1e9);
+    print("Prompt: {} tokens, {:.3f} tokens-per-sec\n", prompt_tokens, prompt_tokens / prompt_seconds_);
+    print("Generation: {} tokens, {:.3f} tokens-per-sec\n", count_, count_ / seconds);
+    print("Peak memory: {:.3f} GB\n", mx::get_peak_memory() / 1e9);
   }
 
  private:
-  void print(const std::string& piece) {
+  void show(const std::string& piece) {
     printed_ = printed_ || !piece.empty();
-    fmt::print("{}", piece);
-    std::fflush(stdout);
+    put(piece);
+    flush_output();  // readers follow the text as it grows
   }
 
   text::StreamDecoder decoder_;
@@ -109,8 +115,20 @@ class Printer {
   bool printed_ = false;
 };
 
-int run(Options options, run::Stop& stop) {
-  if (options.sample.max_tokens == 0) throw UsageError("[generate] --max-tokens must not be 0 (-1: until the model stops)");
+/// All that options alone can tell. What has no effect at temperature 0 is passed over, as mlx_lm does.
+void check(const Options& o, const CLI::App& command) {
+  const auto& s = o.sample;
+  if (s.max_tokens == 0) throw UsageError("[generate] --max-tokens must not be 0 (-1: until the model stops)");
+  const auto is_share = [](float x) { return x >= 0 && x <= 1; };
+  if (!(s.temperature >= 0) || !std::isfinite(s.temperature) || !is_share(s.top_p) || !is_share(s.min_p) || s.top_k < 0)
+    throw UsageError("sampling needs --temp >= 0, --top-p and --min-p between 0 and 1, and --top-k >= 0");
+  if (o.ignore_chat_template)
+    refuse_idle(command, {"--system-prompt", "--chat-template-config"}, "with --ignore-chat-template; leave out one or the other");
+  template_variables(o);
+  check_model("--model", o.model);
+}
+
+int run(Options options, const CLI::App& command, run::Stop& stop) {
   if (options.sample.max_tokens < 0) options.sample.max_tokens = std::numeric_limits<int>::max();
   options.sample.seed = options.seed ? *options.seed : std::random_device{}();
 
@@ -118,7 +136,10 @@ int run(Options options, run::Stop& stop) {
   const run::Context context(*events, stop);
   const auto checkpoint = checkpoint::Checkpoint::open(hub::model(std::filesystem::path(options.model), context));
   const auto tokenizer = text::Tokenizer::open(checkpoint.files());
+  if (!tokenizer.has_chat_template())
+    remark_idle(command, {"--system-prompt", "--chat-template-config"}, "on this model, which has no chat template");
   const auto prompt = encode_prompt(tokenizer, options);
+  if (prompt.empty()) fail("generate", "the prompt holds no token; give --prompt one character at least");
   options.sample.stop = tokenizer.eos_ids();
   for (const auto& token : options.extra_eos_tokens) {
     const auto id = tokenizer.token_id(token);
@@ -135,7 +156,7 @@ int run(Options options, run::Stop& stop) {
   std::string verbose = options.verbose;
   std::transform(verbose.begin(), verbose.end(), verbose.begin(), [](unsigned char c) { return std::tolower(c); });
   const bool talk = verbose != "false" && verbose != "f";
-  if (talk) fmt::print("==========\n");
+  if (talk) print("==========\n");
   Printer printer(tokenizer, options.sample.stop);
   model::sample(model.spec(), tensors, formats, dtype, {prompt}, options.sample, [&](int, int token) { return printer(token); });
   printer.finish(prompt.size(), talk);
@@ -153,13 +174,13 @@ void add_generate(CLI::App& app, Run& chosen) {
   command->add_option("--model", options->model, "Model: a folder, a .gguf file, or org/name on the Hugging Face hub")->required();
   command->add_option("--prompt,-p", options->prompt, "Message to be processed by the model ('-' reads from stdin)")->capture_default_str();
   command->add_option("--system-prompt", options->system_prompt, "System prompt for the chat template");
-  command->add_option("--max-tokens,-m", sample.max_tokens, "Maximum number of tokens to generate (-1: until the model stops)")
+  command->add_option("--max-tokens,-m", sample.max_tokens, "Most tokens to generate (-1: until the model stops); -m is this here, as in mlx_lm, and elsewhere the model")
       ->capture_default_str();
   command->add_option("--temp", sample.temperature, "Sampling temperature; 0 takes the likeliest token")->capture_default_str();
   command->add_option("--top-p", sample.top_p, "Keep the likeliest tokens that hold this share of the probability")->capture_default_str();
   command->add_option("--min-p", sample.min_p, "Keep tokens with this share of the likeliest one's probability")->capture_default_str();
   command->add_option("--top-k", sample.top_k, "Keep this many of the likeliest tokens (0: all)")->capture_default_str();
-  command->add_option("--seed", options->seed, "Seed of the draws (default: a new one each time)");
+  command->add_option("--seed", options->seed, "Seed of the draws (default: a new one each time)")->check(kSeed);
   command->add_option("--extra-eos-token", options->extra_eos_tokens, "Further tokens that stop generation");
   command->add_flag("--ignore-chat-template", options->ignore_chat_template, "Use the raw prompt without the tokenizer's chat template");
   command->add_option("--chat-template-config", options->chat_template_config, "JSON object of further variables for the chat template");
@@ -167,7 +188,9 @@ void add_generate(CLI::App& app, Run& chosen) {
       ->check(kPositive)
       ->capture_default_str();
   command->add_option("--verbose", options->verbose, "'False' or 'F' prints the text alone")->capture_default_str();
-  command->callback([options, &chosen] { chosen = [options](run::Stop& stop) { return run(*options, stop); }; });
+  when_chosen(
+      command, chosen, [options, command] { check(*options, *command); },
+      [options, command](run::Stop& stop) { return run(*options, *command, stop); });
 }
 
 }  // namespace lquant::cli

@@ -6,6 +6,8 @@
 #include <memory>
 
 #include "cli/command.h"
+#include "cli/paths.h"
+#include "cli/print.h"
 #include "cli/terminal.h"
 #include "hub/sources.h"
 
@@ -18,10 +20,24 @@ struct Options {
   bool parallel = false, sequential = false, no_range_search = false, range_search = false, json = false, trust_remote_code = false;
 };
 
+/// All that options alone can tell.
+void check(const Options& o, const CLI::App&) {
+  const auto& r = o.run;
+  check_format("--bits", "--group-size", r.format);
+  check_format("--fallback-bits", "--fallback-group-size", r.fallback);
+  if (r.embed_bits) check_bits("--embed-bits", *r.embed_bits);
+  check_new_folder("--mlx-path", r.output);
+  if (r.plan) check_present("--plan", *r.plan);
+  if (r.scaled) check_present("--scales", *r.scaled);
+  check_model("--model", r.model);
+  check_texts("--data-path", r.rows.data);
+}
+
 int run(Options& o, run::Stop& stop) {
   const auto events = events_on_stderr();
   const run::Context context(*events, stop);
   if (o.trust_remote_code) context.line("--trust-remote-code is not needed: lquant never runs code from a model folder");
+  if (o.run.plan && o.run.embed_bits) context.line("--plan goes before --embed-bits where it names the embedding");
   o.run.model = hub::model(o.run.model, context);
   o.run.rows.data = hub::rows(o.run.rows.data, o.run.rows.num_samples, o.run.rows.seed, context);
   o.run.method.act_order = o.act_order == "off"   ? quantize::ActOrder::off
@@ -33,7 +49,7 @@ int run(Options& o, run::Stop& stop) {
   o.run.sequential = !o.parallel;
   o.run.method.range_search = !o.no_range_search;
   const auto result = pipeline::gptq(o.run, context);
-  if (o.json) fmt::print("{}\n", result.to_json().dump(1));
+  if (o.json) print_json(result.to_json());
   context.line(fmt::format("saved to {}", o.run.output.string()));
   return 0;
 }
@@ -52,10 +68,12 @@ void add_gptq(CLI::App& app, Run& chosen) {
       ->capture_default_str();
   command->add_option("--fallback-group-size", r.fallback.group_size, "Group size of these")->capture_default_str();
   command->add_option("--embed-bits", r.embed_bits, "Bits of the embedding (default: the fallback's)");
-  command->add_option("--plan", r.plan, "JSON file of formats by path, as config.json's quantization block has them");
-  command->add_option("--num-samples", r.rows.num_samples, "Rows of the data to use; -1: all of them (of 'self': 128)")->capture_default_str();
+  command->add_option("--plan", r.plan, "JSON file of formats by path, as config.json's quantization block has them; they go before all other bits");
+  command->add_option("--num-samples", r.rows.num_samples, "Rows of the data to use; -1: all of them (of 'self': 128)")
+      ->capture_default_str()
+      ->check(kCountOrAll);
   command->add_option("--sequence-length", r.rows.sequence_length, "Tokens of a row")->capture_default_str()->check(CLI::Range(1, 1 << 20));
-  command->add_option("--seed", r.rows.seed, "Seed of the choice of rows")->capture_default_str();
+  command->add_option("--seed", r.rows.seed, "Seed of the choice of rows")->capture_default_str()->check(kSeed);
   command
       ->add_option("--data-path", r.rows.data, ".jsonl, .txt or .parquet files, org/name of a data set on the hub, or 'self': sampled from the model")
       ->capture_default_str();
@@ -85,7 +103,7 @@ void add_gptq(CLI::App& app, Run& chosen) {
   command->add_flag("--fresh", r.fresh, "Start over instead of continuing an interrupted run");
   command->add_flag("--json", o->json, "Print the figures as JSON on stdout");
   command->add_flag("--trust-remote-code", o->trust_remote_code, "Accepted for mlx_lm's sake; no remote code is ever run");
-  command->callback([o, &chosen] { chosen = [o](run::Stop& stop) { return run(*o, stop); }; });
+  when_chosen(command, chosen, [o, command] { check(*o, *command); }, [o](run::Stop& stop) { return run(*o, stop); });
 }
 
 }  // namespace lquant::cli

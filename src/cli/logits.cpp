@@ -11,6 +11,7 @@
 #include "base/files.h"
 #include "checkpoint/checkpoint.h"
 #include "cli/command.h"
+#include "cli/paths.h"
 #include "cli/terminal.h"
 #include "hub/sources.h"
 #include "model/model.h"
@@ -39,6 +40,13 @@ mx::array read_ids(const std::string& path, int vocab) {
     }
   }
   return mx::array(flat.data(), {static_cast<int>(json.size()), static_cast<int>(json[0].size())}, mx::int32);
+}
+
+/// All that options alone can tell.
+void check(const Options& o) {
+  check_model("--model", o.model);
+  check_present("--ids", o.ids);
+  check_new_file("--output", o.output);
 }
 
 int run(const Options& options, run::Stop& stop) {
@@ -75,12 +83,12 @@ int run(const Options& options, run::Stop& stop) {
 void add_logits(CLI::App& app, Run& chosen) {
   auto* command = app.add_subcommand("logits", "Write a model's next-token logits for given token ids");
   auto options = std::make_shared<Options>();
-  command->add_option("--model", options->model, "Model: a folder, a .gguf file, or org/name on the Hugging Face hub")->required();
+  command->add_option("--model,-m", options->model, "Model: a folder, a .gguf file, or org/name on the Hugging Face hub")->required();
   command->add_option("--ids", options->ids, "JSON file: a list of equally long lists of token ids")->required();
   command->add_option("--output", options->output, "Where to write `logits`, float32 [B, T, V] (.safetensors)")->required();
   command->add_option("--dtype", options->dtype, "Dtype to compute in (default: the model's; f16 models in float32 on CPU)")
       ->check(CLI::IsMember({"float32", "bfloat16"}));
-  command->callback([options, &chosen] { chosen = [options](run::Stop& stop) { return run(*options, stop); }; });
+  when_chosen(command, chosen, [options] { check(*options); }, [options](run::Stop& stop) { return run(*options, stop); });
 }
 
 }  // namespace lquant::cli

@@ -3,13 +3,16 @@
 #include <malloc.h>
 #endif
 
-#include <algorithm>
 #include <cstdio>
-#include <filesystem>
+#include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "cli/command.h"
+#include "cli/print.h"
 #include "cli/signals.h"
+#include "cli/usage.h"
+#include "cli/waiting.h"
 #include "lquant/version.h"
 
 namespace {
@@ -22,22 +25,12 @@ int complain(int code, const char* sentence) noexcept {
   return code;
 }
 
-/// CLI11 says what is wrong; here it becomes one sentence that also says where help is.
-int refuse(const CLI::App& app, const std::string& command, const std::string& complaint) {
-  const auto commands = app.get_subcommands([](const CLI::App*) { return true; });
-  const bool known = std::any_of(commands.begin(), commands.end(), [&](const auto* c) { return c->get_name() == command; });
-  if (known) return complain(2, fmt::format("{}; see lquant {} --help", complaint, command).c_str());
-  std::string names;
-  for (const auto* c : commands) names += (names.empty() ? "" : ", ") + c->get_name();
-  const auto what = command.empty() ? "a command is needed" : fmt::format("there is no command {}", command);
-  return complain(2, fmt::format("{}; choose one of {}", what, names).c_str());
-}
-
 /// Picks the command and runs it.
 int front_door(int argc, char** argv) {
   using namespace lquant;
   CLI::App app{"lquant learns low-bit weights for language models and writes them in MLX's formats"};
   app.set_version_flag("--version", LQUANT_VERSION);
+  app.name("lquant");
   app.require_subcommand(1);
   cli::Run run;
   cli::add_dwq(app, run);
@@ -54,18 +47,22 @@ int front_door(int argc, char** argv) {
   cli::add_upload(app, run);
   cli::add_demo(app, run);
 
-  // Called through a link named lquant.dwq, the program is `lquant dwq`.
-  std::vector<std::string> arguments(argv + 1, argv + argc);
-  const std::string name = std::filesystem::path(argv[0]).filename().string();
-  if (const auto dot = name.find('.'); dot != std::string::npos && name.compare(0, dot, "lquant") == 0)
-    arguments.insert(arguments.begin(), name.substr(dot + 1));
-  const std::string command = arguments.empty() ? "" : arguments.front();
-  std::reverse(arguments.begin(), arguments.end());  // CLI11 takes them last first
-
+  const auto arguments = cli::arguments_of(argv[0], {argv + 1, argv + argc});
+  if (arguments.empty()) {  // as git does; on stderr, for it is no result
+    std::fputs(cli::overview(app).c_str(), stderr);
+    return 2;
+  }
   try {
-    app.parse(arguments);
+    app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));  // CLI11 takes them last first
+  } catch (const CLI::CallForVersion&) {
+    cli::print("{}\n", LQUANT_VERSION);
+    return 0;
+  } catch (const CLI::Success&) {  // --help
+    if (app.get_subcommands().empty() && !arguments.front().starts_with('-')) return complain(2, cli::complaint(app, arguments, "").c_str());
+    cli::put(app.get_subcommands().empty() ? cli::overview(app) : app.help());
+    return 0;
   } catch (const CLI::ParseError& e) {
-    return e.get_exit_code() == 0 ? app.exit(e) : refuse(app, command, e.what());
+    return complain(2, cli::complaint(app, arguments, e.what()).c_str());
   }
   static run::Stop stop;  // the thread that takes signals outlives this function
   cli::take_signals(stop);
@@ -85,9 +82,13 @@ void keep_freed_memory() {
 
 // Every failure becomes one sentence and an exit code here and nowhere else.
 int main(int argc, char** argv) {
+  lquant::cli::wait_briefly(argv);
+  lquant::cli::prepare_streams();
   keep_freed_memory();
   try {
-    return front_door(argc, argv);
+    const int code = front_door(argc, argv);
+    lquant::cli::close_output();
+    return code;
   } catch (const lquant::UsageError& e) {
     return complain(2, e.what());
   } catch (const lquant::Interrupted& e) {

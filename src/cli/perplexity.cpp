@@ -8,6 +8,8 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "cli/command.h"
+#include "cli/paths.h"
+#include "cli/print.h"
 #include "cli/terminal.h"
 #include "hub/sources.h"
 #include "pipeline/report.h"
@@ -23,20 +25,29 @@ struct Options {
 
 /// The same figures, and a page about them. Nothing is put into the teacher alone: `lquant report` does that.
 evaluate::Quality with_report(const Options& o, const run::Context& context) {
-  if (!o.run.teacher) throw UsageError("--report shows how far a model is from its teacher; give --teacher with it");
   pipeline::ReportRun r;
-  r.folders = {o.run.model}, r.teacher = *o.run.teacher, r.text = o.run, r.output = o.report;
+  r.folders = {o.run.model};
+  r.teacher = *o.run.teacher;
+  r.text = o.run;
+  r.output = o.report;
   r.alone = pipeline::AloneBy::none;
   const auto quality = pipeline::report(r, context).folders.front().quality;
   context.line(fmt::format("saved to {}", o.report.string()));
   return quality;
 }
 
-/// Puts the figures into the model's lquant.json, from which the model card is made; those of the same text make way.
-void record(const pipeline::PerplexityOptions& run, const evaluate::Quality& quality) {
-  const auto file = run.model / "lquant.json";
+/// Where --record writes.
+std::filesystem::path record_of(const std::filesystem::path& model) {
+  const auto file = model / "lquant.json";
   if (!std::filesystem::is_regular_file(file))
     fail("cli", "{}: is not there, so --record has nowhere to write; it is for folders that lquant made", file.string());
+  check_new_file("--model", file);
+  return file;
+}
+
+/// Puts the figures into the model's lquant.json, from which the model card is made; those of the same text make way.
+void record(const pipeline::PerplexityOptions& run, const evaluate::Quality& quality) {
+  const auto file = record_of(run.model);
   auto json = read_json("cli", file);
   auto entry = quality.to_json();
   entry["text"] = run.file().filename().string();
@@ -47,21 +58,35 @@ void record(const pipeline::PerplexityOptions& run, const evaluate::Quality& qua
   write_file_atomically("cli", file, json.dump(4) + "\n");
 }
 
+/// All that options alone can tell.
+void check(const Options& o, const CLI::App& command) {
+  const auto& r = o.run;
+  if (!o.report.empty() && !r.teacher) throw UsageError("--report shows how far a model is from its teacher; give --teacher with it");
+  if (std::filesystem::path(r.data).extension() == ".txt")
+    refuse_idle(command, {"--seed"}, "on a .txt file, which is read from its beginning; leave it out");
+  check_model("--model", r.model);
+  if (r.teacher) check_model("--teacher", *r.teacher);
+  check_text("--data-path", r.data);
+  if (!o.report.empty()) check_new_file("--report", o.report);
+  if (o.record && std::filesystem::exists(r.model)) record_of(r.model);
+}
+
 int run(Options& o, run::Stop& stop) {
   const auto events = events_on_stderr(/*quiet=*/o.json);
   const run::Context context(*events, stop);
   o.run.model = hub::model(o.run.model, context);
+  if (o.record) record_of(o.run.model);
   o.run.teacher = hub::model(o.run.teacher, context);
   o.run.data = hub::rows(std::filesystem::path(o.run.data), static_cast<int>(o.run.num_samples), o.run.seed, context).string();
   const auto q = o.report.empty() ? pipeline::perplexity(o.run, context) : with_report(o, context);
   if (o.record) record(o.run, q);
   if (o.json) {
-    fmt::print("{}\n", q.to_json().dump(1));
+    print_json(q.to_json());
     return 0;
   }
-  fmt::print("tokens      {}\nperplexity  {:.4f} ± {:.4f}\n", q.tokens, q.perplexity(), q.perplexity_se());
+  print("tokens      {}\nperplexity  {:.4f} ± {:.4f}\n", q.tokens, q.perplexity(), q.perplexity_se());
   if (q.has_teacher)
-    fmt::print("teacher     {:.4f}\nKL          {:.5f} ± {:.5f} nats/token\nKL p99      {:.4f}\nsame top-1  {:.2f} %\n", q.teacher_perplexity(), q.kl,
+    print("teacher     {:.4f}\nKL          {:.5f} ± {:.5f} nats/token\nKL p99      {:.4f}\nsame top-1  {:.2f} %\n", q.teacher_perplexity(), q.kl,
                q.kl_se, q.kl_p99, 100 * q.top1);
   return 0;
 }
@@ -71,18 +96,18 @@ int run(Options& o, run::Stop& stop) {
 void add_perplexity(CLI::App& app, Run& chosen) {
   auto* command = app.add_subcommand("perplexity", "Measure perplexity and, against a teacher, KL divergence");
   auto o = std::make_shared<Options>();
-  command->add_option("--model", o->run.model, "Model: a folder, a .gguf file, or org/name on the Hugging Face hub")->required();
+  command->add_option("--model,-m", o->run.model, "Model: a folder, a .gguf file, or org/name on the Hugging Face hub")->required();
   command->add_option("--teacher", o->run.teacher, "The full-precision model to compare with");
   command->add_option("--data-path,--text", o->run.data, "A .txt or .jsonl file, or a folder with train.jsonl")->required();
-  command->add_option("--batch-size", o->run.batch_size, "Rows at a time")->capture_default_str()->check(kPositive);
-  command->add_option("--sequence-length", o->run.sequence_length, "Tokens a row")->capture_default_str()->check(kPositive);
-  command->add_option("--num-samples", o->run.num_samples, "Rows to score; -1: all")->capture_default_str();
-  command->add_option("--seed", o->run.seed, "Seed of the order of .jsonl rows")->capture_default_str();
+  command->add_option("--batch-size", o->run.batch_size, "Rows at a time")->capture_default_str()->check(CLI::Range(1, 1 << 16));
+  command->add_option("--sequence-length", o->run.sequence_length, "Tokens a row")->capture_default_str()->check(CLI::Range(1, 1 << 20));
+  command->add_option("--num-samples", o->run.num_samples, "Rows to score; -1: all")->capture_default_str()->check(kCountOrAll);
+  command->add_option("--seed", o->run.seed, "Seed of the order of .jsonl rows")->capture_default_str()->check(kSeed);
   command->add_option("--report", o->report, "Write an HTML page about it too (see lquant report); needs --teacher");
   command->add_flag("--record", o->record, "Keep the figures in the model's lquant.json, for its card (see lquant upload)");
   command->add_flag("--json", o->json, "Print JSON");
   command->add_flag("--trust-remote-code", o->trust_remote_code, "Accepted for mlx_lm's sake; no remote code is ever run");
-  command->callback([o, &chosen] { chosen = [o](run::Stop& stop) { return run(*o, stop); }; });
+  when_chosen(command, chosen, [o, command] { check(*o, *command); }, [o](run::Stop& stop) { return run(*o, stop); });
 }
 
 }  // namespace lquant::cli

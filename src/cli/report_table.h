@@ -7,7 +7,4 @@ namespace lquant::cli {
 /// The report's summary on stdout, a line a folder. On a terminal its head is bold. Names are shown without control characters.
 void print_table(const evaluate::Report& report, bool terminal);
 
-/// All of it as JSON on stdout. Bytes of names that are no UTF-8 become U+FFFD.
-void print_json(const evaluate::Report& report);
-
 }  // namespace lquant::cli

@@ -55,7 +55,6 @@ void end_by(int signal) {
 }  // namespace
 
 void take_signals(run::Stop& stop) {
-  std::signal(SIGPIPE, SIG_IGN);
 #ifdef SIGXFSZ
   std::signal(SIGXFSZ, SIG_IGN);
 #endif

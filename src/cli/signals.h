@@ -10,7 +10,7 @@ namespace lquant::cli {
 /// Ctrl-C (SIGINT), SIGTERM and a closed terminal (SIGHUP) request a stop while somebody heeds one, and end the program at once when nobody
 /// does or when it is asked a second time. A signal that the program was started to ignore (nohup) stays ignored, SIGINT excepted: shells
 /// ignore it for every command put into the background by a script, where a program that can save is meant to hear it all the same.
-/// A reader that went away (SIGPIPE) and a file that grew past its limit (SIGXFSZ) are errors of the write that met them.
+/// A file that grew past its limit (SIGXFSZ) is an error of the write that met it, as a reader that went away is (cli/print.h).
 ///
 /// The signals are blocked before any thread starts, those of shared libraries included. Throws Error when no thread can be made.
 void take_signals(run::Stop& stop);

@@ -7,6 +7,7 @@
 #include <chrono>
 
 #include "base/figures.h"
+#include "cli/table.h"
 
 namespace lquant::cli {
 
@@ -15,8 +16,6 @@ namespace {
 // A terminal that does not tell its width (a serial line, a test) is taken for the usual one.
 constexpr int kUsualColumns = 80;
 constexpr double kRedrawPause = 0.2, kLinePause = 10;
-
-bool starts_code_point(char c) { return (static_cast<unsigned char>(c) & 0xc0) != 0x80; }
 
 double now_seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
@@ -31,17 +30,6 @@ std::string text_of(const run::Advance& now) {
 }
 
 }  // namespace
-
-std::string fit_columns(const std::string& text, int columns) {
-  int used = 0;
-  std::size_t keep = 0;  // bytes that leave a column for the ellipsis
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    if (!starts_code_point(text[i])) continue;
-    if (used == columns - 1) keep = i;
-    if (++used > columns) return text.substr(0, keep) + "…";
-  }
-  return text;
-}
 
 int TextEvents::columns() const {
   if (columns_ > 0) return columns_;
@@ -68,6 +56,8 @@ void TextEvents::advance(const run::Advance& now) {
   // The last column stays free: a cursor behind it would have wrapped already on some terminals.
   put(out_, terminal ? "\r\033[K" + fit_columns(text_of(now), columns() - 1) : text_of(now) + "\n");
 }
+
+void remark(const std::string& text) { events_on_stderr()->line(text); }
 
 std::unique_ptr<run::Events> events_on_stderr(bool quiet) {
   if (quiet) return std::make_unique<run::NoEvents>();

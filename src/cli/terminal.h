@@ -34,8 +34,7 @@ class TextEvents : public run::Events {
 /// In the style that stderr asks for; `quiet` says nothing.
 std::unique_ptr<run::Events> events_on_stderr(bool quiet = false);
 
-/// The first characters of a UTF-8 text that fit into so many columns, an ellipsis in the last place when something is cut. Counts a code point
-/// as one column.
-std::string fit_columns(const std::string& text, int columns);
+/// One line on stderr, in commands too whose events are quiet.
+void remark(const std::string& text);
 
 }  // namespace lquant::cli

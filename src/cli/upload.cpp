@@ -1,4 +1,5 @@
 // `lquant upload`: mlx_lm.upload's flags, and more.
+#include "hub/library.h"
 #include "hub/upload.h"
 
 #include <fmt/format.h>
@@ -6,6 +7,8 @@
 #include <memory>
 
 #include "cli/command.h"
+#include "cli/print.h"
+#include "cli/table.h"
 #include "cli/terminal.h"
 
 namespace lquant::cli {
@@ -19,14 +22,17 @@ struct Options {
 int run(const Options& o, run::Stop& stop) {
   const auto events = events_on_stderr();
   const run::Context context(*events, stop);
+  if (!o.dry_run) hub::need_library();
   const auto plan = hub::plan_upload(o.upload, context);
   if (o.dry_run) {
-    fmt::print("{}\n", plan.card);
+    print("{}\n", plan.card);
+    Table table({Align::left, Align::right});
     std::uint64_t total = 0;
     for (const auto& [name, bytes] : plan.files) {
-      fmt::print("{:<40}{:>12}\n", name, format_bytes(static_cast<double>(bytes)));
+      table.add({name, format_bytes(static_cast<double>(bytes))});
       total += bytes;
     }
+    put(table.text());
     context.line(fmt::format("{} in {} files would go to {}; leave --dry-run out to send them", format_bytes(static_cast<double>(total)),
                          plan.files.size(), o.upload.repo));
     return 0;
@@ -47,7 +53,7 @@ void add_upload(CLI::App& app, Run& chosen) {
   command->add_option("--revision", u.revision, "Branch to commit to; it is made when it is not there (default: main)");
   command->add_option("--commit-message", u.message, "Message of the commits")->capture_default_str();
   command->add_flag("--dry-run", o->dry_run, "Print the model card and the list of files, and send nothing");
-  command->callback([o, &chosen] { chosen = [o](run::Stop& stop) { return run(*o, stop); }; });
+  when_chosen(command, chosen, [o] { hub::check_repository(o->upload.repo); }, [o](run::Stop& stop) { return run(*o, stop); });
 }
 
 }  // namespace lquant::cli

@@ -73,7 +73,7 @@ const Task& find_task(const std::string& name) {
     if (task.name == name) return task;
     names.push_back(task.name);
   }
-  fail("evaluate", "there is no task {}; did you mean {}? (tasks: {})", name, nearest(name, names), fmt::join(names, ", "));
+  fail("evaluate", "there is no task {}{} (tasks: {})", name, did_you_mean(name, names), fmt::join(names, ", "));
 }
 
 }  // namespace lquant::evaluate

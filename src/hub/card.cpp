@@ -29,6 +29,10 @@ void add_key(std::string& yaml, const std::string& key, const json& value) {
 
 /// Whether the card is one that lquant wrote, here or when the folder was made.
 bool is_ours(const std::string& text, const run::Context& context) {
+  if (!available()) {  // all that is looked for then is what lquant itself writes
+    const auto front = text.substr(0, text.find("\n---", 3));
+    return front.starts_with("---\n") && (front.find("\n- lquant") != std::string::npos || front.find("\n- \"lquant\"") != std::string::npos);
+  }
   const auto tags = call("lquant_hub_front_matter", {{"text", text}}, context).value("tags", json::array());
   return tags.is_array() && std::find(tags.begin(), tags.end(), "lquant") != tags.end();
 }
@@ -42,7 +46,9 @@ std::string front_matter(const json& record, const json& config, const run::Cont
     add_key(yaml, "base_model", source.at("repo"));
     add_key(yaml, "base_model_relation", "quantized");
   }
-  if (source.contains("card")) {
+  if (source.contains("card") && !available())
+    context.line("licence and languages of the base model's card are left out here; `make hub` builds what reads them");
+  if (source.contains("card") && available()) {
     const auto base = call("lquant_hub_front_matter", {{"text", source.at("card")}}, context);
     for (const char* key : {"license", "license_name", "license_link", "language"})
       if (base.contains(key) && !base.at(key).is_object()) add_key(yaml, key, base.at(key));

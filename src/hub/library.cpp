@@ -20,8 +20,13 @@ constexpr const char* kLibrary = "@rpath/liblquant_hub.dylib";
 constexpr const char* kLibrary = "liblquant_hub.so";  // looked for along the program's RUNPATH
 #endif
 
-void* library() {
+void* opened() {
   static void* const handle = dlopen(kLibrary, RTLD_NOW | RTLD_LOCAL);
+  return handle;
+}
+
+void* library() {
+  void* const handle = opened();
   if (!handle) {
     fail("hub",
          "this build cannot reach the Hugging Face hub or read Parquet files; build that part once by `make hub` in lquant's folder, or give a model "
@@ -75,6 +80,10 @@ class Reporter {
 };
 
 }  // namespace
+
+bool available() { return opened() != nullptr; }
+
+void need_library() { library(); }
 
 json call(const char* function, const json& request, const run::Context& context) {
   const auto run = symbol<lquant_hub_function>(function);

@@ -51,6 +51,22 @@ json options_of(const AutoRun& o) {
   return options;
 }
 
+/// The first step but for its place and its rows.
+DynamicRun allocation_of(const AutoRun& o) {
+  DynamicRun r;
+  r.model = o.model;
+  r.widths = o.widths;
+  r.groups = o.groups;
+  r.tie = o.tie;
+  r.floors = o.floors;
+  r.ceilings = o.ceilings;
+  r.measure = o.measure;
+  r.target = o.target;
+  r.followed = !o.steps.empty();
+  if (!r.target.bits && !r.target.bytes && !r.target.kl) r.target.bits = kDefaultBits;
+  return r;
+}
+
 bool has_low_bits(const plan::QuantPlan& plan) {
   return std::any_of(plan.formats.begin(), plan.formats.end(), [](const auto& entry) { return entry.second.bits <= kBlockBits; });
 }
@@ -155,12 +171,9 @@ void Auto::try_step(const std::string& name, const Work& work) {
 
 void Auto::allocate() {
   try_step("allocate", [&](const fs::path& output) {
-    DynamicRun r;
-    r.model = o_.model, r.output = output, r.rows = statistic_rows();
-    r.widths = o_.widths, r.groups = o_.groups, r.tie = o_.tie, r.floors = o_.floors, r.ceilings = o_.ceilings, r.measure = o_.measure;
-    r.target = o_.target;
-    r.followed = !o_.steps.empty();
-    if (!r.target.bits && !r.target.bytes && !r.target.kl) r.target.bits = kDefaultBits;
+    auto r = allocation_of(o_);
+    r.output = output;
+    r.rows = statistic_rows();
     dynamic_quant(r, context_);
   });
   if (best_.empty()) fail("pipeline", "the quantized model's divergence from the original is not a number; make the model float32 first");
@@ -240,10 +253,12 @@ AutoResult auto_quantize(const AutoRun& o, const run::Context& context) {
     if (step != "awq" && step != "gptq" && step != "blocks" && step != "dwq")
       throw UsageError(fmt::format("--steps {} is none of awq, gptq, blocks, dwq", step));
   if (context.ranks() > 1) throw UsageError("auto runs as one process; of its steps dwq alone can be shared among several");
-  check_output(o.output);
+  if (!o.dry_run) check_output(o.output);
   const auto checkpoint = checkpoint::Checkpoint::open(o.model);
   const auto model = model::Model::open(checkpoint);
   if (!model.formats().empty()) fail("pipeline", "{}: is quantized already; start from the original", o.model.string());
+  check_target(allocation_of(o), model.spec(), static_cast<int>(mx::size_of(model.stored_dtype())));
+  const auto tokenizer = text::Tokenizer::open(checkpoint.files());
   const auto expected = expect(o, model);
   tell(expected, o, model, context);
   if (o.dry_run) {
@@ -251,7 +266,6 @@ AutoResult auto_quantize(const AutoRun& o, const run::Context& context) {
     result.steps = expected;
     return result;
   }
-  const auto tokenizer = text::Tokenizer::open(checkpoint.files());
   const auto options = options_of(o);
   json identity{{"command", "auto"},
                 {"options", options},

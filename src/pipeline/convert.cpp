@@ -32,12 +32,6 @@ mx::Dtype default_dtype(const model::Model& model) {
   return model.stored_dtype();
 }
 
-void check(const ConvertOptions& o) {
-  if (o.quantize && o.dequantize) throw UsageError("--quantize and --dequantize exclude each other; give one of them");
-  if (o.plan && !o.quantize) throw UsageError("--plan says how to quantize; give --quantize with it");
-  if (o.recipe && !o.quantize) throw UsageError("--quant-predicate says how to quantize; give --quantize with it");
-}
-
 plan::QuantPlan plan_for(const ConvertOptions& o, const model::ModelSpec& spec, const std::optional<json>& overrides) {
   auto plan = o.recipe ? plan::recipe_plan(spec, *o.recipe, o.format) : plan::uniform_plan(spec, o.format);
   if (overrides) plan::apply_overrides(plan, spec, *overrides);
@@ -66,8 +60,15 @@ model::Tensors changed(model::Tensors tensors, const model::Model& model, const 
 
 }  // namespace
 
+void check_options(const ConvertOptions& o) {
+  if (o.quantize && o.dequantize) throw UsageError("--quantize and --dequantize exclude each other; give one of them");
+  if (o.plan && !o.quantize) throw UsageError("--plan says how to quantize; give --quantize with it");
+  if (o.recipe && !o.quantize) throw UsageError("--quant-predicate says how to quantize; give --quantize with it");
+  if (o.dtype) parse_dtype(*o.dtype);
+}
+
 void convert(const ConvertOptions& options, const run::Context& context) {
-  check(options);
+  check_options(options);
   check_output(options.output);
   const auto checkpoint = checkpoint::Checkpoint::open(options.model);
   const auto model = model::Model::open(checkpoint);

@@ -22,6 +22,9 @@ struct ConvertOptions {
   bool fresh = false;
 };
 
+/// What options alone can tell: throws UsageError for what excludes each other and for a dtype that is none.
+void check_options(const ConvertOptions& options);
+
 /// Plain rounding (min/max ranges, as mlx_lm convert), a change of dtype (a quantized model's codes are kept), or back to dense weights; block by
 /// block with one block in memory, finished blocks journalled. Throws Error for anything wrong with the input; nothing is left under the output's
 /// name then.

@@ -42,11 +42,11 @@ DemoRow measured(const std::string& name, const fs::path& folder, const evaluate
 }  // namespace
 
 std::vector<DemoRow> demo(const DemoOptions& options, const run::Context& context) {
-  clear_earlier(options.output);
-  fs::create_directories(options.output);
   const auto checkpoint = checkpoint::Checkpoint::open(options.model);
   const auto model = model::Model::open(checkpoint);
   const auto tokenizer = text::Tokenizer::open(checkpoint.files());
+  clear_earlier(options.output);
+  fs::create_directories(options.output);
   const auto teacher = evaluate::LoadedModel::load(model);
   context.line("sampling texts to judge by");
   const auto batches =

@@ -233,7 +233,7 @@ std::unique_ptr<calibration::Targets> open_targets(const DwqRun& o, const Inputs
     });
     progress.finish();
   }
-  return o.targets_only ? nullptr : calibration::cached_targets(cache, &in.teacher);
+  return o.targets_only ? nullptr : calibration::cached_targets(cache, &in.teacher, [&](const std::string& text) { context.warn(text); });
 }
 
 quantize::Student make_student(const DwqRun& o, const Inputs& in, const Data& data, run::RunFolder& run, const run::Context& context) {
@@ -267,6 +267,20 @@ quantize::DwqOptions settings_of(const DwqRun& o, const Inputs& in, std::size_t 
   return settings;
 }
 
+/// Does work that all ranks do together. When one of them dies, the others' sums fail: they say so, and what is saved can be continued.
+template <class Work>
+void together(const run::Context& context, const Work& work) {
+  try {
+    work();
+  } catch (const Error&) {
+    throw;
+  } catch (const std::runtime_error& e) {
+    if (context.ranks() == 1) throw;
+    fail("pipeline", "rank {} cannot go on without the other processes of this run ({}); see what they say, then give the same command again to continue",
+         context.rank(), e.what());
+  }
+}
+
 /// Trains to the end, saving as it goes. Throws Interrupted, the state saved, when asked to stop.
 DwqResult train(const DwqRun& o, const Inputs& in, const Data& data, quantize::Student& student, calibration::Targets& targets, run::RunFolder& run,
                 const run::Context& context) {
@@ -294,9 +308,11 @@ DwqResult train(const DwqRun& o, const Inputs& in, const Data& data, quantize::S
     stop ? journal.save() : journal.save_if_due();
     return !stop;
   };
-  trainer.run(progress, report, [&] {
-    if (progress.step == 0) context.line(fmt::format("before training: validation KL {:.5f}", progress.start));
-    run.save("best", student.pack(), {{"step", progress.step}});
+  together(context, [&] {
+    trainer.run(progress, report, [&] {
+      if (progress.step == 0) context.line(fmt::format("before training: validation KL {:.5f}", progress.start));
+      run.save("best", student.pack(), {{"step", progress.step}});
+    });
   });
   if (progress.step < trainer.steps())
     throw Interrupted(

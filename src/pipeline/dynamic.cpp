@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/files.h"
+#include "base/hash.h"
 #include "evaluate/streamed.h"
 #include "pipeline/block_run.h"
 #include "pipeline/measured.h"
@@ -51,18 +52,6 @@ std::vector<codec::Format> judged_formats(const DynamicRun& o) {
   return formats;
 }
 
-void check(const DynamicRun& o) {
-  if ((o.target.bits ? 1 : 0) + (o.target.bytes ? 1 : 0) + (o.target.kl ? 1 : 0) > 1)
-    throw UsageError("--target-bpw, --target-size and --max-kl exclude each other; give one of them");
-  if (o.rule == Rule::threshold && (!o.widths.empty() || o.target.bytes || o.target.kl || o.tie || !o.floors.empty() || !o.ceilings.empty()))
-    throw UsageError("--rule threshold chooses between --low-bits and --high-bits by --target-bpw alone");
-  for (const auto& format : choices_of(o)) codec::check(format);
-  if (o.widths.empty() && codec::bits_per_weight(o.high) <= codec::bits_per_weight(o.low))
-    throw UsageError(fmt::format("--high-bits {} --high-group-size {} is no more precise than --low-bits {} --low-group-size {}", o.high.bits,
-                                 o.high.group_size, o.low.bits, o.low.group_size));
-  if (!o.plan_only) check_output(o.output);
-}
-
 json options_of(const DynamicRun& o) {
   json options{{"rule", o.rule == Rule::exact ? "exact" : "threshold"},
                {"tie", o.tie},
@@ -79,6 +68,17 @@ json options_of(const DynamicRun& o) {
   return options;
 }
 
+/// What the sensitivities depend on. What is decided by them is not part of it: an interrupted run goes on with another target.
+json evidence_of(const DynamicRun& o) {
+  json evidence{{"measure", o.measure},
+                {"num_samples", o.rows.num_samples},
+                {"seed", o.rows.seed},
+                {"sequence_length", o.rows.sequence_length},
+                {"sensitivity_tokens", o.sensitivity_tokens}};
+  for (const auto& format : judged_formats(o)) evidence["formats"].push_back(show(format));
+  return evidence;
+}
+
 /// A plan and what is thought of it.
 struct Decision {
   plan::QuantPlan plan;
@@ -86,25 +86,18 @@ struct Decision {
   double predicted = 0, gap = 0;
 };
 
+// Bits are printed with three decimals: who gives back what was printed shall have it.
+constexpr double kPrinted = 0.0005;
+// Above what the formats can use by more than this, bits are taken for a slip.
+constexpr double kSlip = 0.005;
+
 plan::Allocation best(const DynamicRun& o, const plan::FormatChooser& chooser) {
   const auto& allocator = chooser.allocator();
-  const double least = chooser.bits_per_weight(allocator.least_bytes()), most = chooser.bits_per_weight(allocator.most_bytes());
   if (o.target.kl) return allocator.below(*o.target.kl);
-  const double bits = o.target.bits.value_or(kDefaultBits);
-  const auto budget = o.target.bytes ? chooser.budget_for_bytes(*o.target.bytes) : chooser.budget_for_bits(bits);
-  const auto widths = o.widths.empty() ? "--low-bits and --high-bits" : "--widths";
-  // Bits are printed with three decimals: who gives back what was printed shall have it.
-  if (!o.target.bytes && bits < least && bits + 0.0005 >= least) return allocator.within(allocator.least_bytes());
-  if (budget < allocator.least_bytes())
-    fail("plan", "{} is too little: with these {} the model has {:.3f} to {:.3f} bits per weight ({} to {}); raise the target or lower the widths",
-         o.target.bytes ? format_bytes(static_cast<double>(*o.target.bytes)) : fmt::format("a target of {} bits per weight", bits), widths, least,
-         most, format_bytes(static_cast<double>(chooser.total_bytes(allocator.least_bytes()))),
-         format_bytes(static_cast<double>(chooser.total_bytes(allocator.most_bytes()))));
-  // More than everything can use is a slip when bits were named, and a wish granted when it was room on a disk.
-  if (!o.target.bytes && bits > most + 0.005)
-    fail("plan", "a target of {} bits per weight is out of reach: with these {} the model has {:.3f} to {:.3f}; lower the target or raise the widths",
-         bits, widths, least, most);
-  return allocator.within(budget);
+  const auto budget =
+      o.target.bytes ? chooser.budget_for_bytes(*o.target.bytes) : chooser.budget_for_bits(o.target.bits.value_or(kDefaultBits) + kPrinted);
+  const auto exact = o.target.bytes ? budget : chooser.budget_for_bits(o.target.bits.value_or(kDefaultBits));
+  return allocator.within(exact >= allocator.least_bytes() ? exact : std::min(budget, allocator.least_bytes()));
 }
 
 void write_curve(const std::filesystem::path& file, const plan::FormatChooser& chooser) {
@@ -128,7 +121,6 @@ Decision decide(const DynamicRun& o, const model::Model& model, const Sensitivit
   if (o.pareto) write_curve(*o.pareto, chooser);
   Decision d;
   if (o.rule == Rule::threshold) {
-    best(o, chooser);  // says what is out of reach
     d.plan = plan::threshold_plan(spec, o.low, o.high, as_mlx_lm(spec, s, o.low, o.high), o.target.bits.value_or(kDefaultBits), dense_bytes);
     for (const auto& [path, format] : d.plan.formats)
       if (const double kl = cost(path, format); std::isfinite(kl)) d.predicted += kl;
@@ -152,6 +144,36 @@ std::string histogram(const plan::QuantPlan& plan) {
 }
 
 }  // namespace
+
+void check_target(const DynamicRun& o, const model::ModelSpec& spec, int dense_bytes) {
+  // Sizes follow from shapes: no cost is asked.
+  const plan::FormatChooser chooser(spec, {choices_of(o), o.tie, o.floors, o.ceilings}, [](auto&&...) { return 0.0; }, dense_bytes);
+  if (o.target.kl) return;
+  const auto range = chooser.range();
+  const double least = chooser.whole_bits_per_weight(range.least), most = chooser.whole_bits_per_weight(range.most);
+  const auto widths = o.widths.empty() ? "--low-bits and --high-bits" : "--widths";
+  const double bits = o.target.bytes ? chooser.whole_bits_per_weight(*o.target.bytes) : o.target.bits.value_or(kDefaultBits);
+  if (bits + (o.target.bytes ? 0 : kPrinted) < least)
+    fail("plan", "{} is too little: with these {} the model has {:.3f} to {:.3f} bits per weight ({} to {}); raise the target or lower the widths",
+         o.target.bytes ? format_bytes(static_cast<double>(*o.target.bytes)) : fmt::format("a target of {} bits per weight", bits), widths, least,
+         most, format_bytes(static_cast<double>(range.least)), format_bytes(static_cast<double>(range.most)));
+  // More than everything can use is a slip when bits were named, and a wish granted when it was room on a disk.
+  if (!o.target.bytes && bits > most + kSlip)
+    fail("plan", "a target of {} bits per weight is out of reach: with these {} the model has {:.3f} to {:.3f}; lower the target or raise the widths",
+         bits, widths, least, most);
+}
+
+void check_options(const DynamicRun& o) {
+  if ((o.target.bits ? 1 : 0) + (o.target.bytes ? 1 : 0) + (o.target.kl ? 1 : 0) > 1)
+    throw UsageError("--target-bpw, --target-size and --max-kl exclude each other; give one of them");
+  if (o.rule == Rule::threshold && (!o.widths.empty() || o.target.bytes || o.target.kl || o.tie || !o.floors.empty() || !o.ceilings.empty()))
+    throw UsageError("--rule threshold chooses between --low-bits and --high-bits by --target-bpw alone");
+  for (const auto& format : choices_of(o)) codec::check(format);
+  if (o.widths.empty() && codec::bits_per_weight(o.high) <= codec::bits_per_weight(o.low))
+    throw UsageError(fmt::format("--high-bits {} --high-group-size {} is no more precise than --low-bits {} --low-group-size {}", o.high.bits,
+                                 o.high.group_size, o.low.bits, o.low.group_size));
+  if (!o.plan_only) check_output(o.output);
+}
 
 void record_budget(json& options, const Target& target, double default_bits, const std::vector<plan::Limit>& floors,
                    const std::vector<plan::Limit>& ceilings) {
@@ -187,13 +209,14 @@ json DynamicResult::to_json() const {
 
 DynamicResult dynamic_quant(const DynamicRun& o, const run::Context& context) {
   const auto began = Clock::now();
-  check(o);
+  check_options(o);
   const auto checkpoint = checkpoint::Checkpoint::open(o.model);
   const auto model = model::Model::open(checkpoint);
+  check_target(o, model.spec(), static_cast<int>(mx::size_of(model.stored_dtype())));
   const auto tokenizer = text::Tokenizer::open(checkpoint.files());
   const auto options = options_of(o);
   json identity{{"command", "dynamic_quant"},
-                {"options", options},
+                {"options", evidence_of(o)},
                 {"model", checkpoint.fingerprint()},
                 {"device", mx::default_device() == mx::Device::gpu ? "gpu" : "cpu"}};
   RowSource source(o.rows, tokenizer);
@@ -230,7 +253,9 @@ DynamicResult dynamic_quant(const DynamicRun& o, const run::Context& context) {
     return result;
   }
 
-  const auto tensors = search_start(model, decision.plan, used.batches, run, context);
+  // Blocks that were packed for another plan, before the target was changed, are not this one's.
+  const auto packed = "start-" + sha256(plan_json.dump()).substr(0, 8);
+  const auto tensors = search_start(model, decision.plan, used.batches, run, context, packed);
   json quality{{"predicted_kl", result.predicted_kl}};
   ModelWriter writer(o.output, model);
   writer.add(tensors);

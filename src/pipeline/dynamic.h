@@ -62,9 +62,16 @@ struct DynamicResult {
   nlohmann::json to_json() const;
 };
 
+/// What options alone can tell: throws UsageError for what excludes each other, Error for formats that do not exist and an output that does.
+void check_options(const DynamicRun& options);
+
 /// The whole of `lquant dynamic_quant`: sensitivities, plan, range search, output, judgement. Journalled like every command.
 /// Throws Error (nothing is left under the output's name) or Interrupted (state saved).
 DynamicResult dynamic_quant(const DynamicRun& options, const run::Context& context);
+
+/// Refuses a target that no choice of formats can meet, told from shapes alone. `dense_bytes`: of an element that stays dense. Throws Error
+/// naming the range that can be met.
+void check_target(const DynamicRun& options, const model::ModelSpec& spec, int dense_bytes);
 
 /// "Q/M" as mlx_lm names its files for a model of that name: "Q_M".
 std::string sensitivities_name(const std::string& model);

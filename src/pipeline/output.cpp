@@ -81,6 +81,7 @@ std::string model_card(const model::Model& source, const plan::QuantPlan* plan, 
 std::string dtype_name(mx::Dtype dtype) { return dtype == mx::bfloat16 ? "bfloat16" : dtype == mx::float16 ? "float16" : "float32"; }
 
 void check_output(const fs::path& output) {
+  run::RunFolder::clear_removed(output);
   if (fs::exists(fs::symlink_status(output))) fail("pipeline", "{}: exists already; choose another --mlx-path or remove it", output.string());
 }
 

@@ -37,11 +37,11 @@ void pack_linears(model::Tensors& tensors, model::Formats formats, const plan::Q
 }  // namespace
 
 model::Tensors search_start(const model::Model& model, const plan::QuantPlan& plan, const std::vector<calibration::Batch>& batches, run::RunFolder& run,
-                            const run::Context& context) {
+                            const run::Context& context, const std::string& units) {
   const auto& spec = model.spec();
   const auto dtype = model.stored_dtype();
   const int blocks = static_cast<int>(spec.blocks.size());
-  const auto unit = [](int i) { return fmt::format("start-{:05d}", i); };
+  const auto unit = [&](int i) { return fmt::format("{}-{:05d}", units, i); };
   run::Progress progress(context.events(), "searching ranges", blocks + 1);
   model::Tensors result;
 

@@ -15,9 +15,10 @@
 namespace lquant::pipeline {
 
 /// Quantizes a model by range search, each linear weighted by the second moments of its own inputs on `batches`: what every
-/// method starts from. Block by block with one block of the model in memory; each finished block is a unit of the run.
+/// method starts from. Block by block with one block of the model in memory; each finished block is a unit of the run,
+/// whose name starts with `units`.
 /// Returns the packed model (embedding and head included), scales and biases in the model's stored dtype.
 model::Tensors search_start(const model::Model& model, const plan::QuantPlan& plan, const std::vector<calibration::Batch>& batches, run::RunFolder& run,
-                            const run::Context& context);
+                            const run::Context& context, const std::string& units = "start");
 
 }  // namespace lquant::pipeline

@@ -110,7 +110,23 @@ FormatChooser::FormatChooser(const model::ModelSpec& spec, const ChooserOptions&
   const auto size = size_of(spec, any, dense_bytes);
   parameters_ = size.parameters;
   fixed_bytes_ = size.bytes - chosen;
-  allocator_.emplace(std::move(items));
+  choices_ = std::move(items);
+}
+
+const Allocator& FormatChooser::allocator() const {
+  if (!allocator_) allocator_.emplace(choices_);
+  return *allocator_;
+}
+
+FormatChooser::Range FormatChooser::range() const {
+  Range range{fixed_bytes_, fixed_bytes_};
+  for (const auto& item : choices_) {
+    const auto smaller = [](const Choice& a, const Choice& b) { return a.bytes < b.bytes; };
+    const auto [least, most] = std::minmax_element(item.choices.begin(), item.choices.end(), smaller);
+    range.least += least->bytes;
+    range.most += most->bytes;
+  }
+  return range;
 }
 
 QuantPlan FormatChooser::plan(const Allocation& allocation) const {
@@ -121,7 +137,7 @@ QuantPlan FormatChooser::plan(const Allocation& allocation) const {
 }
 
 double FormatChooser::bits_per_weight(std::int64_t allocated_bytes) const {
-  return 8.0 * static_cast<double>(total_bytes(allocated_bytes)) / static_cast<double>(parameters_);
+  return whole_bits_per_weight(total_bytes(allocated_bytes));
 }
 
 std::int64_t FormatChooser::budget_for_bits(double bits) const {

@@ -29,11 +29,19 @@ class FormatChooser {
   FormatChooser(const model::ModelSpec& spec, const ChooserOptions& options,
                 const std::function<double(const std::string& path, const codec::Format& format)>& cost, int dense_bytes = 2);
 
-  const Allocator& allocator() const { return *allocator_; }
+  /// Made when it is first asked for: it solves all budgets at once. Not safe from many threads.
+  const Allocator& allocator() const;
+  /// Bytes of the whole model with the smallest and with the largest format for each linear, whatever they cost.
+  struct Range {
+    std::int64_t least = 0, most = 0;
+  };
+  Range range() const;
   /// The plan that an allocation stands for.
   QuantPlan plan(const Allocation& allocation) const;
   /// Bits per weight of the whole model, with its norms and all that stays dense.
   double bits_per_weight(std::int64_t allocated_bytes) const;
+  /// The same of the whole model's bytes.
+  double whole_bits_per_weight(std::int64_t total) const { return 8.0 * static_cast<double>(total) / static_cast<double>(parameters_); }
   /// What the whole model may have in `bits` per weight, or in `total` bytes, for the allocator's budget.
   std::int64_t budget_for_bits(double bits) const;
   std::int64_t budget_for_bytes(std::int64_t total) const { return total - fixed_bytes_; }
@@ -47,7 +55,8 @@ class FormatChooser {
   QuantPlan fixed_;  ///< what is not chosen
   std::vector<Tied> items_;
   std::int64_t parameters_ = 0, fixed_bytes_ = 0;
-  std::optional<Allocator> allocator_;
+  std::vector<Item> choices_;
+  mutable std::optional<Allocator> allocator_;
 };
 
 }  // namespace lquant::plan

@@ -21,7 +21,7 @@ const std::vector<Recipe>& recipes() {
 const Recipe& find_recipe(const std::string& name) {
   for (const auto& recipe : recipes())
     if (recipe.name == name) return recipe;
-  throw UsageError(fmt::format("--quant-predicate {}: there is no such recipe; did you mean {}? (recipes: {})", name, nearest(name, recipe_names()),
+  throw UsageError(fmt::format("--quant-predicate {}: there is no such recipe{} (recipes: {})", name, did_you_mean(name, recipe_names()),
                                fmt::join(recipe_names(), ", ")));
 }
 
@@ -57,11 +57,16 @@ const std::vector<std::string>& recipe_names() {
   return names;
 }
 
-QuantPlan recipe_plan(const model::ModelSpec& spec, const std::string& name, const codec::Format& base) {
-  const auto& recipe = find_recipe(name);
+void check_recipe(const std::string& name, const codec::Format& base) {
+  find_recipe(name);
   if (base.mode != codec::Mode::affine)
     throw UsageError(
         fmt::format("--quant-predicate {} mixes affine formats; leave out --q-mode {} or the recipe", name, codec::to_string(base.mode)));
+}
+
+QuantPlan recipe_plan(const model::ModelSpec& spec, const std::string& name, const codec::Format& base) {
+  check_recipe(name, base);
+  const auto& recipe = find_recipe(name);
   const int blocks = static_cast<int>(spec.blocks.size());
   auto plan = plan_by(spec, base, [&](const auto& linear) {
     return codec::Format{codec::Mode::affine, high(linear, blocks) ? recipe.high : recipe.low, base.group_size};

@@ -54,6 +54,11 @@ fs::path RunFolder::folder_of(const fs::path& output) {
   return name.string() + ".lquant-run";
 }
 
+void RunFolder::clear_removed(const fs::path& output) {
+  std::error_code ignored;
+  fs::remove_all(removed_name(folder_of(output)), ignored);
+}
+
 RunFolder::RunFolder(const fs::path& output, json identity, bool fresh, const Context& context, bool active)
     : folder_(folder_of(output)), active_(active) {
   if (!active_) return;
@@ -68,7 +73,7 @@ RunFolder::RunFolder(const fs::path& output, json identity, bool fresh, const Co
   fs::create_directories(folder_, ec);
   if (ec) fail("run", "{}: cannot be made ({}); pick another place for the output", folder_.string(), ec.message());
   if (!take_lock()) fail("run", "{}: another run is working there; wait for it or pick another place for the output", folder_.string());
-  fs::remove_all(removed_name(folder_), ec);  // left by a kill in the middle of remove()
+  clear_removed(output);
 
   const auto before = fresh ? std::nullopt : read_journal(folder_);
   if (!before && holds_work() && !fresh)

@@ -68,6 +68,9 @@ class RunFolder {
   /// Removes the folder: the output stands.
   void remove();
 
+  /// Removes what a kill in the middle of remove() has left beside an output.
+  static void clear_removed(const std::filesystem::path& output);
+
   /// Where the run folder of an output lies.
   static std::filesystem::path folder_of(const std::filesystem::path& output);
 

@@ -7,6 +7,7 @@
 #include <fstream>
 
 #include "base/error.h"
+#include "base/files.h"
 #include "base/temp.h"
 #include "calibration/self.h"
 #include "model/forward.h"
@@ -58,6 +59,8 @@ class TargetsTest : public ::testing::Test {
   model::Model teacher = model::Model::open(checkpoint::Checkpoint::open(kTiny));
   std::vector<Batch> train, valid;
   TargetCache cache;
+  std::string told;
+  const std::function<void(const std::string&)> tell = [this](const std::string& text) { told += text; };
 };
 
 /// Rounding to bf16 at every step makes results differ where the shape of a product (and so the order of its sums) does. Each of the
@@ -97,7 +100,7 @@ TEST_F(TargetsTest, CachedStatesAreTheLiveOnes) {
   EXPECT_FALSE(has_targets(cache));
   compute();
   EXPECT_TRUE(has_targets(cache));
-  const auto cached = cached_targets(cache, &teacher), live = live_targets(teacher);
+  const auto cached = cached_targets(cache, &teacher, tell), live = live_targets(teacher);
   EXPECT_TRUE(same_bits(cached->head().weight, live->head().weight));
   for (const auto& [split, batches] : {std::pair{"train", &train}, std::pair{"valid", &valid}})
     for (std::size_t i = 0; i < batches->size(); ++i) {
@@ -108,14 +111,14 @@ TEST_F(TargetsTest, CachedStatesAreTheLiveOnes) {
       EXPECT_TRUE(same_bits(*last.hidden,
                             mx::slice(*a.hidden, {(batch.rows() - 1) * batch.length(), 0}, {batch.rows() * batch.length(), a.hidden->shape(1)})));
     }
-  EXPECT_NE(message_of([&] { cached_targets(cache, nullptr); }).find("need the teacher's head"), std::string::npos);
+  EXPECT_NE(message_of([&] { cached_targets(cache, nullptr, tell); }).find("need the teacher's head"), std::string::npos);
 }
 
 TEST_F(TargetsTest, TopLogitsAreTheLargest) {
   cache.kind = TargetKind::topk;
   cache.top_k = 16;
   compute();
-  const auto cached = cached_targets(cache, nullptr);
+  const auto cached = cached_targets(cache, nullptr, tell);
   const auto& batch = train[0];
   const auto told = cached->rows("train", 0, batch, 0, batch.rows());
   EXPECT_FALSE(told.hidden.has_value());
@@ -123,7 +126,7 @@ TEST_F(TargetsTest, TopLogitsAreTheLargest) {
   cache.kind = TargetKind::hidden;
   cache.folder = temp / "states";
   compute();
-  const auto states = *cached_targets(cache, &teacher)->rows("train", 0, batch, 0, batch.rows()).hidden;
+  const auto states = *cached_targets(cache, &teacher, tell)->rows("train", 0, batch, 0, batch.rows()).hidden;
   const auto head = model::head(teacher.spec(), teacher.load_final(), teacher.formats(), teacher.compute_dtype());
   const auto logits = f32(model::logits(head, states));
   // The same states and head: logits of another grouping of rows differ by their rounding to bf16, at most 2^-8 of the largest.
@@ -163,14 +166,45 @@ TEST_F(TargetsTest, AHalfFinishedCacheIsContinued) {
   EXPECT_EQ(fs::last_write_time(file), time);
 }
 
-TEST_F(TargetsTest, SpoiltFilesAreNamed) {
+TEST_F(TargetsTest, TargetsOfAnotherShapeAreNamed) {
   compute();
-  const auto cached = cached_targets(cache, &teacher);
-  const auto file = cache.folder / "train" / "0000000000.safetensors";
+  const auto cached = cached_targets(cache, &teacher, tell);
   EXPECT_NE(message_of([&] { cached->rows("train", 0, valid[0], 0, 1); }).find("targets of another shape"), std::string::npos);
-  fs::resize_file(file, 12);
-  const auto message = message_of([&] { cached->rows("train", 0, train[0], 0, 1); });
-  EXPECT_NE(message.find("0000000000.safetensors: cannot be read"), std::string::npos) << message;
+}
+
+void spoil(const fs::path& file) {
+  std::fstream io(file, std::ios::in | std::ios::out | std::ios::binary);
+  io.seekp(static_cast<std::streamoff>(fs::file_size(file) / 2));
+  io.put('x').put('y');
+}
+
+TEST_F(TargetsTest, ADamagedFileIsComputedAgain) {
+  for (const auto kind : {TargetKind::hidden, TargetKind::topk}) {
+    cache.kind = kind;
+    cache.folder = temp / (kind == TargetKind::hidden ? "hidden" : "topk");
+    compute();
+    const auto file = cache.folder / "train" / "0000000000.safetensors";
+    const auto whole = read_file("test", file);
+    spoil(file);
+    told.clear();
+    const auto rows = cached_targets(cache, &teacher, tell)->rows("train", 0, train[0], 0, 1);
+    EXPECT_TRUE(rows.hidden || rows.logits);
+    EXPECT_NE(told.find("0000000000.safetensors: is not as it was written"), std::string::npos) << told;
+    EXPECT_EQ(read_file("test", file), whole);  // and is there again
+  }
+  spoil(cache.folder / "train" / "0000000000.safetensors");
+  const auto message = message_of([&] { cached_targets(cache, nullptr, tell)->rows("train", 0, train[0], 0, 1); });
+  EXPECT_NE(message.find("0000000000.safetensors: is not as it was written"), std::string::npos) << message;
+}
+
+TEST_F(TargetsTest, AnUnfinishedCacheTrustsNoDamagedFile) {
+  struct Stop {};
+  EXPECT_THROW(compute_targets(cache, teacher, train, valid, [](std::int64_t, std::int64_t) { throw Stop(); }), Stop);
+  const auto file = cache.folder / "valid" / "0000000000.safetensors";
+  const auto whole = read_file("test", file);
+  spoil(file);
+  compute();
+  EXPECT_EQ(read_file("test", file), whole);
 }
 
 TEST(SampleSelf, IsTheSameForTheSameSeed) {

@@ -169,7 +169,10 @@ def test_mode_that_does_not_exist(good, out):
 
 def test_wrong_usage(good, out, tmp_path):
     data = text_rows(tmp_path / "rows.jsonl")
-    refused(out, [], "dwq", "convert", "perplexity", "generate", code=2)
+    done = run(code=2)  # alone: a line a command, on stderr for it is no result
+    assert done.stdout == "" and done.stderr.startswith("lquant learns") and "Usage: lquant COMMAND [OPTIONS]\n" in done.stderr
+    for command in ("dwq", "convert", "perplexity", "generate"):
+        assert len([line for line in done.stderr.splitlines() if line.startswith(f"  {command} ")]) == 1
     for word in ("abacus", "--abacus"):
         refused(out, [word], word, "dwq", "convert", code=2)
     for command in ("dwq", "generate", "perplexity", "logits"):
@@ -208,7 +211,8 @@ def test_what_is_quantized_already(packed, good, out):
 
 
 def test_student_that_is_not_quantized(good, out, tmp_path):
-    refused(out, dwq(good, out, text_rows(tmp_path / "rows.jsonl"), "--quantized-model", good), good, "--quantized-model")
+    arguments = ["--data-path", text_rows(tmp_path / "rows.jsonl"), "--num-samples", 8, "--mlx-path", out / "result"]
+    refused(out, ["dwq", "--model", good, *arguments, "--quantized-model", good], good, "--quantized-model")
 
 
 def test_targets_of_another_model(good, out, tmp_path):

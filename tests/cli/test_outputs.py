@@ -27,7 +27,8 @@ from support import (
     tree,
 )
 
-SIZES = ["--bits", 3, "--num-samples", 48, "--num-valid", 8, "--batch-size", 4]
+COUNTS = ["--num-samples", 48, "--num-valid", 8, "--batch-size", 4]
+SIZES = ["--bits", 3, *COUNTS]
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +206,7 @@ def test_dwq_is_closer_to_the_teacher_than_rounding(model, plain, learned, held_
 def test_dwq_improves_a_quantized_model(model, plain, rows, held_out, tmp_path, codes):
     output = tmp_path / "result"
     student = ["--quantized-model", plain, "--codes", codes]
-    run("dwq", "--model", model, "--data-path", rows, "--mlx-path", output, *SIZES, *student)
+    run("dwq", "--model", model, "--data-path", rows, "--mlx-path", output, *COUNTS, *student)
     assert kl(model, output, held_out) < kl(model, plain, held_out)
     assert quantization(output) == quantization(plain)
     before, after = tensors(plain), tensors(output)

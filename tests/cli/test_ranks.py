@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from support import ENVIRONMENT, LQUANT, dense_weights, encode, kl, random_model, run, sentences, text_rows
+from test_resume import wait_for
 
 
 def free_ports(count):
@@ -20,17 +21,23 @@ def free_ports(count):
     return ports
 
 
-def run_ranks(arguments, folders, tmp_path):
-    """One process a folder, each working in its own; their results in order of rank."""
+def start_ranks(arguments, folders, tmp_path, **more):
+    """One process a folder, each working in its own."""
     hosts = tmp_path / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(len(folders))]))
     processes = []
     for rank, folder in enumerate(folders):
         folder.mkdir()
-        environment = dict(ENVIRONMENT, MLX_RANK=str(rank), MLX_HOSTFILE=str(hosts), OMP_NUM_THREADS="1")
+        environment = dict(ENVIRONMENT, **more, MLX_RANK=str(rank), MLX_HOSTFILE=str(hosts), OMP_NUM_THREADS="1")
         command = [str(a) for a in (LQUANT, *arguments)]
         pipe = subprocess.PIPE
         processes.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=folder))
+    return processes
+
+
+def run_ranks(arguments, folders, tmp_path):
+    """Their results in order of rank."""
+    processes = start_ranks(arguments, folders, tmp_path)
     try:
         texts = [process.communicate(timeout=200) for process in processes]
     finally:
@@ -72,3 +79,19 @@ def test_two_ranks_learn_what_one_learns(tmp_path, targets):
     ids = [ids[:20] for ids in encode(sentences(3, seed=77))]
     divergences = [kl(model, tmp_path / name / "result", ids) for name in ("one", "two")]
     assert divergences[1] == pytest.approx(divergences[0], rel=0.05)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_whose_fellow_died_says_so(tmp_path, victim):
+    model = random_model(tmp_path / "model", hidden_size=64, num_attention_heads=2, num_key_value_heads=1)
+    rows = text_rows(tmp_path / "rows.jsonl", count=44, words=12)
+    arguments = ["dwq", "--model", model, "--data-path", rows, "--num-samples", 40, "--num-valid", 4, "--batch-size", 2, "--bits", 3, "--mlx-path", "result"]
+    folders = [tmp_path / "first", tmp_path / "second"]
+    processes = start_ranks(arguments, folders, tmp_path, LQUANT_SAVE_SECONDS="0")
+    assert wait_for(processes[0], folders[0] / "result.lquant-run" / "state.safetensors", fresh=False)
+    processes[victim].kill()
+    _, complaint = processes[1 - victim].communicate(timeout=100)
+    assert processes[1 - victim].returncode == 1
+    last = complaint.strip().split("\n")[-1]
+    assert last.startswith("lquant: [pipeline] rank") and "give the same command again to continue" in last
+    processes[victim].communicate()

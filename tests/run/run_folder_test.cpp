@@ -12,7 +12,9 @@
 #include <string>
 
 #include "base/error.h"
+#include "base/files.h"
 #include "base/temp.h"
+#include "run/contents.h"
 
 namespace lquant::run {
 namespace {
@@ -104,13 +106,13 @@ TEST_F(RunFolderTest, NothingFinishedIsNothingToSpoil) {
   // As a kill leaves it: a journal, part of the first unit.
   fs::create_directories(folder);
   std::ofstream(folder / "journal.json") << json{{"seed", 8}};
-  std::ofstream(folder / "b.partial.safetensors") << "half a f";
+  std::ofstream(folder / "b.safetensors.partial") << "half a f";
   RunFolder run(output, kIdentity, false, context);
   EXPECT_FALSE(run.resumed());
   EXPECT_FALSE(run.has("b"));
   run.save("b", {});
   EXPECT_TRUE(run.has("b"));
-  EXPECT_EQ(json::parse(std::ifstream(folder / "journal.json")), kIdentity);
+  EXPECT_EQ(read_journal(folder)->at("seed"), 7);
 }
 
 TEST_F(RunFolderTest, AnotherIdentityIsRefusedAndNamed) {
@@ -192,34 +194,165 @@ TEST_F(RunFolderTest, LeftoversOfAKillAreIgnoredAndRemoved) {
     RunFolder run(output, kIdentity, false, context);
     run.save("a", {{"x", mx::array({1.0f})}});
   }
-  std::ofstream(folder / "b.partial.safetensors") << "half a f";
+  std::ofstream(folder / "b.safetensors.partial") << "half a f";
   std::ofstream(folder / "journal.json.partial") << "{";
   RunFolder run(output, kIdentity, false, context);
   EXPECT_TRUE(run.has("a"));
   EXPECT_FALSE(run.has("b"));
-  EXPECT_FALSE(fs::exists(folder / "b.partial.safetensors"));
+  EXPECT_FALSE(fs::exists(folder / "b.safetensors.partial"));
   EXPECT_FALSE(fs::exists(folder / "journal.json.partial"));
 }
 
-TEST_F(RunFolderTest, SpoiltFilesAreNamed) {
+/// Changes one byte of a file.
+void flip(const fs::path& file, std::uintmax_t at) {
+  std::fstream io(file, std::ios::in | std::ios::out | std::ios::binary);
+  io.seekg(static_cast<std::streamoff>(at));
+  const char changed = static_cast<char>(io.get() ^ 0x10);
+  io.seekp(static_cast<std::streamoff>(at));
+  io.put(changed);
+}
+
+TEST_F(RunFolderTest, AUnitWithAnyByteChangedIsFoundAndMadeAgain) {
+  const auto file = folder / "a.safetensors";
   {
     RunFolder run(output, kIdentity, false, context);
-    run.save("a", {{"x", mx::array({1.0f})}});
+    run.save("a", {{"x", mx::array({1.0f, 2.0f})}}, {{"step", 3}});
+    run.save("b", {});
   }
-  fs::resize_file(folder / "a.safetensors", 20);
+  const auto whole = read_file("test", file);
+  for (std::uintmax_t at = 0; at < whole.size(); ++at) {
+    flip(file, at);
+    told.all.clear();
+    RunFolder run(output, kIdentity, false, context);
+    ASSERT_FALSE(run.has("a")) << "byte " << at;
+    ASSERT_TRUE(run.has("b"));
+    ASSERT_TRUE(has(told.all, "a.safetensors: is not as it was written; what it held is computed again")) << told.all;
+    write_file_atomically("test", file, whole);
+  }
+  for (const auto size : {std::size_t{0}, std::size_t{20}, whole.size() - 1}) {
+    write_file_atomically("test", file, whole.substr(0, size));
+    RunFolder run(output, kIdentity, false, context);
+    EXPECT_FALSE(run.has("a")) << size << " bytes";
+  }
+  // A sound file that lquant has not sealed.
+  mx::save_safetensors(file.string(), {{"x", mx::array({1.0f})}});
+  EXPECT_FALSE(RunFolder(output, kIdentity, false, context).has("a"));
+}
+
+TEST_F(RunFolderTest, AUnitThatChangesUnderARunIsNamed) {
+  RunFolder run(output, kIdentity, false, context);
+  run.save("a", {{"x", mx::array({1.0f})}});
+  flip(folder / "a.safetensors", 100);
+  const auto message = message_of([&] { run.load("a"); });
+  EXPECT_TRUE(has(message, "[run]") && has(message, "a.safetensors: has changed") && has(message, "give the same command again")) << message;
+}
+
+TEST_F(RunFolderTest, WithoutASoundJournalUnitsAreNobodys) {
+  const auto journal = folder / "journal.json";
+  std::string whole;
   {
     RunFolder run(output, kIdentity, false, context);
-    const auto message = message_of([&] { run.load("a"); });
-    EXPECT_TRUE(has(message, "[pipeline]") && has(message, "a.safetensors: cannot be read") && has(message, "--fresh")) << message;
+    run.save("a", {});
+    whole = read_file("test", journal);
   }
-  // A sound file that is not ours lacks the metadata.
-  mx::save_safetensors((folder / "a.safetensors").string(), {{"x", mx::array({1.0f})}});
+  for (const auto& text : {std::string(), std::string("{"), std::string("null"), kIdentity.dump(), whole.substr(0, whole.size() / 2)}) {
+    told.all.clear();
+    fs::remove(journal);
+    if (!text.empty()) write_file_atomically("test", journal, text);
+    auto other = kIdentity;
+    other["seed"] = 8;
+    {
+      RunFolder run(output, other, false, context);
+      EXPECT_FALSE(run.has("a")) << text;
+      EXPECT_FALSE(run.resumed());
+      run.save("a", {});
+    }
+    EXPECT_TRUE(has(told.all, "no journal that can be trusted; starting over")) << told.all;
+    EXPECT_EQ(read_journal(folder)->at("seed"), 8);
+    write_file_atomically("test", journal, whole);
+  }
+  // Any byte of it: another identity or none, never a silent yes.
+  for (std::uintmax_t at = 0; at < whole.size(); ++at) {
+    flip(journal, at);
+    const auto found = read_journal(folder);
+    EXPECT_TRUE(!found || json::parse(whole).at("identity") == *found) << "byte " << at;
+    flip(journal, at);
+  }
+}
+
+TEST_F(RunFolderTest, WhatIsNotARunsIsNeverRemoved) {
+  fs::create_directories(folder);
+  for (const char* name : {"thesis.txt", "model.safetensors", "photos/a.png"}) {
+    fs::create_directories((folder / name).parent_path());
+    std::ofstream(folder / name) << "mine";
+    for (const bool fresh : {false, true}) {
+      const auto message = message_of([&] { RunFolder(output, kIdentity, fresh, context); });
+      EXPECT_TRUE(has(message, "was not made by a run of lquant") && has(message, "move it away")) << message;
+      EXPECT_TRUE(fs::exists(folder / name));
+    }
+    fs::remove_all(folder / fs::path(name).begin()->string());
+  }
+  // Put there while a run worked: the run's own files go.
+  RunFolder run(output, kIdentity, false, context);
+  run.save("a", {});
+  std::ofstream(folder / "thesis.txt") << "mine";
+  run.remove();
+  EXPECT_TRUE(fs::exists(folder / "thesis.txt"));
+  EXPECT_FALSE(fs::exists(folder / "a.safetensors") || fs::exists(folder / "journal.json"));
+}
+
+TEST_F(RunFolderTest, ALinkIsRefused) {
+  fs::create_directories(temp / "elsewhere");
+  std::ofstream(temp / "elsewhere" / "precious.safetensors") << "mine";
+  fs::create_directory_symlink(temp / "elsewhere", folder);
+  for (const bool fresh : {false, true})
+    EXPECT_TRUE(has(message_of([&] { RunFolder(output, kIdentity, fresh, context); }), "out.lquant-run: is a link"));
+  EXPECT_TRUE(fs::exists(temp / "elsewhere" / "precious.safetensors"));
+  fs::remove(folder);
+  std::ofstream(folder) << "a file";
+  EXPECT_TRUE(has(opening_fails(kIdentity), "is no folder"));
+}
+
+TEST_F(RunFolderTest, StepsAreTrustedByTheirFiles) {
+  const auto make = [&](RunFolder& run, const std::string& text) {
+    const auto place = run.begin_step("awq");
+    EXPECT_FALSE(fs::exists(place));
+    fs::create_directories(place / "sub");
+    std::ofstream(place / "sub" / "weights") << text;
+    EXPECT_FALSE(run.has_step("awq"));
+    return place;
+  };
   {
     RunFolder run(output, kIdentity, false, context);
-    EXPECT_TRUE(has(message_of([&] { run.load("a"); }), "cannot be read"));
+    make(run, "half");
+    make(run, "whole");  // the first was never finished
+    run.finish_step("awq", {{"rows", 3}});
+    EXPECT_TRUE(run.has_step("awq"));
   }
-  std::ofstream(folder / "journal.json") << "{";
-  EXPECT_TRUE(has(opening_fails(kIdentity), "journal.json"));
+  {
+    RunFolder run(output, kIdentity, false, context);
+    ASSERT_TRUE(run.has_step("awq"));
+    EXPECT_EQ(read_file("test", run.step("awq") / "sub" / "weights"), "whole");
+    EXPECT_EQ(run.step_meta("awq").at("rows"), 3);
+  }
+  flip(folder / "steps" / "awq" / "sub" / "weights", 2);
+  {
+    RunFolder run(output, kIdentity, false, context);
+    EXPECT_FALSE(run.has_step("awq"));
+    EXPECT_TRUE(has(told.all, "steps/awq: is not as it was written")) << told.all;
+    make(run, "whole");
+    run.finish_step("awq");
+  }
+  // Without the unit that vouches for it, and with a file too many.
+  fs::remove(folder / "step-awq.safetensors");
+  {
+    RunFolder run(output, kIdentity, false, context);
+    EXPECT_FALSE(run.has_step("awq"));
+    make(run, "whole");
+    run.finish_step("awq");
+  }
+  std::ofstream(folder / "steps" / "awq" / "more") << "x";
+  EXPECT_FALSE(RunFolder(output, kIdentity, false, context).has_step("awq"));
 }
 
 TEST_F(RunFolderTest, APlaceThatCannotBeMadeIsNamed) {
@@ -229,11 +362,19 @@ TEST_F(RunFolderTest, APlaceThatCannotBeMadeIsNamed) {
   EXPECT_TRUE(has(message, "out.lquant-run: cannot be made") && has(message, "another place")) << message;
 }
 
+TEST_F(RunFolderTest, WhatAKillWhileRemovingLeftGoesLater) {
+  fs::create_directories(temp / "out.lquant-run.removed");
+  std::ofstream(temp / "out.lquant-run.removed" / "a.safetensors") << "half removed";
+  RunFolder run(output, kIdentity, false, context);
+  EXPECT_FALSE(fs::exists(temp / "out.lquant-run.removed"));
+  EXPECT_FALSE(run.has("a"));
+}
+
 TEST_F(RunFolderTest, RemovedWhenTheOutputStands) {
   RunFolder run(output, kIdentity, false, context);
   run.save("a", {});
   run.remove();
-  EXPECT_FALSE(fs::exists(folder));
+  EXPECT_FALSE(fs::exists(folder) || fs::exists(temp / "out.lquant-run.removed"));
   run.save("a", {});  // nothing comes back
   EXPECT_FALSE(fs::exists(folder));
 }
