@@ -83,9 +83,11 @@ mx::array grouped_mlx(const mx::array& x, const mx::array& weight, const std::op
   const auto ids = mx::astype(mx::sum(passed, 1), mx::uint32);
   // MLX's own CPU backend gathers products of f32 alone.
   const auto inner = mx::default_device() == mx::Device::cpu ? mx::float32 : x.dtype();
-  auto function = [ids, inner](const std::vector<mx::array>& in) {
+  // MLX 0.32.4 on CUDA takes the wrong matrices when it is told that the indices are sorted, for every dtype; not told, it is right.
+  const bool sorted = mx::default_device() == mx::Device::cpu || mx::metal::is_available();
+  auto function = [ids, inner, sorted](const std::vector<mx::array>& in) {
     const auto rows = mx::astype(mx::expand_dims(in[0], 1), inner), tables = mx::astype(mx::swapaxes(in[1], 1, 2), inner);
-    const auto y = mx::astype(mx::squeeze(mx::gather_mm(rows, tables, std::nullopt, ids, true), 1), in[0].dtype());
+    const auto y = mx::astype(mx::squeeze(mx::gather_mm(rows, tables, std::nullopt, ids, sorted), 1), in[0].dtype());
     return std::vector<mx::array>{in.size() > 2 ? mx::add(y, mx::take(in[2], ids, 0)) : y};
   };
   std::vector<mx::array> inputs{x, weight};
