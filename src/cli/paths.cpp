@@ -66,6 +66,7 @@ void check_present(const char* flag, const fs::path& path) {
 
 void check_model(const char* flag, const fs::path& model) {
   if (present(model) || hub::model_name(model.string())) return;
+  if (model.extension() == ".gguf") fail("cli", "{}: cannot be opened (No such file or directory); check {}", model.string(), flag);
   fail("cli", "{}: there is no such folder; check {}", model.string(), flag);
 }
 
