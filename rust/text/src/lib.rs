@@ -7,7 +7,10 @@ mod chat;
 mod context;
 mod json;
 mod methods;
+mod sandbox;
+mod template_source;
 mod tokenizer;
+mod values;
 
 use std::borrow::Cow;
 use std::os::raw::{c_char, c_int};
@@ -207,6 +210,6 @@ pub unsafe extern "C" fn lquant_tokenizer_vocab_size(tokenizer: *const LoadedTok
 /// # Safety
 /// The slices are valid; `out` and `error` are writable.
 #[no_mangle]
-pub unsafe extern "C" fn lquant_chat_render(name: Slice, source: Slice, context: Slice, out: *mut OwnedString, error: *mut OwnedString) -> c_int {
-    deliver(guarded(|| chat::render(&name.text(), &source.text(), context.bytes())), out, error)
+pub unsafe extern "C" fn lquant_chat_render(source: Slice, context: Slice, out: *mut OwnedString, error: *mut OwnedString) -> c_int {
+    deliver(guarded(|| chat::render(&source.text(), context.bytes())), out, error)
 }
