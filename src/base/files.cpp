@@ -8,6 +8,7 @@
 #include <fstream>
 
 #include "base/error.h"
+#include "base/json.h"
 
 namespace lquant {
 namespace fs = std::filesystem;
@@ -24,11 +25,12 @@ std::string read_file(const char* room, const fs::path& path, std::size_t limit)
 }
 
 nlohmann::json read_json(const char* room, const fs::path& path) {
-  const auto bytes = read_file(room, path);
+  // The largest there are, indexes of a trillion parameters and tokens' sensitivities, have some 30 MB.
+  const auto bytes = read_file(room, path, std::size_t{1} << 28);
   try {
-    return nlohmann::json::parse(bytes);
-  } catch (const nlohmann::json::exception& e) {
-    fail(room, "{}: not valid JSON ({}); download or write the file again", path.string(), e.what());
+    return parse_json(bytes);
+  } catch (const JsonFault& fault) {
+    fail(room, "{}: not valid JSON ({}); download or write the file again", path.string(), fault.what());
   }
 }
 

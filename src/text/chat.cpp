@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/shown.h"
 #include "text/shim.h"
 #include "text/tokenizer.h"
 
@@ -110,8 +111,9 @@ std::string Tokenizer::apply_chat_template(const Json& messages, bool add_genera
 
   const auto context = variables.dump(-1, ' ', false, Json::error_handler_t::replace);
   lquant_string text{}, error{};
-  if (!lquant_chat_render(slice(chosen.name), slice(chosen.source), slice(context), &text, &error)) {
-    fail("text", "{}; change the messages or the chat template", take(error));
+  if (!lquant_chat_render(slice(chosen.source), slice(context), &text, &error)) {
+    const auto said = take(error);
+    fail("text", "{}{} {}; change the messages or the chat template", chosen.name, said.starts_with("line ") ? "," : ":", shown(said, 300));
   }
   return take(text);
 }

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/shown.h"
 
 namespace lquant::text {
 using json = nlohmann::ordered_json;  // tokens that no file gives an id get theirs in the order in which they are written
@@ -59,7 +60,7 @@ void read_added_tokens_decoder(const json& decoder, const std::string& file, jso
   std::map<long long, json> by_id;
   for (const auto& [id, token] : decoder.items()) {
     if (id.empty() || id.size() > 10 || id.find_first_not_of("0123456789") != std::string::npos || !token.is_object() || !token_text(token)) {
-      fail("text", "{}: entry \"{}\" of added_tokens_decoder should be an id with a token's \"content\"; mend the file", file, id);
+      fail("text", "{}: entry \"{}\" of added_tokens_decoder should be an id with a token's \"content\"; mend the file", file, shown(id));
     }
     by_id[std::stoll(id)] = added_token(token, false, "replace");
   }
@@ -103,7 +104,7 @@ std::vector<int> read_ids(const json& value, const std::string& file) {
       ids.push_back(id.get<int>());
     } else if (!none) {
       fail("text", "{}: eos_token_id should be a token id or a list of them, not {}; mend the file", file,
-           id.is_structured() ? id.type_name() : id.dump(-1, ' ', true, json::error_handler_t::replace));
+           id.is_structured() ? id.type_name() : shown(id.dump(-1, ' ', true, json::error_handler_t::replace)));
     }
   }
   return ids;
@@ -134,7 +135,7 @@ void read_template_field(const json& field, const std::string& file, std::map<st
       wrong();
     }
     const auto name = entry["name"].get<std::string>();
-    out[name] = {file + " (chat_template \"" + name + "\")", entry["template"].get<std::string>()};
+    out[name] = {file + " (chat_template \"" + shown(name) + "\")", entry["template"].get<std::string>()};
   }
 }
 

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/shown.h"
 #include "text/shim.h"
 
 namespace lquant::text {
@@ -21,7 +22,7 @@ Tokenizer Tokenizer::open(const FileSet& source) {
   lquant_string error{};
   const auto added = files.added_tokens.dump();
   if (!lquant_tokenizer_open(slice(files.tokenizer_json), slice(added), &raw, &error)) {
-    fail("text", "{}: not a tokenizer that can be read ({}); download the file again", source.label("tokenizer.json"), take(error));
+    fail("text", "{}: not a tokenizer that can be read ({}); download the file again", source.label("tokenizer.json"), shown(take(error), 300));
   }
   out.handle_ = {raw, [](lquant_tokenizer* tokenizer) { lquant_tokenizer_close(tokenizer); }};
 
@@ -47,7 +48,7 @@ std::vector<std::int32_t> Tokenizer::encode(std::string_view text, bool add_spec
   lquant_string error{};
   std::size_t end = 0;
   if (!lquant_tokenizer_encode(handle_.get(), &view, 1, add_special_tokens, &ids, &end, &error)) {
-    fail("text", "{}: the tokenizer cannot encode this text ({}); check its tokenizer.json", origin_, take(error));
+    fail("text", "{}: the tokenizer cannot encode this text ({}); check its tokenizer.json", origin_, shown(take(error), 300));
   }
   const OwnedIds owned(ids);
   return {owned.begin(), owned.begin() + end};
@@ -61,7 +62,7 @@ std::vector<std::vector<std::int32_t>> Tokenizer::encode_batch(const std::vector
   lquant_ids ids{};
   lquant_string error{};
   if (!lquant_tokenizer_encode(handle_.get(), views.data(), views.size(), add_special_tokens, &ids, ends.data(), &error)) {
-    fail("text", "{}: the tokenizer cannot encode these texts ({}); check its tokenizer.json", origin_, take(error));
+    fail("text", "{}: the tokenizer cannot encode these texts ({}); check its tokenizer.json", origin_, shown(take(error), 300));
   }
   const OwnedIds owned(ids);
   std::vector<std::vector<std::int32_t>> rows;
@@ -77,7 +78,7 @@ std::vector<std::vector<std::int32_t>> Tokenizer::encode_batch(const std::vector
 std::string Tokenizer::decode(std::span<const std::int32_t> ids, bool skip_special) const {
   lquant_string text{}, error{};
   if (!lquant_tokenizer_decode(handle_.get(), ids.data(), ids.size(), skip_special, &text, &error)) {
-    fail("text", "{}: these ids cannot be decoded ({}); pass ids of this tokenizer", origin_, take(error));
+    fail("text", "{}: these ids cannot be decoded ({}); pass ids of this tokenizer", origin_, shown(take(error), 300));
   }
   return take(text);
 }

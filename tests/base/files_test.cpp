@@ -90,7 +90,7 @@ TEST(ReadJson, ParsesOrNamesFileAndPlace) {
   expect_error([&] { read_json("plan", folder / "none.json"); }, "none.json", "cannot be read");
 }
 
-// The parser does not recurse, so depth cannot exhaust the stack.
+// Neither reading nor refusing it may exhaust the stack.
 TEST(ReadJson, SurvivesDepth) {
   const TempFolder folder;
   put(folder / "deep.json", std::string(1'000'000, '['));

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <random>
 
 #include "base/files.h"
@@ -126,12 +127,107 @@ TEST(Hostile, NumbersThatPointNowhere) {
   EXPECT_GT(opened, 0) << "some of these are odd but usable; none opening would mean that the test tests nothing";
 }
 
-TEST(Hostile, PanicsOfTheCrateAreErrors) {
+/// Base64 of a map for a Precompiled step: the length that it claims for its tables, the tables, the texts that it writes.
+std::string charsmap(std::uint32_t claimed, const std::string& tables, const std::string& texts) {
+  std::string bytes;
+  for (int i = 0; i < 4; ++i) bytes += static_cast<char>(claimed >> (8 * i) & 0xff);
+  bytes += tables + texts;
+  constexpr std::string_view kDigits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  std::string out;
+  for (std::size_t i = 0; i < bytes.size(); i += 3) {
+    std::uint32_t group = 0;
+    for (std::size_t j = 0; j < 3; ++j) group = group << 8 | (i + j < bytes.size() ? static_cast<unsigned char>(bytes[i + j]) : 0u);
+    for (std::size_t j = 0; j < 4; ++j) out += j > bytes.size() - i ? '=' : kDigits[group >> (18 - 6 * j) & 63];
+  }
+  return out;
+}
+
+json with_normalizer(const json& normalizer) {
   auto content = word_tokenizer();
-  content["normalizer"] = {{"type", "Precompiled"}, {"precompiled_charsmap", "AAAA"}};  // the crate panics on a map this short
+  content["normalizer"] = normalizer;
+  return content;
+}
+
+json replace(const json& pattern, const std::string& with) { return {{"type", "Replace"}, {"pattern", pattern}, {"content", with}}; }
+
+json chain(const char* list, std::vector<json> steps) { return {{"type", "Sequence"}, {list, std::move(steps)}}; }
+
+std::string opened(const json& content) {
   TempFolder folder;
   folder.write("tokenizer.json", content);
-  EXPECT_TRUE(has(message_of([&] { Tokenizer::open(folder.path()); }), "[text] ", "tokenizer.json", "internal fault"));
+  return message_of([&] { Tokenizer::open(folder.path()); });
+}
+
+/// What is said of a text of this many letters a. It must be said soon.
+std::string encoded(const json& content, std::size_t letters = 1000) {
+  TempFolder folder;
+  folder.write("tokenizer.json", content);
+  const auto tokenizer = Tokenizer::open(folder.path());
+  const auto begin = std::chrono::steady_clock::now();
+  const auto message = message_of([&] { (void)tokenizer.encode(std::string(letters, 'a')); });
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(20));
+  return message;
+}
+
+TEST(Hostile, PrecompiledMapsThatClaimMoreThanTheyHold) {
+  const auto step = [](const std::string& map) { return with_normalizer({{"type", "Precompiled"}, {"precompiled_charsmap", map}}); };
+  const std::string table(8, '\0');
+  for (const auto claimed : {9u, 0x7fffffffu, 0xffffffffu}) {
+    EXPECT_TRUE(has(opened(step(charsmap(claimed, table, ""))), "[text] ", "tokenizer.json", "claims")) << claimed;
+    // Wherever it stands.
+    const auto inner = step(charsmap(claimed, table, ""))["normalizer"];
+    EXPECT_TRUE(has(opened(with_normalizer(chain("normalizers", {chain("normalizers", {inner})}))), "claims")) << claimed;
+  }
+  EXPECT_TRUE(has(opened(step("AAAA")), "[text] ", "tokenizer.json", "cut short"));
+  EXPECT_TRUE(has(opened(step("????")), "[text] ", "tokenizer.json", "base64"));
+  EXPECT_TRUE(has(opened(step(charsmap(8, table, std::string(5000, 'x')))), "[text] ", "writes 5000 bytes"));
+}
+
+TEST(Hostile, PanicsOfTheCrateAreErrors) {
+  // The crate indexes its table by the letters of the text, and panics where the table ends.
+  const auto map = charsmap(8, std::string(8, '\0'), "");
+  EXPECT_TRUE(has(encoded(with_normalizer({{"type", "Precompiled"}, {"precompiled_charsmap", map}})), "[text] ", "internal fault"));
+}
+
+TEST(Hostile, StepsThatGrowATextWithoutBound) {
+  const json letter = {{"String", "a"}}, any = {{"Regex", "."}};
+  EXPECT_TRUE(has(encoded(with_normalizer(chain("normalizers", std::vector<json>(40, replace(letter, "aa")))), 2), "[text] ", "far longer"));
+  EXPECT_TRUE(has(encoded(with_normalizer(chain("normalizers", std::vector<json>(40, chain("normalizers", {replace(any, "aa")}))))), "far longer"));
+  EXPECT_TRUE(has(encoded(with_normalizer(replace(letter, std::string(1000, 'a')))), "far longer"));
+  EXPECT_TRUE(has(encoded(with_normalizer(replace({{"String", ""}}, std::string(1000, 'a')))), "far longer"));
+  const json bytes = {{"type", "ByteLevel"}};
+  EXPECT_TRUE(has(encoded(with_normalizer(chain("normalizers", {replace(letter, "\u00e9"), chain("normalizers", std::vector<json>(40, bytes))}))), "far longer"));
+  EXPECT_TRUE(has(encoded(with_normalizer(chain("normalizers", std::vector<json>(900, json{{"type", "Prepend"}, {"prepend", std::string(1000, 'a')}})))), "far longer"));
+  EXPECT_TRUE(has(opened(with_normalizer(replace(letter, std::string(100'000, 'a')))), "writes 100000 bytes"));
+  EXPECT_TRUE(has(opened(with_normalizer(chain("normalizers", std::vector<json>(5000, json{{"type", "NFC"}})))), "more than 1000 steps"));
+
+  auto content = word_tokenizer();
+  content["decoder"] = chain("decoders", std::vector<json>(40, replace(any, "aa")));
+  TempFolder folder;
+  folder.write("tokenizer.json", content);
+  const auto tokenizer = Tokenizer::open(folder.path());
+  EXPECT_TRUE(has(message_of([&] { (void)tokenizer.decode(std::vector<std::int32_t>{0, 1}); }), "[text] ", "far longer"));
+
+  content = word_tokenizer();
+  content["pre_tokenizer"] = chain("pretokenizers", std::vector<json>(40, json{{"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", true}}));
+  EXPECT_TRUE(has(opened(content), "ByteLevel"));
+
+  content = word_tokenizer();
+  content["post_processor"] = {{"type", "TemplateProcessing"},
+                               {"single", std::vector<json>(100'000, {{"Sequence", {{"id", "A"}, {"type_id", 0}}}})},
+                               {"pair", json::array()},
+                               {"special_tokens", json::object()}};
+  EXPECT_TRUE(has(opened(content), "repeats the text"));
+}
+
+// What message_of says when nothing is thrown.
+const std::string kNoError = message_of([] {});
+
+TEST(Hostile, TextsThatGrowAsTheyMay) {
+  // Blanks become three bytes, each letter two letters, and a compatibility form eighteen: all of it is in use or near it.
+  EXPECT_EQ(encoded(with_normalizer(replace({{"String", "a"}}, "\u2581")), 3'000'000), kNoError);
+  EXPECT_EQ(encoded(with_normalizer(chain("normalizers", {replace({{"Regex", "a"}}, "\ufdfa"), {{"type", "NFKD"}}})), 1000), kNoError);
+  EXPECT_EQ(encoded(with_normalizer(chain("normalizers", std::vector<json>(500, replace({{"String", "b"}}, "bb"))))), kNoError);
 }
 
 TEST(Hostile, RegularExpressions) {
@@ -139,6 +235,15 @@ TEST(Hostile, RegularExpressions) {
     auto content = word_tokenizer();
     content["pre_tokenizer"] = {{"type", "Split"}, {"pattern", {{"Regex", pattern}}}, {"behavior", "Isolated"}, {"invert", false}};
     survives(content.dump());
+  }
+}
+
+TEST(Hostile, RegularExpressionsThatTryWithoutEnd) {
+  for (const auto* pattern : {"(a+)+$b", "(a|a)*[^a]", "(a|aa)+[^a]", "a*a*a*a*a*a*[^a]"}) {
+    EXPECT_TRUE(has(encoded(with_normalizer(replace({{"Regex", pattern}}, ""))), "[text] ", "cannot encode")) << pattern;
+    auto content = word_tokenizer();
+    content["pre_tokenizer"] = {{"type", "Split"}, {"pattern", {{"Regex", pattern}}}, {"behavior", "Isolated"}, {"invert", false}};
+    EXPECT_TRUE(has(encoded(content), "[text] ", "cannot encode")) << pattern;
   }
 }
 

@@ -59,8 +59,9 @@ int lquant_tokenizer_token(const lquant_tokenizer* tokenizer, int32_t id, lquant
 size_t lquant_tokenizer_vocab_size(const lquant_tokenizer* tokenizer);
 
 /* Renders a Jinja chat template in the environment that Hugging Face transformers gives to templates. `context` is a JSON
- * object of the variables; `name` is how errors name the template. */
-int lquant_chat_render(lquant_slice name, lquant_slice source, lquant_slice context, lquant_string* out, lquant_string* error);
+ * object of the variables. Size, nesting, work, memory and time are bounded. `error` is what follows the template's name in a
+ * sentence: "line 3: …", or the message alone. */
+int lquant_chat_render(lquant_slice source, lquant_slice context, lquant_string* out, lquant_string* error);
 
 #ifdef __cplusplus
 }

@@ -1,6 +1,9 @@
 //! Chat templates. They are Jinja programs written against what transformers' `apply_chat_template` offers: blocks trimmed,
 //! no HTML escaping, loop controls, `raise_exception`, `strftime_now`, `tojson` as Python's `json.dumps`, `generation`
 //! blocks, and Python's methods on strings, lists and dictionaries. This file is that environment, on minijinja.
+//!
+//! They come from strangers, so each rendering has limits: the engine's fuel bounds the work and the memory, and what fuel does not
+//! know is bounded in `template_source` (the source), `values` (what is kept) and `sandbox` (stack and time).
 
 use std::borrow::Cow;
 use std::ffi::CString;
@@ -10,13 +13,44 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
 use minijinja::{escape_formatter, AutoEscape, Environment, Error, ErrorKind, Output, State, Value};
 
-use crate::{context, json, methods};
+use crate::{context, json, methods, sandbox, template_source, values};
 
-/// Renders `source` with the variables of the JSON object `context`.
-pub fn render(name: &str, source: &str, context: &[u8]) -> Result<String, String> {
-    let context = context::read(context).map_err(|e| format!("{name}: its variables cannot be read ({e})"))?;
-    environment().render_named_str(name, &without_generation_tags(source), context).map_err(|e| describe(name, &e))
+/// One unit of fuel is a step of the template or 64 bytes of text, so this is 256 MB at most. A chat of ten messages takes some hundred.
+const FUEL: u64 = 4_000_000;
+/// More of it for each byte of the messages: some templates look through all messages again for each of them.
+const FUEL_PER_BYTE: u64 = 128;
+/// However long the messages are: 1 GB.
+const MOST_FUEL: u64 = 16_000_000;
+/// No model reads as much in one chat.
+const LONGEST_OUTPUT: usize = 64 << 20;
+/// The fuel lasts for a second or two; this is for work that costs none.
+const SECONDS: u64 = 4;
+const BYTES_PER_SECOND: u64 = 4 << 20;
+
+/// Renders `source` with the variables of the JSON object `context`. An error is what follows the template's name in a sentence:
+/// "line 3: …", or the message alone.
+pub fn render(source: &str, context: &[u8]) -> Result<String, String> {
+    let seconds = SECONDS + context.len() as u64 / BYTES_PER_SECOND;
+    let (source, context) = (source.to_owned(), context.to_owned());
+    sandbox::run(seconds, move || render_here(&source, &context))?
+        .unwrap_or_else(|| Err(format!("the template was still at work after {seconds} seconds")))
 }
+
+fn render_here(source: &str, context: &[u8]) -> Result<String, String> {
+    let fuel = (FUEL + FUEL_PER_BYTE * context.len() as u64).min(MOST_FUEL);
+    let context = context::read(context).map_err(|e| format!("its variables cannot be read ({e})"))?;
+    let mut environment = environment().clone();
+    environment.set_fuel(Some(fuel));
+    let source = template_source::prepare(source, environment.syntax().clone(), GUARD)?;
+    let text = environment.render_str(&source, context).map_err(|e| describe(&e, fuel))?;
+    if text.len() > LONGEST_OUTPUT {
+        return Err(format!("the template writes {} bytes, more than the {LONGEST_OUTPUT} that a chat may have", text.len()));
+    }
+    Ok(text)
+}
+
+/// The name of `values::kept` in the engine; no name that a template could have of its own.
+const GUARD: &str = "lquant_kept";
 
 fn environment() -> &'static Environment<'static> {
     static ENVIRONMENT: OnceLock<Environment<'static>> = OnceLock::new();
@@ -29,6 +63,7 @@ fn environment() -> &'static Environment<'static> {
         environment.set_unknown_method_callback(methods::call);
         environment.set_formatter(print);
         environment.add_filter("tojson", json::tojson);
+        environment.add_filter(GUARD, values::kept);
         environment.add_test("sequence", has_items);
         environment.add_test("iterable", has_items);
         environment.add_function("raise_exception", raise_exception);
@@ -41,6 +76,7 @@ fn environment() -> &'static Environment<'static> {
 fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
     match value.kind() {
         ValueKind::Number if !value.is_integer() => out.write_str(&json::float_text(f64::try_from(value.clone())?)).map_err(Error::from),
+        ValueKind::Seq | ValueKind::Iterable | ValueKind::Map => out.write_str(&values::printed(state, value)?).map_err(Error::from),
         _ => escape_formatter(out, state, value),
     }
 }
@@ -52,23 +88,35 @@ fn has_items(value: &Value) -> bool {
     matches!(value.kind(), String | Seq | Map | Iterable | Undefined)
 }
 
-/// "file, line 3: message", with the messages of the causes behind it.
-fn describe(name: &str, error: &Error) -> String {
-    let mut text = name.to_owned();
-    if let Some(line) = error.line() {
-        text += &format!(", line {line}");
+/// "line 3: message", with the messages of the causes behind it.
+fn describe(error: &Error, fuel: u64) -> String {
+    let mut parts: Vec<String> = error.line().map(|line| format!("line {line}")).into_iter().collect();
+    if out_of_fuel(error) {
+        parts.push(format!("the template does more than the {fuel} steps, of 64 bytes each, that it may take for these messages"));
+        return parts.join(": ");
     }
     match (error.kind(), error.detail()) {
-        (ErrorKind::InvalidOperation, Some(detail)) => text += &format!(": {detail}"),
-        (kind, Some(detail)) => text += &format!(": {kind}: {detail}"),
-        (kind, None) => text += &format!(": {kind}"),
+        (ErrorKind::InvalidOperation, Some(detail)) => parts.push(detail.to_owned()),
+        (kind, Some(detail)) => parts.push(format!("{kind}: {detail}")),
+        (kind, None) => parts.push(kind.to_string()),
     }
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
-        text += &format!(": {error}");
+        parts.push(error.to_string());
         cause = error.source();
     }
-    text
+    parts.join(": ")
+}
+
+fn out_of_fuel(error: &Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.downcast_ref::<Error>().is_some_and(|error| error.kind() == ErrorKind::OutOfFuel) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// The template's own refusal of the messages that it was given.
@@ -95,32 +143,4 @@ fn strftime_now(format: Cow<str>) -> Result<String, Error> {
         return Err(fault("the result is too long"));
     }
     Ok(String::from_utf8_lossy(&buffer[1..written]).into_owned())
-}
-
-/// `{% generation %}` marks the assistant's words for a mask of labels that is not wanted here. It renders its body in a scope
-/// of its own, which is what `{% with %}` does. Lines keep their numbers.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(open) = rest.find("{%") {
-        let inside = open + 2;
-        let Some(length) = rest[inside..].find("%}") else { break };
-        let tag = &rest[inside..inside + length];
-        let word = tag.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
-        let replacement = match word {
-            "generation" => "with",
-            "endgeneration" => "endwith",
-            _ => word,
-        };
-        out.push_str(&rest[..inside]);
-        if replacement == word {
-            // Past the opening alone: what looked like a tag may hold the opening of a true one, in a string or a comment.
-            rest = &rest[inside..];
-        } else {
-            out.push_str(&tag.replacen(word, replacement, 1));
-            rest = &rest[inside + length..];
-        }
-    }
-    out.push_str(rest);
-    out
 }

@@ -4,10 +4,10 @@
 use std::fmt::Write;
 
 use minijinja::value::{Kwargs, Rest, ValueKind};
-use minijinja::{Error, ErrorKind, Value};
+use minijinja::{Error, ErrorKind, State, Value};
 
 /// Arguments in transformers' order; any of them may be named.
-pub fn tojson(value: &Value, positional: Rest<Value>, named: Kwargs) -> Result<String, Error> {
+pub fn tojson(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> Result<String, Error> {
     let argument = |index: usize, name: &str| -> Result<Option<Value>, Error> {
         let given = match positional.get(index) {
             Some(value) => Some(value.clone()),
@@ -23,7 +23,7 @@ pub fn tojson(value: &Value, positional: Rest<Value>, named: Kwargs) -> Result<S
 
     let default_item = if indent.is_some() { "," } else { ", " };
     let (item, key) = separators.unwrap_or_else(|| (default_item.to_owned(), ": ".to_owned()));
-    let mut writer = Writer { out: String::new(), ensure_ascii, indent, item, key, sort_keys, depth: 0 };
+    let mut writer = Writer { state, paid: 0, out: String::new(), ensure_ascii, indent, item, key, sort_keys, depth: 0 };
     writer.value(value)?;
     Ok(writer.out)
 }
@@ -59,10 +59,16 @@ pub fn float_text(value: f64) -> String {
     format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
 }
 
+/// As the engine itself counts.
+const BYTES_PER_FUEL: u64 = 64;
+
 /// About where Python's recursion limit stops json.dumps.
 const DEEPEST: usize = 900;
 
-struct Writer {
+struct Writer<'a, 'template, 'env> {
+    state: &'a State<'template, 'env>,
+    /// Bytes of `out` that were paid for with fuel. The engine charges for the whole when it is there.
+    paid: usize,
     out: String,
     ensure_ascii: bool,
     indent: Option<String>,
@@ -72,8 +78,10 @@ struct Writer {
     depth: usize,
 }
 
-impl Writer {
+impl Writer<'_, '_, '_> {
     fn value(&mut self, value: &Value) -> Result<(), Error> {
+        self.state.consume_fuel(1 + (self.out.len() - self.paid) as u64 / BYTES_PER_FUEL)?;
+        self.paid = self.out.len();
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
             ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),

@@ -2,13 +2,16 @@
 //! templates. The contract of each function is in `include/lquant_text.h`; this file only moves bytes across the border,
 //! the work is in the modules.
 
+mod bounded;
 mod chat;
 mod context;
 mod json;
 mod methods;
+mod sandbox;
+mod template_source;
 mod tokenizer;
+mod values;
 
-use std::any::Any;
 use std::borrow::Cow;
 use std::os::raw::{c_char, c_int};
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -63,10 +66,8 @@ impl From<Vec<i32>> for OwnedIds {
     }
 }
 
-fn panic_message(payload: Box<dyn Any + Send>) -> String {
-    let text = payload.downcast_ref::<String>().map(String::as_str).or_else(|| payload.downcast_ref::<&str>().copied());
-    format!("internal fault ({})", text.unwrap_or("no message"))
-}
+/// What a panic says is for the crates' authors; whoever has the file learns that something in it does not hold together.
+const INTERNAL_FAULT: &str = "internal fault: its parts contradict each other";
 
 /// Runs `work`, and turns whatever goes wrong in it, panics included, into a message.
 fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
@@ -74,7 +75,10 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     // program's, and threads that work for this call print through it too; no Rust code here runs outside of a function like this.
     static SILENCE: Once = Once::new();
     SILENCE.call_once(|| std::panic::set_hook(Box::new(|_| {})));
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| Err(panic_message(payload)))
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
+        let said = payload.downcast_ref::<bounded::Refusal>().map_or(INTERNAL_FAULT, |refusal| refusal.0);
+        Err(said.to_owned())
+    })
 }
 
 /// Safety: `out` and `error` point at writable objects.
@@ -206,6 +210,6 @@ pub unsafe extern "C" fn lquant_tokenizer_vocab_size(tokenizer: *const LoadedTok
 /// # Safety
 /// The slices are valid; `out` and `error` are writable.
 #[no_mangle]
-pub unsafe extern "C" fn lquant_chat_render(name: Slice, source: Slice, context: Slice, out: *mut OwnedString, error: *mut OwnedString) -> c_int {
-    deliver(guarded(|| chat::render(&name.text(), &source.text(), context.bytes())), out, error)
+pub unsafe extern "C" fn lquant_chat_render(source: Slice, context: Slice, out: *mut OwnedString, error: *mut OwnedString) -> c_int {
+    deliver(guarded(|| chat::render(&source.text(), context.bytes())), out, error)
 }

@@ -4,15 +4,17 @@ use minijinja::value::{from_args, Tuple};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
+use crate::values::printed;
+
 pub fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     match value.as_str() {
-        Some(text) => string_method(text, method, args).unwrap_or_else(|| pycompat::unknown_method_callback(state, value, method, args)),
+        Some(text) => string_method(state, text, method, args).unwrap_or_else(|| pycompat::unknown_method_callback(state, value, method, args)),
         None => pycompat::unknown_method_callback(state, value, method, args),
     }
 }
 
 /// None when the method is not one of ours.
-fn string_method(text: &str, method: &str, args: &[Value]) -> Option<Result<Value, Error>> {
+fn string_method(state: &State, text: &str, method: &str, args: &[Value]) -> Option<Result<Value, Error>> {
     Some(match method {
         "removeprefix" => from_args(args).map(|(prefix,): (&str,)| Value::from(text.strip_prefix(prefix).unwrap_or(text))),
         "removesuffix" => from_args(args).map(|(suffix,): (&str,)| Value::from(text.strip_suffix(suffix).unwrap_or(text))),
@@ -25,8 +27,40 @@ fn string_method(text: &str, method: &str, args: &[Value]) -> Option<Result<Valu
             None => triple("", "", text),
         }),
         "rsplit" => rsplit(text, args),
+        "join" => join(state, text, args),
+        "format" => match pay_for_widths(state, text) {
+            Ok(()) => return None,
+            Err(error) => Err(error),
+        },
         _ => return None,
     })
+}
+
+/// As the engine's filter of this name, which pays for each item before it is there.
+fn join(state: &State, separator: &str, args: &[Value]) -> Result<Value, Error> {
+    let (values,): (&Value,) = from_args(args)?;
+    let mut out = String::new();
+    for (i, value) in values.try_iter()?.checked().enumerate() {
+        let value = value?;
+        let part = printed(state, &value)?;
+        let separator = if i == 0 { "" } else { separator };
+        state.consume_fuel(1 + (separator.len() + part.len()) as u64 / 64)?;
+        out.push_str(separator);
+        out.push_str(&part);
+    }
+    Ok(Value::from(out))
+}
+
+/// A width or precision in a field of `str.format` makes that much text before the engine counts it.
+fn pay_for_widths(state: &State, format: &str) -> Result<(), Error> {
+    for field in format.split('{').skip(1) {
+        let field = field.split('}').next().unwrap_or_default();
+        for number in field.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty()) {
+            let width = number.parse::<u64>().unwrap_or(u64::MAX);
+            state.consume_fuel(width / 64)?;
+        }
+    }
+    Ok(())
 }
 
 fn triple(before: &str, separator: &str, after: &str) -> Value {

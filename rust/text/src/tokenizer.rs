@@ -4,7 +4,11 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use serde::Deserialize;
-use tokenizers::{AddedToken, Tokenizer};
+use tokenizers::{AddedToken, ModelWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl};
+
+use crate::bounded::{self, BoundedDecoder, BoundedNormalizer};
+
+type Tokenizer = TokenizerImpl<ModelWrapper, BoundedNormalizer, PreTokenizerWrapper, PostProcessorWrapper, BoundedDecoder>;
 
 pub struct LoadedTokenizer {
     tokenizer: Tokenizer,
@@ -31,9 +35,19 @@ fn narrow(id: u32) -> Result<i32, String> {
     i32::try_from(id).map_err(|_| format!("token id {id} is beyond {}", i32::MAX))
 }
 
+/// A pattern such as (a*)*b tries each way to split a run of letters, from each letter on. The engine bounds the tries from one
+/// place; this bounds those of a whole search by as many. What exceeds them is an error of the text's encoding.
+fn bound_regexes() {
+    const MOST_TRIES: std::os::raw::c_ulong = 10_000_000;
+    // Safety: it sets a number that searches read when they begin, to the same value each time.
+    unsafe { onig_sys::onig_set_retry_limit_in_search(MOST_TRIES) };
+}
+
 impl LoadedTokenizer {
     pub fn open(json: &[u8], added_tokens: &[u8]) -> Result<Self, String> {
-        let mut tokenizer = Tokenizer::from_bytes(json).map_err(|e| e.to_string())?;
+        bound_regexes();
+        bounded::check(json)?;
+        let mut tokenizer: Tokenizer = serde_json::from_slice(json).map_err(|e| e.to_string())?;
         // A tokenizer.json may carry the limits of whoever saved it last; callers cut and pad for themselves.
         tokenizer.with_truncation(None).map_err(|e| e.to_string())?;
         tokenizer.with_padding(None);

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+namespace lquant {
+
+/// What is wrong with a text that should be JSON, to stand in brackets behind "not valid JSON": "line 3, column 7".
+class JsonFault : public std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// The only reader of JSON that comes from files. Lists and objects nest at most 200 deep, since printing, comparing and copying a
+/// value recurse; files of models nest some ten deep. `Json` is nlohmann::json or nlohmann::ordered_json. Throws JsonFault.
+template <class Json = nlohmann::json>
+Json parse_json(std::string_view text);
+extern template nlohmann::json parse_json(std::string_view);
+extern template nlohmann::ordered_json parse_json(std::string_view);
+
+/// A value in a JSON file that knows its place there, so that what is wrong with it can be said:
+/// "config.json: \"rope_scaling.factor\" is \"x\", not a number". All failures are an Error with the tag `room`.
+class JsonView {
+ public:
+  /// `file` is how messages name the file, `mend` what they advise. `value` must outlive the view.
+  JsonView(const char* room, std::string file, const nlohmann::json& value, const char* mend = "mend the file or get it again")
+      : room_(room), file_(std::move(file)), mend_(mend), value_(&value) {}
+
+  /// Whether the object has the key with a value other than null. Fails when this is no object.
+  bool has(const std::string& key) const;
+  JsonView at(const std::string& key) const;
+  JsonView at(std::size_t index) const;
+  /// Entries of the list; fails when this is none.
+  std::size_t size() const;
+
+  std::string text() const;
+  double number() const;
+  bool flag() const;
+  /// A whole number of this range; 8.0 is one too.
+  std::int64_t whole(std::int64_t least, std::int64_t most) const;
+
+  const nlohmann::json& value() const { return *value_; }
+  /// "FILE: \"a.b\" `what`; …".
+  [[noreturn]] void complain(const std::string& what) const;
+  /// complain with the value, shortened: "FILE: \"a.b\" is [1, 2], not `what`; …".
+  [[noreturn]] void refuse(const std::string& what) const;
+
+ private:
+  const char* room_;
+  std::string file_;
+  const char* mend_;
+  const nlohmann::json* value_;
+  std::string path_;  ///< empty: the file's whole value
+};
+
+/// A JSON value in a message: as it stands in the file, on one line, shortened.
+template <class Json>
+std::string shown_json(const Json& value);
+extern template std::string shown_json(const nlohmann::json&);
+extern template std::string shown_json(const nlohmann::ordered_json&);
+
+}  // namespace lquant
