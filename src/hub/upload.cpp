@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/links.h"
 #include "checkpoint/checkpoint.h"
 #include "hub/card.h"
 #include "hub/library.h"
@@ -26,8 +27,9 @@ UploadPlan plan_upload(const Upload& upload, const run::Context& context) {
   plan.card = model_card(upload.folder, upload.repo, context);
   for (const auto& entry : fs::directory_iterator(upload.folder)) {
     const auto file = entry.path().filename().string();
-    if (!entry.is_regular_file() || file.starts_with('.') || file == "README.md") continue;
-    plan.files.emplace_back(file, entry.file_size());
+    std::error_code ignored;
+    if (file.starts_with('.') || file == "README.md" || entry.is_directory(ignored)) continue;
+    plan.files.emplace_back(file, fs::file_size(*find_file("hub", upload.folder, file)));  // what a link leads to outside is not ours to publish
   }
   plan.files.emplace_back("README.md", plan.card.size());
   std::sort(plan.files.begin(), plan.files.end());

@@ -27,7 +27,8 @@ struct UploadPlan {
 /// Throws UsageError when `repo` is no name of a repository, "user/name".
 void check_repository(const std::string& repo);
 
-/// Throws Error when the folder is no complete model, or the repository's name is none; UsageError for the latter.
+/// Throws Error when the folder is no complete model, or holds a link that leads out of it or what is neither file nor folder; UsageError when the
+/// repository's name is none.
 UploadPlan plan_upload(const Upload& upload, const run::Context& context);
 
 /// Sends it: the repository is made when it is not there; large files are a commit each and the small ones the last, so a call that failed is
