@@ -102,8 +102,8 @@ bool is_left_over(const WeightMap& index, const std::set<std::string>& weights, 
 
 // All that any command reads of a model folder besides its tensors: a link that leads out is refused here, before any work.
 void check_small_files(const fs::path& folder) {
-  for (const auto& name : tokenizer_files()) find_file("checkpoint", folder, name);
-  for (const char* name : {"config.json", "generation_config.json", "README.md", "lquant.json", kIndex}) find_file("checkpoint", folder, name);
+  for (const auto& name : copied_files()) find_file("checkpoint", folder, name);
+  for (const char* name : {"config.json", "README.md", "lquant.json", kIndex}) find_file("checkpoint", folder, name);
 }
 
 }  // namespace
@@ -237,6 +237,23 @@ std::uint64_t Checkpoint::bytes() const {
   std::uint64_t sum = 0;
   for (const auto& entry : state_->tensors) sum += entry.second.end - entry.second.begin;
   return sum;
+}
+
+const std::vector<std::string>& copied_files() {
+  static const std::vector<std::string> names = [] {
+    auto all = tokenizer_files();
+    all.push_back("generation_config.json");
+    return all;
+  }();
+  return names;
+}
+
+void check_copied_files(const FileSet& files) {
+  for (const auto& name : copied_files()) {
+    if (!name.ends_with(".json")) continue;
+    const auto bytes = files.read("checkpoint", name, kLargestCopied);
+    if (bytes && !json::accept(*bytes)) fail("checkpoint", "{}: is not valid JSON; download or write the file again", files.label(name));
+  }
 }
 
 const std::vector<std::string>& tokenizer_files() {

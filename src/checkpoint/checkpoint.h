@@ -65,6 +65,14 @@ class Checkpoint {
   std::shared_ptr<const State> state_;
 };
 
+/// A tokenizer.json of 262,144 tokens has 33 MB; what is 15 times that is none.
+constexpr std::size_t kLargestCopied = std::size_t{1} << 29;
+
+/// Names of the files that a quantized copy carries along as they are: the tokenizer's and generation_config.json.
+const std::vector<std::string>& copied_files();
+/// Throws Error naming a file among them that says it is JSON and is not, is larger than kLargestCopied, or is no file of the folder (find_file).
+void check_copied_files(const FileSet& files);
+
 /// Names of the tokenizer's files that may lie in a model folder: what fingerprint() covers and a quantized copy carries along.
 const std::vector<std::string>& tokenizer_files();
 

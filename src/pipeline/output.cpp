@@ -23,6 +23,7 @@ json output_config(const model::Model& source, const plan::QuantPlan* plan, mx::
   for (const char* key : {"dtype", "torch_dtype"})
     if (config.contains(key)) config[key] = dtype_name(dtype);
   if (!config.contains("dtype") && !config.contains("torch_dtype")) config["torch_dtype"] = dtype_name(dtype);
+  config.update(source.spec().settled);  // what mlx_lm would read otherwise than it was read here
   if (plan) config["quantization"] = config["quantization_config"] = plan::quantization_block(source.spec(), *plan);
   return config;
 }
@@ -56,6 +57,7 @@ json record_json(const model::Model& source, const plan::QuantPlan* plan, const 
            {"parameters", size.parameters},
            {"bytes", size.bytes}};
   if (plan) out["left_dense"] = plan->dense;
+  if (const auto left_out = source.left_out(); !left_out.empty()) out["left_out"] = left_out;
   if (!record.data.is_null()) out["data"] = record.data;
   if (!record.quality.is_null()) out["quality"] = record.quality;
   return out;
@@ -83,6 +85,12 @@ std::string dtype_name(mx::Dtype dtype) { return dtype == mx::bfloat16 ? "bfloat
 void check_output(const fs::path& output) {
   run::RunFolder::clear_removed(output);
   if (fs::exists(fs::symlink_status(output))) fail("pipeline", "{}: exists already; choose another --mlx-path or remove it", output.string());
+}
+
+void check_source(const model::Model& source, const run::Context& context) {
+  checkpoint::check_copied_files(source.checkpoint().files());
+  for (const auto& [why, names] : source.left_out())
+    context.line(fmt::format("left out: {}{}: {}", names[0], names.size() > 1 ? fmt::format(" and {} more", names.size() - 1) : "", why));
 }
 
 json read_plan(const fs::path& file) {
@@ -118,10 +126,8 @@ void ModelWriter::finish(const plan::QuantPlan* plan, mx::Dtype dtype, const Rec
                     : options.contains("quant_predicate") ? "-" + options.at("quant_predicate").get<std::string>()
                                                           : fmt::format("-{}bit", plan->base.bits);
   writer_.write_text("README.md", model_card(source_, plan, size, record, checkpoint.name() + what));
-  auto carried = checkpoint::tokenizer_files();
-  carried.push_back("generation_config.json");
-  for (const auto& file : carried)
-    if (const auto bytes = checkpoint.files().read("pipeline", file)) writer_.write_text(file, *bytes);
+  for (const auto& file : checkpoint::copied_files())
+    if (const auto bytes = checkpoint.files().read("pipeline", file, checkpoint::kLargestCopied)) writer_.write_text(file, *bytes);
   writer_.commit();
 }
 
