@@ -29,7 +29,7 @@ void check_repository(const std::string& repo);
 
 /// Throws Error when the folder is no complete model, or holds a link that leads out of it or what is neither file nor folder; UsageError when the
 /// repository's name is none.
-UploadPlan plan_upload(const Upload& upload, const run::Context& context);
+UploadPlan plan_upload(const Upload& upload);
 
 /// Sends it: the repository is made when it is not there; large files are a commit each and the small ones the last, so a call that failed is
 /// continued by the same call. Returns the model's address.

@@ -50,6 +50,7 @@ class ModelWriter {
 
  private:
   const model::Model& source_;
+  std::filesystem::path output_;
   checkpoint::Writer writer_;
 };
 

@@ -4,6 +4,7 @@
 
 mod chat;
 mod context;
+mod front_matter;
 mod json;
 mod methods;
 mod tokenizer;
@@ -208,4 +209,11 @@ pub unsafe extern "C" fn lquant_tokenizer_vocab_size(tokenizer: *const LoadedTok
 #[no_mangle]
 pub unsafe extern "C" fn lquant_chat_render(name: Slice, source: Slice, context: Slice, out: *mut OwnedString, error: *mut OwnedString) -> c_int {
     deliver(guarded(|| chat::render(&name.text(), &source.text(), context.bytes())), out, error)
+}
+
+/// # Safety
+/// `text` is valid; `out` and `error` are writable.
+#[no_mangle]
+pub unsafe extern "C" fn lquant_front_matter(text: Slice, out: *mut OwnedString, error: *mut OwnedString) -> c_int {
+    deliver(guarded(|| front_matter::front_matter(&text.text())), out, error)
 }
