@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/files.h"
+#include "base/links.h"
 
 namespace lquant {
 namespace fs = std::filesystem;
@@ -29,13 +30,12 @@ FileSet FileSet::of_memory(fs::path origin, std::map<std::string, Make> makers) 
 }
 
 bool FileSet::has(const std::string& name) const {
-  std::error_code ignored;
-  return memory_ ? memory_->makers.contains(name) : fs::exists(place_ / name, ignored);
+  return memory_ ? memory_->makers.contains(name) : has_entry(place_, name);
 }
 
 std::optional<std::string> FileSet::read(const char* room, const std::string& name, std::size_t limit) const {
+  if (!memory_) return find_file(room, place_, name) ? std::optional(read_file(room, place_ / name, limit)) : std::nullopt;
   if (!has(name)) return std::nullopt;
-  if (!memory_) return read_file(room, place_ / name, limit);
   const std::lock_guard lock(memory_->mutex);
   auto made = memory_->made.find(name);
   if (made == memory_->made.end()) made = memory_->made.emplace(name, memory_->makers.at(name)()).first;

@@ -20,9 +20,10 @@ class FileSet {
   /// Files that are made when they are first asked for, and then kept. `origin` is what they were made from, for messages.
   static FileSet of_memory(std::filesystem::path origin, std::map<std::string, Make> files);
 
+  /// Whether there is an entry of that name; it need not be one that read() accepts.
   bool has(const std::string& name) const;
   /// The file's bytes; nothing when there is none of that name. Throws Error (tag `room`) when it cannot be read, has more than `limit`
-  /// bytes, or (from memory) cannot be made.
+  /// bytes, is a link that leads out of the folder or no regular file (see find_file), or (from memory) cannot be made.
   std::optional<std::string> read(const char* room, const std::string& name, std::size_t limit = std::size_t{1} << 31) const;
   /// How a message names this file: "folder/tokenizer.json", or "model.gguf (tokenizer.json)".
   std::string label(const std::string& name) const;

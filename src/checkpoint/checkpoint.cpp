@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/hash.h"
+#include "base/links.h"
 #include "checkpoint/gguf/source.h"
 #include "checkpoint/hub_origin.h"
 #include "checkpoint/tensor.h"
@@ -59,16 +60,17 @@ std::set<std::string> weight_files(const fs::path& folder) {
   return files;
 }
 
-// The index's map from tensor to file, its file names checked to be plain names of files that are there.
-std::map<std::string, std::string> read_index(const fs::path& folder) {
+using WeightMap = std::map<std::string, std::string>;  // from tensor to file
+
+// The index's map, its file names checked to be plain names.
+WeightMap read_index(const fs::path& folder) {
   const auto path = folder / kIndex;
-  std::error_code ignored;
-  if (!fs::exists(path, ignored)) return {};
+  if (!find_file("checkpoint", folder, kIndex)) return {};
   const auto index = read_json("checkpoint", path);
   if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object()) {
     fail("checkpoint", "{}: has no weight_map from tensors to files; download it again", path.string());
   }
-  std::map<std::string, std::string> map;
+  WeightMap map;
   for (const auto& [tensor, value] : index["weight_map"].items()) {
     if (!value.is_string()) fail("checkpoint", "{}: the file of tensor {} is not a name; download it again", path.string(), in_quotes(tensor));
     const auto& file = value.get_ref<const std::string&>();
@@ -76,10 +78,32 @@ std::map<std::string, std::string> read_index(const fs::path& folder) {
       fail("checkpoint", "{}: names {}, which is not the name of a safetensors file in the same folder; do not trust this checkpoint", path.string(),
            in_quotes(file));
     }
-    if (!fs::exists(folder / file, ignored)) fail("checkpoint", "{}: names {}, which is not there; download it", path.string(), in_quotes(file));
     map.emplace(tensor, file);
   }
   return map;
+}
+
+// Whether the names alone say that nothing is missing: model.safetensors, or all of model-00001-of-0000N.safetensors to the N-th.
+bool is_whole(const std::set<std::string>& weights) {
+  if (weights.contains("model.safetensors")) return true;
+  for (std::size_t n = 1; n <= weights.size(); ++n) {
+    std::size_t found = 0;
+    for (std::size_t i = 1; i <= n; ++i) found += weights.count(fmt::format("model-{:05}-of-{:05}.safetensors", i, n));
+    if (found == n) return true;
+  }
+  return false;
+}
+
+// Repositories exist whose model was packed anew and whose index was forgotten: not one of the files that it names is there, and the whole model is
+// in others. mlx_lm never looks at an index, and this one says nothing of the folder that it lies in.
+bool is_left_over(const WeightMap& index, const std::set<std::string>& weights, const fs::path& folder) {
+  return is_whole(weights) && std::none_of(index.begin(), index.end(), [&](const auto& row) { return has_entry(folder, row.second); });
+}
+
+// All that any command reads of a model folder besides its tensors: a link that leads out is refused here, before any work.
+void check_small_files(const fs::path& folder) {
+  for (const auto& name : copied_files()) find_file("checkpoint", folder, name);
+  for (const char* name : {"config.json", "README.md", "lquant.json", kIndex}) find_file("checkpoint", folder, name);
 }
 
 }  // namespace
@@ -95,11 +119,11 @@ struct Checkpoint::State {
   mutable std::string fingerprint;
 
   void add_file(const std::string& name);
-  void check_index(const std::map<std::string, std::string>& index) const;
+  void check_index(const WeightMap& index) const;
 };
 
 void Checkpoint::State::add_file(const std::string& name) {
-  const auto& file = files.emplace(name, File::open(folder / name)).first->second;
+  const auto& file = files.emplace(name, File::open(folder, name)).first->second;
   for (auto& [tensor, info] : read_header(file).tensors) {
     const auto [place, is_new] = tensors.emplace(tensor, std::move(info));
     if (!is_new) {
@@ -109,7 +133,7 @@ void Checkpoint::State::add_file(const std::string& name) {
   }
 }
 
-void Checkpoint::State::check_index(const std::map<std::string, std::string>& index) const {
+void Checkpoint::State::check_index(const WeightMap& index) const {
   for (const auto& [tensor, file] : index) {
     const auto found = tensors.find(tensor);
     if (found == tensors.end() || found->second.file.filename() != file) {
@@ -133,16 +157,21 @@ Checkpoint Checkpoint::open(const fs::path& path) {
   const auto& folder = path;
   check_folder(folder);
   state->small_files = FileSet::of_folder(folder);
+  check_small_files(folder);
   const auto config = folder / "config.json";
-  std::error_code ignored;
-  if (!fs::exists(config, ignored))
+  if (!has_entry(folder, "config.json"))
     fail("checkpoint", "{}: there is no config.json in it; give the folder of a model, or download the file", folder.string());
   state->config = read_json("checkpoint", config);
   if (!state->config.is_object()) fail("checkpoint", "{}: is not a JSON object; download it again", config.string());
 
-  const auto index = read_index(folder);
   auto files = weight_files(folder);
-  for (const auto& [tensor, file] : index) files.insert(file);
+  auto index = read_index(folder);
+  if (is_left_over(index, files, folder)) index.clear();
+  for (const auto& [tensor, file] : index) {
+    if (!has_entry(folder, file))
+      fail("checkpoint", "{}: names {}, which is not there; download it", (folder / kIndex).string(), in_quotes(file));
+    files.insert(file);
+  }
   if (files.empty()) {
     fail("checkpoint", "{}: there is no model*.safetensors in it; download the weights, or convert them to safetensors first", folder.string());
   }
@@ -198,8 +227,7 @@ std::string Checkpoint::fingerprint() const {
   auto texts = tokenizer_files();
   texts.push_back("config.json");
   for (const auto& name : texts) {
-    std::error_code ignored;
-    if (fs::exists(state_->folder / name, ignored)) add(name, File::open(state_->folder / name));
+    if (has_entry(state_->folder, name)) add(name, File::open(state_->folder, name));
   }
   for (const auto& [name, file] : state_->files) add(name, file);
   return state_->fingerprint = hash.hex();
@@ -209,6 +237,23 @@ std::uint64_t Checkpoint::bytes() const {
   std::uint64_t sum = 0;
   for (const auto& entry : state_->tensors) sum += entry.second.end - entry.second.begin;
   return sum;
+}
+
+const std::vector<std::string>& copied_files() {
+  static const std::vector<std::string> names = [] {
+    auto all = tokenizer_files();
+    all.push_back("generation_config.json");
+    return all;
+  }();
+  return names;
+}
+
+void check_copied_files(const FileSet& files) {
+  for (const auto& name : copied_files()) {
+    if (!name.ends_with(".json")) continue;
+    const auto bytes = files.read("checkpoint", name, kLargestCopied);
+    if (bytes && !json::accept(*bytes)) fail("checkpoint", "{}: is not valid JSON; download or write the file again", files.label(name));
+  }
 }
 
 const std::vector<std::string>& tokenizer_files() {

@@ -23,9 +23,12 @@ enum class CheckFinite { no, yes };
 class Checkpoint {
  public:
   /// Opens config.json and every model*.safetensors, and whatever else model.safetensors.index.json names. Tensors that the
-  /// index does not name are kept, as mlx_lm keeps them. Throws Error, naming the file and the mend, when the folder, its
-  /// config or its tensors are missing; when a file is no sound safetensors file (see parse_header); when a tensor lies in two files; when the
-  /// index names a file outside of the folder or one that is not there, or places a tensor in a file that lacks it.
+  /// index does not name are kept, as mlx_lm keeps them; an index none of whose files is there, beside a whole set of others, was left
+  /// over from another packing and is ignored.
+  /// Throws Error, naming the file and the mend, when the folder, its config or its tensors are missing; when a file is no sound safetensors file
+  /// (see parse_header); when a tensor lies in two files; when the index names a file outside of the folder or one of those that it names is not
+  /// there, or places a tensor in a file that lacks it; when any file that a command may read or copy is a link that leads out of the folder, or no
+  /// regular file (see find_file).
   ///
   /// A path that ends in ".gguf" is read as such a file, or as the pieces of a split one of which it is any. Throws Error as
   /// gguf::Source::open does.
@@ -61,6 +64,14 @@ class Checkpoint {
   explicit Checkpoint(std::shared_ptr<const State> state) : state_(std::move(state)) {}
   std::shared_ptr<const State> state_;
 };
+
+/// A tokenizer.json of 262,144 tokens has 33 MB; what is 15 times that is none.
+constexpr std::size_t kLargestCopied = std::size_t{1} << 29;
+
+/// Names of the files that a quantized copy carries along as they are: the tokenizer's and generation_config.json.
+const std::vector<std::string>& copied_files();
+/// Throws Error naming a file among them that says it is JSON and is not, is larger than kLargestCopied, or is no file of the folder (find_file).
+void check_copied_files(const FileSet& files);
 
 /// Names of the tokenizer's files that may lie in a model folder: what fingerprint() covers and a quantized copy carries along.
 const std::vector<std::string>& tokenizer_files();

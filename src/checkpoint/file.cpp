@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "base/hash.h"
+#include "base/links.h"
 
 namespace lquant::checkpoint {
 namespace {
@@ -43,6 +44,13 @@ File File::open(const std::filesystem::path& path) {
 #ifdef POSIX_FADV_SEQUENTIAL
   ::posix_fadvise(descriptor, 0, 0, POSIX_FADV_SEQUENTIAL);  // doubles the read-ahead; only advice, so its result does not matter
 #endif
+  return file;
+}
+
+File File::open(const std::filesystem::path& folder, const std::string& name) {
+  const auto place = find_file("checkpoint", folder, name);
+  auto file = open(place.value_or(folder / name));
+  file.path_ = folder / name;
   return file;
 }
 

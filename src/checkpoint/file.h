@@ -14,6 +14,8 @@ class File {
  public:
   /// An existing file. Throws when it is not there, not readable, or no regular file (a folder, a pipe).
   static File open(const std::filesystem::path& path);
+  /// A file of a model folder, called "folder/name". Throws also when it is a link that leads out of the folder (see find_file).
+  static File open(const std::filesystem::path& folder, const std::string& name);
   /// A new file to append to. Throws when the path exists or cannot be made.
   static File create(const std::filesystem::path& path);
 

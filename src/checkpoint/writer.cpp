@@ -110,7 +110,7 @@ void Writer::write_text(const std::string& file, std::string_view content) {
   state_->texts[file] = sha256(content);
 }
 
-void Writer::write_json(const std::string& file, const nlohmann::ordered_json& value) { write_text(file, value.dump(4, ' ', true)); }
+void Writer::write_json(const std::string& file, const nlohmann::ordered_json& value) { write_text(file, value.dump(4, ' ', true, nlohmann::ordered_json::error_handler_t::replace)); }
 
 void Writer::write_tensors(const std::string& file, const std::vector<std::pair<std::string, mx::array>>& tensors) {
   state_->claim(file);

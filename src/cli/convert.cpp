@@ -62,7 +62,7 @@ int run(Options& o, run::Stop& stop) {
     hub::Upload upload;
     upload.folder = o.convert.output;
     upload.repo = o.upload_repo;
-    context.line(fmt::format("the model is at {}", hub::send(upload, hub::plan_upload(upload, context), context)));
+    context.line(fmt::format("the model is at {}", hub::send(upload, hub::plan_upload(upload), context)));
   }
   return 0;
 }

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <memory>
 
+#include "artifact/record.h"
 #include "base/error.h"
 #include "cli/command.h"
 #include "cli/paths.h"
@@ -24,7 +25,7 @@ namespace {
 struct Options {
   pipeline::EvaluateRun run;
   std::string chat_arguments = "{}";
-  bool chat = false, unsafe_code = false, json = false, trust_remote_code = false;
+  bool chat = false, unsafe_code = false, record = false, json = false, trust_remote_code = false;
   double temperature = 0, top_p = 1;
   int top_k = 0;
 };
@@ -70,6 +71,22 @@ fs::path data_of_hub(const std::vector<const evaluate::Task*>& tasks, const pipe
   return folder;
 }
 
+/// Puts the figures into the model's lquant.json, from which the model card is made; those of the same tasks make way.
+void record(const pipeline::EvaluateRun& run, const pipeline::EvaluateResult& result) {
+  const auto figure = [](const evaluate::Mean& mean) {
+    return nlohmann::json{{"value", mean.value}, {"error", std::isnan(mean.error) ? nlohmann::json() : nlohmann::json(mean.error)}};
+  };
+  auto tasks = nlohmann::json::object();
+  for (const auto& f : result.figures) {
+    auto& task = tasks[f.task];
+    task["rows"] = result.report.at("n-samples").at(f.task).at("effective").get<std::int64_t>();
+    task["examples"] = run.shots.value_or(0);
+    task["metrics"][f.metric] = figure(f.model);
+    if (f.teacher) task["original"][f.metric] = figure(*f.teacher);
+  }
+  artifact::add_tasks(run.model, tasks);
+}
+
 /// All that options alone can tell.
 void check(Options& o, const CLI::App& command) {
   auto& r = o.run;
@@ -84,7 +101,8 @@ void check(Options& o, const CLI::App& command) {
     refuse_idle(command, {"--chat-template-args", "--fewshot-as-multiturn"}, "with --no-apply-chat-template; leave out one or the other");
   check_model("--model", r.model);
   if (r.teacher) check_model("--compare", *r.teacher);
-  if (!r.data.empty() && !fs::is_directory(r.data)) fail("cli", "{}: is no folder; give --data-dir one with TASK/SPLIT.jsonl", r.data.string());
+  if (!r.data.empty()) check_present("--data-dir", r.data);
+  if (o.record && fs::exists(r.model)) check_record(r.model);
   check_folder_to_fill("--output-dir", r.output_dir);
   remark_accepted(command, "--trust-remote-code", "lquant never runs code from a model folder");
 }
@@ -105,7 +123,9 @@ int run(Options& o, const CLI::App& command, run::Stop& stop) {
       throw Error(fmt::format("{}; or give the rows by --data-dir, a folder with TASK/SPLIT.jsonl", e.what()));
     }
   }
+  if (o.record) check_record(o.run.model);
   const auto result = pipeline::evaluate_tasks(o.run, context);
+  if (o.record) record(o.run, result);
   if (o.json) {
     print_json(result.report);
     return 0;
@@ -141,6 +161,7 @@ void add_evaluate(CLI::App& app, Run& chosen) {
   command->add_option("--chat-template-args", o->chat_arguments, "JSON object of variables for the chat template")->capture_default_str();
   command->add_flag("--confirm-run-unsafe-code", o->unsafe_code, "Refused: no code of a model is ever run");
   command->add_flag("--fresh", r.fresh, "Start over instead of continuing an interrupted run");
+  command->add_flag("--record", o->record, "Keep the figures in the model's lquant.json, for its card (see lquant upload)");
   command->add_flag("--json", o->json, "Print the results as JSON on stdout");
   command->add_option("--temp", o->temperature, "Accepted for mlx_lm's sake, as --top-p and --top-k are; nothing is sampled");
   command->add_option("--top-p", o->top_p, "See --temp");

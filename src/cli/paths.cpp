@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include "artifact/record.h"
 #include "base/error.h"
 #include "hub/names.h"
 
@@ -73,6 +74,13 @@ void check_model(const char* flag, const fs::path& model) {
 void check_text(const char* flag, const fs::path& text) {
   if (present(text) || hub::data_name(text.string())) return;
   fail("cli", "{}: cannot be read, for it is not there; check {}", text.string(), flag);
+}
+
+void check_record(const fs::path& model) {
+  const auto file = model / artifact::kRecordFile;
+  if (!fs::is_regular_file(file))
+    fail("cli", "{}: is not there, so --record has nowhere to write; it is for folders that lquant made", file.string());
+  check_new_file("--model", file);
 }
 
 void check_texts(const char* flag, const std::vector<std::string>& texts) {

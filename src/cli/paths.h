@@ -27,6 +27,9 @@ void check_model(const char* flag, const std::filesystem::path& model);
 /// A text to score: something that is there, or a data set's name on the hub. Throws Error naming the flag otherwise.
 void check_text(const char* flag, const std::filesystem::path& text);
 
+/// A model whose lquant.json gets figures. Throws Error when it has none, or it cannot be replaced.
+void check_record(const std::filesystem::path& model);
+
 /// Texts to learn from: each is there or has the form of a data set's name on the hub; or "self" alone. Throws Error naming the flag otherwise.
 void check_texts(const char* flag, const std::vector<std::string>& texts);
 

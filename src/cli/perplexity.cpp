@@ -5,8 +5,9 @@
 
 #include <memory>
 
+#include "artifact/record.h"
 #include "base/error.h"
-#include "base/files.h"
+#include "base/words.h"
 #include "cli/command.h"
 #include "cli/paths.h"
 #include "cli/print.h"
@@ -36,26 +37,11 @@ evaluate::Quality with_report(const Options& o, const run::Context& context) {
   return quality;
 }
 
-/// Where --record writes.
-std::filesystem::path record_of(const std::filesystem::path& model) {
-  const auto file = model / "lquant.json";
-  if (!std::filesystem::is_regular_file(file))
-    fail("cli", "{}: is not there, so --record has nowhere to write; it is for folders that lquant made", file.string());
-  check_new_file("--model", file);
-  return file;
-}
-
 /// Puts the figures into the model's lquant.json, from which the model card is made; those of the same text make way.
 void record(const pipeline::PerplexityOptions& run, const evaluate::Quality& quality) {
-  const auto file = record_of(run.model);
-  auto json = read_json("cli", file);
   auto entry = quality.to_json();
-  entry["text"] = run.file().filename().string();
-  auto& all = json["measured"];
-  if (!all.is_array()) all = nlohmann::json::array();
-  std::erase_if(all.get_ref<nlohmann::json::array_t&>(), [&](const auto& other) { return other.value("text", "") == entry["text"]; });
-  all.push_back(entry);
-  write_file_atomically("cli", file, json.dump(4) + "\n");
+  entry["text"] = name_of(run.file());
+  artifact::add_measured(run.model, entry);
 }
 
 /// All that options alone can tell.
@@ -68,7 +54,7 @@ void check(const Options& o, const CLI::App& command) {
   if (r.teacher) check_model("--teacher", *r.teacher);
   check_text("--data-path", r.data);
   if (!o.report.empty()) check_new_file("--report", o.report);
-  if (o.record && std::filesystem::exists(r.model)) record_of(r.model);
+  if (o.record && std::filesystem::exists(r.model)) check_record(r.model);
   remark_accepted(command, "--trust-remote-code", "lquant never runs code from a model folder");
 }
 
@@ -76,7 +62,7 @@ int run(Options& o, run::Stop& stop) {
   const auto events = events_on_stderr(/*quiet=*/o.json);
   const run::Context context(*events, stop);
   o.run.model = hub::model(o.run.model, context);
-  if (o.record) record_of(o.run.model);
+  if (o.record) check_record(o.run.model);
   o.run.teacher = hub::model(o.run.teacher, context);
   o.run.data = hub::rows(std::filesystem::path(o.run.data), static_cast<int>(o.run.num_samples), o.run.seed, context).string();
   const auto q = o.report.empty() ? pipeline::perplexity(o.run, context) : with_report(o, context);

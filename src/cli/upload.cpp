@@ -23,7 +23,7 @@ int run(const Options& o, run::Stop& stop) {
   const auto events = events_on_stderr();
   const run::Context context(*events, stop);
   if (!o.dry_run) hub::need_library();
-  const auto plan = hub::plan_upload(o.upload, context);
+  const auto plan = hub::plan_upload(o.upload);
   if (o.dry_run) {
     print("{}\n", plan.card);
     Table table({Align::left, Align::right});

@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "artifact/record.h"
 #include "base/error.h"
+#include "base/links.h"
+#include "base/words.h"
 #include "checkpoint/checkpoint.h"
-#include "hub/card.h"
 #include "hub/library.h"
 #include "hub/names.h"
 
@@ -19,15 +21,19 @@ void check_repository(const std::string& repo) {
     throw UsageError(fmt::format("--upload-repo {} is no name of a repository; write user/name, with letters, digits, '-', '_' and '.'", repo));
 }
 
-UploadPlan plan_upload(const Upload& upload, const run::Context& context) {
+UploadPlan plan_upload(const Upload& upload) {
   check_repository(upload.repo);
   const auto model = checkpoint::Checkpoint::open(upload.folder);  // every shard is there and whole
+  if (!is_utf8(upload.folder.string()))
+    fail("hub", "{}: its path has bytes that are not UTF-8, which the hub's library cannot open; rename it", utf8(upload.folder));
   UploadPlan plan;
-  plan.card = model_card(upload.folder, upload.repo, context);
+  plan.card = artifact::card_of_folder(upload.folder, artifact::names_of_repository(upload.repo));
   for (const auto& entry : fs::directory_iterator(upload.folder)) {
     const auto file = entry.path().filename().string();
-    if (!entry.is_regular_file() || file.starts_with('.') || file == "README.md") continue;
-    plan.files.emplace_back(file, entry.file_size());
+    std::error_code ignored;
+    if (!is_utf8(file)) fail("hub", "{}: its name has bytes that are not UTF-8, which the hub cannot hold; rename it", utf8(entry.path()));
+    if (file.starts_with('.') || file == "README.md" || entry.is_directory(ignored)) continue;
+    plan.files.emplace_back(file, fs::file_size(*find_file("hub", upload.folder, file)));  // what a link leads to outside is not ours to publish
   }
   plan.files.emplace_back("README.md", plan.card.size());
   std::sort(plan.files.begin(), plan.files.end());

@@ -27,8 +27,9 @@ struct UploadPlan {
 /// Throws UsageError when `repo` is no name of a repository, "user/name".
 void check_repository(const std::string& repo);
 
-/// Throws Error when the folder is no complete model, or the repository's name is none; UsageError for the latter.
-UploadPlan plan_upload(const Upload& upload, const run::Context& context);
+/// Throws Error when the folder is no complete model, or holds a link that leads out of it or what is neither file nor folder; UsageError when the
+/// repository's name is none.
+UploadPlan plan_upload(const Upload& upload);
 
 /// Sends it: the repository is made when it is not there; large files are a commit each and the small ones the last, so a call that failed is
 /// continued by the same call. Returns the model's address.

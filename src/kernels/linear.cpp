@@ -2,6 +2,7 @@
 // to weights are cast to f32 so that both paths give the caller one dtype.
 #include "kernels/linear.h"
 
+#include <mlx/backend/metal/metal.h>
 #include <mlx/ops.h>
 #include <mlx/transforms.h>
 

@@ -2,6 +2,7 @@
 // that can be wrong with a folder is found here, before any work begins; loading afterwards only fetches and casts.
 #include "model/model.h"
 
+#include <fnmatch.h>
 #include <mlx/mlx.h>
 
 #include <algorithm>
@@ -81,6 +82,23 @@ std::vector<std::string> names_of(const std::vector<Expected>& all) {
   return names;
 }
 
+const LeftOut* row_of(const ModelSpec& spec, const std::string& name) {
+  const auto row = std::find_if(spec.left_out.begin(), spec.left_out.end(),
+                                [&](const auto& r) { return ::fnmatch(r.pattern.c_str(), name.c_str(), FNM_NOESCAPE) == 0; });
+  return row == spec.left_out.end() ? nullptr : &*row;
+}
+
+/// Dropping a tensor that nobody has heard of would change what the model computes, and nobody would know.
+void refuse_unknown(const checkpoint::Checkpoint& checkpoint, const ModelSpec& spec, std::vector<std::string> unused) {
+  std::erase_if(unused, [&](const auto& name) { return row_of(spec, name) != nullptr; });
+  if (unused.empty()) return;
+  fail("model",
+       "{}: tensor {}{} is not one that a model of type {} has as config.json describes it; the file belongs to another model, or this is a variant that "
+       "lquant does not know",
+       checkpoint.info(unused[0]).file.string(), checkpoint::in_quotes(unused[0]),
+       unused.size() > 1 ? fmt::format(" (with {} others)", unused.size() - 1) : "", checkpoint.config().at("model_type").get<std::string>());
+}
+
 mx::Dtype float_dtype_of(const checkpoint::Checkpoint& checkpoint, const ModelSpec& spec) {
   for (const char* suffix : {".weight", ".scales"}) {
     const auto name = spec.embedding.path + suffix;
@@ -96,10 +114,12 @@ Model Model::open(const checkpoint::Checkpoint& checkpoint) {
   model.spec_ = spec_from_config(checkpoint.config());
   auto& spec = model.spec_;
   if (spec.head_if_present && spec.head && !checkpoint.has(spec.head->path + ".weight")) spec.head.reset();
+  if (spec.settled.contains("tie_word_embeddings")) spec.settled["tie_word_embeddings"] = spec.tied();
   model.formats_ = read_formats(checkpoint, spec);
   for (const auto& expected : expected_outside(spec, model.formats_)) check(checkpoint, spec, expected);
   for (const auto& block : spec.blocks)
     for (const auto& expected : expected_of(block, model.formats_)) check(checkpoint, spec, expected);
+  refuse_unknown(checkpoint, spec, model.unused_names());
   model.stored_dtype_ = float_dtype_of(checkpoint, spec);
   return model;
 }
@@ -164,6 +184,12 @@ std::vector<std::string> Model::unused_names() const {
     if (!used.count(name)) unused.push_back(name);
   std::sort(unused.begin(), unused.end());
   return unused;
+}
+
+std::map<std::string, std::vector<std::string>> Model::left_out() const {
+  std::map<std::string, std::vector<std::string>> all;
+  for (const auto& name : unused_names()) all[row_of(spec_, name)->why].push_back(name);
+  return all;
 }
 
 Tensors cast(Tensors tensors, mx::Dtype dtype) {

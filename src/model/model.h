@@ -2,6 +2,7 @@
 
 #include <mlx/array.h>
 
+#include <map>
 #include <optional>
 #include <string>
 #include <utility>
@@ -17,9 +18,10 @@ namespace lquant::model {
 /// A checkpoint understood: its architecture, the number format of each linear, and loading by parts. Holds no tensor; cheap to copy.
 class Model {
  public:
-  /// Reads config.json and the tensors' headers; checks that every tensor of the architecture is there and has its shape.
+  /// Reads config.json and the tensors' headers; checks that every tensor of the architecture is there and has its shape, and that every tensor that
+  /// is there is the architecture's or one that it leaves out for a stated reason (ModelSpec::left_out).
   /// Formats come from the "quantization" block (global, per path, or false) and, where it says nothing, from the shapes of codes and
-  /// scales, as mlx_lm does. Throws Error naming the tensor: missing, of another shape, in a format that cannot be.
+  /// scales, as mlx_lm does. Throws Error naming the tensor: missing, of another shape, in a format that cannot be, or unknown.
   static Model open(const checkpoint::Checkpoint& checkpoint);
 
   const ModelSpec& spec() const { return spec_; }
@@ -42,8 +44,10 @@ class Model {
   /// Names that load_block(i) gives, and those of load_embedding and load_final together.
   std::vector<std::string> block_names(int i) const;
   std::vector<std::string> outer_names() const;
-  /// Tensors of the checkpoint that the architecture has no use for (rotary tables, a tied head's copy, …), sorted.
+  /// Tensors of the checkpoint that the architecture has no use for, sorted: all of them match a row of spec().left_out.
   std::vector<std::string> unused_names() const;
+  /// The same by the rows' reasons.
+  std::map<std::string, std::vector<std::string>> left_out() const;
 
  private:
   explicit Model(checkpoint::Checkpoint checkpoint) : checkpoint_(std::move(checkpoint)) {}

@@ -81,6 +81,8 @@ std::vector<double> longrope(int dims, double base, const json& scaling, int max
   const json& factors = scaling["long_factor"];
   if (factors.is_array() && factors.size() != inv_freq.size())
     fail("model", "config.json: rope_scaling.long_factor has {} values where {} features are rotated", factors.size(), inv_freq.size());
+  if (!scaling.contains("short_factor"))
+    fail("model", "config.json: rope_scaling of type longrope lacks \"short_factor\", without which mlx_lm does not open the model");
   for (std::size_t f = 0; f < inv_freq.size(); ++f) inv_freq[f] /= factors.is_array() ? factors[f].get<double>() : factors.get<double>();
   return inv_freq;
 }
@@ -101,10 +103,16 @@ RopeSpec make_rope(int dims, double base, bool interleaved, const json& scaling,
   RopeSpec rope;
   rope.interleaved = interleaved;
   rope.base = static_cast<float>(base);
-  std::string type = "default";
-  if (scaling.is_object()) type = scaling.value("type", scaling.value("rope_type", "default"));
+  const auto text = [&](const char* key) {
+    return scaling.is_object() && scaling.contains(key) && !scaling[key].is_null() ? scaling[key].get<std::string>() : std::string();
+  };
+  auto type = text("type");
+  if (type.empty()) type = text("rope_type");
+  if (type.empty()) type = "default";
 
   std::vector<double> inv_freq;
+  if (type == "mrope" && (!scaling.contains("mrope_section") || scaling["mrope_section"].size() != 3))
+    fail("model", "config.json: rope_scaling of type mrope needs a \"mrope_section\" of three; take the config.json of the original model");
   if (type == "default" || type == "mrope") {
     inv_freq = plain(dims, base, 1);
   } else if (type == "linear") {
@@ -118,13 +126,13 @@ RopeSpec make_rope(int dims, double base, bool interleaved, const json& scaling,
     inv_freq = llama3(dims, base, scaling);
   } else if (type == "yarn" || type == "deepseek_yarn" || type == "telechat3-yarn") {
     inv_freq = yarn(dims, base, scaling, rope.magnitude);
-  } else if (type == "longrope" || type == "su") {
+  } else if (type == "longrope") {
     inv_freq = longrope(dims, base, scaling, max_positions, rope.magnitude);
   } else if (type == "proportional") {
     inv_freq = proportional(dims, base, scaling);
   } else {
     fail("model",
-         "config.json: rope_scaling of type \"{}\" is not known; known: default, linear, dynamic, llama3, yarn, longrope, su, proportional, mrope",
+         "config.json: rope_scaling of type \"{}\" is not known; known: default, linear, dynamic, llama3, yarn, longrope, proportional, mrope",
          type);
   }
   rope.inv_freq.assign(inv_freq.begin(), inv_freq.end());

@@ -20,7 +20,7 @@ struct RopeSpec {
 };
 
 /// What mlx_lm's rope_utils.initialize_rope makes of a "rope_scaling" block (null: none): default, linear, dynamic, llama3
-/// (Llama 3.1), yarn (arXiv 2309.00071), longrope / su (arXiv 2402.13753; always the long factors), proportional, mrope (its text
+/// (Llama 3.1), yarn (arXiv 2309.00071), longrope (arXiv 2402.13753; always the long factors), proportional, mrope (its text
 /// part, which is the default). `dims` features are rotated; `max_positions` is max_position_embeddings or 0 when the
 /// config has none. Throws Error for an unknown type or a missing field.
 RopeSpec make_rope(int dims, double base, bool interleaved, const nlohmann::json& scaling, int max_positions);

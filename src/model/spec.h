@@ -98,6 +98,12 @@ struct Edge {
   int channel(int column) const { return column / (head_dim * repeats) * head_dim + column % head_dim; }
 };
 
+/// Tensors of a checkpoint that its model has no use for, and why: nothing is left out without such a row.
+struct LeftOut {
+  std::string pattern;  ///< of names; '*' stands for any characters
+  std::string why;      ///< "rotary tables, which follow from config.json"
+};
+
 struct ModelSpec {
   std::string family;  ///< the table's name ("llama" for mistral too)
   int hidden = 0, vocab = 0;
@@ -110,6 +116,10 @@ struct ModelSpec {
   bool head_if_present = false;
   float logit_softcap = 0;
   float logit_multiplier = 1;
+  std::vector<LeftOut> left_out;
+  /// Fields of config.json that mlx_lm would read otherwise, or not at all, as they stand there (null, absent, 6.0 for 6), with the values that they
+  /// were read as here: an output's config.json has these.
+  nlohmann::json settled = nlohmann::json::object();
 
   bool tied() const { return !head; }
   /// Every linear in the order of the forward pass: embedding, blocks, head. They are this spec's own.

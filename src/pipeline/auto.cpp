@@ -265,6 +265,7 @@ AutoResult auto_quantize(const AutoRun& o, const run::Context& context) {
   const auto checkpoint = checkpoint::Checkpoint::open(o.model);
   const auto model = model::Model::open(checkpoint);
   if (!model.formats().empty()) fail("pipeline", "{}: is quantized already; start from the original", o.model.string());
+  check_source(model, context);
   check_target(allocation_of(o), model.spec(), static_cast<int>(mx::size_of(model.stored_dtype())));
   const auto tokenizer = text::Tokenizer::open(checkpoint.files());
   const auto expected = expect(o, model);

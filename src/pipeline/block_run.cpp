@@ -32,7 +32,9 @@ BlockRun::BlockRun(Inputs inputs, const run::Context& context)
       context_(context),
       checkpoint_(open_for(in_.model, in_.output)),
       model_(model::Model::open(checkpoint_)),
-      tokenizer_(text::Tokenizer::open(checkpoint_.files())) {}
+      tokenizer_(text::Tokenizer::open(checkpoint_.files())) {
+  check_source(model_, context_);
+}
 
 void BlockRun::follow(plan::QuantPlan plan) {
   plan_ = std::move(plan);

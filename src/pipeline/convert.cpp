@@ -75,6 +75,7 @@ void convert(const ConvertOptions& options, const run::Context& context) {
   if (options.quantize && !model.formats().empty())
     fail("pipeline", "{}: is quantized already; dequantize it first (lquant convert --dequantize) or start from the original",
          options.model.string());
+  check_source(model, context);
   if (options.dequantize && model.formats().empty()) fail("pipeline", "{}: is not quantized; there is nothing to dequantize", options.model.string());
   const auto dtype = options.dtype ? parse_dtype(*options.dtype) : default_dtype(model);
 

@@ -192,6 +192,7 @@ Inputs open_inputs(const DwqRun& o, int ranks, const run::Context& context) {
     if (overrides) plan::apply_overrides(in.plan, in.teacher.spec(), *overrides);
     for (const auto& [path, why] : in.plan.dense) context.line(fmt::format("{} stays dense: {}", path, why));
   }
+  check_source(in.target(), context);
   in.identity = identity_of(o, in.teacher_files.fingerprint(), in.student_files ? in.student_files->fingerprint() : "", ranks);
   if (overrides) in.identity["plan"] = *overrides;
   if (!in.folds.empty()) in.identity["scales"] = sha256_file(*o.quantized_model / kFoldFile);

@@ -212,6 +212,7 @@ DynamicResult dynamic_quant(const DynamicRun& o, const run::Context& context) {
   check_options(o);
   const auto checkpoint = checkpoint::Checkpoint::open(o.model);
   const auto model = model::Model::open(checkpoint);
+  check_source(model, context);
   check_target(o, model.spec(), static_cast<int>(mx::size_of(model.stored_dtype())));
   const auto tokenizer = text::Tokenizer::open(checkpoint.files());
   const auto options = options_of(o);

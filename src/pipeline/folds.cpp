@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "base/links.h"
 #include "checkpoint/file.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/tensor.h"
@@ -16,8 +17,8 @@ model::Folds read_folds(const fs::path& folder, const model::ModelSpec& spec) {
   model::Folds folds;
   if (!fs::is_directory(folder)) fail("pipeline", "{}: is no folder; give --scales one that lquant awq has written", folder.string());
   const auto path = folder / kFoldFile;
-  if (!fs::is_regular_file(path)) return folds;
-  const auto file = checkpoint::File::open(path);
+  if (!has_entry(folder, kFoldFile)) return folds;
+  const auto file = checkpoint::File::open(folder, kFoldFile);
   const auto header = checkpoint::read_header(file);
   const auto edges = spec.edges();
   for (const auto& [producer, info] : header.tensors) {

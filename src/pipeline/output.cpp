@@ -5,7 +5,10 @@
 #include <algorithm>
 #include <fstream>
 
+#include "artifact/card.h"
+#include "artifact/record.h"
 #include "base/error.h"
+#include "base/words.h"
 #include "checkpoint/hub_origin.h"
 #include "lquant/version.h"
 #include "pipeline/folds.h"
@@ -16,6 +19,11 @@ using json = nlohmann::json;
 
 namespace {
 
+// Cards have a few thousand bytes of it; the longest lists of evaluation results a hundred thousand.
+constexpr std::size_t kMostFrontMatter = 1'000'000;
+// A record of a model of hundreds of layers with its plan has some hundred thousand bytes.
+constexpr std::size_t kMostRecord = 100'000'000;
+
 /// The model's config with our formats: keys of the source's own quantization make way, all else is kept.
 json output_config(const model::Model& source, const plan::QuantPlan* plan, mx::Dtype dtype) {
   json config = source.checkpoint().config();
@@ -23,27 +31,36 @@ json output_config(const model::Model& source, const plan::QuantPlan* plan, mx::
   for (const char* key : {"dtype", "torch_dtype"})
     if (config.contains(key)) config[key] = dtype_name(dtype);
   if (!config.contains("dtype") && !config.contains("torch_dtype")) config["torch_dtype"] = dtype_name(dtype);
+  config.update(source.spec().settled);  // what mlx_lm would read otherwise than it was read here
   if (plan) config["quantization"] = config["quantization_config"] = plan::quantization_block(source.spec(), *plan);
   return config;
 }
 
 /// Where the weights came from, and what their card says of licence and languages, for the card of what is made of them.
 json source_json(const checkpoint::Checkpoint& source) {
-  json out{{"name", source.name()}, {"sha256", source.fingerprint()}};
+  json out{{"name", utf8(source.name())}, {"sha256", source.fingerprint()}};
   if (const auto origin = checkpoint::hub_origin(source.folder()))
     out["repo"] = origin->id, out["revision"] = origin->revision;
   else if (source.files().has("lquant.json")) {
     // Made by lquant itself: the original is what counts.
-    const auto record = json::parse(*source.files().read("pipeline", "lquant.json"), nullptr, false);
+    const auto record = json::parse(*source.files().read("pipeline", artifact::kRecordFile, kMostRecord), nullptr, false);
     for (const char* key : {"repo", "revision", "card"})
       if (record.is_object() && record.contains("source") && record["source"].is_object() && record["source"].contains(key))
         out[key] = record["source"][key];
     return out;
   }
-  const auto card = source.files().has("README.md") ? source.files().read("pipeline", "README.md") : std::nullopt;
+  const auto card = source.files().has("README.md") ? source.files().read("pipeline", "README.md", checkpoint::kLargestCopied) : std::nullopt;
   if (card && card->starts_with("---\n"))
-    if (const auto end = card->find("\n---", 3); end != std::string::npos) out["card"] = card->substr(0, end + 5);
+    if (const auto end = card->find("\n---", 3); end < kMostFrontMatter) out["card"] = utf8(card->substr(0, end + 5));
   return out;
+}
+
+/// The formats in use, the most frequent first, with the number of their linears.
+json formats_json(const plan::QuantPlan& plan) {
+  json all = json::array();
+  for (const auto& [format, linears] : plan::format_counts(plan))
+    all.push_back({{"mode", codec::to_string(format.mode)}, {"bits", format.bits}, {"group_size", format.group_size}, {"linears", linears}});
+  return all;
 }
 
 json record_json(const model::Model& source, const plan::QuantPlan* plan, const plan::Size& size, const Record& record) {
@@ -55,25 +72,21 @@ json record_json(const model::Model& source, const plan::QuantPlan* plan, const 
            {"bits_per_weight", size.bits_per_weight()},
            {"parameters", size.parameters},
            {"bytes", size.bytes}};
-  if (plan) out["left_dense"] = plan->dense;
+  if (plan) {
+    out["left_dense"] = plan->dense;
+    out["formats"] = formats_json(*plan);
+  }
+  if (const auto left_out = source.left_out(); !left_out.empty()) out["left_out"] = left_out;
   if (!record.data.is_null()) out["data"] = record.data;
   if (!record.quality.is_null()) out["quality"] = record.quality;
   return out;
 }
 
-std::string model_card(const model::Model& source, const plan::QuantPlan* plan, const plan::Size& size, const Record& record,
-                       const std::string& name) {
-  std::string card = "---\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n- lquant\n---\n\n";
-  card += fmt::format("# {}\n\nMade from `{}` by `lquant {}` {}.\n\n", name, source.checkpoint().name(), record.command, LQUANT_VERSION);
-  card += fmt::format("| | |\n| --- | --- |\n| parameters | {} |\n| bits per weight | {:.3f} |\n| size of the weights | {} bytes |\n",
-                      size.parameters, size.bits_per_weight(), size.bytes);
-  if (plan) card += fmt::format("| format | {} |\n", plan::formats_in_words(*plan));
-  if (record.quality.contains("validation_kl"))
-    card += fmt::format("| KL to the teacher on held-out rows | {:.4f} nats/token (before training {:.4f}) |\n",
-                        record.quality.at("validation_kl").get<double>(), record.quality.at("validation_kl_start").get<double>());
-  card += fmt::format(
-      "\nThe recipe, versions and hashes are in `lquant.json`.\n\n```\npython -m mlx_lm generate --model {} --prompt \"Hello\"\n```\n", name);
-  return card;
+/// The card speaks of the folder as it is given, and of a model on this machine by its path; what the hub knows has a name there.
+artifact::CardNames card_names(const fs::path& output, const checkpoint::Checkpoint& source, const json& record) {
+  auto names = artifact::names_of(output);
+  if (!record.at("source").contains("repo")) names.source = artifact::names_of(source.folder()).place;
+  return names;
 }
 
 }  // namespace
@@ -85,6 +98,12 @@ void check_output(const fs::path& output) {
   if (fs::exists(fs::symlink_status(output))) fail("pipeline", "{}: exists already; choose another --mlx-path or remove it", output.string());
 }
 
+void check_source(const model::Model& source, const run::Context& context) {
+  checkpoint::check_copied_files(source.checkpoint().files());
+  for (const auto& [why, names] : source.left_out())
+    context.line(fmt::format("left out: {}{}: {}", names[0], names.size() > 1 ? fmt::format(" and {} more", names.size() - 1) : "", why));
+}
+
 json read_plan(const fs::path& file) {
   std::ifstream in(file);
   if (!in) fail("pipeline", "{}: cannot be read; check --plan", file.string());
@@ -93,7 +112,7 @@ json read_plan(const fs::path& file) {
   return plan;
 }
 
-ModelWriter::ModelWriter(const fs::path& output, const model::Model& source) : source_(source), writer_(output) {}
+ModelWriter::ModelWriter(const fs::path& output, const model::Model& source) : source_(source), output_(output), writer_(output) {}
 
 void ModelWriter::add(const model::Tensors& tensors) {
   std::vector<std::string> names;
@@ -111,17 +130,13 @@ void ModelWriter::finish(const plan::QuantPlan* plan, mx::Dtype dtype, const Rec
   const auto size = plan::size_of(source_.spec(), plan ? *plan : dense, static_cast<int>(mx::size_of(dtype)));
   const auto& checkpoint = source_.checkpoint();
   writer_.set_total_parameters(size.parameters);
-  writer_.write_json("config.json", output_config(source_, plan, dtype));
-  writer_.write_json("lquant.json", record_json(source_, plan, size, record));
-  const auto& options = record.options;
-  const auto what = !plan                                 ? std::string()
-                    : options.contains("quant_predicate") ? "-" + options.at("quant_predicate").get<std::string>()
-                                                          : fmt::format("-{}bit", plan->base.bits);
-  writer_.write_text("README.md", model_card(source_, plan, size, record, checkpoint.name() + what));
-  auto carried = checkpoint::tokenizer_files();
-  carried.push_back("generation_config.json");
-  for (const auto& file : carried)
-    if (const auto bytes = checkpoint.files().read("pipeline", file)) writer_.write_text(file, *bytes);
+  const auto config = output_config(source_, plan, dtype);
+  const auto made = record_json(source_, plan, size, record);
+  writer_.write_json("config.json", config);
+  writer_.write_json(artifact::kRecordFile, made);
+  writer_.write_text("README.md", artifact::model_card(made, config, card_names(output_, checkpoint, made)));
+  for (const auto& file : checkpoint::copied_files())
+    if (const auto bytes = checkpoint.files().read("pipeline", file, checkpoint::kLargestCopied)) writer_.write_text(file, *bytes);
   writer_.commit();
 }
 

@@ -8,6 +8,7 @@
 #include "checkpoint/writer.h"
 #include "model/fold.h"
 #include "model/model.h"
+#include "run/context.h"
 #include "run/run_folder.h"
 #include "plan/plan.h"
 
@@ -25,6 +26,10 @@ struct Record {
 
 /// Refuses at once, before any work, an output that exists. Throws Error.
 void check_output(const std::filesystem::path& output);
+
+/// Of a model that an output is made from, before any work: throws Error when a file that would be copied is not what it should be
+/// (checkpoint::check_copied_files), and says which tensors are left out, and why.
+void check_source(const model::Model& source, const run::Context& context);
 
 /// The JSON of a --plan file (plan::apply_overrides). Throws Error when it cannot be read or is not JSON.
 nlohmann::json read_plan(const std::filesystem::path& file);
@@ -45,6 +50,7 @@ class ModelWriter {
 
  private:
   const model::Model& source_;
+  std::filesystem::path output_;
   checkpoint::Writer writer_;
 };
 

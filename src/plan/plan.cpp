@@ -2,6 +2,7 @@
 #include "plan/plan.h"
 
 #include <algorithm>
+#include <tuple>
 
 #include "base/error.h"
 
@@ -119,15 +120,21 @@ nlohmann::json quantization_block(const model::ModelSpec& spec, const QuantPlan&
   return block;
 }
 
-std::string formats_in_words(const QuantPlan& plan) {
-  std::map<std::string, int> linears;
-  for (const auto& [path, format] : plan.formats)
-    ++linears[fmt::format("{} {} bits, groups of {}", codec::to_string(format.mode), format.bits, format.group_size)];
-  std::vector<std::pair<std::string, int>> order(linears.begin(), linears.end());
-  std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.second > b.second; });
-  std::string words;
-  for (const auto& [format, count] : order) words += (words.empty() ? "" : "; ") + format;
-  return words;
+std::vector<std::pair<codec::Format, int>> format_counts(const QuantPlan& plan) {
+  std::vector<std::pair<codec::Format, int>> counts;
+  for (const auto& [path, format] : plan.formats) {
+    const auto found = std::find_if(counts.begin(), counts.end(), [&](const auto& entry) { return entry.first == format; });
+    if (found == counts.end())
+      counts.push_back({format, 1});
+    else
+      ++found->second;
+  }
+  // By their numbers, so that the order does not depend on which linear comes first.
+  std::sort(counts.begin(), counts.end(), [](const auto& a, const auto& b) {
+    const auto key = [](const auto& entry) { return std::tuple(-entry.second, entry.first.mode, entry.first.bits, entry.first.group_size); };
+    return key(a) < key(b);
+  });
+  return counts;
 }
 
 std::int64_t linear_bytes(const model::LinearSpec& linear, const codec::Format& format, int scale_bytes) {

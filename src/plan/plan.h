@@ -5,6 +5,8 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "codec/format.h"
 #include "model/spec.h"
@@ -44,8 +46,8 @@ QuantPlan plan_of(const model::ModelSpec& spec, const model::Formats& formats, c
 /// would divide it). `every_path` names the linears that have the global format too: a plan file, which means the same beside any --bits.
 nlohmann::json quantization_block(const model::ModelSpec& spec, const QuantPlan& plan, bool every_path = false);
 
-/// "affine 3 bits, groups of 64", for a model card; of several formats the one with the most linears comes first, joined by "; ".
-std::string formats_in_words(const QuantPlan& plan);
+/// The formats in use with the number of their linears, the commonest first.
+std::vector<std::pair<codec::Format, int>> format_counts(const QuantPlan& plan);
 
 /// Bytes of a linear's codes, scales and biases in a format that divides its rows; `scale_bytes` of an affine scale or bias.
 std::int64_t linear_bytes(const model::LinearSpec& linear, const codec::Format& format, int scale_bytes = 2);

@@ -139,15 +139,13 @@ void read_template_field(const json& field, const std::string& file, std::map<st
   }
 }
 
+/// chat_template.json is for processors of images and sound: neither transformers' tokenizers nor mlx_lm look at it.
 void read_templates(const FileSet& files, const json& config, TokenizerFolder& out) {
   if (auto source = files.read("text", "chat_template.jinja", kLargestTokenizer)) {
     out.templates["default"] = {files.label("chat_template.jinja"), std::move(*source)};
     return;
   }
   read_template_field(config.value("chat_template", json()), files.label("tokenizer_config.json"), out.templates);
-  if (!out.templates.empty()) return;
-  const auto object = read_object(files, "chat_template.json");
-  if (object) read_template_field(object->value("chat_template", json()), files.label("chat_template.json"), out.templates);
 }
 
 }  // namespace

@@ -29,7 +29,7 @@ struct TokenizerFolder {
   /// eos_token_id of generation_config.json or, where that has none, of config.json: one id or a list of them.
   std::vector<int> model_eos_ids;
 
-  /// By name ("default", "tool_use", …): chat_template.jinja, else tokenizer_config.json's chat_template, else chat_template.json.
+  /// By name ("default", "tool_use", …): chat_template.jinja, else tokenizer_config.json's chat_template.
   std::map<std::string, ChatTemplate> templates;
 };
 

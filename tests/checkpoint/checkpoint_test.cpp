@@ -154,6 +154,43 @@ TEST(Checkpoint, RefusesATensorInTwoFiles) {
   expect_refused(folder, {"tensor \"b\" lies in both", "model-1.safetensors", "model-2.safetensors", "remove the file"});
 }
 
+// What was packed anew keeps an index of files that are gone; mlx_lm, which reads model*.safetensors, loads it.
+TEST(Checkpoint, IgnoresAnIndexNoneOfWhoseFilesIsThere) {
+  const Folder folder;
+  folder.put("config.json", "{}");
+  folder.put("model.safetensors", file_with({"a", "b"}));
+  folder.put("model.safetensors.index.json",
+             R"({"weight_map":{"a":"model-00001-of-00002.safetensors","c":"model-00002-of-00002.safetensors"}})");
+  EXPECT_EQ(Checkpoint::open(folder).names(), (std::vector<std::string>{"a", "b"}));
+  // One of them is there: the other is missing.
+  folder.put("model-00001-of-00002.safetensors", file_with({"c"}));
+  expect_refused(folder, {"names \"model-00002-of-00002.safetensors\", which is not there"});
+  // Packed anew into several files; all of them must be there.
+  fs::remove(folder / "model-00001-of-00002.safetensors");
+  fs::rename(folder / "model.safetensors", folder / "model-00003-of-00003.safetensors");
+  folder.put("model-00001-of-00003.safetensors", file_with({"c"}));
+  expect_refused(folder, {"names \"model-00001-of-00002.safetensors\", which is not there"});
+  folder.put("model-00002-of-00003.safetensors", file_with({"d"}));
+  EXPECT_EQ(Checkpoint::open(folder).names(), (std::vector<std::string>{"a", "b", "c", "d"}));
+}
+
+TEST(Checkpoint, FollowsNoLinkOutOfTheFolder) {
+  for (const char* name : {"config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
+                           "chat_template.jinja", "generation_config.json", "README.md", "lquant.json", "model-2.safetensors"}) {
+    const Folder folder, outside;
+    folder.put("config.json", "{}");
+    folder.put("model.safetensors", file_with({"a"}));
+    Checkpoint::open(folder);
+    outside.put("secret", std::string(name).ends_with(".safetensors") ? file_with({"b"}) : R"({"weight_map":{}})");
+    fs::remove(folder / name);
+    fs::create_symlink(outside / "secret", folder / name);
+    expect_refused(folder, {name, "is a link to", "outside of the folder"});
+    fs::remove(folder / name);
+    fs::create_directory(folder / name);
+    expect_refused(folder, {name, "is not a regular file but a folder"});
+  }
+}
+
 TEST(Checkpoint, NamesAMissingTensor) {
   const Folder folder;
   folder.put("config.json", "{}");

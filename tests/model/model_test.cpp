@@ -147,6 +147,50 @@ TEST(ModelOpen, TiedCopyOfTheHeadIsNotUsed) {
   EXPECT_EQ(Model::open(checkpoint::Checkpoint::open(folder.path())).unused_names(), std::vector<std::string>{"lm_head.weight"});
 }
 
+TEST(ModelOpen, EveryTensorIsTakenOrLeftOutForAReason) {
+  Parts parts("llama");
+  const auto buffer = mx::ones({8});
+  for (const char* name : {"model.layers.1.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq", "model.layers.0.self_attn.rotary_emb.cos_cached",
+                           "position_ids", "mtp.layers.0.input_layernorm.weight", "lm_head.weight"})
+    parts.tensors.emplace(name, buffer);
+  const oracle::Folder folder(parts.config, parts.tensors);
+  const auto left_out = Model::open(checkpoint::Checkpoint::open(folder.path())).left_out();
+  std::size_t count = 0;
+  for (const auto& [why, names] : left_out) count += names.size();
+  EXPECT_EQ(left_out.size(), 4u);
+  EXPECT_EQ(count, 6u);
+}
+
+TEST(ModelOpen, TensorsThatNobodyKnowsAreRefusedByName) {
+  for (const char* name : {"model.layers.0.self_attn.q_proj.bias", "model.layers.2.mlp.up_proj.weight", "model.layers.0.self_attn.rotary_emb.inv_freq.x",
+                           "vision_tower.patch.weight", "lm_head.bias", "model.norm.bias"}) {
+    Parts parts("llama");
+    parts.tensors.emplace(name, mx::ones({64}));
+    const auto said = opening_fails(parts);
+    EXPECT_HAS(said, "model.safetensors: tensor \"" + std::string(name) + "\" is not one that a model of type llama has");
+  }
+  Parts parts("gemma2");  // which mlx_lm ties whatever its config says
+  parts.config["tie_word_embeddings"] = false;
+  parts.tensors.emplace("lm_head.weight", mx::ones({48, 64}));
+  parts.tensors.emplace("x", mx::ones({1}));
+  EXPECT_HAS(opening_fails(parts), "tensor \"lm_head.weight\" (with 1 others) is not one");
+}
+
+// To Python null is false: a head of the checkpoint's own is used, as mlx_lm uses it; without one mlx_lm would not open the file.
+TEST(ModelOpen, TheCheckpointSaysWhetherAHeadIsTiedWhereTheConfigIsNull) {
+  for (const char* type : {"llama", "qwen2", "qwen3", "phi3", "qwen3_moe", "smollm3"})
+    for (const bool own : {false, true}) {
+      Parts parts(type);
+      parts.config["tie_word_embeddings"] = nullptr;
+      parts.tensors.erase("lm_head.weight");
+      if (own) parts.tensors.emplace("lm_head.weight", mx::ones({48, 64}));
+      const oracle::Folder folder(parts.config, parts.tensors);
+      const auto spec = Model::open(checkpoint::Checkpoint::open(folder.path())).spec();
+      EXPECT_EQ(spec.tied(), !own) << type;
+      EXPECT_EQ(spec.settled.at("tie_word_embeddings"), !own) << type;
+    }
+}
+
 // Everywhere in the dtype that is stored, but for f16 on the CPU's kernels, whose products know bf16 and f32.
 TEST(ModelOpen, HalfPrecisionIsComputedInADtypeThatTheDeviceKnows) {
   for (const auto& stored : {mx::float16, mx::bfloat16, mx::float32}) {

@@ -151,7 +151,43 @@ TEST(Spec, WrongConfigsAreRefusedByName) {
   refused(with("rope_scaling", {{"type", "spiral"}}), "spiral");
   refused(with("rope_scaling", {{"type", "linear"}}), "factor");
   refused(with("rope_scaling", {{"type", 7}}), "wrong type");
+  refused(with("rope_scaling", "linear"), "not an object");
+  refused(with("rope_scaling", {{"type", "su"}, {"original_max_position_embeddings", 64}, {"long_factor", 1.0}}), "su");
+  refused(with("rope_scaling", {{"type", "mrope"}}), "mrope_section");
+  refused(with("rope_scaling", {{"type", "longrope"}, {"original_max_position_embeddings", 64}, {"long_factor", 1.0}}), "short_factor");
+  refused(with("model_file", "model.py"), "model_file");
   refused(with("rope_scaling", {{"type", "longrope"}, {"original_max_position_embeddings", 64}, {"long_factor", {1.0, 2.0}}}), "long_factor");
+}
+
+// What mlx_lm would read otherwise from the same file: its dataclasses take null for a value and have no default for every key.
+TEST(Spec, FieldsThatMlxLmWouldReadOtherwiseAreSettled) {
+  const auto settled = [](const char* type, const json& changes) {
+    auto config = oracle::tiny_config(type);
+    config.update(changes);
+    for (const auto& [key, value] : changes.items())
+      if (value == "absent") config.erase(key);
+    return spec_from_config(config).settled;
+  };
+  EXPECT_EQ(settled("llama", json::object()), json::object());
+  EXPECT_EQ(settled("llama", {{"rope_theta", nullptr}, {"mlp_bias", nullptr}}), (json{{"rope_theta", 10000.0}, {"mlp_bias", false}}));
+  EXPECT_EQ(settled("llama", {{"head_dim", nullptr}, {"rope_scaling", nullptr}, {"max_position_embeddings", nullptr}}), json::object());
+  EXPECT_EQ(settled("llama", {{"hidden_size", 64.0}, {"vocab_size", 48.0}}), (json{{"hidden_size", 64}, {"vocab_size", 48}}));
+  for (const char* type : {"qwen2", "qwen3", "gemma2", "phi3"})
+    EXPECT_EQ(settled(type, {{"num_key_value_heads", "absent"}}), (json{{"num_key_value_heads", 4}})) << type;
+  EXPECT_EQ(settled("gemma3_text", {{"num_hidden_layers", nullptr}, {"sliding_window_pattern", nullptr}}),
+            (json{{"num_hidden_layers", 26}, {"sliding_window_pattern", 6}}));
+  EXPECT_EQ(settled("qwen2", {{"rope_scaling", {{"type", "yarn"}, {"factor", 2.0}, {"beta_fast", nullptr}}}}),
+            (json{{"rope_scaling", {{"type", "yarn"}, {"factor", 2.0}}}}));
+  EXPECT_EQ(settled("llama", {{"rope_scaling", {{"type", nullptr}, {"rope_type", "linear"}, {"factor", 2}}}}),
+            (json{{"rope_scaling", {{"rope_type", "linear"}, {"factor", 2}}}}));
+  const json longrope{{"rope_type", "longrope"}, {"short_factor", 1.0}, {"long_factor", 2.0}};
+  auto typed = longrope;
+  typed["type"] = "longrope";
+  EXPECT_EQ(settled("phi3", {{"rope_scaling", longrope}}), (json{{"rope_scaling", typed}}));
+  EXPECT_EQ(settled("phi3", {{"rope_scaling", typed}}), json::object());
+  const auto linear = settled("phi3", {{"rope_scaling", {{"type", "linear"}, {"factor", 2}, {"long_factor", 1.0}}}});
+  EXPECT_TRUE(linear.at("rope_scaling").at("factor").is_number_float());
+  EXPECT_EQ(settled("phi3", {{"rope_scaling", {{"type", "yarn"}, {"factor", 2.0}}}}), (json{{"rope_scaling", nullptr}}));
 }
 
 TEST(Spec, DynamicRopeGrowsItsBaseBeyondTheTrainedLength) {

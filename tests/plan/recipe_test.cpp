@@ -93,9 +93,17 @@ TEST(RecipePlan, RefusesInASentence) {
             "--quant-predicate mixed_4_6 mixes affine formats; leave out --q-mode mxfp4 or the recipe");
 }
 
-TEST(FormatsInWords, TheCommonestComesFirst) {
-  EXPECT_EQ(formats_in_words(uniform_plan(spec_of(3), kBase)), "affine 5 bits, groups of 32");
-  EXPECT_EQ(formats_in_words(recipe_plan(spec_of(3), "mixed_2_6", kBase)), "affine 2 bits, groups of 32; affine 6 bits, groups of 32");
+TEST(FormatCounts, TheCommonestComesFirst) {
+  const auto uniform = format_counts(uniform_plan(spec_of(3), kBase));
+  ASSERT_EQ(uniform.size(), 1u);
+  EXPECT_EQ(uniform[0].first, (codec::Format{codec::Mode::affine, 5, 32}));
+  const auto plan = recipe_plan(spec_of(3), "mixed_2_6", kBase);
+  const auto mixed = format_counts(plan);
+  ASSERT_EQ(mixed.size(), 2u);
+  EXPECT_EQ(mixed[0].first, (codec::Format{codec::Mode::affine, 2, 32}));
+  EXPECT_EQ(mixed[1].first, (codec::Format{codec::Mode::affine, 6, 32}));
+  EXPECT_GT(mixed[0].second, mixed[1].second);
+  EXPECT_EQ(mixed[0].second + mixed[1].second, static_cast<int>(plan.formats.size()));
 }
 
 }  // namespace

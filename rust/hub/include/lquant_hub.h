@@ -62,10 +62,6 @@ lquant_hub_function lquant_hub_parquet;
  * -> {"url": "https://…", "sent": ["…"], "kept": ["…"]} */
 lquant_hub_function lquant_hub_upload;
 
-/* The YAML between two lines of "---" at the start of a model card as JSON; {} when there is none.
- * {"text": "---\nlicense: mit\n---\n…"} -> {"license": "mit"} */
-lquant_hub_function lquant_hub_front_matter;
-
 #ifdef __cplusplus
 }
 #endif

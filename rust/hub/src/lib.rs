@@ -1,7 +1,6 @@
 //! A C ABI over `hf-hub` and `parquet`. The contract of each function is in `include/lquant_hub.h`; this file moves bytes across the
 //! border, the work is in the modules.
 
-mod card;
 mod data_set;
 mod download;
 mod model;
@@ -116,4 +115,3 @@ entry!(lquant_hub_model, model::fetch);
 entry!(lquant_hub_rows, data_set::fetch);
 entry!(lquant_hub_parquet, parquet_rows::convert);
 entry!(lquant_hub_upload, upload::send);
-entry!(lquant_hub_front_matter, card::front_matter);

@@ -1,7 +1,8 @@
 #ifndef LQUANT_TEXT_H_
 #define LQUANT_TEXT_H_
 
-/* The C face of the crate lquant-text: tokenizers as `tokenizer.json` describes them, and chat templates.
+/* The C face of the crate lquant-text: tokenizers as `tokenizer.json` describes them, chat templates, and the YAML of model
+ * cards.
  *
  * Texts are UTF-8 with an explicit length; invalid bytes are read as U+FFFD. Results belong to the caller, who gives them
  * back with the matching _free. A function that returns int gives 1 for success and 0 for failure; on failure nothing but
@@ -62,6 +63,10 @@ size_t lquant_tokenizer_vocab_size(const lquant_tokenizer* tokenizer);
  * object of the variables. Size, nesting, work, memory and time are bounded. `error` is what follows the template's name in a
  * sentence: "line 3: …", or the message alone. */
 int lquant_chat_render(lquant_slice source, lquant_slice context, lquant_string* out, lquant_string* error);
+
+/* The YAML between two lines of "---" at the start of a model card, as a JSON object; {} when there is none:
+ * "---\nlicense: mit\n---\n…" -> {"license":"mit"}. */
+int lquant_front_matter(lquant_slice text, lquant_string* out, lquant_string* error);
 
 #ifdef __cplusplus
 }

@@ -5,6 +5,7 @@
 mod bounded;
 mod chat;
 mod context;
+mod front_matter;
 mod json;
 mod methods;
 mod sandbox;
@@ -212,4 +213,11 @@ pub unsafe extern "C" fn lquant_tokenizer_vocab_size(tokenizer: *const LoadedTok
 #[no_mangle]
 pub unsafe extern "C" fn lquant_chat_render(source: Slice, context: Slice, out: *mut OwnedString, error: *mut OwnedString) -> c_int {
     deliver(guarded(|| chat::render(&source.text(), context.bytes())), out, error)
+}
+
+/// # Safety
+/// `text` is valid; `out` and `error` are writable.
+#[no_mangle]
+pub unsafe extern "C" fn lquant_front_matter(text: Slice, out: *mut OwnedString, error: *mut OwnedString) -> c_int {
+    deliver(guarded(|| front_matter::front_matter(&text.text())), out, error)
 }

@@ -46,7 +46,12 @@ ModelSpec spec_from_config(const nlohmann::json& config) {
     fail("model", "config.json: model_type \"{}\" is not supported; supported: {}", type, known);
   }
   try {
-    return row->second(family::Config(config));
+    const family::Config fields(config);
+    if (fields.has("model_file"))
+      fail("model", "config.json: \"model_file\" names program code as the model's architecture, which lquant does not run; give a model of a known type");
+    auto spec = row->second(fields);
+    spec.settled = fields.settled();
+    return spec;
   } catch (const nlohmann::json::exception& e) {
     fail("model", "config.json: a field of the wrong type ({}); take the config.json of the original model", e.what());
   }
@@ -59,6 +64,7 @@ int Config::count(const char* key, int least) const {
   // Above a thousand million no model has layers, heads or vocabulary, and products of two such sizes still fit in 64 bits.
   if (value != std::floor(value) || value < least || value > 1e9)
     fail("model", "config.json: \"{}\" is {}; a whole number from {} is needed", key, value, least);
+  if (!fields_.at(key).is_number_integer()) settle(key, static_cast<int>(value));
   return static_cast<int>(value);
 }
 
@@ -92,10 +98,11 @@ Decoder Decoder::read(const Config& config) {
   if (d.layers > 10000) fail("model", "config.json: \"num_hidden_layers\" is {}; take the config.json of the original model", d.layers);
   d.intermediate = config.count("intermediate_size");
   d.heads = config.count("num_attention_heads");
-  d.kv_heads = config.count_or("num_key_value_heads", d.heads);
+  d.kv_heads = config.has("num_key_value_heads") ? config.count("num_key_value_heads") : d.heads;
+  if (!config.has("num_key_value_heads")) config.settle("num_key_value_heads", d.kv_heads);  // some families have no default for it in mlx_lm
   d.vocab = config.count("vocab_size");
   d.eps = static_cast<float>(config.number("rms_norm_eps"));
-  d.head_dim = config.count_or("head_dim", 0, 0);
+  d.head_dim = config.count_or_none("head_dim", 0);
   if (d.head_dim == 0) d.head_dim = d.hidden / d.heads;
   if (d.head_dim == 0) fail("model", "config.json: \"num_attention_heads\" {} exceeds \"hidden_size\" {}", d.heads, d.hidden);
   if (d.heads % d.kv_heads != 0)
@@ -104,6 +111,43 @@ Decoder Decoder::read(const Config& config) {
     fail("model", "config.json: {} heads of {} features are too many", d.heads, d.head_dim);
   return d;
 }
+
+void Decoder::read_tie(const Config& config, std::optional<bool> otherwise) {
+  if (config.is_null("tie_word_embeddings")) {
+    tied = false;
+    head_if_present = true;
+    config.settle("tie_word_embeddings", false);  // until Model::open has seen the checkpoint
+  } else {
+    tied = otherwise ? config.flag_or("tie_word_embeddings", *otherwise) : config.flag("tie_word_embeddings");
+  }
+}
+
+nlohmann::json rope_scaling(const Config& config, const char* key) {
+  auto scaling = config.value(key);
+  if (scaling.is_null()) return scaling;
+  if (!scaling.is_object()) fail("model", "config.json: \"{}\" is not an object; take the config.json of the original model", key);
+  const auto before = scaling.size();
+  for (auto field = scaling.begin(); field != scaling.end();) field = field->is_null() ? scaling.erase(field) : std::next(field);
+  if (scaling.size() != before) config.settle(key, scaling);
+  return scaling;
+}
+
+namespace {
+
+std::vector<LeftOut> usual_left_out(bool tied) {
+  std::vector<LeftOut> rows;
+  for (const char* name : {"inv_freq", "cos_cached", "sin_cached"})
+    rows.push_back({std::string("*.rotary_emb.") + name, "rotary tables, which follow from config.json"});
+  for (const char* pattern : {"position_ids", "*.position_ids"}) rows.push_back({pattern, "numbers of positions, which are counted as the model runs"});
+  for (const char* pattern : {"mtp.*", "model.mtp.*"})
+    rows.push_back({pattern, "layers that predict several tokens at once (MTP), which mlx_lm does not run"});
+  if (tied)
+    for (const char* tensor : {"weight", "scales", "biases"})
+      rows.push_back({std::string("lm_head.") + tensor, "a second head, where config.json ties the head to the embedding"});
+  return rows;
+}
+
+}  // namespace
 
 LinearSpec block_linear(int block, const std::string& name, Role role, int out, int in, bool bias) {
   LinearSpec linear;
@@ -123,6 +167,8 @@ ModelSpec Decoder::build(const std::string& family, const std::optional<RopeSpec
   spec.vocab = vocab;
   spec.embedding = {.path = "model.embed_tokens", .role = Role::embed, .out = vocab, .in = hidden};
   spec.final_norm = {"model.norm", hidden, eps, norm_offset};
+  spec.head_if_present = head_if_present;
+  spec.left_out = usual_left_out(tied);
   if (!tied) spec.head = LinearSpec{.path = "lm_head", .role = Role::head, .out = vocab, .in = hidden};
   const int q = heads * head_dim, kv = kv_heads * head_dim;
 

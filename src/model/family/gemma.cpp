@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "base/error.h"
 #include "model/family/family.h"
 
 namespace lquant::model::family {
@@ -23,9 +24,14 @@ Decoder gemma(const Config& config) {
 ModelSpec gemma2(const Config& config) {
   auto decoder = gemma(config);
   decoder.head_dim = config.count("head_dim");
+  // Whatever the config says, mlx_lm ties the head; a head of its own then has no use, which the table of tensors left out does not allow.
+  const bool tied = config.flag_or("tie_word_embeddings", true);
+  for (const char* key : {"attn_logit_softcapping", "final_logit_softcapping"})
+    if (config.is_null(key)) fail("model", "config.json: \"{}\" is null, and mlx_lm does not run Gemma 2 without it", key);
   decoder.scale = static_cast<float>(1 / std::sqrt(config.number_or("query_pre_attn_scalar", 144)));
   auto spec = decoder.build(
       "gemma2", make_rope(decoder.head_dim, config.number_or("rope_theta", 10000), config.flag_or("rope_traditional", false), nullptr, 0));
+  if (!tied) std::erase_if(spec.left_out, [](const auto& row) { return row.pattern.starts_with("lm_head."); });
   spec.embedding_multiplier = std::sqrt(static_cast<float>(decoder.hidden));
   spec.logit_softcap = static_cast<float>(config.number_or("final_logit_softcapping", 30));
   for (auto& block : spec.blocks) block.attention.softcap = static_cast<float>(config.number_or("attn_logit_softcapping", 50));
@@ -36,13 +42,17 @@ ModelSpec gemma3_text(const Config& config) {
   // Published files leave out what equals the 1B model's values.
   nlohmann::json fields = {{"hidden_size", 1152}, {"num_hidden_layers", 26}, {"intermediate_size", 6912}, {"num_attention_heads", 4},
                            {"head_dim", 256},     {"rms_norm_eps", 1e-6},    {"vocab_size", 262144},      {"num_key_value_heads", 1}};
-  for (auto& [key, value] : fields.items())
+  for (auto& [key, value] : fields.items()) {
     if (config.has(key.c_str())) value = config.value(key.c_str());
-  auto decoder = gemma(Config(fields));
+    if (config.is_null(key.c_str())) config.settle(key.c_str(), value);
+  }
+  const Config filled(fields);
+  auto decoder = gemma(filled);
+  for (const auto& [key, value] : filled.settled().items()) config.settle(key.c_str(), value);
   decoder.tied = false;
   decoder.qk_norm = true;
   decoder.scale = static_cast<float>(1 / std::sqrt(config.number_or("query_pre_attn_scalar", 256)));
-  const auto global = make_rope(decoder.head_dim, config.number_or("rope_theta", 1e6), false, config.value("rope_scaling"),
+  const auto global = make_rope(decoder.head_dim, config.number_or("rope_theta", 1e6), false, rope_scaling(config),
                                 config.count_or("max_position_embeddings", 32768));
   const auto local = make_rope(decoder.head_dim, config.number_or("rope_local_base_freq", 1e4), false, nullptr, 0);
 
@@ -51,6 +61,8 @@ ModelSpec gemma3_text(const Config& config) {
   // mlx_lm rounds this one to bf16 whatever the compute dtype.
   spec.embedding_multiplier = static_cast<float>(mlx::core::bfloat16_t(std::sqrt(static_cast<float>(decoder.hidden))));
   const int window = config.count_or("sliding_window", 512), pattern = config.count_or("sliding_window_pattern", 6);
+  if (pattern > decoder.layers)
+    fail("model", "config.json: \"sliding_window_pattern\" {} exceeds \"num_hidden_layers\" {}, and mlx_lm runs no such model", pattern, decoder.layers);
   for (int i = 0; i < decoder.layers; ++i) {
     if ((i + 1) % pattern == 0) continue;
     spec.blocks[i].attention.rope = local;

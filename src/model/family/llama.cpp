@@ -7,11 +7,11 @@ namespace lquant::model::family {
 
 ModelSpec llama(const Config& config) {
   auto decoder = Decoder::read(config);
-  decoder.tied = config.flag_or("tie_word_embeddings", true);
+  decoder.read_tie(config, true);
   decoder.qkv_bias = decoder.o_bias = config.flag_or("attention_bias", false);
   decoder.mlp_bias = config.flag_or("mlp_bias", false);
   const auto rope = make_rope(decoder.head_dim, config.number_or("rope_theta", 10000), config.flag_or("rope_traditional", false),
-                              config.value("rope_scaling"), config.count_or("max_position_embeddings", 0));
+                              rope_scaling(config), config.count_or_none("max_position_embeddings"));
   auto spec = decoder.build("llama", rope);
 
   if (config.has("layer_types")) {

@@ -1,25 +1,48 @@
 // Phi-3, 3.5 and 4-mini (arXiv 2404.14219): q, k, v in one linear, gate and up in another; part of a head's features may turn;
-// long contexts by LongRoPE. A scaling other than longrope, su and linear is ignored, as mlx_lm does.
+// long contexts by LongRoPE, also called su. A scaling of another kind than these and linear is ignored, as by mlx_lm, which wants "type" and
+// "long_factor" in every one: what lacks them is written so that it is read there as it was here.
 #include "base/error.h"
 #include "model/family/family.h"
 
 namespace lquant::model::family {
+namespace {
+
+/// What make_rope is to know of "rope_scaling".
+nlohmann::json phi3_scaling(const Config& config) {
+  auto scaling = rope_scaling(config);
+  if (!scaling.is_object() || scaling.empty()) return nullptr;
+  auto type = scaling.value("type", "");
+  if (type.empty()) type = scaling.value("rope_type", "default");
+  if (type != "longrope" && type != "su" && type != "linear") {
+    config.settle("rope_scaling", nullptr);
+    return nullptr;
+  }
+  auto written = scaling;
+  written["type"] = type;
+  if (type == "linear") {
+    if (!scaling.contains("long_factor"))
+      fail("model", "config.json: rope_scaling of type linear has no \"long_factor\", without which mlx_lm does not open a Phi-3 model; add an empty list");
+    written["factor"] = Config(scaling).number("factor");  // 2 for 2.0 is refused there
+  } else {
+    scaling["original_max_position_embeddings"] = config.count_or("original_max_position_embeddings", 4096);
+    type = "longrope";
+  }
+  if (written != config.value("rope_scaling") || (type == "linear" && !scaling["factor"].is_number_float())) config.settle("rope_scaling", written);
+  scaling["type"] = type;
+  return scaling;
+}
+
+}  // namespace
 
 ModelSpec phi3(const Config& config) {
   auto decoder = Decoder::read(config);
   decoder.head_dim = decoder.hidden / decoder.heads;
-  decoder.tied = config.flag_or("tie_word_embeddings", false);
+  decoder.read_tie(config, false);
   decoder.fused = true;
   const int turning = static_cast<int>(decoder.head_dim * config.number_or("partial_rotary_factor", 1));
 
-  auto scaling = config.value("rope_scaling");
-  const std::string type = scaling.is_object() ? scaling.value("type", "") : "";
-  if (type == "longrope" || type == "su") {
-    scaling["original_max_position_embeddings"] = config.count_or("original_max_position_embeddings", 4096);
-  } else if (type != "linear") {
-    scaling = nullptr;
-  }
-  const bool interleaved = scaling.is_object() && type != "linear" ? false : config.flag_or("rope_traditional", false);
+  const auto scaling = phi3_scaling(config);
+  const bool interleaved = scaling.is_object() && scaling.at("type") != "linear" ? false : config.flag_or("rope_traditional", false);
   return decoder.build(
       "phi3", make_rope(turning, config.number_or("rope_theta", 10000), interleaved, scaling, config.count_or("max_position_embeddings", 131072)));
 }

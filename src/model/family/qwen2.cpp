@@ -6,10 +6,10 @@ namespace lquant::model::family {
 ModelSpec qwen2(const Config& config) {
   auto decoder = Decoder::read(config);
   decoder.head_dim = decoder.hidden / decoder.heads;
-  decoder.tied = config.flag_or("tie_word_embeddings", true);
+  decoder.read_tie(config, true);
   decoder.qkv_bias = true;
   return decoder.build("qwen2", make_rope(decoder.head_dim, config.number_or("rope_theta", 1e6), config.flag_or("rope_traditional", false),
-                                          config.value("rope_scaling"), config.count_or("max_position_embeddings", 32768)));
+                                          rope_scaling(config), config.count_or("max_position_embeddings", 32768)));
 }
 
 }  // namespace lquant::model::family

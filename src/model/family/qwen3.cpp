@@ -7,12 +7,12 @@ namespace lquant::model::family {
 ModelSpec qwen3(const Config& config) {
   auto decoder = Decoder::read(config);
   decoder.head_dim = config.count("head_dim");
-  decoder.tied = config.flag("tie_word_embeddings");
+  decoder.read_tie(config, std::nullopt);
   decoder.qk_norm = true;
-  const auto nested = config.value("rope_parameters");
+  const auto nested = rope_scaling(config, "rope_parameters");
   const bool theta_nested = !config.has("rope_theta") && nested.is_object();
   const double theta = theta_nested ? Config(nested).number("rope_theta") : config.number("rope_theta");
-  const auto scaling = config.has("rope_scaling") ? config.value("rope_scaling") : nested;
+  const auto scaling = config.has("rope_scaling") ? rope_scaling(config) : nested;
   return decoder.build("qwen3", make_rope(decoder.head_dim, theta, false, scaling, config.count("max_position_embeddings")));
 }
 

@@ -10,20 +10,22 @@ namespace lquant::model::family {
 ModelSpec qwen3_moe(const Config& config) {
   auto decoder = Decoder::read(config);
   decoder.head_dim = config.count("head_dim");
-  decoder.tied = config.flag("tie_word_embeddings");
+  decoder.read_tie(config, std::nullopt);
   decoder.qk_norm = true;
   auto spec = decoder.build("qwen3_moe", make_rope(decoder.head_dim, config.number("rope_theta"), false, nullptr, 0));
 
+  config.count("max_position_embeddings");  // of no use here, but mlx_lm opens no model without it
   const int experts = config.count("num_experts", 0), step = config.count("decoder_sparse_step");
+  const int width = config.count("moe_intermediate_size"), top_k = config.count("num_experts_per_tok");
+  const bool normalize = config.flag("norm_topk_prob");
   const auto dense_layers = config.counts("mlp_only_layers");
   for (int i = 0; i < decoder.layers; ++i) {
     if (experts == 0 || (i + 1) % step != 0 || std::count(dense_layers.begin(), dense_layers.end(), i) > 0) continue;
-    const int width = config.count("moe_intermediate_size");
     ExpertMlp mlp;
     mlp.experts = experts;
-    mlp.top_k = config.count("num_experts_per_tok");
+    mlp.top_k = top_k;
     if (mlp.top_k > experts) fail("model", "config.json: \"num_experts_per_tok\" {} exceeds \"num_experts\" {}", mlp.top_k, experts);
-    mlp.normalize = config.flag("norm_topk_prob");
+    mlp.normalize = normalize;
     mlp.router = block_linear(i, "mlp.gate", Role::router, experts, decoder.hidden);
     mlp.router.fixed_format = codec::Format{codec::Mode::affine, 8, 64};
     mlp.gate = block_linear(i, "mlp.switch_mlp.gate_proj", Role::expert_gate, width, decoder.hidden);

@@ -1,23 +1,17 @@
 //! The front matter of a model card: YAML between two lines of three dashes at the very start.
 
-use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::Events;
-
-#[derive(Deserialize)]
-pub struct Request {
-    text: String,
-}
-
-pub fn front_matter(request: Request, _: Events) -> Result<Value, String> {
-    let text = request.text.trim_start_matches('\u{feff}').replace("\r\n", "\n");
+/// As JSON; an empty object when there is none.
+pub fn front_matter(text: &str) -> Result<String, String> {
+    let text = text.trim_start_matches('\u{feff}').replace("\r\n", "\n");
+    let empty = Value::Object(Map::new());
     let Some(yaml) = text.strip_prefix("---\n").and_then(|rest| rest.split_once("\n---").map(|(yaml, _)| yaml)) else {
-        return Ok(Value::Object(Map::new()));
+        return Ok(empty.to_string());
     };
     match serde_norway::from_str(yaml) {
-        Ok(Value::Null) => Ok(Value::Object(Map::new())),
-        Ok(value @ Value::Object(_)) => Ok(value),
+        Ok(Value::Null) => Ok(empty.to_string()),
+        Ok(value @ Value::Object(_)) => Ok(value.to_string()),
         Ok(_) => Err("the card's front matter is not a list of keys; mend the YAML between its two lines of ---".into()),
         Err(e) => Err(format!("the card's front matter is no valid YAML ({e}); mend what stands between its two lines of ---")),
     }
