@@ -119,6 +119,8 @@ int run(Options options, run::Stop& stop) {
   const auto checkpoint = checkpoint::Checkpoint::open(hub::model(std::filesystem::path(options.model), context));
   const auto tokenizer = text::Tokenizer::open(checkpoint.files());
   const auto prompt = encode_prompt(tokenizer, options);
+  const auto model = model::Model::open(checkpoint);
+  tokenizer.check_ids(prompt, model.spec().vocab, [] { return std::string("the prompt"); });
   options.sample.stop = tokenizer.eos_ids();
   for (const auto& token : options.extra_eos_tokens) {
     const auto id = tokenizer.token_id(token);
@@ -126,7 +128,6 @@ int run(Options options, run::Stop& stop) {
     options.sample.stop.push_back(*id);
   }
 
-  const auto model = model::Model::open(checkpoint);
   const auto dtype = model.compute_dtype();
   auto tensors = model.load_all(dtype);
   auto formats = model.formats();
