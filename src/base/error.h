@@ -29,4 +29,22 @@ template <class... Args>
   throw Error(fmt::format("[{}] {}", room, fmt::format(format, std::forward<Args>(args)...)));
 }
 
+/// What `work` returns. An Error that it throws is thrown again with the place of the data at hand behind its tag: "[text] rows.jsonl: row 23: …".
+/// `place()` gives that place; it is called for an Error alone.
+template <class Place, class Work>
+decltype(auto) with_place(const Place& place, const Work& work) {
+  try {
+    return work();
+  } catch (const UsageError&) {
+    throw;
+  } catch (const Interrupted&) {
+    throw;
+  } catch (const Error& e) {
+    const std::string text = e.what();
+    const auto tag = text.starts_with('[') ? text.find("] ") : std::string::npos;
+    if (tag == std::string::npos) throw Error(fmt::format("{}: {}", place(), text));
+    throw Error(fmt::format("{} {}: {}", text.substr(0, tag + 1), place(), text.substr(tag + 2)));
+  }
+}
+
 }  // namespace lquant

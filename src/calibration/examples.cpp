@@ -37,9 +37,19 @@ std::vector<Line> read_lines(const fs::path& file) {
 class RowReader {
  public:
   RowReader(const fs::path& file, const text::Tokenizer& tokenizer, const SourceOptions& options)
-      : file_(file), tokenizer_(tokenizer), options_(options) {}
+      : file_(std::make_shared<const std::string>(file.string())), tokenizer_(tokenizer), options_(options) {}
 
   Example read(const Line& line) const {
+    const Origin origin{file_, line.number};
+    auto example = parsed(line, origin);
+    example.origin = origin;
+    if (static_cast<int>(example.tokens.size()) > options_.max_tokens) example.tokens.resize(options_.max_tokens);
+    if (options_.vocab > 0) tokenizer_.check_ids(example.tokens, options_.vocab, [&] { return origin.place(); });
+    return example;
+  }
+
+ private:
+  Example parsed(const Line& line, const Origin& origin) const {
     json row;
     try {
       row = json::parse(line.text);
@@ -47,33 +57,30 @@ class RowReader {
       complain(line, "is not JSON");
     }
     if (!row.is_object()) complain(line, "is not a JSON object");
-    Example example;
+    const auto place = [&] { return origin.place(); };
     try {
       if (row.contains("prompt") && row.contains("completion")) {
-        example = chat({{{"role", "user"}, {"content", row.at("prompt").get<std::string>()}},
-                        {{"role", "assistant"}, {"content", row.at("completion").get<std::string>()}}},
-                       row);
-      } else if (row.contains("messages")) {
-        if (!row.at("messages").is_array() || row.at("messages").empty()) complain(line, "has \"messages\" that is not a list of messages");
-        example = chat(row.at("messages"), row);
-      } else if (row.contains("text")) {
-        if (options_.mask_prompt) complain(line, "is plain text, which has no prompt to mask; drop --mask-prompt");
-        example = plain(row.at("text").get<std::string>());
-      } else if (row.contains("tokens")) {
-        example = tokenized(line, row.at("tokens"));
-      } else {
-        complain(line, "has none of the keys \"text\", \"messages\", \"tokens\", or \"prompt\" with \"completion\"");
+        const json turns{{{"role", "user"}, {"content", row.at("prompt").get<std::string>()}},
+                         {{"role", "assistant"}, {"content", row.at("completion").get<std::string>()}}};
+        return with_place(place, [&] { return chat(turns, row); });
       }
+      if (row.contains("messages")) {
+        if (!row.at("messages").is_array() || row.at("messages").empty()) complain(line, "has \"messages\" that is not a list of messages");
+        return with_place(place, [&] { return chat(row.at("messages"), row); });
+      }
+      if (row.contains("text")) {
+        if (options_.mask_prompt) complain(line, "is plain text, which has no prompt to mask; drop --mask-prompt");
+        return with_place(place, [&] { return plain(row.at("text").get<std::string>()); });
+      }
+      if (row.contains("tokens")) return tokenized(line, row.at("tokens"));
     } catch (const json::exception&) {
       complain(line, "has a text that is not a string");
     }
-    if (static_cast<int>(example.tokens.size()) > options_.max_tokens) example.tokens.resize(options_.max_tokens);
-    return example;
+    complain(line, "has none of the keys \"text\", \"messages\", \"tokens\", or \"prompt\" with \"completion\"");
   }
 
- private:
   [[noreturn]] void complain(const Line& line, const char* what) const {
-    fail("calibration", "{}: row {} {}; mend or remove that row", file_.string(), line.number, what);
+    fail("calibration", "{}: row {} {}; mend or remove that row", *file_, line.number, what);
   }
 
   Example plain(const std::string& text) const {
@@ -87,9 +94,11 @@ class RowReader {
   Example tokenized(const Line& line, const json& ids) const {
     if (options_.mask_prompt) complain(line, "is a list of token ids, which has no prompt to mask; drop --mask-prompt");
     Example example;
+    // A model's table can be longer than its tokenizer's list.
+    const auto limit = std::max<std::int64_t>(options_.vocab, static_cast<std::int64_t>(tokenizer_.vocab_size()));
     if (!ids.is_array()) complain(line, "has \"tokens\" that is not a list of token ids");
     for (const auto& id : ids) {
-      if (!id.is_number_integer() || id < 0 || id >= static_cast<std::int64_t>(tokenizer_.vocab_size()))
+      if (!id.is_number_integer() || id < 0 || id >= limit)
         complain(line, "has \"tokens\" that is not a list of ids of the model's vocabulary");
       example.tokens.push_back(id.get<std::int32_t>());
     }
@@ -108,18 +117,19 @@ class RowReader {
     return example;
   }
 
-  const fs::path& file_;
+  std::shared_ptr<const std::string> file_;
   const text::Tokenizer& tokenizer_;
   const SourceOptions& options_;
 };
 
 std::vector<Example> cut_text(const fs::path& file, const text::Tokenizer& tokenizer, const SourceOptions& options) {
   if (options.mask_prompt) fail("calibration", "{}: plain text has no prompt to mask; drop --mask-prompt", file.string());
-  const auto ids = tokenizer.encode(read_file("calibration", file));
+  const auto ids = encode_file(file, tokenizer, options.vocab);
+  const Origin origin{std::make_shared<const std::string>(file.string())};
   std::vector<Example> pieces;
   for (std::size_t begin = 0; begin < ids.size(); begin += options.max_tokens) {
     const auto end = std::min(ids.size(), begin + options.max_tokens);
-    pieces.push_back({{ids.begin() + static_cast<std::ptrdiff_t>(begin), ids.begin() + static_cast<std::ptrdiff_t>(end)}, 0});
+    pieces.push_back({{ids.begin() + static_cast<std::ptrdiff_t>(begin), ids.begin() + static_cast<std::ptrdiff_t>(end)}, 0, origin});
   }
   if (pieces.empty()) fail("calibration", "{}: is empty; give a text of at least one token", file.string());
   return pieces;
@@ -145,6 +155,34 @@ void drop_empty(std::vector<Example>& list) {
 }
 
 }  // namespace
+
+std::string Origin::place() const {
+  if (!file) return "a sampled text";
+  return row > 0 ? fmt::format("{}: row {}", *file, row) : *file;
+}
+
+std::vector<std::int32_t> encode_file(const fs::path& file, const text::Tokenizer& tokenizer, int vocab, bool add_special_tokens) {
+  const auto text = read_file("calibration", file);
+  const auto name = std::make_shared<const std::string>(file.string());
+  const auto encoded = [&](std::string_view part, bool special, std::size_t row) {
+    const auto place = [origin = Origin{name, row}] { return origin.place(); };
+    auto ids = with_place(place, [&] { return tokenizer.encode(part, special); });
+    if (vocab > 0) tokenizer.check_ids(ids, vocab, place);
+    return ids;
+  };
+  try {
+    return encoded(text, add_special_tokens, 0);
+  } catch (const Error&) {
+    // Which line it is can be told when that line is refused by itself.
+    std::size_t row = 1;
+    for (std::size_t begin = 0; begin < text.size(); ++row) {
+      const auto end = std::min(text.find('\n', begin), text.size());
+      encoded(std::string_view(text).substr(begin, end - begin), false, row);
+      begin = end + 1;
+    }
+    throw;
+  }
+}
 
 std::vector<Example> read_examples(const fs::path& file, const text::Tokenizer& tokenizer, const SourceOptions& options,
                                    const std::vector<std::size_t>& wanted) {

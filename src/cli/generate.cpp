@@ -141,6 +141,8 @@ int run(Options options, const CLI::App& command, run::Stop& stop) {
     remark_idle(command, {"--system-prompt", "--chat-template-config"}, "on this model, which has no chat template");
   const auto prompt = encode_prompt(tokenizer, options);
   if (prompt.empty()) fail("generate", "the prompt holds no token; give --prompt one character at least");
+  const auto model = model::Model::open(checkpoint);
+  tokenizer.check_ids(prompt, model.spec().vocab, [] { return std::string("the prompt"); });
   options.sample.stop = tokenizer.eos_ids();
   for (const auto& token : options.extra_eos_tokens) {
     const auto id = tokenizer.token_id(token);
@@ -148,7 +150,6 @@ int run(Options options, const CLI::App& command, run::Stop& stop) {
     options.sample.stop.push_back(*id);
   }
 
-  const auto model = model::Model::open(checkpoint);
   const auto dtype = model.compute_dtype();
   auto tensors = model.load_all(dtype);
   auto formats = model.formats();

@@ -22,20 +22,27 @@ class Encoder {
     return tokenizer_.eos_ids().empty() ? std::nullopt : std::optional<std::int32_t>(tokenizer_.eos_ids().back());
   }
 
-  /// The text's ticket.
-  std::size_t add(std::string text, bool special = true) {
+  /// The text's ticket. `question`: whose it is.
+  std::size_t add(std::string text, std::size_t question, bool special = true) {
     if (chat_ || (!prefix_.empty() && text.starts_with(prefix_))) special = false;
     auto& list = special ? special_ : plain_;
-    where_.push_back({special, list.size()});
+    where_.push_back({special, list.size(), question});
     list.push_back(std::move(text));
     return where_.size() - 1;
   }
-  void run() {
-    special_tokens_ = tokenizer_.encode_batch(special_, true);
-    plain_tokens_ = tokenizer_.encode_batch(plain_, false);
+  void run(const std::vector<std::string>& places) {
+    try {
+      special_tokens_ = tokenizer_.encode_batch(special_, true);
+      plain_tokens_ = tokenizer_.encode_batch(plain_, false);
+    } catch (const Error&) {
+      // Which of them it was is found by encoding each by itself.
+      for (const auto& [special, i, question] : where_)
+        with_place([&] { return places[question]; }, [&] { tokenizer_.encode((special ? special_ : plain_)[i], special); });
+      throw;
+    }
   }
   const Tokens& at(std::size_t ticket) const {
-    const auto [special, i] = where_.at(ticket);
+    const auto [special, i, question] = where_.at(ticket);
     return special ? special_tokens_[i] : plain_tokens_[i];
   }
 
@@ -43,7 +50,11 @@ class Encoder {
   const text::Tokenizer& tokenizer_;
   bool chat_;
   std::string prefix_;
-  std::vector<std::pair<bool, std::size_t>> where_;
+  struct Place {
+    bool special;
+    std::size_t i, question;
+  };
+  std::vector<Place> where_;
   std::vector<std::string> special_, plain_;
   std::vector<Tokens> special_tokens_, plain_tokens_;
 };
@@ -80,14 +91,15 @@ std::vector<Encoded> encode(const text::Tokenizer& tokenizer, const std::vector<
   };
   constexpr std::size_t kNone = static_cast<std::size_t>(-1);
   std::vector<Tickets> tickets;
-  for (const auto& prompt : prompts) {
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    const auto& prompt = prompts[i];
     Tickets of;
-    for (const auto& context : prompt.contexts) of.contexts.push_back(context.empty() ? kNone : encoder.add(std::string(rstrip(context))));
+    for (const auto& context : prompt.contexts) of.contexts.push_back(context.empty() ? kNone : encoder.add(std::string(rstrip(context)), i));
     for (std::size_t c = 0; c < prompt.continuations.size(); ++c)
-      of.wholes.push_back(encoder.add(prompt.context(c) + prompt.continuations[c], !prompt.context(c).empty()));
+      of.wholes.push_back(encoder.add(prompt.context(c) + prompt.continuations[c], i, !prompt.context(c).empty()));
     tickets.push_back(std::move(of));
   }
-  encoder.run();
+  encoder.run(places);
 
   std::vector<Encoded> result;
   for (std::size_t i = 0; i < prompts.size(); ++i) {
@@ -110,6 +122,8 @@ std::vector<Encoded> encode(const text::Tokenizer& tokenizer, const std::vector<
       pair.continuation.assign(whole.begin() + static_cast<std::ptrdiff_t>(pair.context.size()), whole.end());
       // A context of white space alone has no token: nothing predicts the first one.
       if (pair.context.empty()) fail("evaluate", "{}: its prompt has no token; mend or remove that row", places[i]);
+      for (const auto* part : {&pair.context, &pair.continuation})
+        if (options.vocab > 0) tokenizer.check_ids(*part, options.vocab, [&] { return places[i]; });
       pairs.push_back(std::move(pair));
     }
     Encoded encoded;

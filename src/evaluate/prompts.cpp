@@ -69,7 +69,8 @@ Prompt Prompter::prompt(const RowFile& rows, std::size_t i, const Question& ques
   Prompt prompt;
   for (const auto& text : question.texts) {
     turns.push_back({"user", text, ""});
-    prompt.contexts.push_back(rendered(turns, options_));
+    // A chat template can refuse what a row holds.
+    prompt.contexts.push_back(with_place([&] { return rows.place(i); }, [&] { return rendered(turns, options_); }));
     turns.pop_back();
   }
   // A chat's answer begins where the template ends, so nothing is put between.

@@ -120,7 +120,8 @@ void Auto::prepare_rows() {
       examples = self_examples(model_, tokenizer_, wanted, o_.sequence_length, o_.seed, run_, context_);
       manifest = {{"source", "self"}, {"seed", o_.seed}, {"rows", wanted}, {"max_tokens", o_.sequence_length}};
     } else {
-      auto drawn = calibration::draw_examples({o_.data.begin(), o_.data.end()}, tokenizer_, {o_.sequence_length, false}, wanted, o_.seed);
+      auto drawn = calibration::draw_examples({o_.data.begin(), o_.data.end()}, tokenizer_,
+                                              {o_.sequence_length, false, model_.spec().vocab}, wanted, o_.seed);
       examples = std::move(drawn.examples), manifest = std::move(drawn.manifest);
     }
     if (examples.size() < 2) fail("pipeline", "the data has only {} rows; give at least 2, one to judge by", examples.size());
@@ -137,8 +138,8 @@ void Auto::prepare_rows() {
     run_.drop("self");
   }
   manifest_ = run_.step_meta("rows");
-  judges_ = calibration::make_batches(calibration::read_examples(folder("rows") / "judges.jsonl", tokenizer_, {o_.sequence_length, false}), 8,
-                                      o_.sequence_length, false);
+  const calibration::SourceOptions source{o_.sequence_length, false, model_.spec().vocab};
+  judges_ = calibration::make_batches(calibration::read_examples(folder("rows") / "judges.jsonl", tokenizer_, source), 8, o_.sequence_length, false);
 }
 
 void Auto::judge(AutoStep& step) {

@@ -47,7 +47,7 @@ void BlockRun::begin(json options, const json& more) {
                 {"model", checkpoint_.fingerprint()},
                 {"device", mx::default_device() == mx::Device::gpu ? "gpu" : "cpu"}};
   identity.update(more);
-  RowSource source(in_.rows, tokenizer_);
+  RowSource source(in_.rows, tokenizer_, model_.spec().vocab);
   source.identify(identity);
   folder_.emplace(in_.output, identity, in_.fresh, context_);
   heeding_.emplace(context_.stop());

@@ -210,7 +210,8 @@ struct Data {
 Data read_data(const DwqRun& o, const Inputs& in, run::RunFolder& run, const run::Context& context) {
   const auto split = o.data == "self"
                          ? self_data(o, in.teacher, in.tokenizer, run, context)
-                         : calibration::load_split(o.data, in.tokenizer, {o.max_seq_length, o.mask_prompt}, o.num_samples, o.num_valid, o.seed);
+                         : calibration::load_split(o.data, in.tokenizer, {o.max_seq_length, o.mask_prompt, in.teacher.spec().vocab}, o.num_samples,
+                                                   o.num_valid, o.seed);
   if (static_cast<int>(split.train.size()) < o.num_samples)
     context.line(fmt::format("{} rows were asked for and {} found; all of them are used", o.num_samples, split.train.size()));
   return {split.manifest, calibration::make_batches(split.train, o.batch_size, o.max_seq_length, o.mask_prompt),

@@ -220,7 +220,7 @@ DynamicResult dynamic_quant(const DynamicRun& o, const run::Context& context) {
                 {"options", evidence_of(o)},
                 {"model", checkpoint.fingerprint()},
                 {"device", mx::default_device() == mx::Device::gpu ? "gpu" : "cpu"}};
-  RowSource source(o.rows, tokenizer);
+  RowSource source(o.rows, tokenizer, model.spec().vocab);
   source.identify(identity);
   std::optional<Sensitivities> given;
   if (o.sensitivities) {

@@ -88,7 +88,7 @@ Side open_side(const std::string& folder, const std::string& prefix, const std::
   rows.clear();
   for (const auto* task : tasks) {
     auto read = read_task(*task, run, render);
-    auto encoded = evaluate::encode(tokenizer, read.prompts, read.places, {side.max_tokens, *chat});
+    auto encoded = evaluate::encode(tokenizer, read.prompts, read.places, {side.max_tokens, *chat, side.model.spec().vocab});
     read.prompts.clear();
     const auto cut = std::count_if(encoded.begin(), encoded.end(), [](const auto& e) { return e.cut; });
     if (cut > 0)

@@ -4,7 +4,6 @@
 #include <limits>
 
 #include "base/error.h"
-#include "base/files.h"
 #include "base/random.h"
 #include "pipeline/output.h"
 
@@ -14,12 +13,12 @@ namespace {
 constexpr int kNoLimit = std::numeric_limits<int>::max();
 
 /// All tokens to score, in order.
-std::vector<std::int32_t> read_tokens(const ScoredText& o, const text::Tokenizer& tokenizer) {
+std::vector<std::int32_t> read_tokens(const ScoredText& o, const text::Tokenizer& tokenizer, int vocab) {
   const auto file = o.file();
-  if (file.extension() != ".jsonl" && file.extension() != ".json") return tokenizer.encode(read_file("pipeline", file), false);
+  if (file.extension() != ".jsonl" && file.extension() != ".json") return calibration::encode_file(file, tokenizer, vocab, false);
   const std::size_t wanted =
       o.num_samples < 0 ? std::numeric_limits<std::size_t>::max() : static_cast<std::size_t>(o.num_samples) * o.sequence_length + 1;
-  const calibration::SourceOptions source{kNoLimit, false};
+  const calibration::SourceOptions source{kNoLimit, false, vocab};
   const auto rows = calibration::read_examples(file, tokenizer, source);
   std::vector<std::int32_t> tokens;
   for (const auto i : permutation(rows.size(), o.seed)) {
@@ -36,9 +35,10 @@ std::filesystem::path ScoredText::file() const {
   return std::filesystem::is_directory(path) ? path / "train.jsonl" : path;
 }
 
-std::vector<calibration::Batch> ScoredText::batches(const text::Tokenizer& tokenizer) const {
+std::vector<calibration::Batch> ScoredText::batches(const text::Tokenizer& tokenizer, int vocab) const {
   const std::int64_t most = num_samples < 0 ? std::numeric_limits<std::int64_t>::max() : num_samples * sequence_length;
-  return calibration::text_rows(read_tokens(*this, tokenizer), sequence_length, batch_size, most);
+  const auto tokens = read_tokens(*this, tokenizer, vocab);
+  return with_place([&] { return file().string(); }, [&] { return calibration::text_rows(tokens, sequence_length, batch_size, most); });
 }
 
 evaluate::Quality perplexity(const PerplexityOptions& o, const run::Context& context) {
@@ -51,7 +51,7 @@ evaluate::Quality perplexity(const PerplexityOptions& o, const run::Context& con
     teacher = evaluate::LoadedModel::load(model::Model::open(*teacher_checkpoint));
   }
   const auto tokenizer = text::Tokenizer::open(checkpoint.files());
-  const auto batches = o.batches(tokenizer);
+  const auto batches = o.batches(tokenizer, model.spec().vocab);
   std::int64_t total = 0, before = 0;
   for (const auto& batch : batches) total += static_cast<std::int64_t>(batch.tokens);
   const auto student = evaluate::LoadedModel::load(model);

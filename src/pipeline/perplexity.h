@@ -24,8 +24,8 @@ struct ScoredText {
   /// The file that is read: `data`, or the train.jsonl in it.
   std::filesystem::path file() const;
   /// Rows of `sequence_length` tokens: of a text in order from its beginning, of .jsonl rows drawn in seeded order and joined, as
-  /// mlx_lm.perplexity does. Throws Error for bad data.
-  std::vector<calibration::Batch> batches(const text::Tokenizer& tokenizer) const;
+  /// mlx_lm.perplexity does. Throws Error for bad data, tokens outside the model's table of `vocab` among it, with the file and the row.
+  std::vector<calibration::Batch> batches(const text::Tokenizer& tokenizer, int vocab) const;
 };
 
 struct PerplexityOptions : ScoredText {

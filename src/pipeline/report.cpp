@@ -215,7 +215,7 @@ evaluate::Report report(const ReportRun& o, const run::Context& context) {
     if (fs::is_directory(path)) folders.back().folds = read_folds(path, teacher.spec());  // a GGUF file has no scales of AWQ
   }
   const auto tokenizer = text::Tokenizer::open(teacher_files.files());
-  const auto batches = o.text.batches(tokenizer);
+  const auto batches = o.text.batches(tokenizer, teacher.spec().vocab);
   const auto part_rows = first_rows(batches, o.alone_rows);
 
   evaluate::Report report;

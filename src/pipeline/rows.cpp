@@ -56,10 +56,10 @@ Rows Rows::first(double least) const {
   return some;
 }
 
-RowSource::RowSource(const RowOptions& options, const text::Tokenizer& tokenizer) : options_(options), tokenizer_(tokenizer) {
+RowSource::RowSource(const RowOptions& options, const text::Tokenizer& tokenizer, int vocab) : options_(options), tokenizer_(tokenizer) {
   const auto& o = options_;
   if (o.data == std::vector<std::string>{"self"}) return;
-  drawn_ = calibration::draw_examples({o.data.begin(), o.data.end()}, tokenizer_, {o.sequence_length, false}, o.num_samples, o.seed);
+  drawn_ = calibration::draw_examples({o.data.begin(), o.data.end()}, tokenizer_, {o.sequence_length, false, vocab}, o.num_samples, o.seed);
 }
 
 void RowSource::identify(json& identity) const {

@@ -48,8 +48,9 @@ struct Rows {
 /// model itself after, for samples are kept in it.
 class RowSource {
  public:
-  /// Reads the files. Throws Error naming the file when it cannot be read or holds no text.
-  RowSource(const RowOptions& options, const text::Tokenizer& tokenizer);
+  /// Reads the files, for a model with a table of `vocab` tokens. Throws Error naming the file, and the row where there is one, when it cannot be
+  /// read, holds no text or has a token outside the table.
+  RowSource(const RowOptions& options, const text::Tokenizer& tokenizer, int vocab);
   /// Adds what the rows depend on.
   void identify(nlohmann::json& identity) const;
   Rows read(const model::Model& model, run::RunFolder& run, const run::Context& context);

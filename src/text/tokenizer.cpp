@@ -99,4 +99,15 @@ std::string Tokenizer::token(int id) const {
 
 std::size_t Tokenizer::vocab_size() const { return lquant_tokenizer_vocab_size(handle_.get()); }
 
+void Tokenizer::check_ids(std::span<const std::int32_t> ids, int rows, const std::function<std::string()>& place) const {
+  const auto outside = std::ranges::find_if(ids, [&](std::int32_t id) { return id < 0 || id >= rows; });
+  if (outside == ids.end()) return;
+  lquant_string name{};
+  const auto token = lquant_tokenizer_token(handle_.get(), *outside, &name) ? fmt::format(" (\"{}\")", take(name)) : "";
+  fail("text",
+       "{}: token {}{} is outside the model's table of {} tokens, so the tokenizer of {} and the model do not belong together; use the model's own "
+       "tokenizer.json, or take that token out of the text",
+       place(), *outside, token, rows, origin_);
+}
+
 }  // namespace lquant::text

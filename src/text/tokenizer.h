@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -42,6 +43,9 @@ class Tokenizer {
   std::string token(int id) const;
   /// Number of tokens, added ones included.
   std::size_t vocab_size() const;
+  /// Throws for the first of `ids` that a model with a table of `rows` tokens has no row for (a tokenizer can have more tokens than the model that it
+  /// came with), naming `place()`, where the text stands, the id and its token.
+  void check_ids(std::span<const std::int32_t> ids, int rows, const std::function<std::string()>& place) const;
 
   std::optional<int> bos_id() const { return bos_id_; }
   /// Ids that end a text: the model's (generation_config.json, else config.json), then the tokenizer's own eos_token.

@@ -132,6 +132,31 @@ TEST_F(ExamplesTest, FaultsNameTheFileAndTheRow) {
   EXPECT_HAS(reading_fails("a.csv", "x"), "a.csv: unknown kind of data");
 }
 
+TEST_F(ExamplesTest, WhatTheTemplateRefusesNamesTheRow) {
+  std::ofstream(model / "chat_template.jinja") << "{% for m in messages %}{{ '<' + m['content'] }}{% endfor %}";
+  tokenizer.emplace(text::Tokenizer::open(model.path()));
+  const std::string good = R"({"messages": [{"role": "user", "content": "Hi"}]})";
+  const auto text = reading_fails("a.jsonl", good + "\n\n" + R"({"messages": [{"role": "user", "content": null}]})");
+  EXPECT_HAS(text, "[text] " + (temp / "a.jsonl").string() + ": row 3: ");
+  EXPECT_HAS(reading_fails("a.jsonl", good + "\n" + R"({"messages": ["Hi"]})"), "a.jsonl: row 2: a chat message should be an object");
+}
+
+TEST_F(ExamplesTest, TokensOutsideTheModelsTableNameTheRow) {
+  options.vocab = tokenizer->encode("z").front() + 1;
+  const auto word = tokenizer->encode(" river");
+  ASSERT_GE(word.front(), options.vocab);
+  const auto found = fmt::format("row 3: token {} (\"{}\") is outside the model's table of {} tokens", word.front(), tokenizer->token(word.front()),
+                                 options.vocab);
+  const std::string row = json{{"tokens", {options.vocab - 1}}}.dump() + "\n";
+  EXPECT_HAS(reading_fails("a.jsonl", row + row + R"({"text": "z river"})"), "a.jsonl: " + found);
+  EXPECT_HAS(reading_fails("a.jsonl", row + row + json{{"tokens", {word.front()}}}.dump()), "a.jsonl: " + found);
+  // A text is encoded as a whole; the line is found.
+  EXPECT_HAS(reading_fails("a.txt", "z\nz\nz river\nz"), "a.txt: " + found);
+  options.vocab = static_cast<int>(tokenizer->vocab_size());
+  const auto read_rows = read("a.jsonl", row + "\n" + R"({"text": "z river"})");
+  EXPECT_EQ(read_rows.back().origin.place(), (temp / "a.jsonl").string() + ": row 3");
+}
+
 std::string numbered(int rows, const std::string& word = "number") {
   std::string text;
   for (int i = 0; i < rows; ++i) text += json{{"text", word + " " + std::to_string(i)}}.dump() + "\n";

@@ -197,6 +197,14 @@ def numpy_logits(folder, ids):
     return norm(x, "model.norm") @ w.get("lm_head.weight", w["model.embed_tokens.weight"]).T
 
 
+def tokenizer_with_more(folder, id, token):
+    """Gives the tokenizer of a folder a token, as models are published whose tables have no row for it."""
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["added_tokens"].append({"id": id, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True})
+    file.write_text(json.dumps(content), encoding="utf-8")
+
+
 def log_softmax(x):
     x = x - x.max(-1, keepdims=True)
     return x - np.log(np.exp(x).sum(-1, keepdims=True))

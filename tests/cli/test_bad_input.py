@@ -7,7 +7,7 @@ import subprocess
 
 import mlx.core as mx
 import pytest
-from support import ENVIRONMENT, LQUANT, limit_files, random_model, run, sentences, tensors, text_rows, tree
+from support import ENVIRONMENT, LQUANT, limit_files, random_model, run, sentences, tensors, text_rows, tokenizer_with_more, tree
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,17 @@ def refused(out, arguments, *parts, code=1, **options):
     assert done.stdout == ""
     assert tree(out) == before
     assert sorted(p.name for p in out.iterdir()) == sorted({name.split("/")[0] for name in before})
+
+
+def last_line_refused(out, arguments, *parts):
+    """The same of commands that say more before they read their rows."""
+    before = tree(out)
+    done = run(*arguments, code=1, cwd=out)
+    last = done.stderr.strip().split("\n")[-1]
+    assert last.startswith("lquant: "), done.stderr
+    for part in parts:
+        assert str(part) in last, last
+    assert done.stdout == "" and tree(out) == before
 
 
 SIZES = {"--bits": 3, "--num-samples": 8, "--num-valid": 2, "--batch-size": 4}
@@ -139,6 +150,50 @@ def test_unreadable_row(good, out, tmp_path, row):
     lines = [json.dumps({"text": text}) for text in sentences(3)]
     data.write_text("\n".join([lines[0], "", row, *lines[1:]]) + "\n")
     refused(out, dwq(good, out, data), data, "row 3")
+
+
+def commands_with_data(model, out, data):
+    """Each command that reads rows."""
+    common = ["--model", model, "--mlx-path", out / "result", "--data-path", data]
+    return {
+        "dwq": dwq(model, out, data, "--num-samples", 99),
+        "gptq": ["gptq", *common],
+        "awq": ["awq", *common],
+        "dynamic_quant": ["dynamic_quant", *common],
+        "auto": ["auto", *common],
+        "perplexity": ["perplexity", "--model", model, "--data-path", data, "--sequence-length", 4],
+        "report": ["report", model, "--teacher", model, "--output", out / "page.html", "--data-path", data, "--sequence-length", 4],
+    }
+
+
+COMMANDS_WITH_DATA = ["dwq", "gptq", "awq", "dynamic_quant", "auto", "perplexity", "report"]
+
+
+@pytest.mark.parametrize("command", COMMANDS_WITH_DATA)
+def test_a_token_outside_the_model_names_its_row(model, out, tmp_path, command):
+    tokenizer_with_more(model, 8192, "<sep>")
+    data = tmp_path / "rows.jsonl"
+    rows = ["the river and the stone"] * 6 + ["a <sep> b"] + ["the old house"] * 5
+    data.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    # auto says what it is going to do before it reads.
+    last_line_refused(out, commands_with_data(model, out, data)[command], f"{data}: row 7: token 8192", "<sep>", "table of 8192", "tokenizer.json")
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(rows))
+    last_line_refused(out, commands_with_data(model, out, text)[command], f"{text}: row 7: token 8192", "<sep>")
+
+
+@pytest.mark.parametrize("command", COMMANDS_WITH_DATA)
+def test_a_chat_that_the_template_refuses_names_its_row(model, out, tmp_path, command):
+    (model / "chat_template.jinja").write_text("{% for m in messages %}{{ '<' + m['content'] + '>' }}{% endfor %}")
+    data = tmp_path / "rows.jsonl"
+    rows = [[{"role": "user", "content": content}] for content in ["the river and the stone"] * 4 + [None]]
+    data.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    last_line_refused(out, commands_with_data(model, out, data)[command], f"[text] {data}: row 5: ")
+
+
+def test_a_prompt_with_a_token_outside_the_model(model, out):
+    tokenizer_with_more(model, 8192, "<sep>")
+    refused(out, ["generate", "--model", model, "--prompt", "a <sep> b"], "the prompt: token 8192", "<sep>", "table of 8192")
 
 
 @pytest.mark.parametrize("command", ["convert", "dwq"])

@@ -8,7 +8,7 @@ import time
 
 import mlx.core as mx
 import pytest
-from support import ENVIRONMENT, LQUANT, TINY, encode, limit_files, log_softmax, numpy_logits, random_model, run, tensors, tree
+from support import ENVIRONMENT, LQUANT, TINY, encode, limit_files, log_softmax, numpy_logits, random_model, run, tensors, tokenizer_with_more, tree
 
 LIMIT = 14
 
@@ -248,6 +248,19 @@ def test_bad_input_is_one_sentence(data, whole, tmp_path):
         file.write_text("\n".join([*lines[:4], line, *lines[5:]]))
         refused(["--tasks", "piqa", "--data-dir", broken, *out], f"{file}:5", *parts)
     assert not (tmp_path / "out").exists()
+
+
+def test_faults_that_model_and_row_have_together_name_the_row(tmp_path):
+    model = random_model(tmp_path / "model")
+    tokenizer_with_more(model, 8192, "<sep>")
+    (model / "chat_template.jinja").write_text("{% if 'river' in messages[0].content %}{{ raise_exception('no rivers') }}{% endif %}{{ messages[0].content }}")
+    rows = [dict(goal="g", sol1="a", sol2="b", label=0)] * 3 + [dict(goal="a <sep>", sol1="a", sol2="b", label=0)]
+    data = write_rows(tmp_path / "data", {"piqa/validation": rows})
+    file = data / "piqa" / "validation.jsonl"
+    arguments = ["--tasks", "piqa", "--data-dir", data, "--output-dir", tmp_path / "out"]
+    refused(arguments, f"{file}:4: token 8192", "<sep>", "table of 8192", model=model)
+    file.write_text("".join(json.dumps(dict(row, goal="a river" if i == 2 else "g")) + "\n" for i, row in enumerate(rows)))
+    refused(arguments, f"{file}:3: ", "no rivers", model=model)
 
 
 def test_a_place_that_cannot_be_written(data, tmp_path):

@@ -133,7 +133,7 @@ TEST(Score, NoNumbersStayNoNumbers) {
 // --- tokens ---
 
 std::vector<Encoded> encoded(const std::vector<Prompt>& prompts, int max_tokens) {
-  return encode(text::Tokenizer::open(kTiny), prompts, std::vector<std::string>(prompts.size(), "file:1"), {max_tokens, false});
+  return encode(text::Tokenizer::open(kTiny), prompts, std::vector<std::string>(prompts.size(), "file:1"), {max_tokens, false, 0});
 }
 
 TEST(Encode, WhiteSpaceGoesToTheContinuation) {

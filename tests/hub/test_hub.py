@@ -287,8 +287,15 @@ def test_a_parquet_file_equals_pyarrow(call, tmp_path):
         path = tmp_path / f"{name}.parquet"
         pq.write_table(table, path, **options)
         call("perplexity", "--model", TINY, "--data-path", path, "--num-samples", 2, "--sequence-length", 16)
-        made = max((tmp_path / "home/lquant/parquet").iterdir(), key=lambda p: p.stat().st_mtime_ns)
+        made = max((tmp_path / "home/lquant/parquet").glob("*/*.jsonl"), key=lambda p: p.stat().st_mtime_ns)
         assert [json.loads(line) for line in made.read_text(encoding="utf-8").split("\n") if line] == pq.read_table(path).to_pylist(), name
+
+
+def test_a_fault_of_a_parquet_row_names_file_and_row(call, tmp_path):
+    path = tmp_path / "words.parquet"
+    pq.write_table(pa.Table.from_pylist([{"text": "the river"}, {"text": "the stone"}, {"text": None}]), path, row_group_size=2)
+    said = sentence(call("perplexity", "--model", TINY, "--data-path", path, code=1))
+    assert "words.parquet" in said and "row 3 has a text that is not a string" in said
 
 
 @pytest.mark.parametrize("damage", ["cut", "noise", "text"])

@@ -186,8 +186,11 @@ pub fn convert(request: Request, events: Events) -> Result<Answer, String> {
     let about = |e: String| format!("{}: {e}; make or download the file again", request.file.display());
     // Named by the file's own bytes, so that it is made once and never mistaken for another.
     let hash = crate::download::sha256(&request.file).map_err(|e| said(&request.file, e))?;
-    let folder = hf_hub::hf_home().join("lquant").join("parquet");
-    let to = folder.join(format!("{hash}.jsonl"));
+    // The file's own name comes last: what is said of a row of the copy names the file that it came from.
+    let folder = hf_hub::hf_home().join("lquant").join("parquet").join(hash);
+    let mut name = request.file.file_name().unwrap_or_default().to_os_string();
+    name.push(".jsonl");
+    let to = folder.join(name);
     if to.exists() {
         return Ok(Answer { file: to });
     }
