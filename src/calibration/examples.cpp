@@ -10,6 +10,7 @@
 #include "base/files.h"
 #include "base/hash.h"
 #include "base/random.h"
+#include "base/words.h"
 
 namespace lquant::calibration {
 namespace {
@@ -223,7 +224,7 @@ Drawn draw_examples(const std::vector<fs::path>& paths, const text::Tokenizer& t
     File file{file_of(path), {}, total, total};
     if (is_text(file.path)) file.pieces = cut_text(file.path, tokenizer, options);
     total = file.end += file.pieces.empty() ? count_examples(file.path, tokenizer, options) : file.pieces.size();
-    drawn.manifest["files"].push_back({{"file", file.path.filename().string()}, {"sha256", sha256_file(file.path)}});
+    drawn.manifest["files"].push_back({{"file", utf8(file.path.filename())}, {"sha256", sha256_file(file.path)}});
     files.push_back(std::move(file));
   }
   auto order = permutation(total, seed);
@@ -255,11 +256,11 @@ Split load_split(const fs::path& path, const text::Tokenizer& tokenizer, const S
     return chosen.empty() ? std::vector<Example>{} : read_examples(file, tokenizer, options, chosen);
   };
   Split split;
-  split.manifest["train"] = {{"file", train.filename().string()}, {"sha256", sha256_file(train)}};
+  split.manifest["train"] = {{"file", utf8(train.filename())}, {"sha256", sha256_file(train)}};
   if (!valid.empty()) {
     split.train = draw(train, 0, num_train);
     split.valid = draw(valid, 0, num_valid);
-    split.manifest["valid"] = {{"file", valid.filename().string()}, {"sha256", sha256_file(valid)}};
+    split.manifest["valid"] = {{"file", utf8(valid.filename())}, {"sha256", sha256_file(valid)}};
   } else {
     const auto rows = count_examples(train, tokenizer, options);
     // Enough for both, or a tenth (at least one row) for validation; a single row must do for both.

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/hash.h"
+#include "base/words.h"
 #include "calibration/targets.h"
 #include "pipeline/folds.h"
 #include "pipeline/memory.h"
@@ -52,7 +53,7 @@ json identity_of(const DwqRun& o, const std::string& model_hash, const std::stri
                {"max_seq_length", o.max_seq_length},
                {"seed", o.seed},
                {"batch_size", o.batch_size},
-               {"data_path", fs::path(o.data).filename().string()},
+               {"data_path", utf8(fs::path(o.data).filename())},
                {"mask_prompt", o.mask_prompt},
                {"temperature", o.temperature},
                {"move_codes", o.move_codes},
@@ -198,7 +199,7 @@ Inputs open_inputs(const DwqRun& o, int ranks, const run::Context& context) {
   if (!in.folds.empty()) in.identity["scales"] = sha256_file(*o.quantized_model / kFoldFile);
   // The files' contents are what the result depends on, not where they lie.
   for (const auto& file : {fs::path(o.data), fs::path(o.data) / "train.jsonl", fs::path(o.data) / "valid.jsonl"})
-    if (o.data != "self" && fs::is_regular_file(file)) in.identity["data"][file.filename().string()] = sha256_file(file);
+    if (o.data != "self" && fs::is_regular_file(file)) in.identity["data"][utf8(file.filename())] = sha256_file(file);
   return in;
 }
 

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/hash.h"
+#include "base/words.h"
 #include "evaluate/score.h"
 #include "pipeline/evaluate_prompts.h"
 #include "pipeline/evaluate_report.h"
@@ -237,8 +238,8 @@ EvaluateResult evaluate_tasks(const EvaluateRun& run, const run::Context& contex
   result.rows_per_second = rate.seconds > 0 ? static_cast<double>(rate.rows) / rate.seconds : 0;
   progress.finish(rate.rows > 0 ? fmt::format("{:.1f} rows/s", result.rows_per_second) : "");
 
-  json config{{"model", run.model}, {"model_fingerprint", sides[0].model.checkpoint().fingerprint()}};
-  if (run.teacher) config["teacher"] = *run.teacher;
+  json config{{"model", utf8(run.model)}, {"model_fingerprint", sides[0].model.checkpoint().fingerprint()}};
+  if (run.teacher) config["teacher"] = utf8(*run.teacher);
   config.update({{"lm_eval", kLmEval},
                  {"dtype", dtype_name(sides[0].model.compute_dtype())},
                  {"max_tokens", sides[0].max_tokens},

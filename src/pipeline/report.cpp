@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/hash.h"
+#include "base/words.h"
 #include "codec/quantize.h"
 #include "evaluate/report_html.h"
 #include "evaluate/streamed.h"
@@ -222,7 +223,7 @@ evaluate::Report report(const ReportRun& o, const run::Context& context) {
   report.lquant = LQUANT_VERSION;
   report.teacher = teacher_files.name(), report.teacher_sha256 = teacher_files.fingerprint();
   report.teacher_bytes = static_cast<std::int64_t>(teacher_files.bytes());
-  report.data = o.text.file().filename().string(), report.data_sha256 = sha256_file(o.text.file());
+  report.data = utf8(o.text.file().filename()), report.data_sha256 = sha256_file(o.text.file());
   report.sequence_length = o.text.sequence_length;
   report.blocks = static_cast<int>(teacher.spec().blocks.size());
   report.layers = o.alone == AloneBy::linear ? "linear" : o.alone == AloneBy::block ? "block" : "none";

@@ -121,7 +121,8 @@ def test_split_files_are_one(small, tmp_path):
     for name in (names[0], names[-1]):
         assert np.array_equal(logits(tmp_path / name, ids, tmp_path), expected)
     run("convert", "--model", tmp_path / names[1], "-q", "--mlx-path", tmp_path / "out")
-    assert "# part-4bit" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "# out\n\n`part`, made small" in card and f"lquant convert --model {tmp_path / names[1]} -q" in card
 
 
 def test_quantized_folder_is_that_of_the_original(small, tmp_path):

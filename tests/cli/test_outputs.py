@@ -7,6 +7,7 @@ import mlx.core as mx
 import mlx_lm
 import numpy as np
 import pytest
+import yaml
 from mlx.utils import tree_map
 from mlx_lm.utils import load_model
 from support import (
@@ -167,8 +168,9 @@ def test_dwq_folder_says_what_it_is(model, rows, learned):
     assert record["bits_per_weight"] == pytest.approx(8 * record["bytes"] / record["parameters"], rel=1e-12)
 
     card = (folder / "README.md").read_text()
-    front = card.split("---\n")[1]
-    assert card.startswith("---\n") and "library_name: mlx\n" in front and "- mlx\n" in front
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert card.startswith("---\n") and front["library_name"] == "mlx" and front["tags"] == ["mlx", "lquant", "quantized", "3-bit"]
+    assert f"# {folder.name}\n" in card and f"mlx_lm.generate --model {folder} " in card
     assert "affine 3 bits, groups of 64" in card and f"{quality['validation_kl']:.4f}" in card
 
 
