@@ -101,7 +101,7 @@ void check(Options& o, const CLI::App& command) {
     refuse_idle(command, {"--chat-template-args", "--fewshot-as-multiturn"}, "with --no-apply-chat-template; leave out one or the other");
   check_model("--model", r.model);
   if (r.teacher) check_model("--compare", *r.teacher);
-  if (!r.data.empty()) check_present("--data-dir", r.data);
+  if (!r.data.empty() && !fs::is_directory(r.data)) fail("cli", "{}: is no folder; give --data-dir one with TASK/SPLIT.jsonl", r.data.string());
   if (o.record && fs::exists(r.model)) check_record(r.model);
   check_folder_to_fill("--output-dir", r.output_dir);
   remark_accepted(command, "--trust-remote-code", "lquant never runs code from a model folder");
