@@ -76,24 +76,45 @@ std::vector<mx::array> linears_mlx(const mx::array& x, const std::vector<LinearW
   return with_f32_gradients(function, inputs, 1, parameters_end);
 }
 
-mx::array grouped_mlx(const mx::array& x, const mx::array& weight, const std::optional<mx::array>& bias, const mx::array& offsets) {
-  const int rows = x.shape(0), experts = weight.shape(0);
-  // The expert of row r is the number of experts that end at or before it.
-  const auto ends = mx::slice(offsets, {1}, {experts + 1});
-  const auto passed = mx::greater_equal(mx::expand_dims(mx::arange(rows), 1), mx::expand_dims(ends, 0));
-  const auto ids = mx::astype(mx::sum(passed, 1), mx::uint32);
+/// Row r of x times the transpose of matrix ids[r] of `tables` [E, N, K], in the dtype of x: [R, N].
+mx::array by_row(const mx::array& x, const mx::array& tables, const mx::array& ids) {
   // MLX's own CPU backend gathers products of f32 alone.
   const auto inner = mx::default_device() == mx::Device::cpu ? mx::float32 : x.dtype();
-  // MLX 0.32.4 on CUDA takes the wrong matrices when it is told that the indices are sorted, for every dtype; not told, it is right.
+  // MLX 0.32.4 on CUDA can take the wrong matrices when it is told that the indices are sorted, in every dtype; not told, it is right.
   const bool sorted = mx::default_device() == mx::Device::cpu || mx::metal::is_available();
-  auto function = [ids, inner, sorted](const std::vector<mx::array>& in) {
-    const auto rows = mx::astype(mx::expand_dims(in[0], 1), inner), tables = mx::astype(mx::swapaxes(in[1], 1, 2), inner);
-    const auto y = mx::astype(mx::squeeze(mx::gather_mm(rows, tables, std::nullopt, ids, sorted), 1), in[0].dtype());
+  const auto rows = mx::astype(mx::expand_dims(x, 1), inner);
+  const auto columns = mx::astype(mx::swapaxes(tables, 1, 2), inner);
+  return mx::astype(mx::squeeze(mx::gather_mm(rows, columns, std::nullopt, ids, sorted), 1), x.dtype());
+}
+
+/// With a gradient of its own: MLX's gradient of gather_mm to the matrices, when it is not told that the indices are sorted, fails on CUDA in f32
+/// ("cuGraphAddKernelNode: invalid argument") and adds up in bf16 in bf16. A product over each expert's segment of rows does neither.
+mx::array grouped_mlx(const mx::array& x, const mx::array& weight, const std::optional<mx::array>& bias, const mx::array& offsets) {
+  const int rows = x.shape(0), experts = weight.shape(0);
+  const auto begins = mx::slice(offsets, {0}, {experts});
+  const auto ends = mx::slice(offsets, {1}, {experts + 1});
+  // The expert of row r is the number of experts that end at or before it.
+  const auto passed = mx::greater_equal(mx::expand_dims(mx::arange(rows), 1), mx::expand_dims(ends, 0));
+  const auto ids = mx::astype(mx::sum(passed, 1), mx::uint32);
+  const auto segments = mx::astype(mx::stack({begins, ends}, 1), mx::uint32);
+
+  auto function = [ids](const std::vector<mx::array>& in) {
+    const auto y = by_row(in[0], in[1], ids);
     return std::vector<mx::array>{in.size() > 2 ? mx::add(y, mx::take(in[2], ids, 0)) : y};
+  };
+  auto gradient = [ids, segments](const std::vector<mx::array>& in, const std::vector<mx::array>& cotangents, const std::vector<mx::array>&) {
+    const auto& dy = cotangents[0];
+    const auto inner = mx::default_device() == mx::Device::cpu ? mx::float32 : dy.dtype();
+    const auto over_rows = [&](const mx::array& left, const mx::array& right) {
+      return mx::astype(mx::segmented_mm(mx::astype(left, inner), mx::astype(right, inner), segments), mx::float32);
+    };
+    std::vector<mx::array> gradients{by_row(dy, mx::swapaxes(in[1], 1, 2), ids), over_rows(mx::transpose(dy), in[0])};
+    if (in.size() > 2) gradients.push_back(mx::squeeze(over_rows(mx::ones({1, dy.shape(0)}), dy), 1));
+    return gradients;
   };
   std::vector<mx::array> inputs{x, weight};
   if (bias) inputs.push_back(*bias);
-  return with_f32_gradients(function, inputs, 1, inputs.size())[0];
+  return mx::custom_vjp(function, gradient)(inputs)[0];
 }
 
 #ifdef LQUANT_ONEDNN
