@@ -2,7 +2,6 @@
 // to weights are cast to f32 so that both paths give the caller one dtype.
 #include "kernels/linear.h"
 
-#include <mlx/backend/metal/metal.h>
 #include <mlx/ops.h>
 #include <mlx/transforms.h>
 
@@ -76,19 +75,19 @@ std::vector<mx::array> linears_mlx(const mx::array& x, const std::vector<LinearW
   return with_f32_gradients(function, inputs, 1, parameters_end);
 }
 
-/// Row r of x times the transpose of matrix ids[r] of `tables` [E, N, K], in the dtype of x: [R, N].
+/// Row r of x times the transpose of matrix ids[r] of `tables` [E, N, K], in the dtype of x: [R, N]. `ids` are sorted.
 mx::array by_row(const mx::array& x, const mx::array& tables, const mx::array& ids) {
   // MLX's own CPU backend gathers products of f32 alone.
   const auto inner = mx::default_device() == mx::Device::cpu ? mx::float32 : x.dtype();
-  // MLX 0.32.4 on CUDA can take the wrong matrices when it is told that the indices are sorted, in every dtype; not told, it is right.
-  const bool sorted = mx::default_device() == mx::Device::cpu || mx::metal::is_available();
-  const auto rows = mx::astype(mx::expand_dims(x, 1), inner);
+  // MLX 0.32.4 takes the stride of the rows from the axis before the last (ml-explore/mlx 4253). That of expand_dims is 1 there, and every row but
+  // the first would be read from a wrong place; unflatten makes it K.
+  const auto rows = mx::unflatten(mx::contiguous(mx::astype(x, inner)), 0, {x.shape(0), 1});
   const auto columns = mx::astype(mx::swapaxes(tables, 1, 2), inner);
-  return mx::astype(mx::squeeze(mx::gather_mm(rows, columns, std::nullopt, ids, sorted), 1), x.dtype());
+  constexpr bool kSorted = true;
+  return mx::astype(mx::squeeze(mx::gather_mm(rows, columns, std::nullopt, ids, kSorted), 1), x.dtype());
 }
 
-/// With a gradient of its own: MLX's gradient of gather_mm to the matrices, when it is not told that the indices are sorted, fails on CUDA in f32
-/// ("cuGraphAddKernelNode: invalid argument") and adds up in bf16 in bf16. A product over each expert's segment of rows does neither.
+/// With a gradient of its own: MLX's makes such an axis of stride 1 of the gradient of y.
 mx::array grouped_mlx(const mx::array& x, const mx::array& weight, const std::optional<mx::array>& bias, const mx::array& offsets) {
   const int rows = x.shape(0), experts = weight.shape(0);
   const auto begins = mx::slice(offsets, {0}, {experts});
