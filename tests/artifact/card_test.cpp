@@ -1,7 +1,9 @@
 #include "artifact/card.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <fstream>
 
 #include "artifact/record.h"
@@ -222,6 +224,22 @@ TEST(Record, FiguresGoIntoTheRecordAndTheCardBesideIt) {
   EXPECT_NE(card.find("| boolq | 0 | 3 | acc | 0.2500 ± 0.1000 |"), std::string::npos) << card;
   // Under a repository's name it is the same card but for the names.
   EXPECT_NE(card_of_folder(made.folder, names_of_repository("me/made")).find("mlx_lm.generate --model me/made "), std::string::npos);
+}
+
+TEST(Record, ErrorsThatAreNotKnownAreLeftOut) {
+  const Made made;
+  const auto entry = [](const char* text, const json& error) {
+    return json{{"text", text}, {"tokens", 10}, {"perplexity", 9.0}, {"perplexity_se", error}, {"kl", 0.25}, {"kl_se", error}};
+  };
+  add_measured(made.folder, entry("null.txt", nullptr));
+  add_measured(made.folder, entry("none.txt", NAN));
+  add_measured(made.folder, entry("zero.txt", 0.0));
+  add_measured(made.folder, entry("known.txt", 0.5));
+  const auto card = made.get("README.md");
+  for (const char* text : {"null.txt", "none.txt", "zero.txt"})
+    EXPECT_NE(card.find(fmt::format("| KL to the original | 0.2500 nats/token ({}, 10 tokens) |", text)), std::string::npos) << card;
+  EXPECT_NE(card.find("| 0.2500 ± 0.5000 nats/token (known.txt, 10 tokens) |"), std::string::npos) << card;
+  EXPECT_TRUE(json::parse(made.get("lquant.json")).at("measured").at(1).at("kl_se").is_null());
 }
 
 TEST(Record, ACardOfSomebodyElseStays) {
