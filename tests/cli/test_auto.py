@@ -1,6 +1,5 @@
 """`lquant auto`: the plan that it prints, the steps that it keeps, and what it leaves."""
 
-import hashlib
 import json
 import signal
 import subprocess
@@ -9,7 +8,7 @@ import time
 import mlx_lm
 import pytest
 from mlx_lm.utils import compute_bits_per_weight
-from support import ENVIRONMENT, LQUANT, encode, kl, run, sentences, tensors, text_rows, tree
+from support import ENVIRONMENT, LQUANT, encode, kl, reseal, run, sentences, tensors, text_rows, tree
 
 SMALL = ["--num-samples", 48, "--sequence-length", 32, "--target-bpw", 3]
 
@@ -83,15 +82,6 @@ def killed_at(arguments, moment):
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-
-
-def reseal(unit, meta):
-    """A unit without tensors that holds other JSON, sealed as lquant does it: the SHA-256 of all bytes before it ends the file."""
-    header = {"__metadata__": {"format": "mlx", "lquant": json.dumps(meta)}, "lquant.sha256": {"dtype": "U8", "shape": [32], "data_offsets": [0, 32]}}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    text = len(text).to_bytes(8, "little") + text
-    unit.write_bytes(text + hashlib.sha256(text).digest())
 
 
 def test_one_row_held_out_has_no_error(model, tmp_path):
