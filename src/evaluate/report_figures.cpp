@@ -272,7 +272,8 @@ std::string curve(const Report& report, const std::string& id) {
   for (const auto* f : order)
     table.rows.push_back({visible(f->name, 200), data(f->bytes, fmt::format("{}", f->bytes)), data(f->quality.kl, number(f->quality.kl)),
                           data(f->quality.kl_se, number(f->quality.kl_se))});
-  return figure(out + "</svg>", std::string(bars ? "Bars are one standard error. " : "") + "The dashed line joins the folders that no smaller one beats.", table.html());
+  const std::string caption = "The dashed line joins the folders that no smaller one beats.";
+  return figure(out + "</svg>", bars ? "Bars are one standard error. " + caption : caption, table.html());
 }
 
 }  // namespace lquant::evaluate

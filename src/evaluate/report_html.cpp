@@ -55,7 +55,10 @@ std::string list_table(const json& list, const std::string& caption) {
   // Records are sorted by key; a step's name heads its row.
   std::stable_partition(keys.begin(), keys.end(), [](const auto& key) { return key == "step" || key == "file"; });
   Table table{caption, {}, {}, "list"};
-  for (const auto& key : keys) table.head.push_back(escape(key == "kl_se" || key == "kl_difference_se" ? "standard error" : beginning(key, kMostValue)));
+  for (const auto& key : keys) {
+    const bool error = key == "kl_se" || key == "kl_difference_se";
+    table.head.push_back(error ? "standard error" : escape(beginning(key, kMostValue)));
+  }
   for (const auto& item : list) {
     if (table.rows.size() == kMostRows) break;
     std::vector<std::string> row;

@@ -270,8 +270,9 @@ void Auto::write(const json& options) {
   writer.add_plan(plan::quantization_block(made.spec(), plan_, true));
   auto steps = json::array();
   for (const auto& step : result.steps) steps.push_back(judgement(step));
+  const double best_kl = evaluate::token_mean(best_rows_).value;
   writer.finish(&plan_, made.stored_dtype(),
-                {"auto", options, manifest_, {{"predicted_kl", result.predicted_kl}, {"held_out_kl", evaluate::token_mean(best_rows_).value}, {"steps", steps}}});
+                {"auto", options, manifest_, {{"predicted_kl", result.predicted_kl}, {"held_out_kl", best_kl}, {"steps", steps}}});
 }
 
 }  // namespace
