@@ -5,10 +5,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 
 #include "base/error.h"
 #include "base/figures.h"
+#include "base/json.h"
 #include "base/words.h"
 #include "lquant/version.h"
 #include "text/front_matter.h"
@@ -123,11 +125,10 @@ std::string command(const json& record, const CardNames& names) {
 
 std::string row(const std::string& what, const std::string& value) { return fmt::format("| {} | {} |\n", what, value); }
 
-/// "0.4500 ± 0.0210"; without the error where it is not known.
+/// "0.4500 ± 0.0210"; without the error where it is not known: null, or 0 in records that were written when 0 stood for that.
 std::string with_error(const json& value, const json& error) {
-  auto text = fmt::format("{:.4f}", value.get<double>());
-  if (error.is_number() && error.get<double>() > 0) text += fmt::format(" ± {:.4f}", error.get<double>());
-  return text;
+  const double known = or_nan(error);
+  return plus_minus(value.get<double>(), known > 0 ? known : NAN, 4);
 }
 
 std::string formats(const json& record) {

@@ -23,6 +23,10 @@ std::string format_bytes(double bytes) {
   return u == 0 ? fmt::format("{:.0f} B", bytes) : fmt::format("{:.2f} {}", bytes, units[u]);
 }
 
+std::string plus_minus(double value, double error, int digits) {
+  return std::isfinite(error) ? fmt::format("{:.{}f} ± {:.{}f}", value, digits, error, digits) : fmt::format("{:.{}f}", value, digits);
+}
+
 std::uint64_t peak_memory() {
 #ifdef __linux__
   // Not getrusage's: that one starts from what the process that called us had.

@@ -9,6 +9,8 @@ namespace lquant {
 std::string format_duration(double seconds);
 /// "1.23 GB", decimal units as file managers show.
 std::string format_bytes(double bytes);
+/// "0.0123 ± 0.0004", both with so many digits behind the point; the value alone where its error is not known (not finite).
+std::string plus_minus(double value, double error, int digits);
 /// Peak resident set of this process in bytes.
 std::uint64_t peak_memory();
 

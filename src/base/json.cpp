@@ -101,6 +101,9 @@ bool JsonView::flag() const {
   return value_->get<bool>();
 }
 
+nlohmann::json or_null(double value) { return std::isfinite(value) ? nlohmann::json(value) : nlohmann::json(); }
+double or_nan(const nlohmann::json& value) { return value.is_number() ? value.get<double>() : NAN; }
+
 std::int64_t JsonView::whole(std::int64_t least, std::int64_t most) const {
   const double value = value_->is_number() ? value_->get<double>() : NAN;
   if (!(value == std::floor(value)) || value < static_cast<double>(least) || value > static_cast<double>(most))

@@ -55,6 +55,11 @@ class JsonView {
   std::string path_;  ///< empty: the file's whole value
 };
 
+/// A figure for a file: null where it is not a finite number, such as a standard error that is not known.
+nlohmann::json or_null(double value);
+/// What or_null wrote: NaN for null, and for whatever else is no number.
+double or_nan(const nlohmann::json& value);
+
 /// A JSON value in a message: as it stands in the file, on one line, shortened.
 template <class Json>
 std::string shown_json(const Json& value);

@@ -47,11 +47,16 @@ void check(const Options& o, const CLI::App& command) {
   check_texts("--data-path", r.data);
 }
 
+/// "-0.00210 ± 0.00030".
+std::string signed_difference(const evaluate::Mean& difference) {
+  return (difference.value > 0 ? "+" : "") + plus_minus(difference.value, difference.error, 5);
+}
+
 std::string table_of(const pipeline::AutoResult& result) {
-  Table table({Align::left, Align::right, Align::right, Align::right, Align::left});
-  table.add({"step", "KL to the original", "time", "expected"});
+  Table table({Align::left, Align::right, Align::right, Align::right, Align::right, Align::left});
+  table.add({"step", "KL to the original", "change", "time", "expected"});
   for (const auto& s : result.steps)
-    table.add({s.name, fmt::format("{:.4f} ± {:.4f}", *s.kl, *s.kl_se), format_duration(s.time),
+    table.add({s.name, plus_minus(s.kl->value, s.kl->error, 4), s.difference ? signed_difference(*s.difference) : "", format_duration(s.time),
                s.expected_time > 0 ? format_duration(s.expected_time) : "", s.kept ? "kept" : "undone"});
   return table.text();
 }

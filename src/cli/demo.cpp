@@ -29,7 +29,7 @@ std::string table_of(const std::vector<pipeline::DemoRow>& rows) {
   for (const auto& row : rows) {
     const bool made = row.seconds > 0;
     table.add({row.name, fmt::format("{:.3f}", row.bits_per_weight), format_bytes(static_cast<double>(row.bytes)),
-               made ? fmt::format("{:.4f} ± {:.4f}", row.quality.kl, row.quality.kl_se) : "0", fmt::format("{:.2f}", row.quality.perplexity()),
+               made ? plus_minus(row.quality.kl, row.quality.kl_se, 4) : "0", fmt::format("{:.2f}", row.quality.perplexity()),
                made ? format_duration(row.seconds) : ""});
   }
   return table.text();

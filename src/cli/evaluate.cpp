@@ -3,12 +3,13 @@
 
 #include <fmt/format.h>
 
-#include <cmath>
 #include <filesystem>
 #include <memory>
 
 #include "artifact/record.h"
 #include "base/error.h"
+#include "base/figures.h"
+#include "base/json.h"
 #include "cli/command.h"
 #include "cli/paths.h"
 #include "cli/print.h"
@@ -30,8 +31,8 @@ struct Options {
   int top_k = 0;
 };
 
-std::string plus_minus(const evaluate::Mean& mean) {
-  return std::isnan(mean.error) ? fmt::format("{:.4f}", mean.value) : fmt::format("{:.4f} ± {:.4f}", mean.value, mean.error);
+std::string with_error(const evaluate::Mean& mean) {
+  return plus_minus(mean.value, mean.error, 4);
 }
 
 std::string table_of(const pipeline::EvaluateResult& result) {
@@ -41,9 +42,9 @@ std::string table_of(const pipeline::EvaluateResult& result) {
   if (compared) head.insert(head.end(), {"teacher", "difference [95 %]", "gained/lost", "p"});
   table.add(head);
   for (const auto& f : result.figures) {
-    std::vector<std::string> row{f.task, f.metric, plus_minus(f.model)};
+    std::vector<std::string> row{f.task, f.metric, with_error(f.model)};
     if (f.paired)
-      row.insert(row.end(), {plus_minus(*f.teacher), fmt::format("{:+.4f} [{:+.4f}, {:+.4f}]", f.paired->difference, f.paired->low, f.paired->high),
+      row.insert(row.end(), {with_error(*f.teacher), fmt::format("{:+.4f} [{:+.4f}, {:+.4f}]", f.paired->difference, f.paired->low, f.paired->high),
                              fmt::format("{}/{}", f.paired->gained, f.paired->lost), fmt::format("{:.3g}", f.paired->p)});
     table.add(row);
   }
@@ -74,7 +75,7 @@ fs::path data_of_hub(const std::vector<const evaluate::Task*>& tasks, const pipe
 /// Puts the figures into the model's lquant.json, from which the model card is made; those of the same tasks make way.
 void record(const pipeline::EvaluateRun& run, const pipeline::EvaluateResult& result) {
   const auto figure = [](const evaluate::Mean& mean) {
-    return nlohmann::json{{"value", mean.value}, {"error", std::isnan(mean.error) ? nlohmann::json() : nlohmann::json(mean.error)}};
+    return nlohmann::json{{"value", mean.value}, {"error", or_null(mean.error)}};
   };
   auto tasks = nlohmann::json::object();
   for (const auto& f : result.figures) {

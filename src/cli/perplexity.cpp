@@ -7,6 +7,7 @@
 
 #include "artifact/record.h"
 #include "base/error.h"
+#include "base/figures.h"
 #include "base/words.h"
 #include "cli/command.h"
 #include "cli/paths.h"
@@ -71,10 +72,10 @@ int run(Options& o, run::Stop& stop) {
     print_json(q.to_json());
     return 0;
   }
-  print("tokens      {}\nperplexity  {:.4f} ± {:.4f}\n", q.tokens, q.perplexity(), q.perplexity_se());
+  print("tokens      {}\nperplexity  {}\n", q.tokens, plus_minus(q.perplexity(), q.perplexity_se(), 4));
   if (q.has_teacher)
-    print("teacher     {:.4f}\nKL          {:.5f} ± {:.5f} nats/token\nKL p99      {:.4f}\nsame top-1  {:.2f} %\n", q.teacher_perplexity(), q.kl,
-               q.kl_se, q.kl_p99, 100 * q.top1);
+    print("teacher     {:.4f}\nKL          {} nats/token\nKL p99      {:.4f}\nsame top-1  {:.2f} %\n", q.teacher_perplexity(),
+          plus_minus(q.kl, q.kl_se, 5), q.kl_p99, 100 * q.top1);
   return 0;
 }
 

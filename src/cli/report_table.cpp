@@ -24,7 +24,7 @@ void print_table(const evaluate::Report& report, bool terminal) {
   for (const auto& f : report.folders) {
     const auto& q = f.quality;
     table.add({tame(f.name), format_bytes(static_cast<double>(f.bytes)), fmt::format("{:.3f}", f.bits_per_weight()),
-               fmt::format("{:.4f} ± {:.4f}", q.perplexity(), q.perplexity_se()), fmt::format("{:.5f} ± {:.5f}", q.kl, q.kl_se),
+               plus_minus(q.perplexity(), q.perplexity_se(), 4), plus_minus(q.kl, q.kl_se, 5),
                fmt::format("{:.4f}", q.kl_p99), fmt::format("{:.2f} %", 100 * q.top1)});
   }
   table.add({tame(report.teacher), format_bytes(static_cast<double>(report.teacher_bytes)), "teacher",

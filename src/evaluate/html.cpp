@@ -6,6 +6,8 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "base/figures.h"
+
 namespace lquant::evaluate {
 namespace {
 
@@ -113,12 +115,14 @@ std::string number(double value) {
 
 std::string with_error(double value, double error) {
   if (!std::isfinite(value)) return "–";
-  if (!(error > 0) || !std::isfinite(error)) return number(value);
+  if (!(error > 0) || !std::isfinite(error)) return number(value);  // no digits that could say where both end
   const int digits = std::clamp(1 - static_cast<int>(std::floor(std::log10(error))), 0, 9);
-  return fmt::format("{:.{}f} ± {:.{}f}", value, digits, error, digits);
+  return plus_minus(value, error, digits);
 }
 
-std::string data(double value, const std::string& shown) { return fmt::format("<data value=\"{}\">{}</data>", value, shown); }
+std::string data(double value, const std::string& shown) {
+  return std::isfinite(value) ? fmt::format("<data value=\"{}\">{}</data>", value, shown) : shown;
+}
 std::string data(std::int64_t value, const std::string& shown) { return fmt::format("<data value=\"{}\">{}</data>", value, shown); }
 
 std::string Table::html() const {

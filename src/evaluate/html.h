@@ -24,10 +24,11 @@ std::string beginning(std::string_view text, std::size_t most);
 std::string number(double value);
 /// "1e-05" as "1e-5"; what has no exponent as it is.
 std::string short_exponent(const std::string& formatted);
-/// "0.0123 ± 0.0004": the error's two leading digits say where both end.
+/// "0.0123 ± 0.0004": the error's two leading digits say where both end. number() alone where the error is 0 or not known.
 std::string with_error(double value, double error);
 
-/// A figure as the page shows it, with the exact number beside it for programs: <data value="0.0123456">0.0123</data>.
+/// A figure as the page shows it, with the exact number beside it for programs: <data value="0.0123456">0.0123</data>. `shown`
+/// alone for what is no number.
 std::string data(double value, const std::string& shown);
 std::string data(std::int64_t value, const std::string& shown);
 

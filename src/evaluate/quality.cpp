@@ -1,5 +1,4 @@
-// Perplexity and KL are means over tokens, but tokens of one row are not independent: the standard error is taken over the
-// rows' sums (the ratio estimator), which is honest where a per-token error would be too small.
+// One pass over the tokens of all rows. Sums are kept by row, for the errors are taken over rows (row_mean.h).
 #include "evaluate/quality.h"
 
 #include <mlx/mlx.h>
@@ -8,6 +7,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "base/json.h"
 #include "kernels/head_loss.h"
 
 namespace lquant::evaluate {
@@ -34,37 +34,17 @@ double Quality::teacher_perplexity() const { return std::exp(teacher_nll); }
 double Quality::perplexity_se() const { return perplexity() * nll_se; }
 
 nlohmann::json Quality::to_json() const {
-  nlohmann::json out{{"tokens", tokens}, {"nll", nll}, {"nll_se", nll_se}, {"perplexity", perplexity()}, {"perplexity_se", perplexity_se()}};
+  nlohmann::json out{{"tokens", tokens},
+                     {"nll", nll},
+                     {"nll_se", or_null(nll_se)},
+                     {"perplexity", perplexity()},
+                     {"perplexity_se", or_null(perplexity_se())}};
   if (has_teacher)
-    out.update({{"teacher_perplexity", teacher_perplexity()}, {"kl", kl}, {"kl_se", kl_se}, {"kl_p99", kl_p99}, {"top1_agreement", top1}});
+    out.update({{"teacher_perplexity", teacher_perplexity()}, {"kl", kl}, {"kl_se", or_null(kl_se)}, {"kl_p99", kl_p99}, {"top1_agreement", top1}});
   return out;
 }
 
 namespace {
-
-/// A mean over tokens whose error is taken over rows: Var(Σ_r s_r / Σ_r n_r) ≈ R/(R−1) · Σ_r (s_r − m·n_r)² / (Σ_r n_r)².
-class RowMean {
- public:
-  void add_row(double sum, double count) {
-    if (count > 0) rows_.push_back({sum, count});
-  }
-  double mean() const { return total(1) > 0 ? total(0) / total(1) : 0; }
-  double error() const {
-    if (rows_.size() < 2) return 0;
-    const double m = mean(), n = total(1), rows = static_cast<double>(rows_.size());
-    double squares = 0;
-    for (const auto& [sum, count] : rows_) squares += (sum - m * count) * (sum - m * count);
-    return std::sqrt(squares * rows / (rows - 1)) / n;
-  }
-
- private:
-  double total(int which) const {
-    double t = 0;
-    for (const auto& [sum, count] : rows_) t += which == 0 ? sum : count;
-    return t;
-  }
-  std::vector<std::pair<double, double>> rows_;
-};
 
 model::Head head_of(const LoadedModel& m) { return model::head(m.spec, m.tensors, m.formats, m.dtype); }
 
@@ -83,7 +63,7 @@ Quality measure(const Answers& student, const Answers* teacher, const std::vecto
     args.teacher_softcap = teacher->head.softcap;
     args.teacher_multiplier = teacher->head.multiplier;
   }
-  RowMean nll, teacher_nll, kl;
+  std::vector<RowSum> nll, teacher_nll, kl;
   std::vector<float> all_kl;
   double agree = 0;
   Quality quality;
@@ -98,26 +78,29 @@ Quality measure(const Answers& student, const Answers* teacher, const std::vecto
     const float *mask = mask_array.data<float>(), *n = scores.nll.data<float>(), *t = scores.teacher_nll.data<float>(), *k = scores.kl.data<float>(),
                 *a = scores.agree.data<float>();
     for (int r = 0; r < batch.rows(); ++r) {
-      double sums[4] = {};
+      double sums[3] = {};
+      std::int64_t tokens = 0;
       for (std::int64_t i = std::int64_t{r} * batch.length(), end = i + batch.length(); i < end; ++i) {
         if (mask[i] == 0) continue;
-        sums[0] += 1, sums[1] += n[i], sums[2] += t[i], sums[3] += k[i];
+        ++tokens, sums[0] += n[i], sums[1] += t[i], sums[2] += k[i];
         agree += a[i];
         if (teacher) all_kl.push_back(k[i]);
         if (figures) figures->push_back({b, static_cast<std::size_t>(i), n[i], t[i], k[i]});
       }
-      nll.add_row(sums[1], sums[0]);
-      teacher_nll.add_row(sums[2], sums[0]);
-      kl.add_row(sums[3], sums[0]);
-      quality.tokens += static_cast<std::int64_t>(sums[0]);
+      nll.push_back({sums[0], tokens});
+      teacher_nll.push_back({sums[1], tokens});
+      kl.push_back({sums[2], tokens});
+      quality.tokens += tokens;
     }
     if (progress) progress(quality.tokens);
   }
   if (quality.tokens == 0) fail("evaluate", "no token to score; give data with more text");
-  quality.nll = nll.mean(), quality.nll_se = nll.error();
+  const auto mean_nll = token_mean(nll), mean_kl = token_mean(kl);
+  quality.nll = mean_nll.value, quality.nll_se = mean_nll.error;
   if (teacher) {
-    quality.teacher_nll = teacher_nll.mean();
-    quality.kl = kl.mean(), quality.kl_se = kl.error();
+    quality.teacher_nll = token_mean(teacher_nll).value;
+    quality.kl = mean_kl.value, quality.kl_se = mean_kl.error;
+    quality.kl_rows = std::move(kl);
     quality.top1 = agree / static_cast<double>(quality.tokens);
     const auto at = all_kl.begin() + static_cast<std::ptrdiff_t>(0.99 * static_cast<double>(all_kl.size() - 1));
     std::nth_element(all_kl.begin(), at, all_kl.end());

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "calibration/batches.h"
+#include "evaluate/row_mean.h"
 #include "model/model.h"
 
 namespace lquant::evaluate {
@@ -28,12 +29,14 @@ struct LoadedModel {
 /// How well a model predicts a text, and how far it is from its teacher. All per token, in nats.
 struct Quality {
   std::int64_t tokens = 0;
-  double nll = 0, nll_se = 0;  ///< mean of −log p(next token); standard error over rows (tokens of a row hang together)
+  /// Mean of −log p(next token). Standard errors are taken over rows (row_mean.h); NaN, and null in JSON, from fewer than two.
+  double nll = 0, nll_se = 0;
   double teacher_nll = 0;
   double kl = 0, kl_se = 0;  ///< KL(teacher ‖ student)
   double kl_p99 = 0;         ///< its 99th percentile over tokens
   double top1 = 0;           ///< share of tokens at which both have the same likeliest token
   bool has_teacher = false;
+  std::vector<RowSum> kl_rows;  ///< of every row, in order; for paired_difference with another model on the same rows. Not in JSON
   double perplexity() const;
   double teacher_perplexity() const;
   /// Half the width of perplexity's ±1 standard error interval (delta method: perplexity · nll_se).

@@ -1,5 +1,7 @@
 #include "evaluate/report.h"
 
+#include "base/json.h"
+
 namespace lquant::evaluate {
 using json = nlohmann::ordered_json;
 
@@ -14,7 +16,8 @@ json FolderReport::to_json() const {
     if (l.bits) linear.update({{"bits", l.bits}, {"group_size", l.group_size}});
     out["linears"].push_back(std::move(linear));
   }
-  for (const auto& a : alone) out["alone"].push_back({{"name", a.name}, {"role", a.role}, {"block", a.block}, {"kl", a.kl}, {"kl_se", a.kl_se}});
+  for (const auto& a : alone)
+    out["alone"].push_back({{"name", a.name}, {"role", a.role}, {"block", a.block}, {"kl", a.kl}, {"kl_se", or_null(a.kl_se)}});
   for (const auto& w : worst) out["worst"].push_back(w.to_json());
   out["record"] = record;
   return out;

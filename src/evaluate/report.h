@@ -26,7 +26,7 @@ struct StoredLinear {
 struct AloneFigure {
   std::string name, role;  ///< path and role of the linear; "block" for a whole one
   int block = -1;
-  double kl = 0, kl_se = 0;
+  double kl = 0, kl_se = 0;  ///< the error over rows; NaN where it is not known
 };
 
 struct FolderReport {

@@ -211,19 +211,22 @@ std::string histogram(const FolderReport& folder, const std::string& id) {
 std::string curve(const Report& report, const std::string& id) {
   constexpr double kWidth = 900, kHeight = 400, kLeft = 70, kRight = 870, kTop = 16, kBottom = 350;
   std::vector<double> bytes, kl;
+  bool bars = false;  // none where errors are not known
   std::vector<const FolderReport*> order;
   for (const auto& f : report.folders) {
     bytes.push_back(static_cast<double>(f.bytes) / 1e6);
     // A bar that comes near zero would stretch the axis without end; it ends at the axis.
-    const double low = f.quality.kl - f.quality.kl_se;
-    for (const double v : {f.quality.kl, f.quality.kl + f.quality.kl_se, std::max(low, f.quality.kl / 3)}) kl.push_back(v);
+    const double error = std::isfinite(f.quality.kl_se) ? f.quality.kl_se : 0;
+    bars |= std::isfinite(f.quality.kl_se);
+    for (const double v : {f.quality.kl, f.quality.kl + error, std::max(f.quality.kl - error, f.quality.kl / 3)}) kl.push_back(v);
     order.push_back(&f);
   }
   std::stable_sort(order.begin(), order.end(), [](auto* a, auto* b) { return a->bytes < b->bytes; });
   const auto x = linear_scale(bytes, kLeft, kRight), y = log_scale(kl, kBottom, kTop);
   std::string out =
       opening(id, "group", kWidth, kHeight, "KL against size",
-              "One point a folder, its size in megabytes across, its KL to the teacher upwards on a logarithmic axis; bars are one standard error.");
+              std::string("One point a folder, its size in megabytes across, its KL to the teacher upwards on a logarithmic axis") +
+                  (bars ? "; bars are one standard error." : "."));
   for (const auto& t : y.ticks())
     out += line(kLeft, y.at(t.value), kRight, y.at(t.value), "rule") + text(kLeft - 8, y.at(t.value) + 4, t.label, "end", "quiet");
   for (const auto& t : x.ticks())
@@ -243,7 +246,7 @@ std::string curve(const Report& report, const std::string& id) {
   std::vector<std::pair<double, double>> labels;
   for (const auto* f : order) {
     const auto& q = f->quality;
-    const double px = x.at(static_cast<double>(f->bytes) / 1e6), py = y.at(q.kl), low = y.at(q.kl - q.kl_se), high = y.at(q.kl + q.kl_se);
+    const double px = x.at(static_cast<double>(f->bytes) / 1e6), py = y.at(q.kl);
     const bool left = px > 0.62 * kWidth;
     double at = py + (left ? 16 : -6);  // clear of the line, which falls from left to right
     // A name moves down until no other is within a line of it; names are as wide as a third of the figure.
@@ -258,7 +261,10 @@ std::string curve(const Report& report, const std::string& id) {
     const char* anchor = left ? "end" : "start";
     const double tx = px + (left ? -12 : 12);
     out += fmt::format("<g class=\"point\" tabindex=\"0\" role=\"img\" aria-label=\"{}: {}\">\n", escape(f->name), escape(exact));
-    out += line(px, low, px, high, "error") + line(px - 8, low, px + 8, low, "error") + line(px - 8, high, px + 8, high, "error");
+    if (std::isfinite(q.kl_se)) {
+      const double low = y.at(q.kl - q.kl_se), high = y.at(q.kl + q.kl_se);
+      out += line(px, low, px, high, "error") + line(px - 8, low, px + 8, low, "error") + line(px - 8, high, px + 8, high, "error");
+    }
     out += fmt::format("<circle class=\"dot\" cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3.5\"/>\n", px, py);
     out += text(tx, at, name, anchor, "halo") + text(tx, at - 16, exact, anchor, "tip halo") + "</g>\n";
   }
@@ -266,7 +272,8 @@ std::string curve(const Report& report, const std::string& id) {
   for (const auto* f : order)
     table.rows.push_back({visible(f->name, 200), data(f->bytes, fmt::format("{}", f->bytes)), data(f->quality.kl, number(f->quality.kl)),
                           data(f->quality.kl_se, number(f->quality.kl_se))});
-  return figure(out + "</svg>", "Bars are one standard error. The dashed line joins the folders that no smaller one beats.", table.html());
+  const std::string caption = "The dashed line joins the folders that no smaller one beats.";
+  return figure(out + "</svg>", bars ? "Bars are one standard error. " + caption : caption, table.html());
 }
 
 }  // namespace lquant::evaluate

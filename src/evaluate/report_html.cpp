@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
+#include "base/figures.h"
 #include "evaluate/html.h"
 #include "evaluate/report_figures.h"
 
@@ -53,13 +55,16 @@ std::string list_table(const json& list, const std::string& caption) {
   // Records are sorted by key; a step's name heads its row.
   std::stable_partition(keys.begin(), keys.end(), [](const auto& key) { return key == "step" || key == "file"; });
   Table table{caption, {}, {}, "list"};
-  for (const auto& key : keys) table.head.push_back(escape(key == "kl_se" ? "standard error" : beginning(key, kMostValue)));
+  for (const auto& key : keys) {
+    const bool error = key == "kl_se" || key == "kl_difference_se";
+    table.head.push_back(error ? "standard error" : escape(beginning(key, kMostValue)));
+  }
   for (const auto& item : list) {
     if (table.rows.size() == kMostRows) break;
     std::vector<std::string> row;
     for (const auto& key : keys) {
       const auto found = item.find(key);
-      row.push_back(found == item.end() ? "–" : found->is_boolean() ? (found->get<bool>() ? "yes" : "no") : value_html(*found));
+      row.push_back(found == item.end() || found->is_null() ? "–" : found->is_boolean() ? (found->get<bool>() ? "yes" : "no") : value_html(*found));
     }
     table.rows.push_back(std::move(row));
   }
@@ -129,7 +134,7 @@ std::string summary(const Report& report) {
     const auto& q = f.quality;
     table.rows.push_back(
         {visible(f.name, 200), data(f.bytes, megabytes(f.bytes)), data(f.bits_per_weight(), fmt::format("{:.3f}", f.bits_per_weight())),
-         data(q.perplexity(), fmt::format("{:.2f} ± {:.2f}", q.perplexity(), q.perplexity_se())), data(q.kl, with_error(q.kl, q.kl_se)),
+         data(q.perplexity(), plus_minus(q.perplexity(), q.perplexity_se(), 2)), data(q.kl, with_error(q.kl, q.kl_se)),
          data(q.kl_p99, number(q.kl_p99)), data(q.top1, fmt::format("{:.2f} %", 100 * q.top1))});
   }
   const auto& q = report.folders.front().quality;
@@ -140,7 +145,9 @@ std::string summary(const Report& report) {
   for (const auto& f : report.folders) hashes.rows.push_back({visible(f.name, 200), "<code>" + escape(f.sha256) + "</code>"});
   hashes.rows.push_back({visible(report.data, 200), "<code>" + escape(report.data_sha256) + "</code>"});
   return table.html() +
-         "<p class=\"note\">± is one standard error, over rows. KL is the divergence of the folder's next-token distribution from the teacher's; p99 "
+         "<p class=\"note\">" +
+         std::string(std::isfinite(q.nll_se) ? "± is one standard error, over rows." : "One row has no standard error.") +
+         " KL is the divergence of the folder's next-token distribution from the teacher's; p99 "
          "is the value "
          "that one token in a hundred exceeds; same top-1 is the share of tokens at which both expect the same token most.</p>\n" +
          folded("Hashes", hashes.html());

@@ -4,6 +4,7 @@
 #include <span>
 #include <vector>
 
+#include "evaluate/row_mean.h"
 #include "evaluate/score.h"
 
 namespace lquant::evaluate {
@@ -13,10 +14,7 @@ std::size_t likeliest(const Likelihoods& likelihoods);
 /// The same of likelihoods divided by `lengths` (the choices' characters).
 std::size_t likeliest(const Likelihoods& likelihoods, std::span<const std::size_t> lengths);
 
-struct Mean {
-  double value = 0;
-  double error = 0;  ///< standard error: the sample's deviation (n − 1) over √n; NaN for fewer than two values
-};
+/// The mean; its standard error is the sample's deviation (n − 1) over √n.
 Mean mean_of(const std::vector<double>& values);
 
 /// Two models on the same questions.

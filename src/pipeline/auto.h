@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/figures.h"
+#include "evaluate/row_mean.h"
 #include "run/context.h"
 #include "pipeline/dynamic.h"
 
@@ -31,7 +32,9 @@ struct AutoRun {
 struct AutoStep {
   std::string name;
   double expected_time = 0, expected_memory = 0;                  ///< seconds, bytes
-  std::optional<double> kl = std::nullopt, kl_se = std::nullopt;  ///< on rows held out, of the model that the step made
+  std::optional<evaluate::Mean> kl = std::nullopt;  ///< on rows held out, of the model that the step made
+  /// That less the KL of the best model before the step, by evaluate::paired_difference on the same rows; none for the first step.
+  std::optional<evaluate::Mean> difference = std::nullopt;
   bool kept = false;
   double time = 0;  ///< seconds, of this process
 };
@@ -44,9 +47,14 @@ struct AutoResult {
 };
 
 /// The whole of `lquant auto`: allocates formats to the budget, then tries AWQ, GPTQ, block-wise training (where some linear has at most 3 bits) and
-/// DWQ, each from the best so far and kept only if the divergence on rows held out falls. What it is going to do is said first; with `dry_run` that
-/// is all, and nothing is read but headers. Finished steps wait in the run folder. Throws Error (nothing is left under the output's name) or
-/// Interrupted.
+/// DWQ, each from the best so far. What it is going to do is said first; with `dry_run` that is all, and nothing is read but headers. Finished
+/// steps wait in the run folder. Throws Error (nothing is left under the output's name) or Interrupted.
+///
+/// A step is kept when its KL on the rows held out is lower than that of the best model before it, and else undone:
+///     Σ_r (s_r − b_r) / Σ_r n_r < 0
+/// with s_r and b_r the KL of the step's and of the best model summed over the n_r tokens of row r. Both answer for the same rows, so the standard
+/// error of this difference (evaluate::paired_difference) is much less than that of either KL. It is shown and recorded; it does not decide: of two
+/// models of equal size the one with the lower mean is the better choice, however small the difference, and one row has no error at all.
 AutoResult auto_quantize(const AutoRun& options, const run::Context& context);
 
 }  // namespace lquant::pipeline

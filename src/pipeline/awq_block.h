@@ -19,6 +19,7 @@ namespace lquant::pipeline {
 using RowErrors = std::vector<double>;
 double sum(const RowErrors& errors);
 /// Whether `a` is below `b` by more than twice the standard error that the difference has from row to row: what is less may be chance.
+/// One row shows no error; there the difference alone decides.
 bool clearly_below(const RowErrors& a, const RowErrors& b);
 
 /// What AWQ has found for one block: its packed tensors and the scales behind them.

@@ -9,8 +9,10 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "base/figures.h"
 #include "base/files.h"
 #include "base/hash.h"
+#include "base/json.h"
 #include "evaluate/streamed.h"
 #include "pipeline/block_run.h"
 #include "pipeline/measured.h"
@@ -203,7 +205,7 @@ json DynamicResult::to_json() const {
            {"tokens", tokens},
            {"sensitivity_seconds", sensitivity_time},
            {"peak_memory", peak_memory()}};
-  if (kl) out.update({{"kl", *kl}, {"kl_se", *kl_se}, {"perplexity", *perplexity}, {"teacher_perplexity", *teacher_perplexity}});
+  if (kl) out.update({{"kl", *kl}, {"kl_se", or_null(*kl_se)}, {"perplexity", *perplexity}, {"teacher_perplexity", *teacher_perplexity}});
   return out;
 }
 
@@ -271,8 +273,8 @@ DynamicResult dynamic_quant(const DynamicRun& o, const run::Context& context) {
   result.kl = judged.kl, result.kl_se = judged.kl_se, result.perplexity = judged.perplexity(),
   result.teacher_perplexity = judged.teacher_perplexity();
   result.total_time = seconds_since(began);
-  context.line(fmt::format("KL on {} tokens held out {:.4f} ± {:.4f} (predicted {:.4f}); perplexity {:.3f} (original {:.3f})", judged.tokens, judged.kl,
-                       judged.kl_se, result.predicted_kl, judged.perplexity(), judged.teacher_perplexity()));
+  context.line(fmt::format("KL on {} tokens held out {} (predicted {:.4f}); perplexity {:.3f} (original {:.3f})", judged.tokens,
+                       plus_minus(judged.kl, judged.kl_se, 4), result.predicted_kl, judged.perplexity(), judged.teacher_perplexity()));
   return result;
 }
 

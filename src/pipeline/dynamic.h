@@ -56,7 +56,7 @@ struct DynamicResult {
   double bits_per_weight = 0, predicted_kl = 0;
   double predicted_gap = 0;  ///< no plan of these bytes is predicted to be better by more than this
   std::int64_t bytes = 0;
-  std::optional<double> kl, kl_se, perplexity, teacher_perplexity;  ///< on rows held out; none with plan_only
+  std::optional<double> kl, kl_se, perplexity, teacher_perplexity;  ///< on rows held out; none with plan_only; kl_se NaN from one row
   double sensitivity_time = 0, total_time = 0;                      ///< seconds of this process
   double tokens = 0;                                                ///< that the sensitivities were taken on
   nlohmann::json to_json() const;

@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/hash.h"
+#include "base/json.h"
 #include "base/words.h"
 #include "codec/quantize.h"
 #include "evaluate/report_html.h"
@@ -177,13 +178,15 @@ void measure_parts(const ReportRun& o, const model::Model& teacher, const std::v
   alone.skip = [&](const AlonePart& part) {
     const auto done = run.load("alone-" + part.name);
     if (!done) return false;
-    keep(part.name, done->meta.at("kl"), done->meta.at("kl_se"));
+    const double error = or_nan(done->meta.at("kl_se"));
+    if (error == 0) return false;  // an earlier version wrote 0 for what is not known; measuring it again is cheap
+    keep(part.name, or_nan(done->meta.at("kl")), error);
     progress.skip(1);
     return true;
   };
   alone.done = [&](const AlonePart& part, const evaluate::Quality& quality) {
     keep(part.name, quality.kl, quality.kl_se);
-    run.save("alone-" + part.name, {}, {{"kl", quality.kl}, {"kl_se", quality.kl_se}});
+    run.save("alone-" + part.name, {}, {{"kl", quality.kl}, {"kl_se", or_null(quality.kl_se)}});
     progress.advance(1, fmt::format("{} {:.5f}", places.at(part.name).figure.name, quality.kl));
     context.check();
   };

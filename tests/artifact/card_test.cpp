@@ -1,8 +1,11 @@
 #include "artifact/card.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <fstream>
+#include <string_view>
 
 #include "artifact/record.h"
 #include "base/error.h"
@@ -28,6 +31,23 @@ json uniform_record() {
           {"formats", {{{"mode", "affine"}, {"bits", 3}, {"group_size", 64}, {"linears", 43}}}},
           {"quality", {{"validation_kl", 0.08123}, {"validation_kl_start", 0.1863}}}};
 }
+
+constexpr const char* kUse = R"(## Use with mlx_lm
+
+```sh
+pip install mlx-lm
+mlx_lm.generate --model SHELL --prompt "Hello"
+```
+
+```python
+from mlx_lm import load, generate
+
+model, tokenizer = load(PYTHON)
+messages = [{"role": "user", "content": "Hello"}]
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True) if tokenizer.chat_template else "Hello"
+print(generate(model, tokenizer, prompt=prompt))
+```
+)";
 
 constexpr const char* kUniform = R"(---
 library_name: "mlx"
@@ -58,22 +78,7 @@ tags:
 | format | affine 3 bits, groups of 64 |
 | KL to the original on held-out rows | 0.0812 nats/token (before training 0.1863) |
 
-## Use with mlx_lm
-
-```sh
-pip install mlx-lm
-mlx_lm.generate --model me/base-3bit --prompt "Hello"
-```
-
-```python
-from mlx_lm import load, generate
-
-model, tokenizer = load("me/base-3bit")
-messages = [{"role": "user", "content": "Hello"}]
-prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True) if tokenizer.chat_template else "Hello"
-print(generate(model, tokenizer, prompt=prompt))
-```
-
+USE
 ## How it was made
 
 ```sh
@@ -115,22 +120,7 @@ tags:
 | arc_easy | 5 | 200 | acc | 0.4500 ± 0.0352 | 0.4700 ± 0.0353 |
 | boolq | 0 | 1 | acc | 1.0000 | |
 
-## Use with mlx_lm
-
-```sh
-pip install mlx-lm
-mlx_lm.generate --model 'out/it'\''s small' --prompt "Hello"
-```
-
-```python
-from mlx_lm import load, generate
-
-model, tokenizer = load("out/it's small")
-messages = [{"role": "user", "content": "Hello"}]
-prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True) if tokenizer.chat_template else "Hello"
-print(generate(model, tokenizer, prompt=prompt))
-```
-
+USE
 ## How it was made
 
 ```sh
@@ -158,18 +148,23 @@ json mixed_record() {
   return record;
 }
 
-std::string with_home(std::string text) { return text.replace(text.find("HOME"), 4, LQUANT_HOME); }
+std::string replaced(std::string text, std::string_view mark, std::string_view by) { return text.replace(text.find(mark), mark.size(), by); }
+
+/// An expected card: with lquant's address, and how to use the model by the name that a shell and that Python read.
+std::string expected(const char* card, std::string_view shell, std::string_view python) {
+  return replaced(replaced(card, "HOME", LQUANT_HOME), "USE", replaced(replaced(kUse, "SHELL", shell), "PYTHON", python));
+}
 
 TEST(Card, OfAUniformModelOnTheHub) {
   const json config{{"quantization", {{"bits", 3}, {"group_size", 64}}}};
-  EXPECT_EQ(model_card(uniform_record(), config, names_of_repository("me/base-3bit")), with_home(kUniform));
+  EXPECT_EQ(model_card(uniform_record(), config, names_of_repository("me/base-3bit")), expected(kUniform, "me/base-3bit", "\"me/base-3bit\""));
 }
 
 // Calling it by its lowest width was wrong in the title, in the tags and in the command.
 TEST(Card, OfAMixedModelOnThisMachine) {
   auto names = names_of("out/it's small/");
   names.source = "my models/tiny";
-  EXPECT_EQ(model_card(mixed_record(), {{"quantization", {{"bits", 2}}}}, names), with_home(kMixed));
+  EXPECT_EQ(model_card(mixed_record(), {{"quantization", {{"bits", 2}}}}, names), expected(kMixed, R"('out/it'\''s small')", R"("out/it's small")"));
 }
 
 TEST(Card, OfARecordWithoutFormatsHasTheWidthsOfTheConfig) {
@@ -222,6 +217,22 @@ TEST(Record, FiguresGoIntoTheRecordAndTheCardBesideIt) {
   EXPECT_NE(card.find("| boolq | 0 | 3 | acc | 0.2500 ± 0.1000 |"), std::string::npos) << card;
   // Under a repository's name it is the same card but for the names.
   EXPECT_NE(card_of_folder(made.folder, names_of_repository("me/made")).find("mlx_lm.generate --model me/made "), std::string::npos);
+}
+
+TEST(Record, ErrorsThatAreNotKnownAreLeftOut) {
+  const Made made;
+  const auto entry = [](const char* text, const json& error) {
+    return json{{"text", text}, {"tokens", 10}, {"perplexity", 9.0}, {"perplexity_se", error}, {"kl", 0.25}, {"kl_se", error}};
+  };
+  add_measured(made.folder, entry("null.txt", nullptr));
+  add_measured(made.folder, entry("none.txt", NAN));
+  add_measured(made.folder, entry("zero.txt", 0.0));
+  add_measured(made.folder, entry("known.txt", 0.5));
+  const auto card = made.get("README.md");
+  for (const char* text : {"null.txt", "none.txt", "zero.txt"})
+    EXPECT_NE(card.find(fmt::format("| KL to the original | 0.2500 nats/token ({}, 10 tokens) |", text)), std::string::npos) << card;
+  EXPECT_NE(card.find("| 0.2500 ± 0.5000 nats/token (known.txt, 10 tokens) |"), std::string::npos) << card;
+  EXPECT_TRUE(json::parse(made.get("lquant.json")).at("measured").at(1).at("kl_se").is_null());
 }
 
 TEST(Record, ACardOfSomebodyElseStays) {

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <vector>
 
 namespace lquant {
@@ -29,6 +30,13 @@ TEST(FormatBytes, UsesDecimalUnits) {
   EXPECT_EQ(format_bytes(5e9), "5.00 GB");
   EXPECT_EQ(format_bytes(1.5e12), "1.50 TB");
   EXPECT_EQ(format_bytes(2e15), "2000.00 TB");
+}
+
+TEST(PlusMinus, LeavesOutAnErrorThatIsNotKnown) {
+  EXPECT_EQ(plus_minus(0.12345, 0.00067, 4), "0.1235 ± 0.0007");
+  EXPECT_EQ(plus_minus(8, 0, 2), "8.00 ± 0.00");
+  EXPECT_EQ(plus_minus(8, NAN, 2), "8.00");
+  EXPECT_EQ(plus_minus(-0.5, INFINITY, 1), "-0.5");
 }
 
 TEST(PeakMemory, CoversWhatWasTouched) {

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include "base/error.h"
 
 namespace lquant {
@@ -62,6 +63,14 @@ TEST(ParseJson, ReadsWhatTheLibraryReads) {
   const std::string text = R"({"b": [1, -2.5, 1e3, true, null, "é\n"], "a": {}, "b2": 18446744073709551615, "a": {"x": []}})";
   EXPECT_EQ(parse_json(text), json::parse(text));
   EXPECT_EQ(parse_json<nlohmann::ordered_json>(text).dump(), nlohmann::ordered_json::parse(text).dump());
+}
+
+TEST(OrNull, AFigureThatIsNotKnownIsNullAndBack) {
+  EXPECT_EQ(or_null(0.25).dump(), "0.25");
+  EXPECT_TRUE(or_null(NAN).is_null() && or_null(INFINITY).is_null());
+  EXPECT_EQ(or_nan(or_null(0.25)), 0.25);
+  EXPECT_EQ(or_nan(3), 3);
+  EXPECT_TRUE(std::isnan(or_nan(nullptr)) && std::isnan(or_nan("3")));
 }
 
 TEST(JsonView, ValuesAndTheirPlaces) {

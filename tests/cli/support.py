@@ -1,5 +1,6 @@
 """What the tests of the command line share: running the program, a small random model, and readers of what it writes."""
 
+import hashlib
 import json
 import os
 import re
@@ -114,6 +115,15 @@ def chat_rows(file, count=40, seed=0):
     texts = sentences(2 * count, seed, words=12)
     pairs = zip(texts[::2], texts[1::2])
     return write_rows(file, [{"messages": [{"role": "user", "content": a}, {"role": "assistant", "content": b}]} for a, b in pairs])
+
+
+def reseal(unit, meta):
+    """A unit without tensors that holds other JSON, sealed as lquant does it: the SHA-256 of all bytes before it ends the file."""
+    header = {"__metadata__": {"format": "mlx", "lquant": json.dumps(meta)}, "lquant.sha256": {"dtype": "U8", "shape": [32], "data_offsets": [0, 32]}}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    text = len(text).to_bytes(8, "little") + text
+    unit.write_bytes(text + hashlib.sha256(text).digest())
 
 
 def tensors(folder):

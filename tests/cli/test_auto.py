@@ -8,7 +8,7 @@ import time
 import mlx_lm
 import pytest
 from mlx_lm.utils import compute_bits_per_weight
-from support import ENVIRONMENT, LQUANT, encode, kl, run, sentences, tensors, text_rows, tree
+from support import ENVIRONMENT, LQUANT, encode, kl, reseal, run, sentences, tensors, text_rows, tree
 
 SMALL = ["--num-samples", 48, "--sequence-length", 32, "--target-bpw", 3]
 
@@ -30,6 +30,15 @@ def test_it_says_the_plan_first_and_keeps_what_helps(made):
         assert step["kept"] == (step["kl"] < best) and step["expected_seconds"] > 0 and step["expected_memory"] > 0
         best = min(best, step["kl"])
     assert best < figures["steps"][0]["kl"]
+    before = figures["steps"][0]["kl"]
+    assert "kl_difference" not in figures["steps"][0]
+    for step in figures["steps"][1:]:
+        assert step["kl_difference"] == pytest.approx(step["kl"] - before, abs=1e-9)
+        # The same rows are hard for both models: a difference between them is known better than either.
+        assert 0 < step["kl_difference_se"] < step["kl_se"]
+        shown = f"{abs(step['kl_difference']):.5f} ± {step['kl_difference_se']:.5f} {'lower' if step['kept'] else 'higher'} than before"
+        assert f"{step['step']}: KL {step['kl']:.5f} ± {step['kl_se']:.5f} on rows held out, {shown}: {'kept' if step['kept'] else 'undone'}\n" in said
+        before = min(before, step["kl"])
     record = json.loads((folder / "lquant.json").read_text())
     assert record["command"] == "auto" and record["quality"]["held_out_kl"] == best and len(record["quality"]["steps"]) == 5
     assert record["data"]["files"][0]["file"] == "rows.jsonl"
@@ -63,6 +72,46 @@ def test_steps_can_be_left_out(model, rows, tmp_path):
     table = [line.split()[0] for line in done.stdout.strip().split("\n")]
     assert table == ["step", "allocate", "gptq"]
     assert "--steps smooth is none of" in run("auto", "--model", model, "--mlx-path", tmp_path / "b", "--steps", "smooth", code=2).stderr
+
+
+def killed_at(arguments, moment):
+    """Kills the command when a file is there, or a little later."""
+    process = subprocess.Popen([str(a) for a in (LQUANT, *arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    while process.poll() is None and not moment.exists():
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_one_row_held_out_has_no_error(model, tmp_path):
+    """Of 8 rows one is held out. Its error is not known: it is left out of texts, null in JSON, and a killed run goes on over it."""
+    few = text_rows(tmp_path / "few.jsonl", count=8)
+    arguments = ["auto", "--model", model, "--data-path", few, "--sequence-length", 32, "--target-bpw", 4, "--steps", "gptq", "--mlx-path"]
+    done = run(*arguments, tmp_path / "result")
+    assert "the texts held out fill one row" in done.stderr and "gptq: KL " in done.stderr
+    judged = [line for line in done.stderr.splitlines() if line.startswith(("allocate: ", "gptq: "))]
+    assert len(judged) == 2 and all("±" not in text and "nan" not in text for text in (*judged, done.stdout))
+    steps = json.loads((tmp_path / "result" / "lquant.json").read_text())["quality"]["steps"]
+    assert [s["kl_se"] for s in steps] == [None, None] and steps[1]["kl_difference_se"] is None
+    assert steps[1]["kept"] == (steps[1]["kl_difference"] < 0) == (steps[1]["kl"] < steps[0]["kl"])
+    killed_at([*arguments, tmp_path / "again"], tmp_path / "again.lquant-run" / "judged-allocate.safetensors")
+    figures = json.loads(run(*arguments, tmp_path / "again", "--json").stdout)
+    assert [s["kl_se"] for s in figures["steps"]] == [None, None]
+    assert tree(tmp_path / "again") == tree(tmp_path / "result")
+
+
+def test_a_judged_unit_of_an_earlier_version_is_made_again(model, tmp_path):
+    """It holds the mean alone, from which no paired error can be taken; the step that it judged stays."""
+    few = text_rows(tmp_path / "few.jsonl", count=16)
+    arguments = ["auto", "--model", model, "--data-path", few, "--sequence-length", 32, "--target-bpw", 4, "--steps", "gptq", "--mlx-path", tmp_path / "result"]
+    unit = tmp_path / "result.lquant-run" / "judged-allocate.safetensors"
+    killed_at(arguments, unit)
+    reseal(unit, {"kl": 1e-9, "kl_se": 0.0})
+    done = run(*arguments)
+    assert "continuing the run in" in done.stderr and "step allocate" not in done.stderr
+    steps = json.loads((tmp_path / "result" / "lquant.json").read_text())["quality"]["steps"]
+    assert steps[0]["kl"] > 1e-6 and steps[1]["kl_difference"] == pytest.approx(steps[1]["kl"] - steps[0]["kl"], abs=1e-9)
 
 
 def test_the_embedded_model_with_its_own_texts(tmp_path):

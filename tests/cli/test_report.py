@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import mlx.core as mx
 import pytest
-from support import ENVIRONMENT, LQUANT, TINY, run, sentences, tree
+from support import ENVIRONMENT, LQUANT, TINY, reseal, run, sentences, tree
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 SIZES = ("--sequence-length", 32, "--num-samples", 6, "--batch-size", 4)
@@ -191,6 +191,24 @@ def test_replaced_alone_is_a_model_with_one_packed_linear(made, folders, text, t
     assert alone[path]["kl_se"] == pytest.approx(found["kl_se"], rel=1e-4)
 
 
+def test_one_row_has_no_error(folders, text, tmp_path):
+    """What is not known is not zero: it is left out of texts and of the page, and null in JSON."""
+    one = ("--teacher", TINY, "--data-path", text, "--sequence-length", 32, "--num-samples", 1)
+    said = run("perplexity", "--model", folders[1], *one).stdout
+    assert re.fullmatch(r"tokens      32\nperplexity  [\d.]+\nteacher     [\d.]+\nKL          [\d.]+ nats/token\nKL p99      [\d.]+\nsame top-1  [\d.]+ %\n", said)
+    found = json.loads(run("perplexity", "--model", folders[1], *one, "--json").stdout)
+    assert found["kl"] > 0 and all(found[name] is None for name in ("nll_se", "perplexity_se", "kl_se"))
+    page = ("report", *folders, *one, "--layers", "block", "--output")
+    table = run(*page, tmp_path / "one.html").stdout
+    assert "±" not in table and "nan" not in table
+    lines = table.splitlines()
+    assert len({line.index(word) for line, word in zip(lines, ("KL p99", *(re.split("  +", line)[5] for line in lines[1:3])))}) == 1
+    html = (tmp_path / "one.html").read_text()
+    assert "±" not in html and not re.search(r"\bnan\b", html) and 'class="error"' not in html
+    for folder in json.loads(run(*page, tmp_path / "two.html", "--json").stdout)["folders"]:
+        assert folder["quality"]["kl_se"] is None and all(a["kl"] > 0 and a["kl_se"] is None for a in folder["alone"])
+
+
 def test_awqs_scales_are_taken_out(folders, text, tmp_path):
     """In a folder of awq a linear alone costs about what it costs without scales, not what a scaled weight in an unscaled model would."""
     run("awq", "--model", TINY, "--bits", 4, "--data-path", text, "--num-samples", 16, "--sequence-length", 32, "--mlx-path", tmp_path / "awq")
@@ -322,3 +340,20 @@ def test_a_killed_run_goes_on(folders, text, tmp_path):
     assert "continuing" in run(*common, output).stderr
     assert output.read_bytes() == (tmp_path / "whole.html").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.html", "whole.html"]
+
+
+def test_a_run_of_one_row_goes_on(folders, text, tmp_path):
+    """Errors that are not known are null in units. Units of an earlier version have 0 there: they are measured again."""
+    output = tmp_path / "r.html"
+    common = ["report", *folders, "--teacher", TINY, "--data-path", text, "--sequence-length", 32, "--num-samples", 1, "--output"]
+    run(*common, tmp_path / "whole.html")
+    process = subprocess.Popen([str(a) for a in (LQUANT, *common, output)], env=ENVIRONMENT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    units = tmp_path / "r.html.lquant-run"
+    while process.poll() is None and len(list(units.glob("alone-*.safetensors"))) < 2:
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert not output.exists()
+    reseal(sorted(units.glob("alone-*.safetensors"))[0], {"kl": 9.0, "kl_se": 0.0})
+    assert "continuing" in run(*common, output).stderr
+    assert output.read_bytes() == (tmp_path / "whole.html").read_bytes()

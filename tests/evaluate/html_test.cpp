@@ -59,6 +59,7 @@ TEST(Number, TheErrorSaysWhereBothEnd) {
   EXPECT_EQ(with_error(18.2345, 0.1234), "18.23 ± 0.12");
   EXPECT_EQ(with_error(0.0123456, 0.000345), "0.01235 ± 0.00034");
   EXPECT_EQ(with_error(0.5, 0), "0.500");
+  EXPECT_EQ(with_error(0.5, std::nan("")), "0.500");
   EXPECT_EQ(with_error(std::nan(""), 1), "–");
 }
 
@@ -66,6 +67,7 @@ TEST(Data, HoldsTheExactNumber) {
   const double third = 1.0 / 3;
   const auto html = data(third, "0.333");
   EXPECT_EQ(std::stod(html.substr(html.find('"') + 1)), third);
+  EXPECT_EQ(data(std::nan(""), "–"), "–");
   EXPECT_EQ(data(std::int64_t{12}, "12"), "<data value=\"12\">12</data>");
 }
 

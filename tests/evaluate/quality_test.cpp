@@ -139,6 +139,28 @@ TEST(Measure, WithoutATeacherThereIsNoKl) {
   EXPECT_GT(got.nll, 0);
 }
 
+TEST(Measure, OfOneRowHasNoErrors) {
+  const auto teacher = tiny(0), student = tiny(3);
+  const auto all = batches();
+  const auto got = measure(student, &teacher, {calibration::slice_rows(all.front(), 0, 1)});
+  EXPECT_GT(got.kl, 0);
+  EXPECT_TRUE(std::isnan(got.nll_se) && std::isnan(got.kl_se) && std::isnan(got.perplexity_se()));
+  const auto json = got.to_json();
+  for (const char* key : {"nll_se", "kl_se", "perplexity_se"}) EXPECT_TRUE(json.at(key).is_null()) << key;
+}
+
+TEST(Measure, KeepsTheRowsForPairedErrors) {
+  const auto teacher = tiny(0), student = tiny(3);
+  const auto got = measure(student, &teacher, batches());
+  std::int64_t rows = 0, tokens = 0;
+  for (const auto& batch : batches()) rows += batch.rows();
+  for (const auto& row : got.kl_rows) tokens += row.tokens;
+  EXPECT_EQ(static_cast<std::int64_t>(got.kl_rows.size()), rows);
+  EXPECT_EQ(tokens, got.tokens);
+  EXPECT_EQ(token_mean(got.kl_rows).value, got.kl);
+  EXPECT_EQ(token_mean(got.kl_rows).error, got.kl_se);
+}
+
 TEST(Measure, RefusesOtherVocabulariesAndNoTokens) {
   const auto model = tiny(0);
   auto other = model;

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "evaluate/report_figures.h"
 
@@ -74,6 +75,21 @@ TEST(ReportFigures, StandWithoutFigures) {
   const auto drawn = curve(same, "c");
   EXPECT_EQ(drawn.find("nan"), std::string::npos);
   EXPECT_EQ(drawn.find("inf"), std::string::npos);
+}
+
+TEST(ReportHtml, WithoutErrorsThereIsNoPlusMinus) {
+  auto report = hostile();
+  for (auto& f : report.folders) {
+    f.quality.nll_se = f.quality.kl_se = f.alone[0].kl_se = std::nan("");
+    f.record = {{"quality", {{"steps", {{{"step", "gptq"}, {"kl", 0.1}, {"kl_se", nullptr}}}}}}};
+  }
+  auto html = report_html(report);
+  html = html.substr(0, html.find("<pre>"));  // lquant.json as it is
+  for (const char* part : {"±", ">nan", "\"nan", "null", "one standard error", "class=\"error\""}) EXPECT_EQ(html.find(part), std::string::npos) << part;
+  EXPECT_NE(html.find("One row has no standard error"), std::string::npos);
+  const auto json = report.to_json();
+  EXPECT_TRUE(json.at("folders").at(0).at("alone").at(0).at("kl_se").is_null());
+  EXPECT_TRUE(json.at("folders").at(0).at("quality").at("kl_se").is_null());
 }
 
 TEST(ReportFigures, NamesOfManyFoldersAtOnePlaceFindAnEnd) {
