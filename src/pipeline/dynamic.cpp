@@ -34,8 +34,6 @@ constexpr std::size_t kCurvePoints = 128;
 // What is measured: coarse enough for single linears' divergence to stand out from the noise of bf16 activations, which flips of roundings anywhere
 // bring (some 1e-4), and fine enough for second order to hold.
 constexpr codec::Format kMeasured{codec::Mode::affine, 3, 64};
-// All widths and groups that the affine mode has: one measurement serves every later choice.
-const std::vector<int> kAllBits = {2, 3, 4, 5, 6, 8}, kAllGroups = {32, 64, 128};
 
 json show(const codec::Format& f) { return {{"bits", f.bits}, {"group_size", f.group_size}}; }
 
@@ -44,9 +42,9 @@ std::vector<codec::Format> choices_of(const DynamicRun& o) {
   return o.widths.empty() ? std::vector<codec::Format>{o.low, o.high} : formats_of(o.widths, o.groups);
 }
 
-/// Those that sensitivities are found for.
+/// Those that sensitivities are found for: all there are, so that one measurement serves every later choice.
 std::vector<codec::Format> judged_formats(const DynamicRun& o) {
-  auto formats = formats_of(kAllBits, kAllGroups);
+  auto formats = affine_formats();
   for (const auto& f : choices_of(o))
     if (std::find(formats.begin(), formats.end(), f) == formats.end()) formats.push_back(f);
   return formats;
@@ -187,13 +185,6 @@ void record_budget(json& options, const Target& target, double default_bits, con
     options["target_bpw"] = target.bits.value_or(default_bits);
 }
 
-std::string sensitivities_name(const std::string& model) {
-  auto name = model;
-  while (name.size() > 1 && name.ends_with('/')) name.pop_back();
-  std::replace(name.begin(), name.end(), '/', '_');
-  return name;
-}
-
 json DynamicResult::to_json() const {
   json out{{"bits_per_weight", bits_per_weight},
            {"bytes", bytes},
@@ -214,6 +205,7 @@ DynamicResult dynamic_quant(const DynamicRun& o, const run::Context& context) {
   const auto model = model::Model::open(checkpoint);
   check_source(model, context);
   check_target(o, model.spec(), static_cast<int>(mx::size_of(model.stored_dtype())));
+  if (!o.sensitivities && !o.sensitivities_name.empty()) check_sensitivity_files(o.sensitivities_name, model);
   const auto tokenizer = text::Tokenizer::open(checkpoint.files());
   const auto options = options_of(o);
   json identity{{"command", "dynamic_quant"},
@@ -240,7 +232,7 @@ DynamicResult dynamic_quant(const DynamicRun& o, const run::Context& context) {
   if (o.measure && !s.measured) s = measure_sensitivities(model, held, s, kMeasured, run, context);
   result.sensitivity_time = seconds_since(start);
   s.data = rows.manifest;
-  if (!given && !o.sensitivities_name.empty()) write_sensitivities(o.sensitivities_name, model.spec(), s, o.low, o.high);
+  if (!given && !o.sensitivities_name.empty()) write_sensitivities(o.sensitivities_name, model.spec(), s, o.low, o.high, context);
 
   const auto decision = decide(o, model, s, context);
   result.bits_per_weight = decision.size.bits_per_weight(), result.bytes = decision.size.bytes;

@@ -73,7 +73,4 @@ DynamicResult dynamic_quant(const DynamicRun& options, const run::Context& conte
 /// naming the range that can be met.
 void check_target(const DynamicRun& options, const model::ModelSpec& spec, int dense_bytes);
 
-/// "Q/M" as mlx_lm names its files for a model of that name: "Q_M".
-std::string sensitivities_name(const std::string& model);
-
 }  // namespace lquant::pipeline
