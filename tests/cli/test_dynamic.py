@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import time
 
@@ -316,6 +317,25 @@ def test_a_file_of_others_is_not_replaced(model, rows, tmp_path, suffix, content
     said = run("dynamic_quant", "--model", model, "--data-path", rows, *ROWS, "--mlx-path", "result", code=1, cwd=tmp_path).stderr
     assert said.startswith(f"lquant: [pipeline] {file.name}: is there already") and said.count("\n") == 1
     assert list(tmp_path.iterdir()) == [file] and (content is None or file.read_text() == content)
+
+
+def test_a_default_target_out_of_reach_gives_way(tmp_path):
+    """Scales and biases of a float32 model are float32 too: its 4 and 5 bits have more than 5 per weight. Half-way is where 5 bits are with bf16."""
+    model, rows = random_model(tmp_path / "f32", dtype=mx.float32), text_rows(tmp_path / "rows.jsonl", count=16, words=8)
+    arguments = ["--model", model, "--data-path", rows, "--sequence-length", 16, "--json"]
+    done = run("dynamic_quant", *arguments, "--plan-only", "plan.json", cwd=tmp_path)
+    least, most, target = (float(x) for x in re.search(r"target of 5 bits per weight is out of reach: .* has (\S+) to (\S+); the target is (\S+)\n", done.stderr).groups())
+    assert 5 < least < target < most and target == pytest.approx((least + most) / 2, abs=2e-3)
+    assert least <= json.loads(done.stdout)["bits_per_weight"] <= target
+    # The same as when it is given; what is given is kept to.
+    run("dynamic_quant", *arguments, "--plan-only", "given.json", "--target-bpw", target, cwd=tmp_path)
+    assert (tmp_path / "given.json").read_bytes() == (tmp_path / "plan.json").read_bytes()
+    assert "a target of 5 bits per weight is too little" in run("dynamic_quant", *arguments, "--plan-only", "x", "--target-bpw", 5, code=1, cwd=tmp_path).stderr
+    # Of auto's 4 bits too, and of one width alone.
+    said = run("auto", *arguments[:-1], "--dry-run", "--widths", 5, 8, cwd=tmp_path).stderr
+    assert "the usual target of 4 bits per weight is out of reach" in said
+    uniform = run("dynamic_quant", *arguments, "--plan-only", "one.json", "--widths", 3, "--group-sizes", 64, cwd=tmp_path)
+    assert {f["bits"] for f in json.loads((tmp_path / "one.json").read_text()).values() if isinstance(f, dict)} == {3}, uniform.stderr
 
 
 @pytest.mark.parametrize("name", families.FAMILIES)
