@@ -283,10 +283,10 @@ DynamicResult dynamic_quant(const DynamicRun& given_run, const run::Context& con
 
   // Blocks that were packed for another plan, before the target was changed, are not this one's.
   const auto packed = "start-" + sha256(plan_json.dump()).substr(0, 8);
-  const auto tensors = search_start(model, decision.plan, used.batches, run, context, packed);
+  const auto units = search_units(model, decision.plan, used.batches, run, context, packed);
   json quality{{"predicted_kl", result.predicted_kl}};
   ModelWriter writer(o.output, model);
-  writer.add(tensors);
+  write_tensors(writer, run, units);
   writer.add_plan(plan_json);
   writer.finish(&decision.plan, model.stored_dtype(), {"dynamic_quant", options, rows.manifest, quality});
   run.remove();
