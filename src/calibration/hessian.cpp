@@ -10,11 +10,6 @@
 namespace lquant::calibration {
 namespace {
 
-mx::array tokens_of(const mx::array& x, const mx::array* rows) {
-  const auto flat = mx::reshape(x, {-1, x.shape(-1)});
-  return rows ? mx::take(flat, *rows, 0) : flat;
-}
-
 void add_to(Hessian& sum, const Hessian& part) {
   sum.moment = mx::add(sum.moment, part.moment);
   if (part.shift) sum.shift = sum.shift ? mx::add(*sum.shift, *part.shift) : *part.shift;
@@ -33,7 +28,8 @@ Hessian of_rows(const mx::array& x, const std::optional<mx::array>& reference) {
 
 }  // namespace
 
-void HessianStore::add(const std::string& path, const mx::array& input, const mx::array* offsets, const mx::array* reference, const mx::array* rows) {
+void HessianStore::add(const std::string& path, const mx::array& input, const model::ExpertRows* experts, const mx::array* reference,
+                       const mx::array* tokens) {
   if (const auto it = owner_.find(path); it != owner_.end()) {
     if (it->second != path) return;  // its owner hears of the same array
   } else {
@@ -47,16 +43,14 @@ void HessianStore::add(const std::string& path, const mx::array& input, const mx
   last_.insert_or_assign(path, input);
   auto& sums = sums_[path];
   std::vector<Hessian> parts;
-  if (!offsets) {
-    const auto x = tokens_of(input, rows);
-    parts.push_back(of_rows(x, reference ? std::optional(tokens_of(*reference, rows)) : std::nullopt));
+  if (!experts) {
+    const auto x = tokens_of(input, tokens);
+    parts.push_back(of_rows(x, reference ? std::optional(tokens_of(*reference, tokens)) : std::nullopt));
   } else {
-    mx::array host = mx::contiguous(mx::copy(*offsets, mx::Device::cpu), false, mx::Device::cpu);
-    host.eval();
-    const auto* at = host.data<std::int32_t>();
-    for (int e = 0; e + 1 < static_cast<int>(host.size()); ++e)
-      parts.push_back(at[e] == at[e + 1] ? Hessian{mx::zeros({input.shape(-1), input.shape(-1)}, mx::float32), std::nullopt, 0}
-                                         : of_rows(mx::slice(input, {at[e], 0}, {at[e + 1], input.shape(-1)}), std::nullopt));
+    const auto counted = counted_rows(input, *experts, tokens);
+    for (int e = 0; e < counted.experts(); ++e)
+      parts.push_back(counted.rows(e) == 0 ? Hessian{mx::zeros({input.shape(-1), input.shape(-1)}, mx::float32), std::nullopt, 0}
+                                           : of_rows(counted.of(e), std::nullopt));
   }
   if (sums.empty()) {
     sums = std::move(parts);

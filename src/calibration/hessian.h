@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "calibration/counted.h"
+
 namespace lquant::calibration {
 
 namespace mx = mlx::core;
@@ -23,9 +25,9 @@ struct Hessian {
 /// one sum. Everything is evaluated as it comes: nothing but the sums is kept.
 class HessianStore {
  public:
-  /// One batch's input of a linear: [..., K]; of stacked experts the rows sorted by expert [R, K] with offsets int32 [E + 1]. `reference`,
-  /// of the same shape, makes the shift too (not for experts). `rows`, int32, names the tokens that count (else all): padding does not.
-  void add(const std::string& path, const mx::array& input, const mx::array* offsets, const mx::array* reference, const mx::array* rows);
+  /// One batch's input of a linear, as a model::Observer is told of it: [..., K], of stacked experts [R, K] with `experts`. `reference`,
+  /// of the same shape, makes the shift too (not for experts). `tokens`, int32, names the tokens that count (else all): padding does not.
+  void add(const std::string& path, const mx::array& input, const model::ExpertRows* experts, const mx::array* reference, const mx::array* tokens);
 
   bool has(const std::string& path) const { return owner_.count(path) > 0; }
   /// One for a linear, one for each expert of stacked ones. Throws std::invalid_argument for a path that was never seen.

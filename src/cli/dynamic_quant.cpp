@@ -13,6 +13,7 @@
 #include "cli/print.h"
 #include "cli/terminal.h"
 #include "hub/sources.h"
+#include "pipeline/sensitivity_files.h"
 
 namespace lquant::cli {
 namespace {
@@ -61,8 +62,9 @@ int run(Options& o, run::Stop& stop) {
   auto& r = o.run;
   r.rule = o.rule == "exact" ? pipeline::Rule::exact : pipeline::Rule::threshold;
   take_budget(o.budget, r);
-  r.sensitivities_name = pipeline::sensitivities_name(r.model.string());
-  r.model = hub::model(r.model, context);
+  const auto given = r.model;
+  r.model = hub::model(given, context);
+  r.sensitivities_name = pipeline::sensitivities_name(given.string(), /*is_path=*/r.model == given);
   r.rows.data = hub::rows(r.rows.data, r.rows.num_samples, r.rows.seed, context);
   const auto result = pipeline::dynamic_quant(r, context);
   if (o.json) print_json(result.to_json());

@@ -27,8 +27,14 @@ struct Scope {
 
   const mx::array& norm(const NormSpec& norm) const { return tensor(tensors, norm.path + ".weight"); }
   kernels::LinearWeight weight(const LinearSpec& linear, Rows rows = {}) const { return linear_weight(tensors, formats, linear.path, dtype, rows); }
-  void observe(const LinearSpec& linear, const mx::array& input, const mx::array* offsets = nullptr) const {
-    if (context.observer && *context.observer) (*context.observer)(linear.path, input, offsets);
+  bool observed() const { return context.observer && *context.observer; }
+  void observe(const LinearSpec& linear, const mx::array& input) const {
+    if (observed()) (*context.observer)(linear.path, input, nullptr);
+  }
+  void observe_experts(std::initializer_list<const LinearSpec*> linears, const mx::array& input, const kernels::Routing& routing, int top_k) const {
+    if (!observed()) return;
+    const ExpertRows rows{routing.offsets, mx::floor_divide(routing.order, mx::array(top_k, mx::int32))};
+    for (const auto* linear : linears) (*context.observer)(linear->path, input, &rows);
   }
 };
 
@@ -133,6 +139,11 @@ mx::array expert_product(const Scope& scope, const LinearSpec& linear, const mx:
 
 }  // namespace
 
+Observer of_batch(const BatchObserver* observer, std::size_t batch) {
+  if (!observer || !*observer) return nullptr;
+  return [observer, batch](const std::string& path, const mx::array& input, const ExpertRows* experts) { (*observer)(batch, path, input, experts); };
+}
+
 mx::array embed(const ModelSpec& spec, const Tensors& tensors, const Formats& formats, const mx::array& ids, mx::Dtype dtype) {
   const auto& path = spec.embedding.path;
   // A Python scalar meets an array in the array's dtype in MLX; rounding it so keeps our embeddings equal to mlx_lm's.
@@ -167,11 +178,11 @@ Cut mlp_input(const ModelSpec& spec, int i, const Tensors& tensors, const Format
   auto cut = enter(scope, block.mlp_norm, close(scope, block.attention_post_norm, at.residual, at.input, block.attention.output));
   if (const auto* dense = std::get_if<DenseMlp>(&block.mlp)) {
     for (const auto& linear : dense->inputs) scope.observe(linear, cut.input);
-  } else if (context.observer && *context.observer) {
+  } else if (scope.observed()) {
     const auto& experts = std::get<ExpertMlp>(block.mlp);
     scope.observe(experts.router, cut.input);
     const auto mixture = route(scope, experts, cut.input);
-    for (const auto* linear : {&experts.gate, &experts.up}) scope.observe(*linear, mixture.rows, &mixture.routing.offsets);
+    scope.observe_experts({&experts.gate, &experts.up}, mixture.rows, mixture.routing, experts.top_k);
   }
   return cut;
 }
@@ -189,7 +200,7 @@ Cut mlp_output(const ModelSpec& spec, int i, const Tensors& tensors, const Forma
   const auto gate = expert_product(scope, experts.gate, mixture.rows, mixture.routing);
   Cut cut{at.residual, kernels::gated(gate, expert_product(scope, experts.up, mixture.rows, mixture.routing), experts.activation),
           std::move(mixture.routing), std::move(mixture.weights)};
-  scope.observe(experts.down, cut.input, &cut.routing->offsets);
+  scope.observe_experts({&experts.down}, cut.input, *cut.routing, experts.top_k);
   return cut;
 }
 

@@ -17,9 +17,19 @@
 // call and multiplied as dense; gradients reach its scales and biases.
 namespace lquant::model {
 
-/// Told of each linear's input before the product: [B, T, in]; of an expert's linear the rows sorted by expert [R, in] with
-/// expert_offsets int32 [E + 1] (rows offsets[e] … offsets[e + 1] are expert e's), else nullptr. Inputs are lazy.
-using Observer = std::function<void(const std::string& linear_path, const mx::array& input, const mx::array* expert_offsets)>;
+/// Whose the rows [R, in] are that the experts of a mixture read: sorted by expert, each a copy of some token's. Lazy.
+struct ExpertRows {
+  mx::array offsets;  ///< int32 [E + 1]: rows offsets[e] … offsets[e + 1] are expert e's
+  mx::array tokens;   ///< int32 [R]: of each row the token, counted in [B · T]
+};
+
+/// Told of each linear's input before the product: [B, T, in], `experts` null; of an expert's linear [R, in] and whose rows they are. Padding is
+/// among them. Inputs are lazy.
+using Observer = std::function<void(const std::string& linear_path, const mx::array& input, const ExpertRows* experts)>;
+/// The same for what runs batch after batch, which is named first.
+using BatchObserver = std::function<void(std::size_t batch, const std::string& linear_path, const mx::array& input, const ExpertRows* experts)>;
+/// What tells `observer` of one batch; null when there is none. `observer` outlives it.
+Observer of_batch(const BatchObserver* observer, std::size_t batch);
 
 /// Keys and values of the positions seen so far, per block [B, capacity, Hkv, D]; memory grows by steps. Give one to every block
 /// call in Context and call advance(T) after the last block.

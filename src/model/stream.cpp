@@ -44,8 +44,9 @@ std::vector<mx::array> stream_blocks(const Model& model, const std::vector<mx::a
     if (options.before_block) options.before_block(i, tensors, formats);
     densify(tensors, formats, dtype);
     for (std::size_t b = 0; b < activations.size(); ++b) {
+      const auto observer = of_batch(options.observer, b);
       Context context;
-      context.observer = options.observer;
+      context.observer = &observer;
       if (!options.segments.empty()) context.segments = options.segments[b];
       activations[b] = settled(block(spec, i, tensors, formats, mx::astype(activations[b], dtype), context), boundary);
     }

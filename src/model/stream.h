@@ -16,7 +16,7 @@ struct StreamOptions {
   std::optional<mx::Dtype> boundary_dtype = std::nullopt;  ///< to keep activations in between blocks; default: the compute dtype
   /// int32 [B, T] per batch, or empty: as Context::segments.
   std::vector<mx::array> segments = {};
-  const Observer* observer = nullptr;
+  const BatchObserver* observer = nullptr;
   /// Called when a block's tensors are loaded and before they are used; may replace them (say, by quantized ones) and their formats.
   std::function<void(int block, Tensors& tensors, Formats& formats)> before_block = nullptr;
   /// Called with the outputs of block i (−1: the embedding), all evaluated; they are the inputs of block i + 1 and may be changed.

@@ -23,7 +23,7 @@ class Walker {
  private:
   model::Tensors load(int block) const { return computed(model_, model_.load_block(block, model_.stored_dtype())); }
   States embedded(const model::Tensors& tensors) const;
-  States pass(int block, const model::Tensors& tensors, States states, const model::Observer* observer = nullptr) const;
+  States pass(int block, const model::Tensors& tensors, States states, const model::BatchObserver* observer = nullptr) const;
   /// Through all blocks from `from` on.
   States rest(int from, States states) const;
   evaluate::Answers answers(const States& states, const model::Tensors& final_tensors) const;
@@ -50,11 +50,12 @@ States Walker::embedded(const model::Tensors& tensors) const {
   return states;
 }
 
-States Walker::pass(int block, const model::Tensors& tensors, States states, const model::Observer* observer) const {
+States Walker::pass(int block, const model::Tensors& tensors, States states, const model::BatchObserver* observer) const {
   for (std::size_t b = 0; b < states.size(); ++b) {
+    const auto told = model::of_batch(observer, b);
     model::Context context;
     context.segments = batches_[b].segments;
-    context.observer = observer;
+    context.observer = &told;
     states[b] = model::block(spec_, block, tensors, {}, states[b], context);
     states[b].eval();
   }
@@ -93,7 +94,8 @@ void Walker::all() {
   const auto before = embedded(embedding), behind = rest(0, before);
   teacher_ = answers(behind, last);
   if (run_.observer)
-    for (const auto& x : behind) (*run_.observer)(spec_.head ? spec_.head->path : spec_.embedding.path, model::final_norm(spec_, last, x), nullptr);
+    for (std::size_t b = 0; b < behind.size(); ++b)
+      (*run_.observer)(b, spec_.head ? spec_.head->path : spec_.embedding.path, model::final_norm(spec_, last, behind[b]), nullptr);
 
   outer(spec_.embedding, [&](const AlonePart& part) {
     const auto name = spec_.embedding.path + ".weight";

@@ -28,7 +28,7 @@ struct AloneRun {
   std::function<bool(const AlonePart& part)> skip = nullptr;
   /// Told of the inputs of the model's own linears: of the head's (by the embedding's path when tied) before anything is measured, of a block's
   /// before the block's parts are.
-  const model::Observer* observer = nullptr;
+  const model::BatchObserver* observer = nullptr;
   /// Called when a block's parts are done.
   std::function<void(int block)> after_block = nullptr;
 };

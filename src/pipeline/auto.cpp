@@ -30,7 +30,8 @@ using Clock = std::chrono::steady_clock;
 
 namespace {
 
-constexpr double kDefaultBits = 4;
+// With 16-bit scales the formats to choose from have 2.25 to 9 bits per weight: 4 are a quarter of the way.
+constexpr DefaultTarget kDefault{4, 0.25};
 // Rows that judge. With 512 tokens each their KL has a standard error of a few in a hundred; of differences between steps, which see the same rows,
 // much less.
 constexpr int kJudges = 48;
@@ -48,7 +49,7 @@ json options_of(const AutoRun& o) {
                {"num_samples", o.num_samples},
                {"sequence_length", o.sequence_length},
                {"seed", o.seed}};
-  record_budget(options, o.target, kDefaultBits, o.floors, o.ceilings);
+  record_budget(options, o.target, o.floors, o.ceilings);
   return options;
 }
 
@@ -64,7 +65,6 @@ DynamicRun allocation_of(const AutoRun& o) {
   r.measure = o.measure;
   r.target = o.target;
   r.followed = !o.steps.empty();
-  if (!r.target.bits && !r.target.bytes && !r.target.kl) r.target.bits = kDefaultBits;
   return r;
 }
 
@@ -288,7 +288,8 @@ json AutoResult::to_json() const {
   return out;
 }
 
-AutoResult auto_quantize(const AutoRun& o, const run::Context& context) {
+AutoResult auto_quantize(const AutoRun& given, const run::Context& context) {
+  auto o = given;
   for (const auto& step : o.steps)
     if (step != "awq" && step != "gptq" && step != "blocks" && step != "dwq")
       throw UsageError(fmt::format("--steps {} is none of awq, gptq, blocks, dwq", step));
@@ -298,7 +299,9 @@ AutoResult auto_quantize(const AutoRun& o, const run::Context& context) {
   const auto model = model::Model::open(checkpoint);
   if (!model.formats().empty()) fail("pipeline", "{}: is quantized already; start from the original", o.model.string());
   check_source(model, context);
-  check_target(allocation_of(o), model.spec(), static_cast<int>(mx::size_of(model.stored_dtype())));
+  const int dense_bytes = static_cast<int>(mx::size_of(model.stored_dtype()));
+  o.target = target_or_default(allocation_of(o), kDefault, model.spec(), dense_bytes, context);
+  check_target(allocation_of(o), model.spec(), dense_bytes);
   const auto tokenizer = text::Tokenizer::open(checkpoint.files());
   const auto expected = expect(o, model);
   tell(expected, o, model, context);

@@ -34,8 +34,8 @@ plan::QuantPlan plan_for(const AwqRun& o, const model::ModelSpec& spec, const st
 /// The second moments that one walk's inputs give: of the batches that choose, and of all.
 class MomentStores {
  public:
-  void add(bool judges, const std::string& path, const mx::array& input, const mx::array* offsets, const mx::array* counted) {
-    (judges ? judging_ : choosing_).add(path, input, offsets, nullptr, offsets ? nullptr : counted);
+  void add(bool judges, const std::string& path, const mx::array& input, const model::ExpertRows* experts, const mx::array* counted) {
+    (judges ? judging_ : choosing_).add(path, input, experts, nullptr, counted);
   }
   /// Throws nothing away: a model with a single batch chooses by what it is judged with.
   std::pair<AwqBlock::Moments, AwqBlock::Moments> of(const std::vector<const model::LinearSpec*>& linears, const run::Context& context) const {
@@ -122,11 +122,11 @@ Awq::Seen Awq::look(int block, const model::Tensors& full) {
   const auto advance = [&](Walk& walk, Walk::Halt at, std::size_t b, MomentStores* stores) {
     const auto start = Clock::now();
     double summing = 0;
-    const model::Observer observer = [&](const std::string& path, const mx::array& input, const mx::array* offsets) {
+    const model::Observer observer = [&](const std::string& path, const mx::array& input, const model::ExpertRows* experts) {
       mx::array settled = input;
       settled.eval();
       const auto began = Clock::now();
-      stores->add(judges(b), path, settled, offsets, rows_.counted[b] ? &*rows_.counted[b] : nullptr);
+      stores->add(judges(b), path, settled, experts, rows_.counted[b] ? &*rows_.counted[b] : nullptr);
       summing += seconds_since(began);
     };
     walk.advance(b, block, at, full, {}, stores ? &observer : nullptr);

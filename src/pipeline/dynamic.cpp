@@ -29,15 +29,14 @@ using Clock = std::chrono::steady_clock;
 
 namespace {
 
-// mlx_lm's default.
-constexpr double kDefaultBits = 5;
+// mlx_lm's default, which is half-way between its two widths: 4 and 5 bits with groups of 64 and 16-bit scales and biases are 4.5 and 5.5 per weight.
+// With the scales of a float32 model the same formats have 5 and 6, of which 5.5 are half-way.
+constexpr DefaultTarget kDefault{5, 0.5};
 // Points of a curve: one each tenth of a bit and finer between 2 and 8 bits.
 constexpr std::size_t kCurvePoints = 128;
 // What is measured: coarse enough for single linears' divergence to stand out from the noise of bf16 activations, which flips of roundings anywhere
 // bring (some 1e-4), and fine enough for second order to hold.
 constexpr codec::Format kMeasured{codec::Mode::affine, 3, 64};
-// All widths and groups that the affine mode has: one measurement serves every later choice.
-const std::vector<int> kAllBits = {2, 3, 4, 5, 6, 8}, kAllGroups = {32, 64, 128};
 
 json show(const codec::Format& f) { return {{"bits", f.bits}, {"group_size", f.group_size}}; }
 
@@ -46,9 +45,9 @@ std::vector<codec::Format> choices_of(const DynamicRun& o) {
   return o.widths.empty() ? std::vector<codec::Format>{o.low, o.high} : formats_of(o.widths, o.groups);
 }
 
-/// Those that sensitivities are found for.
+/// Those that sensitivities are found for: all there are, so that one measurement serves every later choice.
 std::vector<codec::Format> judged_formats(const DynamicRun& o) {
-  auto formats = formats_of(kAllBits, kAllGroups);
+  auto formats = affine_formats();
   for (const auto& f : choices_of(o))
     if (std::find(formats.begin(), formats.end(), f) == formats.end()) formats.push_back(f);
   return formats;
@@ -66,7 +65,7 @@ json options_of(const DynamicRun& o) {
     options.update({{"low", show(o.low)}, {"high", show(o.high)}});
   else
     options.update({{"widths", o.widths}, {"groups", o.groups}});
-  record_budget(options, o.target, kDefaultBits, o.floors, o.ceilings);
+  record_budget(options, o.target, o.floors, o.ceilings);
   return options;
 }
 
@@ -97,8 +96,8 @@ plan::Allocation best(const DynamicRun& o, const plan::FormatChooser& chooser) {
   const auto& allocator = chooser.allocator();
   if (o.target.kl) return allocator.below(*o.target.kl);
   const auto budget =
-      o.target.bytes ? chooser.budget_for_bytes(*o.target.bytes) : chooser.budget_for_bits(o.target.bits.value_or(kDefaultBits) + kPrinted);
-  const auto exact = o.target.bytes ? budget : chooser.budget_for_bits(o.target.bits.value_or(kDefaultBits));
+      o.target.bytes ? chooser.budget_for_bytes(*o.target.bytes) : chooser.budget_for_bits(*o.target.bits + kPrinted);
+  const auto exact = o.target.bytes ? budget : chooser.budget_for_bits(*o.target.bits);
   return allocator.within(exact >= allocator.least_bytes() ? exact : std::min(budget, allocator.least_bytes()));
 }
 
@@ -123,7 +122,7 @@ Decision decide(const DynamicRun& o, const model::Model& model, const Sensitivit
   if (o.pareto) write_curve(*o.pareto, chooser);
   Decision d;
   if (o.rule == Rule::threshold) {
-    d.plan = plan::threshold_plan(spec, o.low, o.high, as_mlx_lm(spec, s, o.low, o.high), o.target.bits.value_or(kDefaultBits), dense_bytes);
+    d.plan = plan::threshold_plan(spec, o.low, o.high, as_mlx_lm(spec, s, o.low, o.high), *o.target.bits, dense_bytes);
     for (const auto& [path, format] : d.plan.formats)
       if (const double kl = cost(path, format); std::isfinite(kl)) d.predicted += kl;
   } else {
@@ -145,24 +144,55 @@ std::string histogram(const plan::QuantPlan& plan) {
   return text;
 }
 
+const char* widths_of(const DynamicRun& o) { return o.widths.empty() ? "--low-bits and --high-bits" : "--widths"; }
+
+/// The sizes that the formats to choose from give the model, by shapes alone: no cost is asked. Throws Error as plan::FormatChooser does.
+class Reach {
+ public:
+  Reach(const DynamicRun& o, const model::ModelSpec& spec, int dense_bytes)
+      : chooser_(spec, {choices_of(o), o.tie, o.floors, o.ceilings}, [](auto&&...) { return 0.0; }, dense_bytes), range_(chooser_.range()) {}
+  double bits_of(std::int64_t bytes) const { return chooser_.whole_bits_per_weight(bytes); }
+  double least() const { return bits_of(range_.least); }
+  double most() const { return bits_of(range_.most); }
+  double least_bytes() const { return static_cast<double>(range_.least); }
+  double most_bytes() const { return static_cast<double>(range_.most); }
+  bool is_below(double bits) const { return bits + kPrinted < least(); }
+  bool is_above(double bits) const { return bits > most() + kSlip; }
+
+ private:
+  plan::FormatChooser chooser_;
+  plan::FormatChooser::Range range_;
+};
+
 }  // namespace
 
+Target target_or_default(const DynamicRun& o, const DefaultTarget& usual, const model::ModelSpec& spec, int dense_bytes, const run::Context& context) {
+  auto target = o.target;
+  if (target.bits || target.bytes || target.kl) return target;
+  const Reach reach(o, spec, dense_bytes);
+  target.bits = usual.bits;
+  if (reach.is_below(usual.bits) || reach.is_above(usual.bits)) {
+    const double bits = reach.least() + usual.share * (reach.most() - reach.least());
+    target.bits = std::round(1000 * bits) / 1000;  // as it is printed: who gives that gets the same
+    context.line(fmt::format("the usual target of {} bits per weight is out of reach: with these {} the model has {:.3f} to {:.3f}; the target is {:.3f}",
+                             usual.bits, widths_of(o), reach.least(), reach.most(), *target.bits));
+  }
+  return target;
+}
+
 void check_target(const DynamicRun& o, const model::ModelSpec& spec, int dense_bytes) {
-  // Sizes follow from shapes: no cost is asked.
-  const plan::FormatChooser chooser(spec, {choices_of(o), o.tie, o.floors, o.ceilings}, [](auto&&...) { return 0.0; }, dense_bytes);
+  const Reach reach(o, spec, dense_bytes);
   if (o.target.kl) return;
-  const auto range = chooser.range();
-  const double least = chooser.whole_bits_per_weight(range.least), most = chooser.whole_bits_per_weight(range.most);
-  const auto widths = o.widths.empty() ? "--low-bits and --high-bits" : "--widths";
-  const double bits = o.target.bytes ? chooser.whole_bits_per_weight(*o.target.bytes) : o.target.bits.value_or(kDefaultBits);
-  if (bits + (o.target.bytes ? 0 : kPrinted) < least)
+  const double least = reach.least(), most = reach.most();
+  const double bits = o.target.bytes ? reach.bits_of(*o.target.bytes) : *o.target.bits;
+  if (o.target.bytes ? bits < least : reach.is_below(bits))
     fail("plan", "{} is too little: with these {} the model has {:.3f} to {:.3f} bits per weight ({} to {}); raise the target or lower the widths",
-         o.target.bytes ? format_bytes(static_cast<double>(*o.target.bytes)) : fmt::format("a target of {} bits per weight", bits), widths, least,
-         most, format_bytes(static_cast<double>(range.least)), format_bytes(static_cast<double>(range.most)));
+         o.target.bytes ? format_bytes(static_cast<double>(*o.target.bytes)) : fmt::format("a target of {} bits per weight", bits), widths_of(o), least,
+         most, format_bytes(reach.least_bytes()), format_bytes(reach.most_bytes()));
   // More than everything can use is a slip when bits were named, and a wish granted when it was room on a disk.
-  if (!o.target.bytes && bits > most + kSlip)
+  if (!o.target.bytes && reach.is_above(bits))
     fail("plan", "a target of {} bits per weight is out of reach: with these {} the model has {:.3f} to {:.3f}; lower the target or raise the widths",
-         bits, widths, least, most);
+         bits, widths_of(o), least, most);
 }
 
 void check_options(const DynamicRun& o) {
@@ -177,8 +207,7 @@ void check_options(const DynamicRun& o) {
   if (!o.plan_only) check_output(o.output);
 }
 
-void record_budget(json& options, const Target& target, double default_bits, const std::vector<plan::Limit>& floors,
-                   const std::vector<plan::Limit>& ceilings) {
+void record_budget(json& options, const Target& target, const std::vector<plan::Limit>& floors, const std::vector<plan::Limit>& ceilings) {
   for (const auto& [name, limits] : {std::pair("floors", &floors), std::pair("ceilings", &ceilings)})
     for (const auto& limit : *limits) options[name].push_back({limit.pattern, limit.bits});
   if (target.bytes)
@@ -186,14 +215,7 @@ void record_budget(json& options, const Target& target, double default_bits, con
   else if (target.kl)
     options["max_kl"] = *target.kl;
   else
-    options["target_bpw"] = target.bits.value_or(default_bits);
-}
-
-std::string sensitivities_name(const std::string& model) {
-  auto name = model;
-  while (name.size() > 1 && name.ends_with('/')) name.pop_back();
-  std::replace(name.begin(), name.end(), '/', '_');
-  return name;
+    options["target_bpw"] = *target.bits;
 }
 
 json DynamicResult::to_json() const {
@@ -209,13 +231,17 @@ json DynamicResult::to_json() const {
   return out;
 }
 
-DynamicResult dynamic_quant(const DynamicRun& o, const run::Context& context) {
+DynamicResult dynamic_quant(const DynamicRun& given_run, const run::Context& context) {
   const auto began = Clock::now();
-  check_options(o);
-  const auto checkpoint = checkpoint::Checkpoint::open(o.model);
+  check_options(given_run);
+  const auto checkpoint = checkpoint::Checkpoint::open(given_run.model);
   const auto model = model::Model::open(checkpoint);
   check_source(model, context);
-  check_target(o, model.spec(), static_cast<int>(mx::size_of(model.stored_dtype())));
+  const int dense_bytes = static_cast<int>(mx::size_of(model.stored_dtype()));
+  auto o = given_run;
+  o.target = target_or_default(o, kDefault, model.spec(), dense_bytes, context);
+  check_target(o, model.spec(), dense_bytes);
+  if (!o.sensitivities && !o.sensitivities_name.empty()) check_sensitivity_files(o.sensitivities_name, model);
   const auto tokenizer = text::Tokenizer::open(checkpoint.files());
   const auto options = options_of(o);
   json identity{{"command", "dynamic_quant"},
@@ -242,7 +268,7 @@ DynamicResult dynamic_quant(const DynamicRun& o, const run::Context& context) {
   if (o.measure && !s.measured) s = measure_sensitivities(model, held, s, kMeasured, run, context);
   result.sensitivity_time = seconds_since(start);
   s.data = rows.manifest;
-  if (!given && !o.sensitivities_name.empty()) write_sensitivities(o.sensitivities_name, model.spec(), s, o.low, o.high);
+  if (!given && !o.sensitivities_name.empty()) write_sensitivities(o.sensitivities_name, model.spec(), s, o.low, o.high, context);
 
   const auto decision = decide(o, model, s, context);
   result.bits_per_weight = decision.size.bits_per_weight(), result.bytes = decision.size.bytes;
@@ -259,10 +285,10 @@ DynamicResult dynamic_quant(const DynamicRun& o, const run::Context& context) {
 
   // Blocks that were packed for another plan, before the target was changed, are not this one's.
   const auto packed = "start-" + sha256(plan_json.dump()).substr(0, 8);
-  const auto tensors = search_start(model, decision.plan, used.batches, run, context, packed);
+  const auto units = search_units(model, decision.plan, used.batches, run, context, packed);
   json quality{{"predicted_kl", result.predicted_kl}};
   ModelWriter writer(o.output, model);
-  writer.add(tensors);
+  write_tensors(writer, run, units);
   writer.add_plan(plan_json);
   writer.finish(&decision.plan, model.stored_dtype(), {"dynamic_quant", options, rows.manifest, quality});
   run.remove();

@@ -23,9 +23,14 @@ struct Target {
   std::optional<double> kl;           ///< predicted, nats per token: the smallest model with no more
 };
 
-/// Names a target and the bounds on bits among a run's options; without a target, `default_bits` per weight.
-void record_budget(nlohmann::json& options, const Target& target, double default_bits, const std::vector<plan::Limit>& floors,
-                   const std::vector<plan::Limit>& ceilings);
+/// Names a target and the bounds on bits among a run's options.
+void record_budget(nlohmann::json& options, const Target& target, const std::vector<plan::Limit>& floors, const std::vector<plan::Limit>& ceilings);
+
+/// What a command aims at when no target is given.
+struct DefaultTarget {
+  double bits;   ///< per weight, where the formats reach them
+  double share;  ///< else so far on the way from the fewest bits that they reach to the most
+};
 
 /// Who decides: the exact knapsack, or mlx_lm's threshold on the sensitivity per weight.
 enum class Rule { exact, threshold };
@@ -35,7 +40,7 @@ struct DynamicRun {
   codec::Format low{codec::Mode::affine, 4, 64}, high{codec::Mode::affine, 5, 64};
   std::vector<int> widths;  ///< not empty: a free choice over these bits and `groups` instead of low and high
   std::vector<int> groups = {32, 64, 128};
-  Target target;  ///< default: 5 bits per weight
+  Target target;  ///< default: 5 bits per weight (target_or_default)
   Rule rule = Rule::exact;
   bool tie = false;
   bool followed = false;  ///< by methods that mend low bits most: a format costs what second order says and no more (docs/methods/dynamic.md)
@@ -69,11 +74,13 @@ void check_options(const DynamicRun& options);
 /// Throws Error (nothing is left under the output's name) or Interrupted (state saved).
 DynamicResult dynamic_quant(const DynamicRun& options, const run::Context& context);
 
-/// Refuses a target that no choice of formats can meet, told from shapes alone. `dense_bytes`: of an element that stays dense. Throws Error
-/// naming the range that can be met.
-void check_target(const DynamicRun& options, const model::ModelSpec& spec, int dense_bytes);
+/// The run's own target, or, when it has none, the default one, which is said when it is not the usual number of bits. `dense_bytes`: of an element
+/// that stays dense.
+Target target_or_default(const DynamicRun& options, const DefaultTarget& usual, const model::ModelSpec& spec, int dense_bytes,
+                         const run::Context& context);
 
-/// "Q/M" as mlx_lm names its files for a model of that name: "Q_M".
-std::string sensitivities_name(const std::string& model);
+/// Refuses a target that no choice of formats can meet, told from shapes alone. `options` have a target. Throws Error naming the range that can be
+/// met.
+void check_target(const DynamicRun& options, const model::ModelSpec& spec, int dense_bytes);
 
 }  // namespace lquant::pipeline

@@ -94,7 +94,7 @@ void tell(const std::vector<AutoStep>& steps, const AutoRun& o, const model::Mod
   const auto target =
       o.target.bytes ? fmt::format("{:.3f} bits per weight", 8.0 * static_cast<double>(*o.target.bytes) / parameters)
       : o.target.kl  ? fmt::format("a predicted KL of {}", *o.target.kl)
-                     : fmt::format("{} bits per weight, {}", o.target.bits.value_or(4), format_bytes(o.target.bits.value_or(4) * parameters / 8));
+                     : fmt::format("{} bits per weight, {}", *o.target.bits, format_bytes(*o.target.bits * parameters / 8));
   context.line(fmt::format("plan: {} ({:.1f} million weights, {}) to {}", model.checkpoint().name(), parameters / 1e6,
                        format_bytes(static_cast<double>(size.bytes)), target));
   double time = 0, memory = 0;

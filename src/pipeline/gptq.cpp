@@ -98,7 +98,7 @@ class Gptq : public BlockMethod {
 
  private:
   bool held(std::size_t batch) const { return held_every_ > 0 && batch % held_every_ == held_every_ - 1; }
-  void observe(const std::string& path, const mx::array& input, const mx::array* offsets, std::size_t batch, const mx::array* reference);
+  void observe(const std::string& path, const mx::array& input, const model::ExpertRows* experts, std::size_t batch, const mx::array* reference);
   /// A quantized linear. Errors are those of quantize::GptqResult; `judged` is by the true distance of its outputs from the full-precision model's,
   /// on rows held out if there are any, up to a constant.
   struct Quantized {
@@ -133,15 +133,15 @@ class Gptq : public BlockMethod {
   GptqResult result_;
 };
 
-void Gptq::observe(const std::string& path, const mx::array& input, const mx::array* offsets, std::size_t batch, const mx::array* reference) {
+void Gptq::observe(const std::string& path, const mx::array& input, const model::ExpertRows* experts, std::size_t batch, const mx::array* reference) {
   if (!plan_.formats.count(path) || plan_.formats.at(path).mode != codec::Mode::affine) return;
   auto start = Clock::now();
   mx::array settled = input;
   settled.eval();
   result_.forward_time += seconds_since(start);
   start = Clock::now();
-  const auto& rows = rows_.counted[batch];
-  (held(batch) ? held_ : train_).add(path, settled, offsets, offsets ? nullptr : reference, rows && !offsets ? &*rows : nullptr);
+  const auto& counted = rows_.counted[batch];
+  (held(batch) ? held_ : train_).add(path, settled, experts, experts ? nullptr : reference, counted ? &*counted : nullptr);
   result_.hessian_time += seconds_since(start);
 }
 
@@ -253,8 +253,8 @@ void Gptq::halt(Walk& walk, int block, Walk::Halt at, const model::Tensors& full
     const auto start = Clock::now();
     const double elsewhere = result_.hessian_time + result_.forward_time;
     if (teacher) teacher->advance(b, block, at, full, {}, nullptr);
-    const model::Observer observer = [&](const std::string& path, const mx::array& input, const mx::array* offsets) {
-      observe(path, input, offsets, b, paired_ ? &teacher->input(b) : nullptr);
+    const model::Observer observer = [&](const std::string& path, const mx::array& input, const model::ExpertRows* experts) {
+      observe(path, input, experts, b, paired_ ? &teacher->input(b) : nullptr);
     };
     walk.advance(b, block, at, weights, {}, &observer);
     result_.forward_time += seconds_since(start) - (result_.hessian_time + result_.forward_time - elsewhere);

@@ -25,8 +25,8 @@ std::map<std::string, double> measured(const model::Model& model, const Rows& ro
   std::map<std::string, double> found;
   Moments moments;
   run::Progress progress(context.events(), "measuring sensitivities", static_cast<std::int64_t>(estimated.kl.size()));
-  const model::Observer observer = [&](const std::string& path, const mx::array& input, const mx::array* offsets) {
-    add_moment(moments, path, input, offsets);
+  const model::BatchObserver observer = [&](std::size_t b, const std::string& path, const mx::array& input, const model::ExpertRows* experts) {
+    add_moment(moments, path, input, experts, rows.counted[b]);
   };
   AloneRun alone;
   for (const auto* linear : model.spec().linears())

@@ -4,23 +4,23 @@
 
 #include <vector>
 
+#include "calibration/counted.h"
 #include "kernels/elementwise.h"
 
 namespace lquant::pipeline {
 
-void add_moment(Moments& moments, const std::string& path, const mx::array& input, const mx::array* offsets) {
+void add_moment(Moments& moments, const std::string& path, const mx::array& input, const model::ExpertRows* experts,
+                const std::optional<mx::array>& counted) {
+  const auto* tokens = counted ? &*counted : nullptr;
   mx::array sum(0);
-  if (!offsets) {
-    sum = kernels::second_moment(input);
+  if (!experts) {
+    sum = kernels::second_moment(tokens ? calibration::tokens_of(input, tokens) : input);
   } else {
-    mx::array host = *offsets;
-    host.eval();
-    const auto* at = host.data<std::int32_t>();
-    std::vector<mx::array> rows;
-    for (int e = 0; e + 1 < static_cast<int>(host.size()); ++e)
-      rows.push_back(at[e] == at[e + 1] ? mx::zeros({input.shape(-1)}, mx::float32)
-                                        : kernels::second_moment(mx::slice(input, {at[e], 0}, {at[e + 1], input.shape(-1)})));
-    sum = mx::stack(rows);
+    const auto rows = calibration::counted_rows(input, *experts, tokens);
+    std::vector<mx::array> sums;
+    for (int e = 0; e < rows.experts(); ++e)
+      sums.push_back(rows.rows(e) == 0 ? mx::zeros({input.shape(-1)}, mx::float32) : kernels::second_moment(rows.of(e)));
+    sum = mx::stack(sums);
   }
   const auto it = moments.find(path);
   if (it == moments.end())

@@ -151,4 +151,19 @@ model::Folds write_units(ModelWriter& writer, const run::RunFolder& run, const s
   return folds;
 }
 
+// Names of a block stand together in the order of names, so that a block's unit is read once; only what stands around all blocks is read twice.
+void write_tensors(ModelWriter& writer, const run::RunFolder& run, const UnitOfTensor& unit_of) {
+  std::string loaded;
+  model::Tensors tensors;
+  for (const auto& [name, unit] : unit_of) {
+    if (unit != loaded) {
+      tensors.clear();
+      tensors = run.need(unit).tensors;
+      loaded = unit;
+    }
+    writer.add(name, tensors.at(name));
+    tensors.erase(name);
+  }
+}
+
 }  // namespace lquant::pipeline

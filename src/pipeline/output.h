@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -41,6 +42,7 @@ class ModelWriter {
   ModelWriter(const std::filesystem::path& output, const model::Model& source);
   /// Sorted by name within the call.
   void add(const model::Tensors& tensors);
+  void add(const std::string& name, const mx::array& tensor) { writer_.add(name, tensor); }
   /// The file of AWQ's scales, when there are any.
   void add_folds(const model::Folds& folds);
   /// plan.json: the formats of all linears, for --plan of other commands.
@@ -56,6 +58,12 @@ class ModelWriter {
 
 /// Adds the tensors of a run's units, in order, and AWQ's scales in them, which it returns.
 model::Folds write_units(ModelWriter& writer, const run::RunFolder& run, const std::vector<std::string>& units);
+
+/// Of each tensor the unit of a run that holds it.
+using UnitOfTensor = std::map<std::string, std::string>;
+
+/// Adds tensors out of a run's units, sorted by name, with one unit in memory at a time.
+void write_tensors(ModelWriter& writer, const run::RunFolder& run, const UnitOfTensor& unit_of);
 
 /// "bfloat16", "float16", "float32".
 std::string dtype_name(mx::Dtype dtype);

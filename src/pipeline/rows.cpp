@@ -17,6 +17,16 @@ constexpr int kSelfRows = 128;
 // One batch in eight judges.
 constexpr std::size_t kHeldOut = 8;
 
+void add(Rows& rows, const calibration::Batch& batch, const std::optional<mx::array>& counted) {
+  rows.batches.push_back(batch);
+  rows.ids.push_back(batch.ids);
+  rows.segments.push_back(batch.segments);
+  rows.counted.push_back(counted);
+  rows.tokens += static_cast<double>(counted ? counted->size() : batch.ids.size());
+}
+
+}  // namespace
+
 std::optional<mx::array> counted_tokens(const calibration::Batch& batch) {
   auto host = batch.segments;
   host.eval();
@@ -27,16 +37,6 @@ std::optional<mx::array> counted_tokens(const calibration::Batch& batch) {
   if (rows.size() == host.size()) return std::nullopt;
   return mx::array(rows.data(), {static_cast<int>(rows.size())}, mx::int32);
 }
-
-void add(Rows& rows, const calibration::Batch& batch, const std::optional<mx::array>& counted) {
-  rows.batches.push_back(batch);
-  rows.ids.push_back(batch.ids);
-  rows.segments.push_back(batch.segments);
-  rows.counted.push_back(counted);
-  rows.tokens += static_cast<double>(counted ? counted->size() : batch.ids.size());
-}
-
-}  // namespace
 
 std::size_t Rows::held_every() const { return std::min(kHeldOut, batches.size()); }
 

@@ -44,6 +44,9 @@ struct Rows {
   Rows first(double least) const;
 };
 
+/// The tokens of a batch that are no padding, int32; nullopt: all of them.
+std::optional<mx::array> counted_tokens(const calibration::Batch& batch);
+
 /// Rows are drawn from files before a run folder is opened, for their hashes are part of its identity; they are sampled from the
 /// model itself after, for samples are kept in it.
 class RowSource {

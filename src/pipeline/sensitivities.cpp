@@ -4,10 +4,12 @@
 
 #include <mlx/mlx.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "base/error.h"
+#include "base/json.h"
 #include "lquant/version.h"
 #include "quantize/sensitivity.h"
 
@@ -19,6 +21,10 @@ namespace {
 // Tokens whose gradients are summed before they are squared: enough for products to run at full speed, and few enough that a small calibration
 // set still gives dozens of squares.
 constexpr int kPartTokens = 1024;
+// Costs are sums of f32: a larger one was made by no measurement, and would add up to no number.
+constexpr double kMostCost = std::numeric_limits<float>::max();
+// Whole numbers are exact in a double up to here.
+constexpr std::int64_t kMostTokens = std::int64_t{1} << 53;
 
 /// All rows at one place in the model, a tensor a batch.
 using States = std::vector<mx::array>;
@@ -240,7 +246,26 @@ json Sweep::all() {
 
 json format_json(const codec::Format& f) { return {{"bits", f.bits}, {"group_size", f.group_size}, {"mode", codec::to_string(f.mode)}}; }
 
+codec::Format format_of(const JsonView& in) {
+  const auto mode = in.at("mode").text();
+  const codec::Format format{codec::Mode::affine, static_cast<int>(in.at("bits").whole(2, 8)), static_cast<int>(in.at("group_size").whole(32, 128))};
+  const auto known = affine_formats();
+  if (mode != codec::to_string(format.mode) || std::find(known.begin(), known.end(), format) == known.end())
+    in.refuse("an affine format of 2, 3, 4, 5, 6 or 8 bits with groups of 32, 64 or 128");
+  return format;
+}
+
+/// A divergence is never negative; null stands where a linear's width does not allow the format.
+double cost_of(const JsonView& in) {
+  if (in.value().is_null()) return std::numeric_limits<double>::quiet_NaN();
+  const double cost = in.number();
+  if (!(cost >= 0 && cost <= kMostCost)) in.refuse("a divergence: null, or a number from 0 on that f32 can hold");
+  return cost;
+}
+
 }  // namespace
+
+std::vector<codec::Format> affine_formats() { return formats_of({2, 3, 4, 5, 6, 8}, {32, 64, 128}); }
 
 std::vector<codec::Format> formats_of(const std::vector<int>& bits, const std::vector<int>& groups) {
   std::vector<codec::Format> formats;
@@ -271,28 +296,31 @@ json Sensitivities::to_json() const {
   return out;
 }
 
-Sensitivities Sensitivities::from_json(const json& in, const std::filesystem::path& file) {
+Sensitivities Sensitivities::from_json(const json& in, const std::string& file, const char* mend) {
+  const JsonView all("pipeline", file, in, mend);
   Sensitivities s;
-  try {
-    s.model = in.at("model"), s.data = in.at("data"), s.tokens = in.at("tokens"), s.measured = in.at("measured");
-    for (const auto& f : in.at("formats"))
-      s.formats.push_back({codec::parse_mode(f.at("mode")), f.at("bits").get<int>(), f.at("group_size").get<int>()});
-    for (const auto& [path, costs] : in.at("kl").items()) {
-      auto& entry = s.kl[path];
-      for (const auto& cost : costs) entry.push_back(cost.is_null() ? std::numeric_limits<double>::quiet_NaN() : cost.get<double>());
-      if (entry.size() != s.formats.size()) throw std::invalid_argument("a linear's costs are not as many as the formats");
-    }
-  } catch (const json::exception&) {
-    fail("pipeline", "{}: is not a file of sensitivities that lquant has written; make it anew (drop --sensitivities)", file.string());
-  } catch (const std::invalid_argument& e) {
-    fail("pipeline", "{}: {}; make it anew (drop --sensitivities)", file.string(), e.what());
+  s.model = all.at("model").text();
+  s.data = all.at("data").value();
+  s.tokens = static_cast<double>(all.at("tokens").whole(0, kMostTokens));
+  s.measured = all.at("measured").flag();
+  const auto formats = all.at("formats");
+  for (std::size_t i = 0; i < formats.size(); ++i) s.formats.push_back(format_of(formats.at(i)));
+  const auto linears = all.at("kl");
+  if (!linears.value().is_object()) linears.refuse("an object");
+  for (const auto& [path, value] : linears.value().items()) {
+    const auto costs = linears.at(path);
+    if (costs.size() != s.formats.size())
+      costs.complain(fmt::format("has {} costs where the file has {} formats", costs.size(), s.formats.size()));
+    auto& entry = s.kl[path];
+    for (std::size_t i = 0; i < s.formats.size(); ++i) entry.push_back(cost_of(costs.at(i)));
   }
   return s;
 }
 
 Sensitivities compute_sensitivities(const model::Model& model, const Rows& rows, const std::vector<codec::Format>& formats, run::RunFolder& run,
                                     const run::Context& context) {
-  if (const auto done = run.load("sensitivities")) return Sensitivities::from_json(done->meta, run.path());
+  if (const auto done = run.load("sensitivities")) 
+    return Sensitivities::from_json(done->meta, run.path().string(), "add --fresh to start over");
   Sweep sweep(model, rows, formats, run, context);
   Sensitivities s;
   s.formats = formats;

@@ -29,9 +29,12 @@ struct Sensitivities {
   double of(const std::string& path, const codec::Format& format) const;
 
   nlohmann::json to_json() const;
-  /// Throws Error naming `file` when it is not what to_json writes.
-  static Sensitivities from_json(const nlohmann::json& json, const std::filesystem::path& file);
+  /// Throws Error naming `file`, the place in it and `mend`, what to do, when it is not what to_json writes.
+  static Sensitivities from_json(const nlohmann::json& json, const std::string& file, const char* mend);
 };
+
+/// Every format that the affine mode has.
+std::vector<codec::Format> affine_formats();
 
 /// Every affine format of these widths and groups.
 std::vector<codec::Format> formats_of(const std::vector<int>& bits, const std::vector<int>& groups);

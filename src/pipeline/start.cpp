@@ -12,6 +12,7 @@
 #include "model/pack.h"
 #include "model/stream.h"
 #include "pipeline/moments.h"
+#include "pipeline/rows.h"
 
 namespace lquant::pipeline {
 namespace mx = mlx::core;
@@ -34,30 +35,30 @@ void pack_linears(model::Tensors& tensors, model::Formats formats, const plan::Q
   }
 }
 
-}  // namespace
-
-model::Tensors search_start(const model::Model& model, const plan::QuantPlan& plan, const std::vector<calibration::Batch>& batches, run::RunFolder& run,
-                            const run::Context& context, const std::string& units) {
+/// search_units, which also gives each finished unit's tensors to `take`.
+void search(const model::Model& model, const plan::QuantPlan& plan, const std::vector<calibration::Batch>& batches, run::RunFolder& run,
+            const run::Context& context, const std::string& units, const std::function<void(const std::string& unit, model::Tensors& tensors)>& take) {
   const auto& spec = model.spec();
   const auto dtype = model.stored_dtype();
   const int blocks = static_cast<int>(spec.blocks.size());
   const auto unit = [&](int i) { return fmt::format("{}-{:05d}", units, i); };
   run::Progress progress(context.events(), "searching ranges", blocks + 1);
-  model::Tensors result;
+  std::vector<std::optional<mx::array>> counted;
+  for (const auto& batch : batches) counted.push_back(counted_tokens(batch));
 
   Moments moments;
-  const model::Observer observer = [&](const std::string& path, const mx::array& input, const mx::array* offsets) {
-    add_moment(moments, path, input, offsets);
+  const model::BatchObserver observer = [&](std::size_t b, const std::string& path, const mx::array& input, const model::ExpertRows* experts) {
+    add_moment(moments, path, input, experts, counted[b]);
   };
   const auto finish = [&](int i, const std::function<model::Tensors()>& load) {
     if (auto done = run.load(unit(i))) {
-      result.merge(done->tensors);
+      take(unit(i), done->tensors);
       progress.skip(1);
     } else {
       auto tensors = load();
       pack_linears(tensors, model.formats(), plan, moments, dtype);
       run.save(unit(i), tensors);
-      result.merge(tensors);
+      take(unit(i), tensors);
       progress.advance(1);
     }
     moments.clear();
@@ -68,7 +69,7 @@ model::Tensors search_start(const model::Model& model, const plan::QuantPlan& pl
   for (int i = 0; i <= blocks; ++i) all_done = all_done && run.has(unit(i));
   if (all_done) {
     for (int i = 0; i <= blocks; ++i) finish(i, nullptr);
-    return result;
+    return;
   }
   model::StreamOptions options;
   options.observer = &observer;
@@ -82,15 +83,32 @@ model::Tensors search_start(const model::Model& model, const plan::QuantPlan& pl
   };
   const auto states = model::stream_blocks(model, ids, options);
   const auto final_tensors = model.load_final();
-  for (const auto& state : states)
-    add_moment(moments, spec.head ? spec.head->path : spec.embedding.path, model::final_norm(spec, final_tensors, state), nullptr);
+  for (std::size_t b = 0; b < states.size(); ++b)
+    observer(b, spec.head ? spec.head->path : spec.embedding.path, model::final_norm(spec, final_tensors, states[b]), nullptr);
   finish(blocks, [&] {
     auto tensors = model.load_embedding(dtype);
     tensors.merge(model.load_final(dtype));
     return tensors;
   });
   progress.finish();
+}
+
+}  // namespace
+
+model::Tensors search_start(const model::Model& model, const plan::QuantPlan& plan, const std::vector<calibration::Batch>& batches, run::RunFolder& run,
+                            const run::Context& context) {
+  model::Tensors result;
+  search(model, plan, batches, run, context, "start", [&](const std::string&, model::Tensors& tensors) { result.merge(tensors); });
   return result;
+}
+
+UnitOfTensor search_units(const model::Model& model, const plan::QuantPlan& plan, const std::vector<calibration::Batch>& batches, run::RunFolder& run,
+                          const run::Context& context, const std::string& units) {
+  UnitOfTensor found;
+  search(model, plan, batches, run, context, units, [&](const std::string& unit, const model::Tensors& tensors) {
+    for (const auto& [name, tensor] : tensors) found.insert({name, unit});
+  });
+  return found;
 }
 
 }  // namespace lquant::pipeline

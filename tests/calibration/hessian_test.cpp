@@ -76,9 +76,9 @@ TEST(HessianStore, PaddingDoesNotCount) {
 TEST(HessianStore, EachExpertHasItsOwn) {
   HessianStore store;
   const auto rows = numbers({5, 8}, 1);
-  const mx::array offsets({0, 2, 2, 5}, {4}, mx::int32);
-  store.add("experts", rows, &offsets, nullptr, nullptr);
-  store.add("experts", rows, &offsets, nullptr, nullptr);
+  const model::ExpertRows whose{mx::array({0, 2, 2, 5}, {4}, mx::int32), mx::array({0, 2, 1, 2, 4}, {5}, mx::int32)};
+  store.add("experts", rows, &whose, nullptr, nullptr);
+  store.add("experts", rows, &whose, nullptr, nullptr);
   const auto& found = store.of("experts");
   ASSERT_EQ(found.size(), 3u);
   EXPECT_EQ(found[0].tokens, 4);
@@ -87,6 +87,23 @@ TEST(HessianStore, EachExpertHasItsOwn) {
   EXPECT_TRUE(same(found[1].moment, mx::zeros({8, 8})));
   const auto last = kernels::gram(mx::slice(rows, {2, 0}, {5, 8}));
   EXPECT_TRUE(same(found[2].moment, mx::add(last, last)));
+}
+
+TEST(HessianStore, PaddingDoesNotCountForExperts) {
+  HessianStore store;
+  const auto rows = numbers({5, 8}, 1);
+  const model::ExpertRows whose{mx::array({0, 2, 3, 5}, {4}, mx::int32), mx::array({0, 2, 3, 2, 4}, {5}, mx::int32)};
+  const mx::array counted({0, 2}, {2}, mx::int32);
+  store.add("experts", rows, &whose, nullptr, &counted);
+  const auto& found = store.of("experts");
+  ASSERT_EQ(found.size(), 3u);
+  const auto cut = [&](int begin, int end) { return kernels::gram(mx::slice(rows, {begin, 0}, {end, 8})); };
+  EXPECT_EQ(found[0].tokens, 2);
+  EXPECT_TRUE(same(found[0].moment, cut(0, 2)));
+  EXPECT_EQ(found[1].tokens, 0);
+  EXPECT_TRUE(same(found[1].moment, mx::zeros({8, 8})));
+  EXPECT_EQ(found[2].tokens, 1);
+  EXPECT_TRUE(same(found[2].moment, cut(3, 4)));
 }
 
 TEST(HessianStore, WhatWasNeverSeenIsAnError) {

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import re
 import subprocess
 import time
 
@@ -76,7 +78,8 @@ def sensitivity_files(folder):
 def test_both_files_of_sensitivities(quantized, model):
     folder = quantized[0]
     pairs, full = sensitivity_files(folder)
-    assert pairs.name == str(model).replace("/", "_") + "_sensitivities.json"  # as mlx_lm names it
+    assert (pairs.name, full.name) == (f"{model.name}_sensitivities.json", f"{model.name}_sensitivities.lquant.json")
+    assert f"written to {full}, and as mlx_lm has them to {pairs.name}\n" in quantized[2]
     listed = json.loads(pairs.read_text())
     assert all(isinstance(path, str) and isinstance(value, float) for path, value in listed)
     weights = {name.removesuffix(".weight"): t for name, t in tensors(model).items() if t.ndim == 2}
@@ -224,9 +227,115 @@ def test_files_that_do_not_match_are_refused(quantized, model, rows, tmp_path):
     (tmp_path / "alone_sensitivities.json").write_text(pairs.read_text())
     said = run(*arguments, "--model", model, "--data-path", rows, "--sensitivities", tmp_path / "alone_sensitivities.json", "--widths", 3, 4, code=1).stderr
     assert "says nothing of" in said and "3 bits with groups of" in said
-    for broken, sentence in (("{", "is not JSON"), ('{"a": 1}', "is not a file of sensitivities"), ('[["a"]]', "is not a list of [path, value] pairs")):
-        (tmp_path / "broken.json").write_text(broken)
-        assert sentence in run(*arguments, "--model", model, "--data-path", rows, "--sensitivities", tmp_path / "broken.json", code=1).stderr
+
+
+def change(value, at, to):
+    """Another value at a place, or none."""
+    value = json.loads(json.dumps(value))
+    inner = value
+    for key in at[:-1]:
+        inner = inner[key]
+    if to is None:
+        del inner[at[-1]]
+    else:
+        inner[at[-1]] = to
+    return value
+
+
+DOWN = "model.layers.0.mlp.down_proj"
+# A place in the file, what stands there instead, and what is said of it.
+FAULTS_OF_PAIRS = [
+    ([2], ["a"], '"[2]" is ["a"], not a [path, value] pair'),
+    ([2], 5, '"[2]" is 5, not a list'),
+    ([2, 0], 7, '"[2][0]" is 7, not a text'),
+    ([2, 1], "x" * 100_000, " … xxx"),
+    ([2, 1], 1e300, '"[2][1]" is 1e+300, not a value that f32 can hold'),
+    ([2, 1], float("nan"), "not valid JSON (line 1, column "),
+    ([2, 0], "model.embed_tokens", '" names a linear for the second time'),
+]
+FAULTS = [
+    (["model"], None, '"model" is missing'),
+    (["model"], 3, '"model" is 3, not a text'),
+    (["tokens"], -1, '"tokens" is -1, not a whole number from 0'),
+    (["measured"], 1, '"measured" is 1, not true or false'),
+    (["formats", 1], 4, '"formats[1]" is 4, not an object'),
+    (["formats", 1, "mode"], "a" * 100_000, "not an affine format of 2, 3, 4, 5, 6 or 8 bits"),
+    (["formats", 1, "bits"], 1 << 40, '"formats[1].bits" is 1099511627776, not a whole number from 2 to 8'),
+    (["formats", 1, "group_size"], 48, "not an affine format"),
+    (["kl"], [1], '"kl" is [1], not an object'),
+    (["kl", DOWN], 1, f'"kl.{DOWN}" is 1, not a list'),
+    (["kl", DOWN], [1, 2], f'"kl.{DOWN}" has 2 costs where the file has 18 formats'),
+    (["kl", DOWN, 4], -1e-3, f'"kl.{DOWN}[4]" is -0.001, not a divergence'),
+    (["kl", DOWN, 4], 1e300, f'"kl.{DOWN}[4]" is 1e+300, not a divergence'),
+    (["kl", DOWN, 4], "x", f'"kl.{DOWN}[4]" is "x", not a number'),
+    (["kl", DOWN], None, f"says nothing of {DOWN} in 4 bits with groups of 64"),
+    (["kl", "a" * 100_000], [0] * 18, "is no linear of the model"),
+]
+
+
+@pytest.mark.parametrize("which, fault", [(0, f) for f in FAULTS_OF_PAIRS] + [(1, f) for f in FAULTS], ids=lambda v: None if isinstance(v, int) else str(v[2])[:40])
+def test_a_fault_in_a_file_is_told_with_its_place(quantized, model, rows, tmp_path, which, fault):
+    at, to, sentence = fault
+    (tmp_path / "broken.json").write_text(json.dumps(change(json.loads(sensitivity_files(quantized[0])[which].read_text()), at, to)))
+    refused_file(model, rows, tmp_path / "broken.json", sentence)
+
+
+def refused_file(model, rows, file, sentence):
+    done = run("dynamic_quant", "--model", model, "--data-path", rows, *ROWS, "--plan-only", file.parent / "plan", "--sensitivities", file, code=1)
+    assert done.stderr.startswith(f"lquant: [pipeline] {file}: ") and sentence in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1 and len(done.stderr) < 500 + len(str(file)) and "json.exception" not in done.stderr
+
+
+@pytest.mark.parametrize("text, sentence", [("{", "not valid JSON (line 1, column 2)"), ("5", "is 5, not a list of [path, value] pairs"), ("[" * 300, "nested more than 200 deep")])
+def test_what_is_no_file_of_sensitivities_is_refused(model, rows, tmp_path, text, sentence):
+    (tmp_path / "broken.json").write_text(text)
+    refused_file(model, rows, tmp_path / "broken.json", sentence)
+
+
+def test_a_pipe_is_not_waited_for(model, rows, tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    refused_file(model, rows, tmp_path / "pipe.json", "is no regular file")
+
+
+def test_files_are_named_by_the_model_and_never_hidden(quantized, model, rows, tmp_path):
+    """By a path with dots, slashes and links; a file of this model is replaced."""
+    (tmp_path / ".kept").symlink_to(model)
+    (tmp_path / "kept_sensitivities.json").write_text(sensitivity_files(quantized[0])[0].read_text())
+    arguments = ["--data-path", rows, *ROWS, "--plan-only", "plan.json"]
+    said = run("dynamic_quant", "--model", "./.kept/", *arguments, cwd=tmp_path).stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".kept", "kept_sensitivities.json", "kept_sensitivities.lquant.json", "plan.json"]
+    assert f"{tmp_path}/kept_sensitivities.lquant.json" in said
+    assert json.loads((tmp_path / "kept_sensitivities.json").read_text()) == json.loads(sensitivity_files(quantized[0])[0].read_text())
+
+
+@pytest.mark.parametrize("suffix", ["sensitivities.json", "sensitivities.lquant.json"])
+@pytest.mark.parametrize("content", ["my notes", "[]", '[["a", 1]]', '{"lquant": "0.1.0", "kl": {}, "model": "another"}', None])
+def test_a_file_of_others_is_not_replaced(model, rows, tmp_path, suffix, content):
+    """Told before any work: nothing is read, and nothing is left."""
+    file = tmp_path / f"{model.name}_{suffix}"
+    file.symlink_to("nowhere") if content is None else file.write_text(content)
+    said = run("dynamic_quant", "--model", model, "--data-path", rows, *ROWS, "--mlx-path", "result", code=1, cwd=tmp_path).stderr
+    assert said.startswith(f"lquant: [pipeline] {file.name}: is there already") and said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [file] and (content is None or file.read_text() == content)
+
+
+def test_a_default_target_out_of_reach_gives_way(tmp_path):
+    """Scales and biases of a float32 model are float32 too: its 4 and 5 bits have more than 5 per weight. Half-way is where 5 bits are with bf16."""
+    model, rows = random_model(tmp_path / "f32", dtype=mx.float32), text_rows(tmp_path / "rows.jsonl", count=16, words=8)
+    arguments = ["--model", model, "--data-path", rows, "--sequence-length", 16, "--json"]
+    done = run("dynamic_quant", *arguments, "--plan-only", "plan.json", cwd=tmp_path)
+    least, most, target = (float(x) for x in re.search(r"target of 5 bits per weight is out of reach: .* has (\S+) to (\S+); the target is (\S+)\n", done.stderr).groups())
+    assert 5 < least < target < most and target == pytest.approx((least + most) / 2, abs=2e-3)
+    assert least <= json.loads(done.stdout)["bits_per_weight"] <= target
+    # The same as when it is given; what is given is kept to.
+    run("dynamic_quant", *arguments, "--plan-only", "given.json", "--target-bpw", target, cwd=tmp_path)
+    assert (tmp_path / "given.json").read_bytes() == (tmp_path / "plan.json").read_bytes()
+    assert "a target of 5 bits per weight is too little" in run("dynamic_quant", *arguments, "--plan-only", "x", "--target-bpw", 5, code=1, cwd=tmp_path).stderr
+    # Of auto's 4 bits too, and of one width alone.
+    said = run("auto", *arguments[:-1], "--dry-run", "--widths", 5, 8, cwd=tmp_path).stderr
+    assert "the usual target of 4 bits per weight is out of reach" in said
+    uniform = run("dynamic_quant", *arguments, "--plan-only", "one.json", "--widths", 3, "--group-sizes", 64, cwd=tmp_path)
+    assert {f["bits"] for f in json.loads((tmp_path / "one.json").read_text()).values() if isinstance(f, dict)} == {3}, uniform.stderr
 
 
 @pytest.mark.parametrize("name", families.FAMILIES)

@@ -268,6 +268,7 @@ def make_inputs(root):
     dynamic = ["dynamic_quant", "--model", "model", "--data-path", "rows.jsonl", *few, "--target-bpw", 5, "--plan-only", "plan.json"]
     for suffix in ("sensitivities.json", "sensitivities.lquant.json"):
         add(suffix, [f"model_{suffix}"], [*dynamic, "--sensitivities", f"model_{suffix}"], prepare=lambda f: find_sensitivities(f, dynamic))
+    add("sensitivities alone", ["model_sensitivities.json"], [*dynamic, "--sensitivities", "model_sensitivities.json"], prepare=lambda f: find_sensitivities(f, dynamic, alone=True))
     evaluate = ["evaluate", "--model", "model", "--tasks", "arc_easy", "--data-dir", "data", "--output-dir", "results"]
     question = {"id": "1", "question": "What is red?", "choices": {"text": ["fire", "ice"], "label": ["1", "2"]}, "answerKey": "2"}
     add("questions", ["data/arc_easy/test.jsonl"], evaluate, prepare=lambda f: ((f / "data" / "arc_easy").mkdir(parents=True), write_rows(f / "data" / "arc_easy" / "test.jsonl", [question] * 3)))
@@ -306,11 +307,12 @@ def split(folder):
     (folder / "model" / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": files}))
 
 
-def find_sensitivities(folder, command):
+def find_sensitivities(folder, command, alone=False):
+    """Both files; `alone`: without lquant's own, which would be read in the other's place."""
     call(folder, command)
     (folder / "plan.json").unlink()
-    for file in list(folder.glob("*sensitivities*.json")) + list(folder.glob(".*sensitivities*.json")):
-        file.rename(folder / ("model_sensitivities.lquant.json" if "lquant" in file.name else "model_sensitivities.json"))
+    if alone:
+        (folder / "model_sensitivities.lquant.json").unlink()
 
 
 def as_gguf(folder):

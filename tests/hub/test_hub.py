@@ -15,7 +15,7 @@ import pytest
 from mock_hub import MockHub
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cli"))
-from support import LQUANT, TINY, run, tree  # noqa: E402
+from support import LQUANT, TINY, random_model, run, text_rows, tree  # noqa: E402
 
 TOKEN = MockHub.token
 FRONT = "---\nlicense: apache-2.0\nlanguage:\n- en\n- de\ntags:\n- chat\n---\n\n# A model\n"
@@ -75,6 +75,14 @@ def test_a_model_by_its_name(hub, call, tiny, tmp_path):
     call("generate", "--model", "org/tiny", "--prompt", "The river", "--max-tokens", 2, HF_HUB_OFFLINE="1")
     away = call("generate", "--model", "org/tiny", "--prompt", "The river", "--max-tokens", 2, HF_ENDPOINT="http://127.0.0.1:9")
     assert "cannot be reached; using what the cache has" in away.stderr
+
+
+def test_files_of_sensitivities_have_the_name_that_the_peer_gives_them(hub, call, tmp_path):
+    """org/name, not the folder of the cache where it lies."""
+    hub.add_repo("model", "org/small", {path.name: path.read_bytes() for path in random_model(tmp_path / "model").iterdir()})
+    rows = text_rows(tmp_path / "rows.jsonl", count=9, words=8)
+    call("dynamic_quant", "--model", "org/small", "--data-path", rows, "--sequence-length", 16, "--plan-only", "plan.json")
+    assert {p.name for p in tmp_path.glob("*sensitivities*")} == {"org_small_sensitivities.json", "org_small_sensitivities.lquant.json"}
 
 
 def test_the_cache_is_the_one_of_the_python_client(hub, call, tiny, tmp_path):

@@ -89,20 +89,22 @@ TEST_P(ForwardTest, ObserverSeesEveryLinearOnce) {
   std::map<std::string, int> seen;
   std::map<std::string, const LinearSpec*> linears;
   for (const auto* linear : spec.linears()) linears[linear->path] = linear;
-  const Observer observer = [&](const std::string& path, const mx::array& input, const mx::array* offsets) {
+  const Observer observer = [&](const std::string& path, const mx::array& input, const ExpertRows* experts) {
     ++seen[path];
     ASSERT_TRUE(linears.count(path)) << path;
     const auto& linear = *linears[path];
     EXPECT_EQ(input.shape(-1), linear.in) << path;
-    EXPECT_EQ(offsets != nullptr, linear.experts > 0) << path;
-    if (!offsets) {
+    EXPECT_EQ(experts != nullptr, linear.experts > 0) << path;
+    if (!experts) {
       EXPECT_EQ(input.shape(), (mx::Shape{3, 14, linear.in})) << path;
       return;
     }
     const auto& mlp = std::get<ExpertMlp>(spec.blocks[linear.block].mlp);
     EXPECT_EQ(input.shape(0), 3 * 14 * mlp.top_k);
-    EXPECT_EQ(offsets->shape(), mx::Shape{mlp.experts + 1});
-    EXPECT_EQ(mx::max(*offsets).item<int>(), input.shape(0));
+    EXPECT_EQ(experts->offsets.shape(), mx::Shape{mlp.experts + 1});
+    EXPECT_EQ(mx::max(experts->offsets).item<int>(), input.shape(0));
+    // Each token goes to top_k experts, and is copied to each of them.
+    EXPECT_TRUE(mx::array_equal(mx::sort(experts->tokens), mx::repeat(mx::arange(3 * 14, mx::int32), mlp.top_k)).item<bool>()) << path;
   };
   Context context;
   context.observer = &observer;

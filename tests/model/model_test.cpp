@@ -221,7 +221,10 @@ TEST_F(StreamTest, EqualsTheForwardPass) {
   const auto model = Model::open(checkpoint::Checkpoint::open(folder.path()));
   std::vector<int> blocks;
   int observed = 0;
-  const Observer observer = [&](const std::string&, const mx::array&, const mx::array*) { ++observed; };
+  const BatchObserver observer = [&](std::size_t batch, const std::string&, const mx::array& input, const ExpertRows*) {
+    EXPECT_EQ(input.shape(0), ids.at(batch).shape(0));
+    ++observed;
+  };
   StreamOptions options;
   options.observer = &observer;
   options.after_block = [&](int block, std::vector<mx::array>& activations) {
