@@ -155,7 +155,7 @@ void RunFolder::drop_damaged(const Context& context) {
     const auto name = place.filename().string();
     if (name.find('.') != std::string::npos) continue;  // not finished: NAME.new, with the run folder that makes it
     const auto unit = load(kStepUnit + name);
-    if (unit && unit->meta.value("files", json()) == digests(place)) continue;
+    if (unit && unit->meta.is_object() && unit->meta.value("files", json()) == digests(place)) continue;
     if (unit) again(place);
     fs::remove_all(place);
   }
