@@ -113,7 +113,7 @@ Sealed read_sealed(const fs::path& path) {
     throw Damaged(fmt::format("[checkpoint] {}: was not written by lquant", path.string()));
   Sealed sealed;
   try {
-    sealed.meta = parse_json(meta->second);
+    sealed.meta = lquant::parse_json(meta->second);
   } catch (const JsonFault& fault) {
     throw Damaged(fmt::format("[checkpoint] {}: its JSON is not valid ({})", path.string(), fault.what()));
   }

@@ -197,7 +197,8 @@ std::string diagnose(const std::vector<double>& losses, double start, double bes
   const bool few = losses.size() < kTellingSteps;
   const std::string kept = "Training did not lower the KL on the held-out rows; the model is saved as it was before training. ";
   if (best >= start && few)
-    return kept + fmt::format("{} steps are too few to learn from: give more rows (--num-samples) or a smaller --batch-size.", losses.size());
+    return kept + fmt::format("{} too few to learn from: give more rows (--num-samples) or a smaller --batch-size.",
+                              losses.size() == 1 ? "1 step is" : fmt::format("{} steps are", losses.size()));
   if (few) return "";
   const std::size_t quarter = losses.size() / 4;
   const auto mean = [&](std::size_t from, std::size_t to) {

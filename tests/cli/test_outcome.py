@@ -33,6 +33,10 @@ def last_lines(done):
     return lines[next(i for i, line in enumerate(lines) if line.startswith("saved to ")) :]
 
 
+def size_words(count):
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.2f} kB"
+
+
 def as_typed(line, folder):
     """A shell runs what stands behind the colon."""
     environment = dict(ENVIRONMENT, PATH=f"{os.path.dirname(LQUANT)}:{os.environ['PATH']}")
@@ -48,7 +52,7 @@ def test_the_last_lines(place, command):
     done = run(command, "--model", "the original", f"--mlx-path={output}", *COMMANDS[command], cwd=place)
     record = json.loads((place / output / "lquant.json").read_text())
     first, *rest = last_lines(done)
-    assert first == f"saved to {output}: {record['bytes'] / 1e6:.2f} MB, {record['bits_per_weight']:.3f} bits per weight"
+    assert first == f"saved to {output}: {size_words(record['bytes'])}, {record['bits_per_weight']:.3f} bits per weight"
     figures = json.loads(done.stdout) if command != "convert" else {}  # nothing but JSON stands there
     expected = {
         "dwq": lambda: f"{figures['validation_kl']:.4f} nats/token",
@@ -82,7 +86,7 @@ def test_a_plan_says_what_it_is_for(place):
     assert (place / "planned" / "config.json").exists()
 
 
-@pytest.mark.parametrize("batch,rate,reason,remedy", [(16, 10, "1 steps are too few", "--num-samples"), (1, 10, "the learning rate is probably too high", "--learning-rate")])
+@pytest.mark.parametrize("batch,rate,reason,remedy", [(16, 10, "2 steps are too few", "--num-samples"), (1, 10, "the learning rate is probably too high", "--learning-rate")])
 def test_training_that_brings_nothing_is_said(place, tmp_path, batch, rate, reason, remedy):
     sizes = ["--num-samples", 24, "--num-valid", 4, "--max-seq-length", 16, "--batch-size", batch, "--learning-rate", rate]
     done = run("dwq", "--model", "the original", "--data-path", "rows.jsonl", *sizes, "--mlx-path", tmp_path / "out", "--json", cwd=place)

@@ -268,7 +268,7 @@ TEST(Dwq, DiagnosisTellsWhichWayToTurnTheRate) {
   // No better than the start: always said, with the likeliest reason and what to try.
   for (const auto& [steps, reason, remedy] : std::vector<std::tuple<std::vector<double>, const char*, const char*>>{
            {{1, 2, 3}, "3 steps are too few", "more rows (--num-samples)"},
-           {{}, "0 steps are too few", "smaller --batch-size"},
+           {{1}, "1 step is too few", "smaller --batch-size"},
            {losses([](int i) { return 1 + 0.01 * i; }), "learning rate is probably too high", "smaller --learning-rate"},
            {falling, "probably too few of them", "more --num-samples"}}) {
     const auto said = diagnose(steps, 1, 1);
