@@ -363,3 +363,8 @@ def test_a_record_of_other_types_does_not_end_a_run(good, out, model):
     (model / "lquant.json").write_text('{"source": {"repo": 5, "revision": ["x"], "card": {"a": 1}}}')
     run(*convert(model, out))
     assert set(json.loads((out / "result" / "lquant.json").read_text())["source"]) == {"name", "sha256"}
+
+
+def test_what_the_file_system_refuses_is_a_sentence_of_ours(good, out):
+    name = "a" * 300  # no file system takes it
+    refused(out, ["convert", "--hf-path", good, "-q", "--mlx-path", out / name], f"[cli] {out / name}: cannot be used (File name too long)")
