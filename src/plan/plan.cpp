@@ -11,9 +11,6 @@
 namespace lquant::plan {
 namespace {
 
-// Of bits and groups in a plan; what is possible is far below.
-constexpr std::int64_t kLargestNumber = 1'000'000;
-
 bool divides(const model::LinearSpec& linear, const codec::Format& format) { return linear.in % format.group_size == 0; }
 
 nlohmann::json block_of(const codec::Format& format) {
@@ -28,9 +25,9 @@ codec::Format changed(codec::Format format, const JsonView& entry, const std::st
     const auto mode = with_place([&] { return place; }, [&] { return codec::parse_mode(name); });
     if (mode != format.mode) format = codec::default_format(mode);
   }
-  // codec::check says which numbers the mode has.
-  if (keys.contains("bits")) format.bits = static_cast<int>(entry.at("bits").whole(0, kLargestNumber));
-  if (keys.contains("group_size")) format.group_size = static_cast<int>(entry.at("group_size").whole(0, kLargestNumber));
+  // The ends of all modes; codec::check says which numbers each has.
+  if (keys.contains("bits")) format.bits = static_cast<int>(entry.at("bits").whole(2, 8));
+  if (keys.contains("group_size")) format.group_size = static_cast<int>(entry.at("group_size").whole(16, 128));
   with_place([&] { return place; }, [&] { codec::check(format); });
   return format;
 }
