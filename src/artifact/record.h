@@ -6,11 +6,16 @@
 #include <string>
 
 #include "artifact/card.h"
+#include "base/file_set.h"
 
 namespace lquant::artifact {
 
 /// The file in which an output folder says how it was made.
 constexpr const char* kRecordFile = "lquant.json";
+
+/// The record among a model's files; an empty object when there is none, or what is there is no JSON object. For what a record may add and nothing depends
+/// on: its values can be of any type. Throws Error when the file is there and cannot be read.
+nlohmann::json record_of(const FileSet& files);
 
 /// The card of a folder under these names: made of its record, or the README.md that somebody else wrote, as it is. Throws Error (tag artifact) when there
 /// is neither, when the record is not one that lquant wrote, or the README's front matter is no valid YAML.

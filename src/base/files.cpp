@@ -9,11 +9,13 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "base/links.h"
 
 namespace lquant {
 namespace fs = std::filesystem;
 
 std::string read_file(const char* room, const fs::path& path, std::size_t limit) {
+  check_regular(room, path);
   std::error_code ec;
   const auto size = fs::file_size(path, ec);
   if (ec) fail(room, "{}: cannot be read ({}); check the path", path.string(), ec.message());

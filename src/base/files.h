@@ -7,7 +7,7 @@
 
 namespace lquant {
 
-/// The whole of a file. Throws Error (tag `room`) naming the path when it cannot be read or exceeds `limit` bytes.
+/// The whole of a file. Throws Error (tag `room`) naming the path when it cannot be read, is no regular file, or exceeds `limit` bytes.
 std::string read_file(const char* room, const std::filesystem::path& path, std::size_t limit = std::size_t{1} << 31);
 
 /// A file parsed as JSON (base/json.h); the error names the path and the position.

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/links.h"
 
 namespace lquant {
 
@@ -36,6 +37,7 @@ std::string Sha256::hex() {
 std::string sha256(std::string_view text) { return Sha256().update(text).hex(); }
 
 std::string sha256_file(const std::filesystem::path& path) {
+  check_regular("base", path);
   std::ifstream in(path, std::ios::binary);
   if (!in) fail("base", "{}: cannot be read; check the path and its permissions", path.string());
   Sha256 hash;

@@ -37,6 +37,10 @@ const char* kind_of(fs::file_type type) {
   }
 }
 
+void refuse_irregular(const char* room, fs::file_type type, const fs::path& path) {
+  if (type != fs::file_type::regular) fail(room, "{}: is not a regular file but {}; put the real file there", path.string(), kind_of(type));
+}
+
 }  // namespace
 
 bool has_entry(const fs::path& folder, const std::string& name) {
@@ -60,10 +64,14 @@ std::optional<fs::path> find_file(const char* room, const fs::path& folder, cons
            place.string(), written);
     place = target;
   }
-  const auto type = fs::status(place, error).type();
-  if (type != fs::file_type::regular)
-    fail(room, "{}: is not a regular file but {}; put the real file there", (folder / name).string(), kind_of(type));
+  refuse_irregular(room, fs::status(place, error).type(), folder / name);
   return place;
+}
+
+void check_regular(const char* room, const fs::path& path) {
+  std::error_code error;
+  const auto type = fs::status(path, error).type();
+  if (type != fs::file_type::not_found && type != fs::file_type::none) refuse_irregular(room, type, path);
 }
 
 }  // namespace lquant

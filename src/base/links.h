@@ -17,4 +17,8 @@ bool has_entry(const std::filesystem::path& folder, const std::string& name);
 /// `room`), naming the file, for a link that leads out or to nothing, and for what is no regular file: a folder, a pipe, a device.
 std::optional<std::filesystem::path> find_file(const char* room, const std::filesystem::path& folder, const std::string& name);
 
+/// Throws Error (tag `room`), naming the path, for something that is there and is no regular file: a folder, a pipe, a device. Links are followed. To
+/// open a named pipe for reading would wait, for ever, for somebody to write to it.
+void check_regular(const char* room, const std::filesystem::path& path);
+
 }  // namespace lquant

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/hash.h"
+#include "base/links.h"
 #include "base/random.h"
 #include "base/words.h"
 
@@ -25,6 +26,7 @@ struct Line {
 };
 
 std::vector<Line> read_lines(const fs::path& file) {
+  check_regular("calibration", file);
   std::ifstream in(file);
   if (!in) fail("calibration", "{}: cannot be read; check --data-path", file.string());
   std::vector<Line> lines;

@@ -9,6 +9,7 @@
 
 #include "base/files.h"
 #include "base/hash.h"
+#include "base/json.h"
 #include "checkpoint/file.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/tensor.h"
@@ -105,12 +106,17 @@ bool is_intact(const fs::path& file) { return intact(File::open(file)); }
 Sealed read_sealed(const fs::path& path) {
   const auto file = File::open(path);
   if (!intact(file)) throw Damaged(fmt::format("[checkpoint] {}: has other bytes than were written to it", path.string()));
-  // From here on the bytes are lquant's own, whatever program wrote the seal.
+  // The seal alone says nothing of who wrote the rest: whoever can hash can seal.
   const auto header = read_header(file);
   const auto meta = header.metadata.find(kMeta);
   if (meta == header.metadata.end() || !header.tensors.contains(kSeal))
     throw Damaged(fmt::format("[checkpoint] {}: was not written by lquant", path.string()));
-  Sealed sealed{{}, json::parse(meta->second)};
+  Sealed sealed;
+  try {
+    sealed.meta = lquant::parse_json(meta->second);
+  } catch (const JsonFault& fault) {
+    throw Damaged(fmt::format("[checkpoint] {}: its JSON is not valid ({})", path.string(), fault.what()));
+  }
   for (const auto& [name, info] : header.tensors)
     if (name != kSeal) sealed.tensors.insert({name, read_tensor(file, info)});
   return sealed;

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 
 #include "base/error.h"
@@ -11,6 +12,7 @@
 #include "cli/budget.h"
 #include "cli/command.h"
 #include "cli/embedded.h"
+#include "cli/outcome.h"
 #include "cli/paths.h"
 #include "cli/print.h"
 #include "cli/table.h"
@@ -61,18 +63,29 @@ std::string table_of(const pipeline::AutoResult& result) {
   return table.text();
 }
 
+/// The best step's, beside what the choice of bits alone had brought.
+std::string quality_of(const pipeline::AutoResult& result) {
+  double best = INFINITY;
+  for (const auto& step : result.steps)
+    if (step.kept) best = std::min(best, step.kl->value);
+  const double first = result.steps.front().kl->value;
+  return best < first ? kl_words(best, "rounding with these bits", first) : kl_words(best);
+}
+
 int run(Options& o, run::Stop& stop) {
   const auto events = events_on_stderr();
   const run::Context context(*events, stop);
   auto& r = o.run;
-  r.model = r.model.empty() ? embedded_model() : hub::model(r.model, context);
+  if (r.model.empty()) r.model = embedded_model();
+  const auto given = r.model.string();
+  r.model = hub::model(r.model, context);
   if (!r.dry_run) r.data = hub::rows(r.data, r.num_samples, r.seed, context);
   take_budget(o.budget, r);
   const auto result = pipeline::auto_quantize(r, context);
   if (o.json) print_json(result.to_json());
   if (r.dry_run) return 0;
   if (!o.json) put(table_of(result));
-  context.line(fmt::format("saved to {}", r.output.string()));
+  tell_outcome({.output = r.output, .original = given, .quality = quality_of(result)}, context);
   return 0;
 }
 

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "cli/command.h"
+#include "cli/outcome.h"
 #include "cli/paths.h"
 #include "cli/print.h"
 #include "cli/terminal.h"
@@ -41,6 +42,14 @@ void check(const Options& o, const CLI::App&) {
   check_texts("--data-path", r.rows.data);
 }
 
+/// Of the figures of awq, or of the method behind it.
+std::string quality_of(const nlohmann::json& figures) {
+  if (figures.contains("validation_kl")) return kl_words(figures.at("validation_kl"), "before training", figures.at("validation_kl_start").get<double>());
+  if (figures.contains("output_error_ratio"))
+    return fmt::format("error of the blocks' outputs: {:.2f} of plain rounding's", figures.at("output_error_ratio").get<double>());
+  return "";
+}
+
 int run(Options& o, const CLI::App& command, run::Stop& stop) {
   const auto events = events_on_stderr();
   const run::Context context(*events, stop);
@@ -52,12 +61,13 @@ int run(Options& o, const CLI::App& command, run::Stop& stop) {
   o.run.method.clip = !o.no_clip;
   if (const auto flags = given_of(command, {"--embed-bits", "--embed-group-size"}); o.run.plan && !flags.empty())
     context.line(fmt::format("--plan goes before {} where it names the embedding", flags));
+  const auto given = o.run.model.string();
   o.run.model = hub::model(o.run.model, context);
   o.run.rows.data = hub::rows(o.run.rows.data, o.run.rows.num_samples, o.run.rows.seed, context);
   const auto figures =
       o.then.empty() ? pipeline::awq(o.run, context).to_json() : pipeline::cascade({o.run, o.then, o.then_samples}, context);
   if (o.json) print_json(figures);
-  context.line(fmt::format("saved to {}", o.run.output.string()));
+  tell_outcome({.output = o.run.output, .original = given, .quality = quality_of(figures)}, context);
   return 0;
 }
 

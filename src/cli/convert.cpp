@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "cli/command.h"
+#include "cli/outcome.h"
 #include "cli/paths.h"
 #include "cli/terminal.h"
 #include "hub/library.h"
@@ -56,8 +57,10 @@ int run(Options& o, run::Stop& stop) {
   if (o.convert.recipe && o.bits)
     context.line(fmt::format("--q-bits {} is what config.json names for all; {} gives each linear its own", *o.bits, *o.convert.recipe));
   if (!o.upload_repo.empty()) hub::need_library();
+  const auto given = o.convert.model.string();
   o.convert.model = hub::model(o.convert.model, context);
   pipeline::convert(o.convert, context);
+  tell_outcome({.output = o.convert.output, .original = given, .is_published = !o.upload_repo.empty()}, context);
   if (!o.upload_repo.empty()) {
     hub::Upload upload;
     upload.folder = o.convert.output;

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "cli/command.h"
+#include "cli/outcome.h"
 #include "cli/paths.h"
 #include "cli/print.h"
 #include "cli/terminal.h"
@@ -68,6 +69,7 @@ int run(Options& o, const CLI::App& command, run::Stop& stop) {
                 {"--mlx-path", "--bits", "--group-size", "--plan", "--quantized-model", "--learning-rate", "--temperature", "--codes",
                  "--grad-checkpoint", "--json"},
                 "with --targets-only, which ends before anything is quantized");
+  const auto given = o.run.model.string();
   o.run.model = hub::model(o.run.model, context);
   o.run.quantized_model = hub::model(o.run.quantized_model, context);
   o.run.data = data_of(o, context);
@@ -78,7 +80,7 @@ int run(Options& o, const CLI::App& command, run::Stop& stop) {
   if (o.run.targets_only)
     context.line(fmt::format("targets are in {}; use them by --target-dir", o.run.target_dir->string()));
   else
-    context.line(fmt::format("saved to {}", o.run.output.string()));
+    tell_outcome({.output = o.run.output, .original = given, .quality = kl_words(result.best_kl, "before training", result.start_kl)}, context);
   return 0;
 }
 

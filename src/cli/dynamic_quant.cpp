@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "cli/budget.h"
 #include "cli/command.h"
+#include "cli/outcome.h"
 #include "cli/paths.h"
 #include "cli/print.h"
 #include "cli/terminal.h"
@@ -62,15 +63,18 @@ int run(Options& o, run::Stop& stop) {
   auto& r = o.run;
   r.rule = o.rule == "exact" ? pipeline::Rule::exact : pipeline::Rule::threshold;
   take_budget(o.budget, r);
-  const auto given = r.model;
-  r.model = hub::model(given, context);
-  r.sensitivities_name = pipeline::sensitivities_name(given.string(), /*is_path=*/r.model == given);
+  const auto given = r.model.string();
+  r.model = hub::model(r.model, context);
+  r.sensitivities_name = pipeline::sensitivities_name(given, /*is_path=*/r.model == given);
   r.rows.data = hub::rows(r.rows.data, r.rows.num_samples, r.rows.seed, context);
   const auto result = pipeline::dynamic_quant(r, context);
   if (o.json) print_json(result.to_json());
   if (o.report_ppl && result.perplexity && !o.json)
     print("Original PPL: {:.3f}\nQuantized PPL: {:.3f}\n", *result.teacher_perplexity, *result.perplexity);
-  context.line(fmt::format("saved to {}", (r.plan_only ? *r.plan_only : r.output).string()));
+  if (r.plan_only)
+    tell_plan(*r.plan_only, given, context);
+  else
+    tell_outcome({.output = r.output, .original = given, .quality = result.kl ? kl_words(*result.kl) : ""}, context);
   return 0;
 }
 

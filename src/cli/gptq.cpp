@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "cli/command.h"
+#include "cli/outcome.h"
 #include "cli/paths.h"
 #include "cli/print.h"
 #include "cli/terminal.h"
@@ -38,6 +39,7 @@ int run(Options& o, run::Stop& stop) {
   const run::Context context(*events, stop);
   if (o.trust_remote_code) context.line("--trust-remote-code is not needed: lquant never runs code from a model folder");
   if (o.run.plan && o.run.embed_bits) context.line("--plan goes before --embed-bits where it names the embedding");
+  const auto given = o.run.model.string();
   o.run.model = hub::model(o.run.model, context);
   o.run.rows.data = hub::rows(o.run.rows.data, o.run.rows.num_samples, o.run.rows.seed, context);
   o.run.method.act_order = o.act_order == "off"   ? quantize::ActOrder::off
@@ -50,7 +52,7 @@ int run(Options& o, run::Stop& stop) {
   o.run.method.range_search = !o.no_range_search;
   const auto result = pipeline::gptq(o.run, context);
   if (o.json) print_json(result.to_json());
-  context.line(fmt::format("saved to {}", o.run.output.string()));
+  tell_outcome({.output = o.run.output, .original = given}, context);
   return 0;
 }
 

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/files.h"
+#include "base/json.h"
 #include "checkpoint/checkpoint.h"
 #include "cli/command.h"
 #include "cli/paths.h"
@@ -35,7 +36,7 @@ mx::array read_ids(const std::string& path, int vocab) {
     if (!row.is_array() || row.size() != json[0].size()) fail("logits", "{}: all lists must be equally long; make one call a length", path);
     for (const auto& id : row) {
       if (!id.is_number_integer() || id.get<std::int64_t>() < 0 || id.get<std::int64_t>() >= vocab)
-        fail("logits", "{}: {} is no token id of this model (0 to {})", path, id.dump(), vocab - 1);
+        fail("logits", "{}: {} is no token id of this model (0 to {})", path, shown_json(id), vocab - 1);
       flat.push_back(id.get<std::int32_t>());
     }
   }

@@ -4,10 +4,12 @@
 #endif
 
 #include <cstdio>
+#include <filesystem>
 #include <string>
 #include <vector>
 
 #include "base/error.h"
+#include "base/shown.h"
 #include "cli/command.h"
 #include "cli/print.h"
 #include "cli/signals.h"
@@ -16,6 +18,9 @@
 #include "lquant/version.h"
 
 namespace {
+
+// The longest path that Linux takes.
+constexpr std::size_t kLongestPath = 4096;
 
 /// Says it and passes the exit code on. Where stderr cannot be written (a full disk) the code still tells; fmt::print would throw.
 int complain(int code, const char* sentence) noexcept {
@@ -69,6 +74,13 @@ int front_door(int argc, char** argv) {
   return run(stop);
 }
 
+/// The sentence for what nobody expected. The detail is a library's, for whoever mends lquant.
+std::string own_fault(int argc, char** argv, const char* detail) {
+  const auto command = argc > 1 ? lquant::shown(argv[1], 40) : std::string();
+  return fmt::format("[cli] lquant {} has met a fault of its own, not of yours; please report it with the command and this detail: {}", command,
+                     lquant::shown(detail, 300));
+}
+
 /// Block after block allocates and frees arrays of the same sizes: given back to the system each time, their pages would have to be cleared anew,
 /// a twentieth of a GPTQ run. Kept are at most 256 MB; arrays from 32 MB on are mapped, and go back at once.
 void keep_freed_memory() {
@@ -95,7 +107,13 @@ int main(int argc, char** argv) {
     return complain(130, e.what());
   } catch (const std::bad_alloc&) {
     return complain(1, "out of memory; use a smaller --batch-size or --max-seq-length");
-  } catch (const std::exception& e) {
+  } catch (const lquant::Error& e) {
     return complain(1, e.what());
+  } catch (const std::filesystem::filesystem_error& e) {
+    return complain(1, fmt::format("[cli] {}: cannot be used ({}); check its permissions and the disk", lquant::shown(e.path1().string(), kLongestPath),
+                                   e.code().message())
+                           .c_str());
+  } catch (const std::exception& e) {
+    return complain(1, own_fault(argc, argv, e.what()).c_str());
   }
 }

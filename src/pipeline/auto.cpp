@@ -332,7 +332,6 @@ AutoResult auto_quantize(const AutoRun& given, const run::Context& context) {
   for (auto& step : result.steps)
     for (const auto& e : expected)
       if (e.name == step.name) step.expected_time = e.expected_time, step.expected_memory = e.expected_memory;
-  context.line(fmt::format("{} at {:.3f} bits per weight", format_bytes(static_cast<double>(result.bytes)), result.bits_per_weight));
   return result;
 }
 

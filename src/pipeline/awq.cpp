@@ -27,7 +27,7 @@ const char* name_of(AwqInputs inputs) { return inputs == AwqInputs::quantized ? 
 
 plan::QuantPlan plan_for(const AwqRun& o, const model::ModelSpec& spec, const std::optional<json>& overrides) {
   auto plan = plan::fallback_plan(spec, o.format, o.embedding);
-  if (overrides) plan::apply_overrides(plan, spec, *overrides);
+  if (overrides) plan::apply_overrides(plan, spec, *overrides, o.plan->string());
   return plan;
 }
 
@@ -259,9 +259,8 @@ AwqResult awq(const AwqRun& o, const run::Context& context) {
   result.total_time = written.seconds;
   const auto share = [&](double seconds) { return 100 * seconds / result.total_time; };
   context.line(fmt::format(
-      "{} at {:.3f} bits per weight in {}; scales on {} of {} edges; forward {:.0f} %, second moments {:.0f} %, search {:.0f} %, gate {:.0f} %",
-      format_bytes(static_cast<double>(result.bytes)), result.bits_per_weight, format_duration(result.total_time), written.folds.size(), result.edges,
-      share(result.forward_time), share(result.hessian_time), share(result.search_time), share(result.gate_time)));
+      "done in {}: scales on {} of {} edges; forward {:.0f} %, second moments {:.0f} %, search {:.0f} %, gate {:.0f} %",
+      format_duration(result.total_time), written.folds.size(), result.edges, share(result.forward_time), share(result.hessian_time), share(result.search_time), share(result.gate_time)));
   return result;
 }
 

@@ -34,7 +34,7 @@ mx::Dtype default_dtype(const model::Model& model) {
 
 plan::QuantPlan plan_for(const ConvertOptions& o, const model::ModelSpec& spec, const std::optional<json>& overrides) {
   auto plan = o.recipe ? plan::recipe_plan(spec, *o.recipe, o.format) : plan::uniform_plan(spec, o.format);
-  if (overrides) plan::apply_overrides(plan, spec, *overrides);
+  if (overrides) plan::apply_overrides(plan, spec, *overrides, o.plan->string());
   return plan;
 }
 
@@ -124,9 +124,7 @@ void convert(const ConvertOptions& options, const run::Context& context) {
   for (const auto& unit : units) writer.add(run.need(unit).tensors);
   writer.finish(plan ? &*plan : nullptr, dtype, {"convert", recipe, nullptr, nullptr});
   run.remove();
-  const auto size = plan::size_of(model.spec(), plan.value_or(plan::QuantPlan{}), static_cast<int>(mx::size_of(dtype)));
-  progress.finish(fmt::format("{} at {:.3f} bits per weight in {}", format_bytes(static_cast<double>(size.bytes)), size.bits_per_weight(),
-                              options.output.string()));
+  progress.finish();
 }
 
 }  // namespace lquant::pipeline

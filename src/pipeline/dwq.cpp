@@ -6,8 +6,8 @@
 
 #include <chrono>
 #include <cstdlib>
-#include <fstream>
 
+#include "artifact/record.h"
 #include "base/error.h"
 #include "base/hash.h"
 #include "base/words.h"
@@ -190,7 +190,7 @@ Inputs open_inputs(const DwqRun& o, int ranks, const run::Context& context) {
     in.plan = plan::plan_of(in.student->spec(), in.student->formats(), in.student_files->config());
   } else {
     in.plan = plan::uniform_plan(in.teacher.spec(), o.format);
-    if (overrides) plan::apply_overrides(in.plan, in.teacher.spec(), *overrides);
+    if (overrides) plan::apply_overrides(in.plan, in.teacher.spec(), *overrides, o.plan->string());
     for (const auto& [path, why] : in.plan.dense) context.line(fmt::format("{} stays dense: {}", path, why));
   }
   check_source(in.target(), context);
@@ -249,10 +249,9 @@ quantize::Student make_student(const DwqRun& o, const Inputs& in, const Data& da
 }
 
 /// Whether lquant gptq has made the folder, as its record says.
-bool made_by_gptq(const fs::path& folder) {
-  std::ifstream in(folder / "lquant.json");
-  const auto record = json::parse(in, nullptr, false);
-  return record.is_object() && record.value("command", json()) == "gptq";
+bool made_by_gptq(const checkpoint::Checkpoint& folder) {
+  const auto record = artifact::record_of(folder.files());
+  return record.contains("command") && record.at("command") == "gptq";
 }
 
 quantize::DwqOptions settings_of(const DwqRun& o, const Inputs& in, std::size_t steps) {
@@ -260,7 +259,7 @@ quantize::DwqOptions settings_of(const DwqRun& o, const Inputs& in, std::size_t 
   settings.temperature = o.temperature;
   settings.code_rate = quantize::default_code_rate(static_cast<int>(steps));
   auto rate = o.learning_rate;
-  if (!rate && o.quantized_model && made_by_gptq(*o.quantized_model)) rate = kRateAfterGptq;
+  if (!rate && in.student_files && made_by_gptq(*in.student_files)) rate = kRateAfterGptq;
   if (rate) {
     settings.code_rate *= static_cast<float>(*rate) / settings.scale_rate;
     settings.scale_rate = static_cast<float>(*rate);
@@ -326,7 +325,7 @@ DwqResult train(const DwqRun& o, const Inputs& in, const Data& data, quantize::S
   result.steps = trainer.steps(), result.best_step = progress.best_step;
   result.bits_per_weight = size.bits_per_weight(), result.bytes = size.bytes;
   bar.finish(fmt::format("validation KL {:.5f} → {:.5f}, {:.3f} bits per weight", result.start_kl, result.best_kl, result.bits_per_weight));
-  if (const auto words = quantize::diagnose(progress.losses, progress.start, progress.best); !words.empty()) context.line(words);
+  if (const auto words = quantize::diagnose(progress.losses, progress.start, progress.best); !words.empty()) context.warn(words);
   return result;
 }
 

@@ -3,11 +3,12 @@
 #include <mlx/version.h>
 
 #include <algorithm>
-#include <fstream>
 
 #include "artifact/card.h"
 #include "artifact/record.h"
 #include "base/error.h"
+#include "base/files.h"
+#include "base/json.h"
 #include "base/words.h"
 #include "checkpoint/hub_origin.h"
 #include "lquant/version.h"
@@ -21,8 +22,9 @@ namespace {
 
 // Cards have a few thousand bytes of it; the longest lists of evaluation results a hundred thousand.
 constexpr std::size_t kMostFrontMatter = 1'000'000;
-// A record of a model of hundreds of layers with its plan has some hundred thousand bytes.
-constexpr std::size_t kMostRecord = 100'000'000;
+
+// The formats of all linears of a model with thousands of them take less than a million.
+constexpr std::size_t kMostPlan = 100'000'000;
 
 /// The model's config with our formats: keys of the source's own quantization make way, all else is kept.
 json output_config(const model::Model& source, const plan::QuantPlan* plan, mx::Dtype dtype) {
@@ -43,10 +45,10 @@ json source_json(const checkpoint::Checkpoint& source) {
     out["repo"] = origin->id, out["revision"] = origin->revision;
   else if (source.files().has("lquant.json")) {
     // Made by lquant itself: the original is what counts.
-    const auto record = json::parse(*source.files().read("pipeline", artifact::kRecordFile, kMostRecord), nullptr, false);
+    const auto record = artifact::record_of(source.files());
+    const auto origin = record.find("source");
     for (const char* key : {"repo", "revision", "card"})
-      if (record.is_object() && record.contains("source") && record["source"].is_object() && record["source"].contains(key))
-        out[key] = record["source"][key];
+      if (origin != record.end() && origin->is_object() && origin->contains(key) && origin->at(key).is_string()) out[key] = origin->at(key);
     return out;
   }
   const auto card = source.files().has("README.md") ? source.files().read("pipeline", "README.md", checkpoint::kLargestCopied) : std::nullopt;
@@ -105,11 +107,12 @@ void check_source(const model::Model& source, const run::Context& context) {
 }
 
 json read_plan(const fs::path& file) {
-  std::ifstream in(file);
-  if (!in) fail("pipeline", "{}: cannot be read; check --plan", file.string());
-  auto plan = json::parse(in, nullptr, false);
-  if (plan.is_discarded()) fail("pipeline", "{}: is not JSON; mend it or drop --plan", file.string());
-  return plan;
+  const auto text = read_file("pipeline", file, kMostPlan);
+  try {
+    return parse_json(text);
+  } catch (const JsonFault& fault) {
+    fail("pipeline", "{}: is not JSON ({}); mend it or drop --plan", file.string(), fault.what());
+  }
 }
 
 ModelWriter::ModelWriter(const fs::path& output, const model::Model& source) : source_(source), output_(output), writer_(output) {}

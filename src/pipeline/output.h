@@ -32,7 +32,7 @@ void check_output(const std::filesystem::path& output);
 /// (checkpoint::check_copied_files), and says which tensors are left out, and why.
 void check_source(const model::Model& source, const run::Context& context);
 
-/// The JSON of a --plan file (plan::apply_overrides). Throws Error when it cannot be read or is not JSON.
+/// The JSON of a --plan file (plan::apply_overrides). Throws Error naming the file when it cannot be read, is no regular file or not JSON.
 nlohmann::json read_plan(const std::filesystem::path& file);
 
 /// One output folder: tensors in the order added, then config.json, lquant.json, README.md and the tokenizer's files of `source`.

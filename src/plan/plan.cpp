@@ -5,6 +5,8 @@
 #include <tuple>
 
 #include "base/error.h"
+#include "base/json.h"
+#include "base/shown.h"
 
 namespace lquant::plan {
 namespace {
@@ -13,6 +15,21 @@ bool divides(const model::LinearSpec& linear, const codec::Format& format) { ret
 
 nlohmann::json block_of(const codec::Format& format) {
   return {{"group_size", format.group_size}, {"bits", format.bits}, {"mode", codec::to_string(format.mode)}};
+}
+
+/// The format with what an entry of a plan says of it. Throws Error, naming `place`, when there is no such format.
+codec::Format changed(codec::Format format, const JsonView& entry, const std::string& place) {
+  const auto& keys = entry.value();
+  if (keys.contains("mode")) {
+    const auto name = entry.at("mode").text();
+    const auto mode = with_place([&] { return place; }, [&] { return codec::parse_mode(name); });
+    if (mode != format.mode) format = codec::default_format(mode);
+  }
+  // The ends of all modes; codec::check says which numbers each has.
+  if (keys.contains("bits")) format.bits = static_cast<int>(entry.at("bits").whole(2, 8));
+  if (keys.contains("group_size")) format.group_size = static_cast<int>(entry.at("group_size").whole(16, 128));
+  with_place([&] { return place; }, [&] { codec::check(format); });
+  return format;
 }
 
 }  // namespace
@@ -56,34 +73,31 @@ QuantPlan fallback_plan(const model::ModelSpec& spec, const codec::Format& base,
   return plan;
 }
 
-void apply_overrides(QuantPlan& plan, const model::ModelSpec& spec, const nlohmann::json& overrides) {
+void apply_overrides(QuantPlan& plan, const model::ModelSpec& spec, const nlohmann::json& overrides, const std::string& origin) {
   if (!overrides.is_object())
-    fail("plan", "a plan is a JSON object of paths and formats, such as {{\"model.layers.0.mlp.down_proj\": {{\"bits\": 8}}}}");
+    fail("plan", "{}: a plan is a JSON object of paths and formats, such as {{\"model.layers.0.mlp.down_proj\": {{\"bits\": 8}}}}", origin);
+  const JsonView entries("plan", origin, overrides, "mend the plan");
   for (const auto& entry : overrides.items()) {
     const auto& path = entry.key();  // by name: a lambda may not hold part of a structured binding
     const auto& value = entry.value();
-    if (path == "bits" || path == "group_size" || path == "mode") continue;  // of a whole quantization block
+    if (path == "bits" || path == "group_size" || path == "mode") {  // of a whole quantization block
+      if (value.is_structured()) entries.at(path).refuse("a number or a text");
+      continue;
+    }
     const auto linears = spec.linears();
     const auto it = std::find_if(linears.begin(), linears.end(), [&](const auto* linear) { return linear->path == path; });
     if (it == linears.end())
-      fail("plan", "{}: the plan names it and the model has no such linear; mend the path (such as {})", path, linears.back()->path);
+      fail("plan", "{}: names {}, and the model has no such linear; mend the path (such as {})", origin, shown(path), linears.back()->path);
     if (value.is_boolean() && !value.get<bool>()) {
       plan.formats.erase(path);
       plan.dense[path] = "the plan says so";
       continue;
     }
-    if (!value.is_object()) fail("plan", "{}: its entry in the plan must be an object with bits and group_size, or false", path);
-    auto format = plan.formats.count(path) ? plan.formats.at(path) : plan.base;
-    try {
-      if (value.contains("mode") && codec::parse_mode(value.at("mode")) != format.mode)
-        format = codec::default_format(codec::parse_mode(value.at("mode")));
-      format.bits = value.value("bits", format.bits);
-      format.group_size = value.value("group_size", format.group_size);
-    } catch (const nlohmann::json::exception&) {
-      fail("plan", "{}: bits and group_size of the plan must be whole numbers, its mode a string", path);
-    }
-    codec::check(format);
-    if (!divides(**it, format)) fail("plan", "{}: its {} inputs are not a multiple of the plan's group size {}", path, (*it)->in, format.group_size);
+    const auto wanted = entries.at(path);
+    if (!value.is_object()) wanted.refuse("an object with bits and group_size, or false");
+    const auto format = changed(plan.formats.count(path) ? plan.formats.at(path) : plan.base, wanted, fmt::format("{}: {}", origin, path));
+    if (!divides(**it, format))
+      fail("plan", "{}: {}: its {} inputs are not a multiple of the plan's group size {}", origin, path, (*it)->in, format.group_size);
     plan.formats[path] = format;
     plan.dense.erase(path);
   }

@@ -35,9 +35,10 @@ QuantPlan uniform_plan(const model::ModelSpec& spec, const codec::Format& format
 QuantPlan fallback_plan(const model::ModelSpec& spec, const codec::Format& base, const codec::Format& fallback);
 
 /// Takes over what a plan file says: an object like config.json's `quantization` block, of which the entries by path count
-/// ({"bits", "group_size"[, "mode"]}, each of which may be left out; or false: dense). Throws Error naming the path for linears that the
-/// model does not have, formats that are impossible and groups that do not divide a row.
-void apply_overrides(QuantPlan& plan, const model::ModelSpec& spec, const nlohmann::json& overrides);
+/// ({"bits", "group_size"[, "mode"]}, each of which may be left out; or false: dense). Throws Error naming `origin`, the
+/// file or flag that the plan comes from, and the path, for linears that the model does not have, formats that are impossible and groups that do not
+/// divide a row.
+void apply_overrides(QuantPlan& plan, const model::ModelSpec& spec, const nlohmann::json& overrides, const std::string& origin);
 
 /// The plan that a quantized checkpoint already follows.
 QuantPlan plan_of(const model::ModelSpec& spec, const model::Formats& formats, const nlohmann::json& config);

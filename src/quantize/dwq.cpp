@@ -186,11 +186,20 @@ void DwqTrainer::run(DwqProgress& progress, const std::function<bool(const DwqRe
 
 float default_code_rate(int steps) { return std::min(0.008f, 0.048f / std::sqrt(static_cast<float>(std::max(1, steps)))); }
 
+namespace {
+
+// With fewer steps the noise of single batches says more than the trend.
+constexpr std::size_t kTellingSteps = 20;
+
+}  // namespace
+
 std::string diagnose(const std::vector<double>& losses, double start, double best) {
-  // Below 20 steps the noise of single batches says more than the trend.
-  if (losses.size() < 20) return "";
-  if (best >= start)
-    return "Validation never improved on the start, which is kept. The learning rate is probably too high: give a smaller --learning-rate.";
+  const bool few = losses.size() < kTellingSteps;
+  const std::string kept = "Training did not lower the KL on the held-out rows; the model is saved as it was before training. ";
+  if (best >= start && few)
+    return kept + fmt::format("{} too few to learn from: give more rows (--num-samples) or a smaller --batch-size.",
+                              losses.size() == 1 ? "1 step is" : fmt::format("{} steps are", losses.size()));
+  if (few) return "";
   const std::size_t quarter = losses.size() / 4;
   const auto mean = [&](std::size_t from, std::size_t to) {
     double sum = 0;
@@ -202,7 +211,13 @@ std::string diagnose(const std::vector<double>& losses, double start, double bes
   double swings = 0;
   for (std::size_t i = half; i < losses.size(); ++i) swings += std::abs(losses[i] - losses[i - 1]);
   swings /= static_cast<double>(losses.size() - half);
-  if (last > 1.02 * first || swings > last) return "The loss oscillates instead of going down: give a smaller --learning-rate.";
+  const bool rises = last > 1.02 * first || swings > last;
+  if (best >= start && rises)
+    return kept + "The loss on the rows that it learns from did not go down either, so the learning rate is probably too high: give a smaller --learning-rate.";
+  if (best >= start)
+    return kept + "The loss on the rows that it learns from went down or stayed, so there are probably too few of them, or they are unlike the held-out rows: "
+                  "give more --num-samples, or a smaller --learning-rate.";
+  if (rises) return "The loss oscillates instead of going down: give a smaller --learning-rate.";
   if (best > 0.97 * start) return "The loss barely moved: give a larger --learning-rate or more --num-samples.";
   return "";
 }

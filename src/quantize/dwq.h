@@ -80,7 +80,8 @@ class DwqTrainer {
 /// share that has moved at the end goes with rate·√steps; this keeps it at one to three in a hundred, where KL was lowest.
 float default_code_rate(int steps);
 
-/// Words for the user on how the losses behaved, or empty: oscillating (lower the rate), barely moving (raise it).
+/// Words for the user on how the losses of all steps behaved, or empty: the held-out rows' KL never below that of the start (too few rows, or too high a
+/// rate: each with what to try), oscillating (lower the rate), barely moving (raise it).
 std::string diagnose(const std::vector<double>& losses, double start, double best);
 
 }  // namespace lquant::quantize

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/hash.h"
+#include "base/json.h"
 #include "checkpoint/sealed.h"
 
 namespace lquant::run {
@@ -29,10 +30,14 @@ bool is_a_runs(const fs::directory_entry& entry, bool trusted) {
 std::optional<json> read_journal(const fs::path& folder) {
   if (!fs::is_regular_file(fs::symlink_status(folder / kJournal))) return std::nullopt;
   // A journal that is no JSON is as good as none; an Error here would only ask for what start_over does.
-  const auto journal = json::parse(read_file("run", folder / kJournal), nullptr, false);
-  if (!journal.is_object() || !journal.contains("identity") || journal.value("sha256", json()) != seal_of(journal.at("identity")))
+  try {
+    const auto journal = parse_json(read_file("run", folder / kJournal));
+    const bool sealed = journal.is_object() && journal.contains("identity") && journal.contains("sha256") && journal.at("identity").is_object() &&
+                        journal.at("sha256") == seal_of(journal.at("identity"));
+    return sealed ? std::optional(journal.at("identity")) : std::nullopt;
+  } catch (const JsonFault&) {
     return std::nullopt;
-  return journal.at("identity");
+  }
 }
 
 void write_journal(const fs::path& folder, const json& identity) {

@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/hash.h"
+#include "base/shown.h"
 #include "checkpoint/sealed.h"
 #include "lquant/version.h"
 #include "run/contents.h"
@@ -25,6 +26,8 @@ namespace {
 
 constexpr const char* kSuffix = ".safetensors";
 constexpr const char* kStepUnit = "step-";
+// In a message; a run of other options and data differs in a dozen keys.
+constexpr std::size_t kLongestDifferences = 400;
 
 /// "bits (was 4, now 3), data" for the keys in which two identities differ.
 std::string differences(const json& before, const json& now) {
@@ -84,7 +87,7 @@ RunFolder::RunFolder(const fs::path& output, json identity, bool fresh, const Co
   }
   if (*before != identity_)
     fail("run", "{}: left by a run that differs in {}; repeat that command to continue it, or add --fresh to start over", folder_.string(),
-         differences(*before, identity_));
+         shown(differences(*before, identity_), kLongestDifferences));
   drop_damaged(context);
   resumed_ = holds_work();
   if (resumed_) context.line(fmt::format("continuing the run in {}", folder_.string()));
@@ -155,7 +158,7 @@ void RunFolder::drop_damaged(const Context& context) {
     const auto name = place.filename().string();
     if (name.find('.') != std::string::npos) continue;  // not finished: NAME.new, with the run folder that makes it
     const auto unit = load(kStepUnit + name);
-    if (unit && unit->meta.value("files", json()) == digests(place)) continue;
+    if (unit && unit->meta.is_object() && unit->meta.value("files", json()) == digests(place)) continue;
     if (unit) again(place);
     fs::remove_all(place);
   }

@@ -249,5 +249,34 @@ TEST(Record, ACardOfSomebodyElseStays) {
   EXPECT_THROW(card_of_folder(made.folder, names_of_repository("me/made")), Error);
 }
 
+TEST(Record, WhatSomebodyChangedInItIsNoReasonToFail) {
+  const Made made;
+  const auto files = FileSet::of_folder(made.folder);
+  EXPECT_EQ(record_of(files).at("command"), "dwq");
+  for (const auto& text : {std::string("{"), std::string("[1]"), std::string("null"), std::string(100'000, '[') + std::string(100'000, ']')}) {
+    made.put("lquant.json", text);
+    EXPECT_EQ(record_of(files), json::object());
+  }
+  fs::remove(made.folder / "lquant.json");
+  EXPECT_EQ(record_of(files), json::object());
+  auto record = uniform_record();
+  record["measured"] = {{{"text", 5}}, "x", {{"text", "a.txt"}, {"perplexity", 1.0}}};
+  made.put("lquant.json", record.dump());
+  fs::remove(made.folder / "README.md");
+  add_measured(made.folder, {{"text", "a.txt"}, {"tokens", 10}, {"perplexity", 9.0}});
+  EXPECT_EQ(record_of(files).at("measured").back().at("perplexity"), 9.0);
+}
+
+TEST(Record, ComplaintsNameTheFile) {
+  const Made made;
+  made.put("README.md", "---\nlicense: [\n---\n");
+  try {
+    card_of_folder(made.folder, names_of_repository("me/made"));
+    ADD_FAILURE();
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find((made.folder / "README.md").string() + ": "), std::string::npos) << e.what();
+  }
+}
+
 }  // namespace
 }  // namespace lquant::artifact

@@ -100,5 +100,24 @@ TEST(Links, WhatIsNoFileIsRefused) {
   for (const char* name : {"", ".", "..", "a/b", "/etc/passwd"}) EXPECT_THROW(find_file("test", folder, name), std::invalid_argument) << name;
 }
 
+TEST(CheckRegular, RefusesWhatWouldWaitOrIsNoFile) {
+  const testing::TempFolder temp;
+  put(temp / "sub" / "file");
+  ASSERT_EQ(::mkfifo((temp / "pipe").c_str(), 0600), 0);
+  fs::create_symlink("pipe", temp / "link");
+  fs::create_symlink("sub/file", temp / "good");
+  EXPECT_NO_THROW(check_regular("test", temp / "sub" / "file"));
+  EXPECT_NO_THROW(check_regular("test", temp / "good"));
+  EXPECT_NO_THROW(check_regular("test", temp / "missing"));
+  for (const auto& [name, kind] : std::vector<std::pair<const char*, const char*>>{{"pipe", "a pipe"}, {"link", "a pipe"}, {"sub", "a folder"}}) {
+    try {
+      check_regular("test", temp / name);
+      ADD_FAILURE() << name;
+    } catch (const Error& e) {
+      EXPECT_EQ(std::string(e.what()), "[test] " + (temp / name).string() + ": is not a regular file but " + kind + "; put the real file there");
+    }
+  }
+}
+
 }  // namespace
 }  // namespace lquant

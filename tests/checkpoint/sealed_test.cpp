@@ -76,6 +76,26 @@ TEST_F(SealedTest, OtherBytesAreDamage) {
   EXPECT_THROW(read_sealed(file), Error);
 }
 
+TEST_F(SealedTest, ASealOverJsonThatIsNoneOrTooDeepIsDamageToo) {
+  const std::string good = "\\\"x\\\"", deep = std::string(100'000, '[') + std::string(100'000, ']');
+  write_sealed(file, {}, "x");
+  const auto whole = read_file("test", file);
+  const auto at = whole.find(good);
+  ASSERT_NE(at, std::string::npos);
+  for (const auto& meta : {std::string("{"), deep}) {
+    auto header = whole.substr(8, whole.size() - 8 - 32).replace(at - 8, good.size(), meta);
+    header.resize((header.size() + 7) / 8 * 8, ' ');
+    std::string length(8, '\0');
+    for (int i = 0; i < 8; ++i) length[i] = static_cast<char>(header.size() >> (8 * i) & 0xff);
+    auto bytes = length + header;
+    const auto hex = sha256(bytes);
+    for (std::size_t i = 0; i < hex.size(); i += 2) bytes += static_cast<char>(std::stoi(hex.substr(i, 2), nullptr, 16));
+    write_file_atomically("test", file, bytes);
+    EXPECT_TRUE(is_intact(file));
+    EXPECT_THROW(read_sealed(file), Damaged);
+  }
+}
+
 TEST_F(SealedTest, AWriteThatFailsLeavesWhatWasThere) {
   write_sealed(file, {{"x", mx::array({1.0f})}}, {});
   const auto before = read_file("test", file);

@@ -327,3 +327,44 @@ def test_logits_of_ids_that_do_not_exist(good, out, tmp_path):
         file = tmp_path / "ids.json"
         file.write_text(json.dumps(ids))
         refused(out, ["logits", "--model", good, "--ids", file, "--output", out / "logits"], file)
+
+
+@pytest.mark.parametrize(
+    "content,part",
+    [
+        ("{", "is not JSON (line 1, column 2)"),
+        ("[" * 60_000, "is not JSON (nested more than 200 deep)"),
+        ('{"' + "a" * 60_000 + '": false}', "has no such linear"),
+        ('{"model.embed_tokens": {"bits": 4.5}}', '"model.embed_tokens.bits" is 4.5, not a whole number'),
+        ('{"model.embed_tokens": {"bits": 7}}', "model.embed_tokens: affine weights of 7 bits do not exist"),
+    ],
+)
+@pytest.mark.parametrize("command", ["convert", "gptq", "awq", "dwq"])
+def test_a_damaged_plan_is_named(good, out, tmp_path, command, content, part):
+    plan = tmp_path / "plan.json"
+    plan.write_text(content)
+    rows = text_rows(tmp_path / "rows.jsonl", 4)
+    given = ["-q"] if command == "convert" else ["--data-path", rows]
+    done = run(command, "--model", good, "--mlx-path", out / "result", "--plan", plan, *given, code=1)
+    last = done.stderr.strip().split("\n")[-1]
+    assert last.startswith("lquant: [") and f"{plan}: " in last and part in last, last
+    assert len(last) < len(str(plan)) + 400 and not tree(out)
+
+
+def test_a_pipe_is_not_waited_for(good, out, tmp_path):
+    pipe = tmp_path / "pipe.jsonl"
+    os.mkfifo(pipe)
+    refused(out, convert(good, out, "--plan", pipe), pipe, "is not a regular file but a pipe")
+    last_line_refused(out, dwq(good, out, pipe), pipe, "is not a regular file but a pipe")
+    refused(out, ["logits", "--model", good, "--ids", pipe, "--output", out / "logits.safetensors"], pipe, "is not a regular file but a pipe")
+
+
+def test_a_record_of_other_types_does_not_end_a_run(good, out, model):
+    (model / "lquant.json").write_text('{"source": {"repo": 5, "revision": ["x"], "card": {"a": 1}}}')
+    run(*convert(model, out))
+    assert set(json.loads((out / "result" / "lquant.json").read_text())["source"]) == {"name", "sha256"}
+
+
+def test_what_the_file_system_refuses_is_a_sentence_of_ours(good, out):
+    name = "a" * 300  # no file system takes it
+    refused(out, ["convert", "--hf-path", good, "-q", "--mlx-path", out / name], f"[cli] {out / name}: cannot be used (File name too long)")

@@ -135,8 +135,8 @@ def test_plans(model, rows, tmp_path):
         "{": "is not JSON",
         '{"model.layers.9.mlp.down_proj": {"bits": 8}}': "model.layers.9.mlp.down_proj",
         '{"model.layers.1.mlp.down_proj": {"bits": 7}}': "7",
-        '{"model.layers.1.mlp.down_proj": {"bits": "many"}}': "whole numbers",
-        '{"model.layers.1.mlp.down_proj": 8}': "must be an object",
+        '{"model.layers.1.mlp.down_proj": {"bits": "many"}}': 'is "many", not a whole number from 2 to 8',
+        '{"model.layers.1.mlp.down_proj": 8}': "is 8, not an object with bits",
     }.items():
         plan.write_text(text)
         done = run(*quick, "--plan", plan, "--mlx-path", tmp_path / "refused", code=1)

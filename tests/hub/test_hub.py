@@ -58,7 +58,9 @@ def sentence(done):
 def test_a_model_by_its_name(hub, call, tiny, tmp_path):
     extra = {"pytorch_model.bin": b"x" * 1000, "onnx/model.onnx": b"y" * 1000, "README.md": FRONT.encode()}
     hub.add_repo("model", "org/tiny", tiny | extra)
-    call("convert", "--model", "org/tiny", "-q", "--mlx-path", "out")
+    done = call("convert", "--model", "org/tiny", "-q", "--mlx-path", "out")
+    # The original is named as it was typed, not by its place in the cache.
+    assert "lquant perplexity --model out --teacher org/tiny --data-path text.txt\n" in done.stderr
     reference = tmp_path / "reference"
     run("convert", "--model", TINY, "-q", "--mlx-path", reference)
     assert tree(tmp_path / "out")["model.safetensors"] == tree(reference)["model.safetensors"]

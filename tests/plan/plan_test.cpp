@@ -86,6 +86,44 @@ TEST(QuantizationBlock, IsWhatMlxLmWrites) {
                                                  {"model.layers.0.mlp.up_proj", {{"group_size", 64}, {"bits", 6}, {"mode", "affine"}}}}));
 }
 
+std::string refusal(const json& overrides) {
+  const auto spec = model::spec_from_config(llama(128, 160));
+  auto plan = uniform_plan(spec, kFour);
+  try {
+    apply_overrides(plan, spec, overrides, "my.json");
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "";
+}
+
+TEST(ApplyOverrides, EveryRefusalNamesTheFileInOneShortSentence) {
+  const std::string up = "model.layers.0.mlp.up_proj", down = "model.layers.0.mlp.down_proj";
+  EXPECT_EQ(refusal({{up, {{"bits", 8}}}, {down, false}, {"bits", 4}}), "");
+  const std::pair<json, std::string> cases[] = {
+      {json::array(), "a plan is a JSON object"},
+      {{{"bits", json::array()}}, "\"bits\" is [], not a number or a text"},
+      {{{std::string(100'000, 'a'), false}}, "has no such linear"},
+      {{{up, true}}, "\"" + up + "\" is true, not an object"},
+      {{{up, {{"bits", "8"}}}}, "\"" + up + ".bits\" is \"8\", not a whole number"},
+      {{{up, {{"bits", 4.5}}}}, "is 4.5, not a whole number"},
+      {{{up, {{"bits", 1e308}}}}, "not a whole number"},
+      {{{up, {{"bits", nullptr}}}}, "is null, not a whole number"},
+      {{{up, {{"group_size", std::uint64_t{1} << 63}}}}, "not a whole number"},
+      {{{up, {{"bits", 7}}}}, up + ": affine weights of 7 bits do not exist"},
+      {{{up, {{"mode", 4}}}}, "\"" + up + ".mode\" is 4, not a text"},
+      {{{up, {{"mode", std::string(100'000, 'a')}}}}, up + ": there is no quantization mode"},
+      {{{down, {{"bits", 8}}}}, down + ": its 160 inputs are not a multiple of the plan's group size 64"},
+  };
+  for (const auto& [plan, part] : cases) {
+    const auto said = refusal(plan);
+    EXPECT_NE(said.find("] my.json: "), std::string::npos) << said;
+    EXPECT_NE(said.find(part), std::string::npos) << said;
+    EXPECT_EQ(said.find("exception"), std::string::npos) << said;
+    EXPECT_LT(said.size(), 400u);
+  }
+}
+
 TEST(PlanOf, ReadsBackWhatWasWritten) {
   const auto spec = model::spec_from_config(experts());
   const auto plan = uniform_plan(spec, {codec::Mode::affine, 3, 32});

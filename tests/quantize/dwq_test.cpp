@@ -264,8 +264,16 @@ TEST(Dwq, DiagnosisTellsWhichWayToTurnTheRate) {
   const auto falling = losses([](int i) { return 1.0 / (1 + 0.1 * i); });
   const auto has = [](const std::string& text, const char* part) { return text.find(part) != std::string::npos; };
   EXPECT_EQ(diagnose(falling, 1, 0.3), "");
-  EXPECT_EQ(diagnose({1, 2, 3}, 1, 2), "");  // too few to tell
-  EXPECT_TRUE(has(diagnose(falling, 1, 1), "never improved"));
+  EXPECT_EQ(diagnose({1, 2, 3}, 2, 1), "");  // too few to tell
+  // No better than the start: always said, with the likeliest reason and what to try.
+  for (const auto& [steps, reason, remedy] : std::vector<std::tuple<std::vector<double>, const char*, const char*>>{
+           {{1, 2, 3}, "3 steps are too few", "more rows (--num-samples)"},
+           {{1}, "1 step is too few", "smaller --batch-size"},
+           {losses([](int i) { return 1 + 0.01 * i; }), "learning rate is probably too high", "smaller --learning-rate"},
+           {falling, "probably too few of them", "more --num-samples"}}) {
+    const auto said = diagnose(steps, 1, 1);
+    EXPECT_TRUE(has(said, "Training did not lower the KL on the held-out rows") && has(said, reason) && has(said, remedy)) << said;
+  }
   EXPECT_TRUE(has(diagnose(losses([](int i) { return 1 + 0.01 * i; }), 1, 0.9), "oscillates"));
   EXPECT_TRUE(has(diagnose(losses([](int i) { return i % 2 ? 2.0 : 0.1; }), 1, 0.9), "oscillates"));
   EXPECT_TRUE(has(diagnose(losses([](int) { return 1.0; }), 1, 0.99), "barely moved"));

@@ -255,7 +255,8 @@ TEST_F(RunFolderTest, WithoutASoundJournalUnitsAreNobodys) {
     run.save("a", {});
     whole = read_file("test", journal);
   }
-  for (const auto& text : {std::string(), std::string("{"), std::string("null"), kIdentity.dump(), whole.substr(0, whole.size() / 2)}) {
+  const std::string deep = "{\"identity\":" + std::string(100'000, '[') + std::string(100'000, ']') + ",\"sha256\":\"\"}";
+  for (const auto& text : {std::string(), std::string("{"), std::string("null"), kIdentity.dump(), whole.substr(0, whole.size() / 2), deep}) {
     told.all.clear();
     fs::remove(journal);
     if (!text.empty()) write_file_atomically("test", journal, text);
