@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/hash.h"
+#include "base/json.h"
 #include "base/random.h"
 #include "base/words.h"
 
@@ -53,9 +54,11 @@ class RowReader {
   Example parsed(const Line& line, const Origin& origin) const {
     json row;
     try {
-      row = json::parse(line.text);
-    } catch (const json::exception&) {
-      complain(line, "is not JSON");
+      row = parse_json<json>(line.text);
+    } catch (const JsonFault& fault) {
+      std::string_view where = fault.what();
+      if (constexpr std::string_view kFirst = "line 1, "; where.starts_with(kFirst)) where.remove_prefix(kFirst.size());  // a row is one line
+      complain(line, fmt::format("is not JSON ({})", where));
     }
     if (!row.is_object()) complain(line, "is not a JSON object");
     const auto place = [&] { return origin.place(); };
@@ -80,7 +83,7 @@ class RowReader {
     complain(line, "has none of the keys \"text\", \"messages\", \"tokens\", or \"prompt\" with \"completion\"");
   }
 
-  [[noreturn]] void complain(const Line& line, const char* what) const {
+  [[noreturn]] void complain(const Line& line, std::string_view what) const {
     fail("calibration", "{}: row {} {}; mend or remove that row", *file_, line.number, what);
   }
 
@@ -145,7 +148,8 @@ bool is_text(const fs::path& file) {
 
 /// A folder stands for its train.jsonl.
 fs::path file_of(const fs::path& path) {
-  if (!fs::exists(path)) fail("calibration", "{}: no such file or folder; check --data-path", path.string());
+  std::error_code ignored;  // a name too long for the file system is no file
+  if (!fs::exists(path, ignored)) fail("calibration", "{}: no such file or folder; check --data-path", path.string());
   if (!fs::is_directory(path)) return path;
   if (!fs::exists(path / "train.jsonl")) fail("calibration", "{}: holds no train.jsonl; put one there or name a file", path.string());
   return path / "train.jsonl";

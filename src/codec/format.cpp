@@ -4,6 +4,7 @@
 #include <array>
 
 #include "base/error.h"
+#include "base/shown.h"
 
 namespace lquant::codec {
 namespace {
@@ -29,7 +30,7 @@ Mode parse_mode(const std::string& name) {
   for (const auto& r : kModes) {
     if (name == r.name) return r.mode;
   }
-  fail("codec", "there is no quantization mode \"{}\"; choose affine, mxfp4, mxfp8 or nvfp4", name);
+  fail("codec", "there is no quantization mode \"{}\"; choose affine, mxfp4, mxfp8 or nvfp4", shown(name));
 }
 
 Format default_format(Mode mode) { return {mode, row(mode).bits, row(mode).group_size}; }

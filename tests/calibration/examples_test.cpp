@@ -120,7 +120,10 @@ TEST_F(ExamplesTest, OnlyWantedRowsAreRead) {
 
 TEST_F(ExamplesTest, FaultsNameTheFileAndTheRow) {
   const std::string good = "{\"text\": \"a\"}\n\n";
-  EXPECT_HAS(reading_fails("a.jsonl", good + "{oops"), "a.jsonl: row 3 is not JSON");
+  EXPECT_HAS(reading_fails("a.jsonl", good + "{oops"), "a.jsonl: row 3 is not JSON (column 2)");
+  const std::string deep(50'000, '[');
+  EXPECT_HAS(reading_fails("a.jsonl", good + "{\"messages\": " + deep + std::string(50'000, ']') + "}"), "row 3 is not JSON (nested more than 200 deep)");
+  EXPECT_HAS(reading_fails("a.jsonl", good + "{\"messages\": [{\"role\": 1}], \"tools\": " + deep), "row 3 is not JSON");
   EXPECT_HAS(reading_fails("a.jsonl", good + "[1]"), "row 3 is not a JSON object");
   EXPECT_HAS(reading_fails("a.jsonl", good + "{\"words\": 1}"), "row 3 has none of the keys \"text\"");
   EXPECT_HAS(reading_fails("a.jsonl", good + "{\"text\": 7}"), "row 3 has a text that is not a string");
