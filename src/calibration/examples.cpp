@@ -44,7 +44,9 @@ class RowReader {
   Example read(const Line& line) const {
     const Origin origin{file_, line.number};
     auto example = parsed(line, origin);
+    const bool chat = example.origin.chat;
     example.origin = origin;
+    example.origin.chat = chat;
     if (static_cast<int>(example.tokens.size()) > options_.max_tokens) example.tokens.resize(options_.max_tokens);
     if (options_.vocab > 0) tokenizer_.check_ids(example.tokens, options_.vocab, [&] { return origin.place(); });
     return example;
@@ -113,6 +115,7 @@ class RowReader {
     const json tools = row.contains("tools") ? row.at("tools") : json();
     // The template writes every special token itself; adding them again would double the first one.
     Example example{tokenizer_.encode(tokenizer_.apply_chat_template(messages, false, tools), false), 0};
+    example.origin.chat = true;
     if (options_.mask_prompt) {
       const json prompt(messages.begin(), messages.end() - 1);
       const bool answer_last = messages.back().value("role", "") == "assistant";
@@ -155,11 +158,18 @@ fs::path file_of(const fs::path& path) {
   return path / "train.jsonl";
 }
 
-void drop_empty(std::vector<Example>& list) {
+void drop_empty(const fs::path& file, const text::Tokenizer& tokenizer, std::vector<Example>& list) {
+  const auto chats = written_by(list, tokenizer);
   std::erase_if(list, [](const Example& e) { return e.tokens.empty(); });
+  if (list.empty()) fail("calibration", "{}: every row drawn is empty{}; give rows with text", file.string(), chats);
 }
 
 }  // namespace
+
+std::string written_by(const std::vector<Example>& examples, const text::Tokenizer& tokenizer) {
+  const bool chats = std::any_of(examples.begin(), examples.end(), [](const Example& e) { return e.origin.chat; });
+  return chats ? fmt::format(" (its chats as {} writes them)", tokenizer.chat_template_name()) : "";
+}
 
 std::string Origin::place() const {
   if (!file) return "a sampled text";
@@ -244,8 +254,7 @@ Drawn draw_examples(const std::vector<fs::path>& paths, const text::Tokenizer& t
       for (const auto i : wanted) drawn.examples.push_back(std::move(file.pieces[i]));
     }
   }
-  drop_empty(drawn.examples);
-  if (drawn.examples.empty()) fail("calibration", "{}: every row drawn is empty; give rows with text", files.front().path.string());
+  drop_empty(files.front().path, tokenizer, drawn.examples);
   drawn.manifest["rows"] = drawn.examples.size();
   return drawn;
 }
@@ -274,9 +283,8 @@ Split load_split(const fs::path& path, const text::Tokenizer& tokenizer, const S
     split.train = draw(train, 0, used);
     split.valid = rows > 1 ? draw(train, used, held) : split.train;
   }
-  drop_empty(split.train);
-  drop_empty(split.valid);
-  if (split.train.empty() || split.valid.empty()) fail("calibration", "{}: every row drawn is empty; give rows with text", train.string());
+  drop_empty(train, tokenizer, split.train);
+  drop_empty(valid.empty() ? train : valid, tokenizer, split.valid);
   split.manifest["rows"] = {{"train", split.train.size()}, {"valid", split.valid.size()}};
   return split;
 }

@@ -144,6 +144,19 @@ TEST_F(ExamplesTest, WhatTheTemplateRefusesNamesTheRow) {
   EXPECT_HAS(reading_fails("a.jsonl", good + "\n" + R"({"messages": ["Hi"]})"), "a.jsonl: row 2: a chat message should be an object");
 }
 
+TEST_F(ExamplesTest, ATemplateThatWritesNothingIsNamed) {
+  std::ofstream(model / "chat_template.jinja") << "{% for m in messages %}{% endfor %}";
+  tokenizer.emplace(text::Tokenizer::open(model.path()));
+  const auto file = write("a.jsonl", R"({"messages": [{"role": "user", "content": "Hi"}]})");
+  try {
+    draw_examples({file}, *tokenizer, options, 1, 0);
+    ADD_FAILURE() << "accepted";
+  } catch (const Error& e) {
+    const std::string text = e.what();
+    EXPECT_HAS(text, "a.jsonl: every row drawn is empty (its chats as " + (model / "chat_template.jinja").string() + " writes them)");
+  }
+}
+
 TEST_F(ExamplesTest, TokensOutsideTheModelsTableNameTheRow) {
   options.vocab = tokenizer->encode("z").front() + 1;
   const auto word = tokenizer->encode(" river");
