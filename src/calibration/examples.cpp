@@ -220,6 +220,20 @@ std::vector<Example> read_examples(const fs::path& file, const text::Tokenizer& 
   return examples;
 }
 
+std::vector<Example> read_until(const fs::path& file, const text::Tokenizer& tokenizer, const SourceOptions& options, std::uint64_t seed,
+                                std::size_t tokens) {
+  const auto lines = read_lines(file);
+  const RowReader reader(file, tokenizer, options);
+  std::vector<Example> examples;
+  std::size_t total = 0;
+  for (const auto i : permutation(lines.size(), seed)) {
+    if (total >= tokens) break;
+    examples.push_back(reader.read(lines[i]));
+    total += examples.back().tokens.size();
+  }
+  return examples;
+}
+
 std::size_t count_examples(const fs::path& file, const text::Tokenizer& tokenizer, const SourceOptions& options) {
   return is_text(file) ? cut_text(file, tokenizer, options).size() : read_lines(file).size();
 }

@@ -44,6 +44,10 @@ struct SourceOptions {
 std::vector<Example> read_examples(const std::filesystem::path& file, const text::Tokenizer& tokenizer, const SourceOptions& options,
                                    const std::vector<std::size_t>& wanted = {});
 
+/// The rows of a .jsonl file in a seeded random order until they hold `tokens` tokens together, or all of them. Rows behind are not looked at.
+std::vector<Example> read_until(const std::filesystem::path& file, const text::Tokenizer& tokenizer, const SourceOptions& options, std::uint64_t seed,
+                                std::size_t tokens);
+
 /// All tokens of a text file. Throws Error with the file, and the line where it is known, when it cannot be read or encoded or has a token outside a
 /// table of `vocab` tokens (0: not checked).
 std::vector<std::int32_t> encode_file(const std::filesystem::path& file, const text::Tokenizer& tokenizer, int vocab, bool add_special_tokens = true);

@@ -4,7 +4,6 @@
 #include <limits>
 
 #include "base/error.h"
-#include "base/random.h"
 #include "pipeline/output.h"
 
 namespace lquant::pipeline {
@@ -20,13 +19,10 @@ std::vector<std::int32_t> read_tokens(std::string& place, const ScoredText& o, c
   const std::size_t wanted =
       o.num_samples < 0 ? std::numeric_limits<std::size_t>::max() : static_cast<std::size_t>(o.num_samples) * o.sequence_length + 1;
   const calibration::SourceOptions source{kNoLimit, false, vocab};
-  const auto rows = calibration::read_examples(file, tokenizer, source);
+  const auto rows = calibration::read_until(file, tokenizer, source, o.seed, wanted);
   place += calibration::written_by(rows, tokenizer);
   std::vector<std::int32_t> tokens;
-  for (const auto i : permutation(rows.size(), o.seed)) {
-    if (tokens.size() >= wanted) break;
-    tokens.insert(tokens.end(), rows[i].tokens.begin(), rows[i].tokens.end());
-  }
+  for (const auto& row : rows) tokens.insert(tokens.end(), row.tokens.begin(), row.tokens.end());
   return tokens;
 }
 

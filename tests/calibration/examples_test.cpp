@@ -118,6 +118,22 @@ TEST_F(ExamplesTest, OnlyWantedRowsAreRead) {
   EXPECT_EQ(text_of(rows[1]), "three<|endoftext|>");
 }
 
+TEST_F(ExamplesTest, RowsAreReadUntilTheyHoldEnough) {
+  const auto file = write("a.jsonl", R"({"tokens": [1, 2, 3]})" "\n" R"({"tokens": [4, 5, 6]})" "\n" R"({"tokens": [7, 8, 9]})");
+  const auto all = read_until(file, *tokenizer, options, 5, 100);
+  ASSERT_EQ(all.size(), 3u);
+  for (const std::size_t tokens : {1u, 3u, 4u, 6u, 7u}) {
+    const auto some = read_until(file, *tokenizer, options, 5, tokens);
+    ASSERT_EQ(some.size(), (tokens + 2) / 3) << tokens;
+    for (std::size_t i = 0; i < some.size(); ++i) EXPECT_EQ(some[i].tokens, all[i].tokens);
+  }
+  std::vector<std::string> lines(3, "not JSON");  // only the row that is drawn first is one
+  lines[all[0].origin.row - 1] = R"({"tokens": [1, 2, 3]})";
+  const auto bad = write("b.jsonl", lines[0] + "\n" + lines[1] + "\n" + lines[2]);
+  EXPECT_EQ(read_until(bad, *tokenizer, options, 5, 3).size(), 1u);
+  EXPECT_THROW(read_until(bad, *tokenizer, options, 5, 4), Error);
+}
+
 TEST_F(ExamplesTest, FaultsNameTheFileAndTheRow) {
   const std::string good = "{\"text\": \"a\"}\n\n";
   EXPECT_HAS(reading_fails("a.jsonl", good + "{oops"), "a.jsonl: row 3 is not JSON (column 2)");
