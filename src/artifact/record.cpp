@@ -26,9 +26,9 @@ std::optional<std::string> readme_of(const fs::path& folder) {
   return find_file("artifact", folder, "README.md") ? std::optional(read_file("artifact", folder / "README.md")) : std::nullopt;
 }
 
-/// artifact::is_ours with the file's name in its complaint.
-bool is_ours(const fs::path& folder, const std::string& readme) {
-  return with_place([&] { return (folder / "README.md").string(); }, [&] { return artifact::is_ours(readme); });
+/// Whether lquant wrote the README.md, as its front matter says.
+bool is_own_readme(const fs::path& folder, const std::string& readme) {
+  return with_place([&] { return (folder / "README.md").string(); }, [&] { return is_ours(readme); });
 }
 
 std::string make_card(const fs::path& folder, const json& record, const CardNames& names) {
@@ -43,7 +43,7 @@ std::string make_card(const fs::path& folder, const json& record, const CardName
 /// The record first: a card can be made of it at any time.
 void write(const fs::path& folder, const json& record) {
   const auto readme = readme_of(folder);
-  const bool ours = readme && is_ours(folder, *readme);
+  const bool ours = readme && is_own_readme(folder, *readme);
   const auto card = ours ? make_card(folder, record, names_of(folder)) : std::string();
   write_file_atomically("artifact", folder / kRecordFile, record.dump(4, ' ', true, json::error_handler_t::replace));
   if (ours) write_file_atomically("artifact", folder / "README.md", card);
@@ -63,7 +63,7 @@ json record_of(const FileSet& files) {
 
 std::string card_of_folder(const fs::path& folder, const CardNames& names) {
   const auto present = readme_of(folder);
-  if (present && !present->empty() && !is_ours(folder, *present)) return *present;
+  if (present && !present->empty() && !is_own_readme(folder, *present)) return *present;
   if (!has_entry(folder, kRecordFile))
     fail("artifact", "{}: holds neither {}, from which the model card is made, nor a README.md; write a README.md", folder.string(), kRecordFile);
   return make_card(folder, read(folder, kRecordFile), names);

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/hash.h"
+#include "base/json.h"
 #include "base/links.h"
 #include "base/random.h"
 #include "base/words.h"
@@ -45,7 +46,9 @@ class RowReader {
   Example read(const Line& line) const {
     const Origin origin{file_, line.number};
     auto example = parsed(line, origin);
+    const bool chat = example.origin.chat;
     example.origin = origin;
+    example.origin.chat = chat;
     if (static_cast<int>(example.tokens.size()) > options_.max_tokens) example.tokens.resize(options_.max_tokens);
     if (options_.vocab > 0) tokenizer_.check_ids(example.tokens, options_.vocab, [&] { return origin.place(); });
     return example;
@@ -55,9 +58,11 @@ class RowReader {
   Example parsed(const Line& line, const Origin& origin) const {
     json row;
     try {
-      row = json::parse(line.text);
-    } catch (const json::exception&) {
-      complain(line, "is not JSON");
+      row = parse_json<json>(line.text);
+    } catch (const JsonFault& fault) {
+      std::string_view where = fault.what();
+      if (constexpr std::string_view kFirst = "line 1, "; where.starts_with(kFirst)) where.remove_prefix(kFirst.size());  // a row is one line
+      complain(line, fmt::format("is not JSON ({})", where));
     }
     if (!row.is_object()) complain(line, "is not a JSON object");
     const auto place = [&] { return origin.place(); };
@@ -82,7 +87,7 @@ class RowReader {
     complain(line, "has none of the keys \"text\", \"messages\", \"tokens\", or \"prompt\" with \"completion\"");
   }
 
-  [[noreturn]] void complain(const Line& line, const char* what) const {
+  [[noreturn]] void complain(const Line& line, std::string_view what) const {
     fail("calibration", "{}: row {} {}; mend or remove that row", *file_, line.number, what);
   }
 
@@ -112,6 +117,7 @@ class RowReader {
     const json tools = row.contains("tools") ? row.at("tools") : json();
     // The template writes every special token itself; adding them again would double the first one.
     Example example{tokenizer_.encode(tokenizer_.apply_chat_template(messages, false, tools), false), 0};
+    example.origin.chat = true;
     if (options_.mask_prompt) {
       const json prompt(messages.begin(), messages.end() - 1);
       const bool answer_last = messages.back().value("role", "") == "assistant";
@@ -147,17 +153,25 @@ bool is_text(const fs::path& file) {
 
 /// A folder stands for its train.jsonl.
 fs::path file_of(const fs::path& path) {
-  if (!fs::exists(path)) fail("calibration", "{}: no such file or folder; check --data-path", path.string());
+  std::error_code ignored;  // a name too long for the file system is no file
+  if (!fs::exists(path, ignored)) fail("calibration", "{}: no such file or folder; check --data-path", path.string());
   if (!fs::is_directory(path)) return path;
   if (!fs::exists(path / "train.jsonl")) fail("calibration", "{}: holds no train.jsonl; put one there or name a file", path.string());
   return path / "train.jsonl";
 }
 
-void drop_empty(std::vector<Example>& list) {
+void drop_empty(const fs::path& file, const text::Tokenizer& tokenizer, std::vector<Example>& list) {
+  const auto chats = written_by(list, tokenizer);
   std::erase_if(list, [](const Example& e) { return e.tokens.empty(); });
+  if (list.empty()) fail("calibration", "{}: every row drawn is empty{}; give rows with text", file.string(), chats);
 }
 
 }  // namespace
+
+std::string written_by(const std::vector<Example>& examples, const text::Tokenizer& tokenizer) {
+  const bool chats = std::any_of(examples.begin(), examples.end(), [](const Example& e) { return e.origin.chat; });
+  return chats ? fmt::format(" (its chats as {} writes them)", tokenizer.chat_template_name()) : "";
+}
 
 std::string Origin::place() const {
   if (!file) return "a sampled text";
@@ -208,6 +222,20 @@ std::vector<Example> read_examples(const fs::path& file, const text::Tokenizer& 
   return examples;
 }
 
+std::vector<Example> read_until(const fs::path& file, const text::Tokenizer& tokenizer, const SourceOptions& options, std::uint64_t seed,
+                                std::size_t tokens) {
+  const auto lines = read_lines(file);
+  const RowReader reader(file, tokenizer, options);
+  std::vector<Example> examples;
+  std::size_t total = 0;
+  for (const auto i : permutation(lines.size(), seed)) {
+    if (total >= tokens) break;
+    examples.push_back(reader.read(lines[i]));
+    total += examples.back().tokens.size();
+  }
+  return examples;
+}
+
 std::size_t count_examples(const fs::path& file, const text::Tokenizer& tokenizer, const SourceOptions& options) {
   return is_text(file) ? cut_text(file, tokenizer, options).size() : read_lines(file).size();
 }
@@ -242,8 +270,7 @@ Drawn draw_examples(const std::vector<fs::path>& paths, const text::Tokenizer& t
       for (const auto i : wanted) drawn.examples.push_back(std::move(file.pieces[i]));
     }
   }
-  drop_empty(drawn.examples);
-  if (drawn.examples.empty()) fail("calibration", "{}: every row drawn is empty; give rows with text", files.front().path.string());
+  drop_empty(files.front().path, tokenizer, drawn.examples);
   drawn.manifest["rows"] = drawn.examples.size();
   return drawn;
 }
@@ -272,9 +299,8 @@ Split load_split(const fs::path& path, const text::Tokenizer& tokenizer, const S
     split.train = draw(train, 0, used);
     split.valid = rows > 1 ? draw(train, used, held) : split.train;
   }
-  drop_empty(split.train);
-  drop_empty(split.valid);
-  if (split.train.empty() || split.valid.empty()) fail("calibration", "{}: every row drawn is empty; give rows with text", train.string());
+  drop_empty(train, tokenizer, split.train);
+  drop_empty(valid.empty() ? train : valid, tokenizer, split.valid);
   split.manifest["rows"] = {{"train", split.train.size()}, {"valid", split.valid.size()}};
   return split;
 }

@@ -14,6 +14,7 @@ namespace lquant::calibration {
 struct Origin {
   std::shared_ptr<const std::string> file;  ///< null: sampled from a model
   std::size_t row = 0;                      ///< its line, from 1; 0: the file as a whole
+  bool chat = false;                        ///< the chat template wrote the text
   /// "rows.jsonl: row 23", "book.txt", "a sampled text".
   std::string place() const;
 };
@@ -24,6 +25,9 @@ struct Example {
   int prompt = 0;
   Origin origin = {};
 };
+
+/// " (its chats as model/chat_template.jinja writes them)" where an example is a chat, else nothing: too few tokens may be the template's fault.
+std::string written_by(const std::vector<Example>& examples, const text::Tokenizer& tokenizer);
 
 struct SourceOptions {
   int max_tokens = 2048;     ///< longer examples are cut at the end; a .txt file is cut into pieces of this length
@@ -39,6 +43,10 @@ struct SourceOptions {
 /// the tokenizer refuses or that has a token outside the model's table, and for a file with no rows.
 std::vector<Example> read_examples(const std::filesystem::path& file, const text::Tokenizer& tokenizer, const SourceOptions& options,
                                    const std::vector<std::size_t>& wanted = {});
+
+/// The rows of a .jsonl file in a seeded random order until they hold `tokens` tokens together, or all of them. Rows behind are not looked at.
+std::vector<Example> read_until(const std::filesystem::path& file, const text::Tokenizer& tokenizer, const SourceOptions& options, std::uint64_t seed,
+                                std::size_t tokens);
 
 /// All tokens of a text file. Throws Error with the file, and the line where it is known, when it cannot be read or encoded or has a token outside a
 /// table of `vocab` tokens (0: not checked).

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/shown.h"
 
 namespace lquant::checkpoint {
 namespace {
@@ -173,9 +174,7 @@ void check_tiling(const Header& header, std::uint64_t file_size, const std::file
 
 std::string in_quotes(std::string_view name) {
   constexpr std::size_t kReadable = 160;  // a line and a half of a terminal; true names are under 100
-  auto text = json(std::string(name.substr(0, kReadable))).dump(-1, ' ', false, json::error_handler_t::replace);
-  if (name.size() > kReadable) text += "…";
-  return text;
+  return fmt::format("\"{}\"", shown(name, kReadable));
 }
 
 std::size_t stored_bytes(std::string_view stored) {

@@ -8,6 +8,8 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/hash.h"
+#include "base/json.h"
+#include "base/shown.h"
 #include "evaluate/python_text.h"
 
 namespace lquant::evaluate {
@@ -103,14 +105,14 @@ std::size_t gold_of(const Task& task, const json& row, std::size_t choices) {
       const auto label = value->is_string() ? std::string(lstrip(value->get<std::string>())) : value->dump();
       const auto at = std::find(labels.begin(), labels.end(), label);
       if (at == labels.end() || static_cast<std::size_t>(at - labels.begin()) >= choices)
-        throw BadRow{fmt::format("its {} {} is none of its {}", rule.field, label, rule.among)};
+        throw BadRow{fmt::format("its {} {} is none of its {}", rule.field, shown(label), rule.among)};
       return static_cast<std::size_t>(at - labels.begin());
     }
     const auto text = value->is_string() ? value->get<std::string>() : value->dump();
     const bool number = !text.empty() && text.size() < 10 && std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
     const std::int64_t index = number ? std::stoll(text) - rule.first : -1;
     if (index < 0 || index >= static_cast<std::int64_t>(choices))
-      throw BadRow{fmt::format("its {} is {}, which is none of the {} choices (they count from {})", rule.field, value->dump(), choices, rule.first)};
+      throw BadRow{fmt::format("its {} is {}, which is none of the {} choices (they count from {})", rule.field, shown_json(*value), choices, rule.first)};
     return static_cast<std::size_t>(index);
   }
   throw BadRow{fmt::format("it has no field {}", names)};
@@ -156,9 +158,12 @@ std::string RowFile::place(std::size_t i) const { return fmt::format("{}:{}", fi
 json RowFile::row(std::size_t i) const {
   const auto& line = lines_.at(i);
   const auto text = std::string_view(bytes_).substr(line.begin, line.length);
-  auto row = json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!row.is_object()) fail("evaluate", "{}: is no JSON object; mend or remove that line", place(i));
-  return row;
+  try {
+    auto row = parse_json(text);
+    if (row.is_object()) return row;
+  } catch (const JsonFault&) {
+  }
+  fail("evaluate", "{}: is no JSON object; mend or remove that line", place(i));
 }
 
 Question RowFile::question(const Task& task, std::size_t i) const {

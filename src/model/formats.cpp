@@ -3,6 +3,8 @@
 #include "model/formats.h"
 
 #include "base/error.h"
+#include "base/json.h"
+#include "base/shown.h"
 
 namespace lquant::model {
 namespace {
@@ -17,52 +19,64 @@ const json& block_of(const json& config) {
   if (config.contains("quantization_config") && config["quantization_config"].is_object()) {
     const auto& block = config["quantization_config"];
     // The microscaling exports (mxfp4, mxfp8) hold MLX's own tensors and are told by their shapes; the others do not.
-    const std::string method = block.value("quant_method", "");
+    const JsonView view("model", "config.json: quantization_config", block, "take the config.json of the original model");
+    const auto method = view.has("quant_method") ? view.at("quant_method").text() : "";
     if (!method.empty() && method != "mxfp4" && method != "mxfp8")
       fail("model",
            "config.json: quantized by \"{}\", which is not one of MLX's formats; give the unquantized model, or convert it with mlx_lm first",
-           method);
+           shown(method));
     return block;
   }
   return none;
 }
 
+/// mode, bits and group_size of a block or of one path's entry in it.
+Format read_format(const std::string& place, const json& source) {
+  const JsonView view("model", place, source, "take the config.json that was written with the weights");
+  const auto number = [&](const char* key, int otherwise) { return view.has(key) ? static_cast<int>(view.at(key).whole(1, 1 << 20)) : otherwise; };
+  auto mode = Mode::affine;
+  if (view.has("mode")) mode = with_place([&] { return place; }, [&, name = view.at("mode").text()] { return codec::parse_mode(name); });
+  auto format = codec::default_format(mode);
+  format.bits = number("bits", format.bits);
+  format.group_size = number("group_size", format.group_size);  // null in what mlx_lm's recipes make without --q-group-size
+  return format;
+}
+
 Format named_format(const std::string& path, const json& entry, const json& global) {
-  const auto& source = entry.is_object() ? entry : global;  // `true` means the global values
-  try {
-    auto format = codec::default_format(codec::parse_mode(source.value("mode", "affine")));
-    const auto number = [&](const char* key, int otherwise) {
-      return source.contains(key) && !source[key].is_null() ? source[key].get<int>() : otherwise;
-    };
-    format.bits = number("bits", format.bits);
-    format.group_size = number("group_size", format.group_size);  // null in what mlx_lm's recipes make without --q-group-size
-    codec::check(format);
-    return format;
-  } catch (const json::exception& e) {
-    fail("model", "config.json: the quantization of {} has a field of the wrong type ({})", path, e.what());
-  }
+  const auto place = fmt::format("config.json: the quantization of {}", path);
+  const auto format = read_format(place, entry.is_object() ? entry : global);  // `true` means the global values
+  with_place([&] { return place; }, [&] { codec::check(format); });
+  return format;
 }
 
 Format told_by_shapes(const checkpoint::Checkpoint& checkpoint, const LinearSpec& linear) {
   const auto &codes = checkpoint.info(linear.path + ".weight"), &scales = checkpoint.info(linear.path + ".scales");
   if (codes.shape.empty() || scales.shape.empty() || scales.shape.back() < 1 || linear.in % scales.shape.back() != 0)
-    fail("model", "{}.scales does not divide the {} inputs of its linear; the checkpoint is damaged or not in MLX's format", linear.path, linear.in);
+    fail("model", "{}: {}.scales does not divide the {} inputs of its linear; the checkpoint is damaged or not in MLX's format",
+         scales.file.string(), linear.path, linear.in);
   Format format;
   format.group_size = linear.in / scales.shape.back();
   format.bits = static_cast<int>(std::int64_t{32} * codes.shape.back() / linear.in);
   if (scales.dtype == mx::uint8) format.mode = format.bits == 8 ? Mode::mxfp8 : format.group_size == 16 ? Mode::nvfp4 : Mode::mxfp4;
-  codec::check(format);
+  with_place([&] { return fmt::format("{}: {}", codes.file.string(), linear.path); }, [&] { codec::check(format); });
   return format;
 }
 
 }  // namespace
+
+std::optional<Format> common_format(const json& config) {
+  for (const char* key : {"quantization", "quantization_config"})
+    if (config.contains(key) && config.at(key).contains("bits")) return read_format(fmt::format("config.json: {}", key), config.at(key));
+  return std::nullopt;
+}
 
 Formats read_formats(const checkpoint::Checkpoint& checkpoint, const ModelSpec& spec) {
   const auto& block = block_of(checkpoint.config());
   Formats formats;
   for (const auto* linear : spec.linears()) {
     if (checkpoint.has(linear->path + ".global_scale"))
-      fail("model", "{}.global_scale: NVFP4 with a scale of the whole tensor is not supported; quantize the model without it", linear->path);
+      fail("model", "{}: {}.global_scale: NVFP4 with a scale of the whole tensor is not supported; quantize the model without it",
+           checkpoint.info(linear->path + ".global_scale").file.string(), linear->path);
     if (block.contains(linear->path) && !block[linear->path].is_null()) {
       const auto& entry = block[linear->path];
       if (entry.is_object() || (entry.is_boolean() && entry.get<bool>())) formats.emplace(linear->path, named_format(linear->path, entry, block));
@@ -86,8 +100,8 @@ std::vector<Expected> expected_tensors(const LinearSpec& linear, const Formats& 
   } else {
     const auto& format = found->second;
     if (linear.in % format.group_size != 0)
-      fail("model", "{}: {} inputs cannot be cut into groups of {}; its quantization in config.json is wrong", linear.path, linear.in,
-           format.group_size);
+      fail("model", "config.json: the quantization of {} has groups of {}, into which its {} inputs cannot be cut", linear.path, format.group_size,
+           linear.in);
     const int words = static_cast<int>(std::int64_t{1} * linear.in * format.bits / 32), groups = linear.in / format.group_size;
     expected.push_back({linear.path + ".weight", shape({linear.out, words}), Holds::codes});
     const bool affine = format.mode == Mode::affine;

@@ -9,13 +9,14 @@
 #include <unordered_set>
 
 #include "base/error.h"
+#include "base/shown.h"
 #include "kernels/primitive.h"
 #include "model/formats.h"
 
 namespace lquant::model {
 namespace {
 
-std::string text(const mx::Shape& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
+std::string text(const mx::Shape& shape) { return shown(fmt::format("[{}]", fmt::join(shape, ", "))); }
 
 bool is_float(mx::Dtype dtype) { return mx::issubdtype(dtype, mx::floating); }
 
@@ -35,11 +36,12 @@ std::string unstacked_name(const ModelSpec& spec, const std::string& name, int e
 void check_one(const checkpoint::Checkpoint& checkpoint, const std::string& name, const mx::Shape& shape, Holds holds) {
   const auto& info = checkpoint.info(name);
   if (info.shape != shape)
-    fail("model", "tensor {} has shape {} where config.json asks for {}; the files of the folder do not belong together", name, text(info.shape),
-         text(shape));
+    fail("model", "{}: tensor {} has shape {} where config.json asks for {}; the files of the folder do not belong together", info.file.string(), name,
+         text(info.shape), text(shape));
   const bool right = holds == Holds::codes ? info.dtype == mx::uint32 : holds == Holds::bytes ? info.dtype == mx::uint8 : is_float(info.dtype);
   if (!right)
-    fail("model", "tensor {} is stored as {} but should hold {}; the quantization in config.json does not fit the files", name, info.stored,
+    fail("model", "{}: tensor {} is stored as {} but should hold {}; the quantization in config.json does not fit the files", info.file.string(), name,
+         info.stored,
          holds == Holds::codes   ? "packed codes (U32)"
          : holds == Holds::bytes ? "scales of a microscaling format (U8)"
                                  : "floating-point numbers");

@@ -8,21 +8,26 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <string>
 
 #include "base/error.h"
+#include "base/json.h"
+#include "base/shown.h"
 
 namespace lquant::model {
 namespace {
 
 using nlohmann::json;
+// Published heads have 64 to 512 features. Every block of a model keeps its frequencies, so a damaged file must not ask for many more.
+constexpr int kMostFeatures = 1 << 14;
 constexpr double kPi = 3.14159265358979323846;
 
-double number(const json& scaling, const char* key) {
-  if (!scaling.contains(key) || !scaling[key].is_number())
-    fail("model", "config.json: rope_scaling lacks the number \"{}\"; take the config.json of the original model", key);
-  return scaling[key].get<double>();
-}
+constexpr const char* kMend = "take the config.json of the original model";
+
+JsonView view(const json& scaling) { return {"model", "config.json: rope_scaling", scaling, kMend}; }
+
+double number(const json& scaling, const char* key) { return view(scaling).at(key).number(); }
 
 double number(const json& scaling, const char* key, double otherwise) {
   return scaling.contains(key) && !scaling[key].is_null() ? number(scaling, key) : otherwise;
@@ -83,13 +88,16 @@ std::vector<double> longrope(int dims, double base, const json& scaling, int max
     fail("model", "config.json: rope_scaling.long_factor has {} values where {} features are rotated", factors.size(), inv_freq.size());
   if (!scaling.contains("short_factor"))
     fail("model", "config.json: rope_scaling of type longrope lacks \"short_factor\", without which mlx_lm does not open the model");
-  for (std::size_t f = 0; f < inv_freq.size(); ++f) inv_freq[f] /= factors.is_array() ? factors[f].get<double>() : factors.get<double>();
+  const auto factor = view(scaling).at("long_factor");
+  for (std::size_t f = 0; f < inv_freq.size(); ++f) inv_freq[f] /= factors.is_array() ? factor.at(f).number() : factor.number();
   return inv_freq;
 }
 
 // A part of the features turns, with the exponents of the whole; the others stand still.
 std::vector<double> proportional(int dims, double base, const json& scaling) {
-  const int turning = static_cast<int>(dims * number(scaling, "partial_rotary_factor", 1));
+  const double part = number(scaling, "partial_rotary_factor", 1);
+  if (!(part >= 0 && part <= 1)) view(scaling).at("partial_rotary_factor").refuse("a share from 0 to 1");
+  const int turning = static_cast<int>(dims * part);
   auto inv_freq = plain(dims, base, number(scaling, "factor", 1));
   for (int f = (turning + 1) / 2; f < dims / 2; ++f) inv_freq[f] = 0;
   return inv_freq;
@@ -99,12 +107,13 @@ std::vector<double> proportional(int dims, double base, const json& scaling) {
 
 RopeSpec make_rope(int dims, double base, bool interleaved, const json& scaling, int max_positions) {
   if (dims < 2 || dims % 2 != 0) fail("model", "config.json: {} rotated features in a head; an even number of 2 or more is needed", dims);
+  if (dims > kMostFeatures) fail("model", "config.json: {} rotated features in a head are more than the {} that one may have; {}", dims, kMostFeatures, kMend);
   if (!(base > 0)) fail("model", "config.json: rope_theta is {}; it must be positive", base);
   RopeSpec rope;
   rope.interleaved = interleaved;
   rope.base = static_cast<float>(base);
   const auto text = [&](const char* key) {
-    return scaling.is_object() && scaling.contains(key) && !scaling[key].is_null() ? scaling[key].get<std::string>() : std::string();
+    return scaling.is_object() && scaling.contains(key) && !scaling[key].is_null() ? view(scaling).at(key).text() : std::string();
   };
   auto type = text("type");
   if (type.empty()) type = text("rope_type");
@@ -133,8 +142,11 @@ RopeSpec make_rope(int dims, double base, bool interleaved, const json& scaling,
   } else {
     fail("model",
          "config.json: rope_scaling of type \"{}\" is not known; known: default, linear, dynamic, llama3, yarn, longrope, proportional, mrope",
-         type);
+         shown(type));
   }
+  const bool finite = std::all_of(inv_freq.begin(), inv_freq.end(), [](double w) { return std::abs(w) <= std::numeric_limits<float>::max(); });
+  if (!finite || !std::isfinite(rope.magnitude))
+    fail("model", "config.json: rope_theta {} and rope_scaling give rotary frequencies that are no finite numbers; {}", base, kMend);
   rope.inv_freq.assign(inv_freq.begin(), inv_freq.end());
   return rope;
 }

@@ -53,7 +53,7 @@ int max_tokens(const EvaluateRun& run, const nlohmann::json& config) {
   if (run.max_tokens) return *run.max_tokens;
   for (const auto* at : {&config, config.contains("text_config") ? &config.at("text_config") : nullptr})
     if (at && at->contains("max_position_embeddings") && at->at("max_position_embeddings").is_number_integer())
-      return std::max(1, at->at("max_position_embeddings").get<int>());
+      return static_cast<int>(std::clamp(at->at("max_position_embeddings").get<double>(), 1.0, 1e9));
   return kDefaultMaxTokens;
 }
 

@@ -4,7 +4,6 @@
 #include <limits>
 
 #include "base/error.h"
-#include "base/random.h"
 #include "pipeline/output.h"
 
 namespace lquant::pipeline {
@@ -12,19 +11,18 @@ namespace {
 
 constexpr int kNoLimit = std::numeric_limits<int>::max();
 
-/// All tokens to score, in order.
-std::vector<std::int32_t> read_tokens(const ScoredText& o, const text::Tokenizer& tokenizer, int vocab) {
+/// All tokens to score, in order. `place` gets what messages about them name.
+std::vector<std::int32_t> read_tokens(std::string& place, const ScoredText& o, const text::Tokenizer& tokenizer, int vocab) {
   const auto file = o.file();
+  place = file.string();
   if (file.extension() != ".jsonl" && file.extension() != ".json") return calibration::encode_file(file, tokenizer, vocab, false);
   const std::size_t wanted =
       o.num_samples < 0 ? std::numeric_limits<std::size_t>::max() : static_cast<std::size_t>(o.num_samples) * o.sequence_length + 1;
   const calibration::SourceOptions source{kNoLimit, false, vocab};
-  const auto rows = calibration::read_examples(file, tokenizer, source);
+  const auto rows = calibration::read_until(file, tokenizer, source, o.seed, wanted);
+  place += calibration::written_by(rows, tokenizer);
   std::vector<std::int32_t> tokens;
-  for (const auto i : permutation(rows.size(), o.seed)) {
-    if (tokens.size() >= wanted) break;
-    tokens.insert(tokens.end(), rows[i].tokens.begin(), rows[i].tokens.end());
-  }
+  for (const auto& row : rows) tokens.insert(tokens.end(), row.tokens.begin(), row.tokens.end());
   return tokens;
 }
 
@@ -37,8 +35,9 @@ std::filesystem::path ScoredText::file() const {
 
 std::vector<calibration::Batch> ScoredText::batches(const text::Tokenizer& tokenizer, int vocab) const {
   const std::int64_t most = num_samples < 0 ? std::numeric_limits<std::int64_t>::max() : num_samples * sequence_length;
-  const auto tokens = read_tokens(*this, tokenizer, vocab);
-  return with_place([&] { return file().string(); }, [&] { return calibration::text_rows(tokens, sequence_length, batch_size, most); });
+  std::string place;
+  const auto tokens = read_tokens(place, *this, tokenizer, vocab);
+  return with_place([&] { return place; }, [&] { return calibration::text_rows(tokens, sequence_length, batch_size, most); });
 }
 
 evaluate::Quality perplexity(const PerplexityOptions& o, const run::Context& context) {

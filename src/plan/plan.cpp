@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "base/shown.h"
+#include "model/formats.h"
 
 namespace lquant::plan {
 namespace {
@@ -105,12 +106,7 @@ void apply_overrides(QuantPlan& plan, const model::ModelSpec& spec, const nlohma
 
 QuantPlan plan_of(const model::ModelSpec& spec, const model::Formats& formats, const nlohmann::json& config) {
   QuantPlan plan;
-  for (const char* key : {"quantization", "quantization_config"}) {
-    if (!config.contains(key) || !config.at(key).contains("bits")) continue;
-    const auto& block = config.at(key);
-    plan.base = {codec::parse_mode(block.value("mode", "affine")), block.at("bits").get<int>(), block.at("group_size").get<int>()};
-    break;
-  }
+  if (const auto common = model::common_format(config)) plan.base = *common;
   for (const auto* linear : spec.linears()) {
     if (const auto it = formats.find(linear->path); it != formats.end())
       plan.formats[linear->path] = it->second;

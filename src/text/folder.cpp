@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/json.h"
 #include "base/shown.h"
 
 namespace lquant::text {
@@ -24,10 +25,13 @@ constexpr std::size_t kLargestTokenizer = std::size_t{1} << 29;
 std::optional<json> read_object(const FileSet& files, const std::string& name) {
   const auto bytes = files.read("text", name, kLargestTokenizer);
   if (!bytes) return std::nullopt;
-  const auto value = json::parse(*bytes, nullptr, false);
-  if (value.is_discarded()) fail("text", "{}: not valid JSON; download or write the file again", files.label(name));
-  if (!value.is_object()) fail("text", "{}: should hold a JSON object; download or write the file again", files.label(name));
-  return value;
+  try {
+    auto value = parse_json<json>(*bytes);
+    if (!value.is_object()) fail("text", "{}: should hold a JSON object; download or write the file again", files.label(name));
+    return value;
+  } catch (const JsonFault& fault) {
+    fail("text", "{}: not valid JSON ({}); download or write the file again", files.label(name), fault.what());
+  }
 }
 
 /// A token is written as its text, or as an object whose "content" is the text.
@@ -103,8 +107,7 @@ std::vector<int> read_ids(const json& value, const std::string& file) {
     if (fits) {
       ids.push_back(id.get<int>());
     } else if (!none) {
-      fail("text", "{}: eos_token_id should be a token id or a list of them, not {}; mend the file", file,
-           id.is_structured() ? id.type_name() : shown(id.dump(-1, ' ', true, json::error_handler_t::replace)));
+      fail("text", "{}: eos_token_id should be a token id or a list of them, not {}; mend the file", file, shown_json(id));
     }
   }
   return ids;

@@ -1,6 +1,7 @@
 #include "text/front_matter.h"
 
 #include "base/error.h"
+#include "base/json.h"
 #include "base/shown.h"
 #include "text/shim.h"
 
@@ -15,7 +16,7 @@ constexpr std::size_t kLongestComplaint = 300;
 nlohmann::json front_matter(std::string_view card) {
   lquant_string out{}, error{};
   if (!lquant_front_matter(slice(card), &out, &error)) fail("text", "{}", shown(take(error), kLongestComplaint));
-  return nlohmann::json::parse(take(out));
+  return parse_json(take(out));
 }
 
 }  // namespace lquant::text

@@ -103,7 +103,7 @@ void Tokenizer::check_ids(std::span<const std::int32_t> ids, int rows, const std
   const auto outside = std::ranges::find_if(ids, [&](std::int32_t id) { return id < 0 || id >= rows; });
   if (outside == ids.end()) return;
   lquant_string name{};
-  const auto token = lquant_tokenizer_token(handle_.get(), *outside, &name) ? fmt::format(" (\"{}\")", take(name)) : "";
+  const auto token = lquant_tokenizer_token(handle_.get(), *outside, &name) ? fmt::format(" (\"{}\")", shown(take(name))) : "";
   fail("text",
        "{}: token {}{} is outside the model's table of {} tokens, so the tokenizer of {} and the model do not belong together; use the model's own "
        "tokenizer.json, or take that token out of the text",

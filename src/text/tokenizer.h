@@ -52,6 +52,8 @@ class Tokenizer {
   const std::vector<int>& eos_ids() const { return eos_ids_; }
 
   bool has_chat_template() const { return !templates_.empty(); }
+  /// The template of chats without tools, for messages: "model/chat_template.jinja". Throws when there is none.
+  const std::string& chat_template_name() const { return choose_template(false).name; }
 
   /// A chat as the text that the model was trained to see. `messages` is an array of {"role", "content", …}; `tools` an array
   /// of JSON schemas or null; `extra` an object of further variables, which win over the special tokens and over

@@ -235,6 +235,23 @@ TEST(Record, ErrorsThatAreNotKnownAreLeftOut) {
   EXPECT_TRUE(json::parse(made.get("lquant.json")).at("measured").at(1).at("kl_se").is_null());
 }
 
+TEST(Record, DamagedFrontMatterNamesItsFile) {
+  const Made made;
+  for (const auto& yaml : {std::string("license: [mit"), std::string("- mit"), std::string("tags: \"x"), std::string(100'000, '[')}) {
+    made.put("README.md", "---\n" + yaml + "\n---\nWords.\n");
+    for (const bool adding : {true, false}) {
+      try {
+        adding ? add_tasks(made.folder, json::object()) : static_cast<void>(card_of_folder(made.folder, names_of_repository("me/made")));
+        ADD_FAILURE() << "accepted: " << yaml.substr(0, 20);
+      } catch (const Error& e) {
+        const std::string text = e.what();
+        EXPECT_NE(text.find((made.folder / "README.md").string() + ": the card's front matter is no"), std::string::npos) << text;
+        EXPECT_LT(text.size(), 400u);
+      }
+    }
+  }
+}
+
 TEST(Record, ACardOfSomebodyElseStays) {
   const Made made;
   made.put("README.md", "---\nlicense: mit\n---\nMy own words.\n");

@@ -118,9 +118,28 @@ TEST_F(ExamplesTest, OnlyWantedRowsAreRead) {
   EXPECT_EQ(text_of(rows[1]), "three<|endoftext|>");
 }
 
+TEST_F(ExamplesTest, RowsAreReadUntilTheyHoldEnough) {
+  const auto file = write("a.jsonl", R"({"tokens": [1, 2, 3]})" "\n" R"({"tokens": [4, 5, 6]})" "\n" R"({"tokens": [7, 8, 9]})");
+  const auto all = read_until(file, *tokenizer, options, 5, 100);
+  ASSERT_EQ(all.size(), 3u);
+  for (const std::size_t tokens : {1u, 3u, 4u, 6u, 7u}) {
+    const auto some = read_until(file, *tokenizer, options, 5, tokens);
+    ASSERT_EQ(some.size(), (tokens + 2) / 3) << tokens;
+    for (std::size_t i = 0; i < some.size(); ++i) EXPECT_EQ(some[i].tokens, all[i].tokens);
+  }
+  std::vector<std::string> lines(3, "not JSON");  // only the row that is drawn first is one
+  lines[all[0].origin.row - 1] = R"({"tokens": [1, 2, 3]})";
+  const auto bad = write("b.jsonl", lines[0] + "\n" + lines[1] + "\n" + lines[2]);
+  EXPECT_EQ(read_until(bad, *tokenizer, options, 5, 3).size(), 1u);
+  EXPECT_THROW(read_until(bad, *tokenizer, options, 5, 4), Error);
+}
+
 TEST_F(ExamplesTest, FaultsNameTheFileAndTheRow) {
   const std::string good = "{\"text\": \"a\"}\n\n";
-  EXPECT_HAS(reading_fails("a.jsonl", good + "{oops"), "a.jsonl: row 3 is not JSON");
+  EXPECT_HAS(reading_fails("a.jsonl", good + "{oops"), "a.jsonl: row 3 is not JSON (column 2)");
+  const std::string deep(50'000, '[');
+  EXPECT_HAS(reading_fails("a.jsonl", good + "{\"messages\": " + deep + std::string(50'000, ']') + "}"), "row 3 is not JSON (nested more than 200 deep)");
+  EXPECT_HAS(reading_fails("a.jsonl", good + "{\"messages\": [{\"role\": 1}], \"tools\": " + deep), "row 3 is not JSON");
   EXPECT_HAS(reading_fails("a.jsonl", good + "[1]"), "row 3 is not a JSON object");
   EXPECT_HAS(reading_fails("a.jsonl", good + "{\"words\": 1}"), "row 3 has none of the keys \"text\"");
   EXPECT_HAS(reading_fails("a.jsonl", good + "{\"text\": 7}"), "row 3 has a text that is not a string");
@@ -139,6 +158,19 @@ TEST_F(ExamplesTest, WhatTheTemplateRefusesNamesTheRow) {
   const auto text = reading_fails("a.jsonl", good + "\n\n" + R"({"messages": [{"role": "user", "content": null}]})");
   EXPECT_HAS(text, "[text] " + (temp / "a.jsonl").string() + ": row 3: ");
   EXPECT_HAS(reading_fails("a.jsonl", good + "\n" + R"({"messages": ["Hi"]})"), "a.jsonl: row 2: a chat message should be an object");
+}
+
+TEST_F(ExamplesTest, ATemplateThatWritesNothingIsNamed) {
+  std::ofstream(model / "chat_template.jinja") << "{% for m in messages %}{% endfor %}";
+  tokenizer.emplace(text::Tokenizer::open(model.path()));
+  const auto file = write("a.jsonl", R"({"messages": [{"role": "user", "content": "Hi"}]})");
+  try {
+    draw_examples({file}, *tokenizer, options, 1, 0);
+    ADD_FAILURE() << "accepted";
+  } catch (const Error& e) {
+    const std::string text = e.what();
+    EXPECT_HAS(text, "a.jsonl: every row drawn is empty (its chats as " + (model / "chat_template.jinja").string() + " writes them)");
+  }
 }
 
 TEST_F(ExamplesTest, TokensOutsideTheModelsTableNameTheRow) {

@@ -103,6 +103,14 @@ TEST(Rows, SayWhatIsWrongAndWhere) {
   expect_all(told("arc_easy", R"({"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "C"})"), {at, "answerKey C"});
   expect_all(told("arc_easy", R"({"question": "q", "choices": ["a"], "answer_index": 0})"), {at, "fewer than two"});
   expect_all(told("arc_easy", R"({"question": "q", "choices": [1, 2], "answer_index": 0})"), {at, "no list of texts"});
+  // Neither a deep row, which would overflow the stack, nor a long value gets further than its sentence.
+  expect_all(told("boolq", R"({"passage": )" + std::string(50'000, '[') + std::string(50'000, ']') + "}"), {at, "no JSON object"});
+  const std::string long_text(100'000, 'x');
+  for (const auto& text : {told("boolq", R"({"passage": "p", "question": "q", "label": ")" + long_text + "\"}"),
+                           told("arc_easy", R"({"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": ")" + long_text + "\"}")}) {
+    expect_all(text, {at, "xxx"});
+    EXPECT_LT(text.size(), 400u);
+  }
   std::ofstream(file) << " \n\n";
   expect_all(complaint([&] { RowFile rows(file); }), {file.string(), "no row"});
   expect_all(complaint([&] { RowFile rows(folder / "missing.jsonl"); }), {"missing.jsonl"});

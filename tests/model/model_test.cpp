@@ -97,7 +97,7 @@ TEST(ModelOpen, FaultsNameTheTensor) {
 
   Parts misshapen("llama");
   misshapen.tensors.at("model.norm.weight") = mx::ones({63});
-  EXPECT_HAS(opening_fails(misshapen), "model.norm.weight has shape [63] where config.json asks for [64]");
+  EXPECT_HAS(opening_fails(misshapen), "model.safetensors: tensor model.norm.weight has shape [63] where config.json asks for [64]");
 
   Parts whole_numbers("llama");
   whole_numbers.tensors.at("model.norm.weight") = mx::ones({64}, mx::int32);
@@ -130,6 +130,34 @@ TEST(ModelOpen, FormatsFollowTheConfigThenTheShapes) {
   EXPECT_HAS(opening_fails(parts), "self_attn.o_proj.weight has shape");
   parts.config["quantization"][prefix + "self_attn.o_proj"] = false;
   EXPECT_HAS(opening_fails(parts), "self_attn.o_proj.weight has shape");
+}
+
+TEST(ModelOpen, FaultsOfTheQuantizationBlockNameConfigAndPath) {
+  Parts sound("llama");
+  const std::string path = "model.layers.0.self_attn.q_proj";
+  oracle::pack(sound.tensors, sound.formats, path, {codec::Mode::affine, 4, 64});
+  const std::string long_text(100'000, 'x');
+  const std::vector<std::pair<json, const char*>> faults = {
+      {{{"bits", long_text}}, "\"bits\" is \"xxx"},     {{{"bits", true}}, "\"bits\" is true"},
+      {{{"bits", 4.5}}, "\"bits\" is 4.5"},           {{{"bits", (1LL << 32) + 4}}, "\"bits\" is 4294967300"},
+      {{{"bits", 9}}, "affine weights of 9 bits"},    {{{"group_size", 0}}, "\"group_size\" is 0"},
+      {{{"group_size", 48}}, "affine groups of 48"}, {{{"mode", json::array()}}, "\"mode\" is []"},
+      {{{"mode", long_text}}, "no quantization mode"}, {{{"mode", "mxfp4"}, {"bits", 6}}, "mode mxfp4 exists with"},
+  };
+  for (const bool named : {true, false}) {
+    for (const auto& [entry, part] : faults) {
+      auto parts = sound;
+      parts.config["quantization"] = {{"bits", 4}, {"group_size", 64}, {path, named ? entry : json(true)}};
+      if (!named) parts.config["quantization"].update(entry);
+      const auto text = opening_fails(parts);
+      EXPECT_HAS(text, "] config.json: the quantization of " + path + ": ");
+      EXPECT_HAS(text, part);
+      EXPECT_LT(text.size(), 400u);
+    }
+  }
+  auto method = sound;
+  method.config["quantization_config"] = {{"quant_method", 7}};
+  EXPECT_HAS(opening_fails(method), "config.json: quantization_config: \"quant_method\" is 7, not a text");
 }
 
 TEST(ModelOpen, HeadOfItsOwnIsFoundWhereTheConfigDoesNotTell) {

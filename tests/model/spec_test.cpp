@@ -150,13 +150,60 @@ TEST(Spec, WrongConfigsAreRefusedByName) {
   refused(with("rope_theta", -1), "rope_theta");
   refused(with("rope_scaling", {{"type", "spiral"}}), "spiral");
   refused(with("rope_scaling", {{"type", "linear"}}), "factor");
-  refused(with("rope_scaling", {{"type", 7}}), "wrong type");
+  refused(with("rope_scaling", {{"type", 7}}), "rope_scaling: \"type\" is 7, not a text");
   refused(with("rope_scaling", "linear"), "not an object");
   refused(with("rope_scaling", {{"type", "su"}, {"original_max_position_embeddings", 64}, {"long_factor", 1.0}}), "su");
   refused(with("rope_scaling", {{"type", "mrope"}}), "mrope_section");
   refused(with("rope_scaling", {{"type", "longrope"}, {"original_max_position_embeddings", 64}, {"long_factor", 1.0}}), "short_factor");
   refused(with("model_file", "model.py"), "model_file");
   refused(with("rope_scaling", {{"type", "longrope"}, {"original_max_position_embeddings", 64}, {"long_factor", {1.0, 2.0}}}), "long_factor");
+}
+
+TEST(Spec, WhatADamagedFieldHoldsIsShownShortened) {
+  const auto message = [](const char* type, const json& changes) {
+    auto config = oracle::tiny_config(type);
+    config.update(changes);
+    try {
+      spec_from_config(config);
+    } catch (const Error& e) {
+      return std::string(e.what());
+    }
+    return "accepted: " + changes.dump().substr(0, 200);
+  };
+  const std::string long_text(100'000, 'x');
+  const json long_list(10'000, "\x1b[2J"), factors(8, "1.0");
+  const std::vector<std::tuple<const char*, json, const char*>> faults = {
+      {"llama", {{"model_type", 7}}, "\"model_type\" is 7, not a text"},
+      {"llama", {{"model_type", long_text}}, "is not supported"},
+      {"llama", {{"hidden_size", long_text}}, "\"hidden_size\" is \"xxx"},
+      {"llama", {{"num_hidden_layers", true}}, "\"num_hidden_layers\" is true"},
+      {"llama", {{"vocab_size", 1e300}}, "\"vocab_size\" is 1e+300, not a whole number from 1 to 1000000000"},
+      {"llama", {{"attention_bias", long_list}}, "\"attention_bias\" is [\"\\u001b"},
+      {"llama", {{"layer_types", long_text}}, "not a list"},
+      {"llama", {{"layer_types", {1, 2}}}, "\"layer_types[0]\" is 1, not a text"},
+      {"llama", {{"rope_scaling", long_text}}, "\"rope_scaling\" is \"xxx"},
+      {"llama", {{"rope_scaling", {{"type", long_text}}}}, "is not known"},
+      {"llama", {{"rope_scaling", {{"type", "linear"}, {"factor", long_list}}}}, "rope_scaling: \"factor\" is [\"\\u001b"},
+      {"llama", {{"rope_scaling", {{"type", "linear"}, {"factor", 0}}}}, "no finite numbers"},
+      {"llama",
+       {{"rope_scaling", {{"type", "longrope"}, {"original_max_position_embeddings", 64}, {"long_factor", factors}, {"short_factor", factors}}}},
+       "\"long_factor[0]\" is \"1.0\", not a number"},
+      {"llama", {{"rope_scaling", {{"type", "proportional"}, {"partial_rotary_factor", -1e9}}}}, "\"partial_rotary_factor\" is -1000000000.0, not a share"},
+      {"llama", {{"hidden_size", 1'000'000'000}, {"num_attention_heads", 4}, {"num_key_value_heads", 4}, {"head_dim", 100'000'000}}, "in a head are more than"},
+      {"phi3", {{"rope_scaling", {{"type", json::array()}}}}, "\"type\" is [], not a text"},
+      {"phi3", {{"partial_rotary_factor", 1e300}}, "\"partial_rotary_factor\" is 1e+300"},
+      {"gemma2", {{"query_pre_attn_scalar", 0}}, "\"query_pre_attn_scalar\" is 0"},
+      {"smollm3", {{"no_rope_layers", {0, "1"}}}, "\"no_rope_layers[1]\" is \"1\""},
+      {"qwen3_moe", {{"mlp_only_layers", {1.5}}}, "\"mlp_only_layers[0]\" is 1.5"},
+  };
+  for (const auto& [type, changes, part] : faults) {
+    const auto text = message(type, changes);
+    EXPECT_TRUE(text.starts_with("[model] config.json: ")) << text;
+    EXPECT_NE(text.find(part), std::string::npos) << text;
+    EXPECT_EQ(text.find("json.exception"), std::string::npos) << text;
+    EXPECT_LT(text.size(), 400u) << text;
+    for (const unsigned char c : text) EXPECT_GE(c, 0x20) << text;
+  }
 }
 
 // What mlx_lm would read otherwise from the same file: its dataclasses take null for a value and have no default for every key.

@@ -136,6 +136,21 @@ TEST(PlanOf, ReadsBackWhatWasWritten) {
   EXPECT_EQ(quantization_block(spec, again), config["quantization"]);
 }
 
+TEST(PlanOf, TakesBlocksThatLackAGroupAndRefusesWrongTypes) {
+  const auto spec = model::spec_from_config(experts());
+  json config = experts();
+  config["quantization"] = {{"bits", 4}, {"group_size", nullptr}};  // as mlx_lm's recipes write it without a group size
+  EXPECT_EQ(plan_of(spec, {}, config).base, kFour);
+  config["quantization"] = {{"bits", 4}, {"group_size", {1}}};
+  try {
+    plan_of(spec, {}, config);
+    ADD_FAILURE() << "accepted";
+  } catch (const Error& e) {
+    EXPECT_STREQ(e.what(), "[model] config.json: quantization: \"group_size\" is [1], not a whole number from 1 to 1048576; take the config.json "
+                           "that was written with the weights");
+  }
+}
+
 TEST(SizeOf, IsTheBytesOfTheTensors) {
   const auto model = model::Model::open(checkpoint::Checkpoint::open(std::string(LQUANT_SOURCE_DIR) + "/models/tiny"));
   const auto tensors = model.load_all(mx::bfloat16);

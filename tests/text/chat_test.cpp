@@ -23,6 +23,10 @@ std::string render(std::string_view source, const Json& messages = kHello, const
   return with_template(source).apply_chat_template(messages, true, tools, extra);
 }
 
+TEST(Chat, TheTemplateHasAName) {
+  EXPECT_TRUE(has(with_template("").chat_template_name(), "chat_template.jinja"));
+}
+
 TEST(Chat, BlocksAreTrimmedAndVariablesAreSet) {
   const auto tokenizer = with_template(
       "{{ bos_token }}\n"

@@ -126,6 +126,24 @@ TEST(Folder, FaultsAroundTheTokenizerNameTheirFile) {
   }
 }
 
+TEST(Folder, DeepAndLongFilesAroundTheTokenizerAreRefusedInShort) {
+  const std::string deep = std::string(50'000, '[') + std::string(50'000, ']'), long_text(100'000, 'x');
+  const std::vector<std::pair<const char*, std::string>> faults = {
+      {"tokenizer_config.json", "{\"extra_special_tokens\": " + deep + "}"},
+      {"special_tokens_map.json", "{\"bos_token\": " + deep + "}"},
+      {"generation_config.json", "{\"eos_token_id\": " + deep + "}"},
+      {"config.json", "{\"eos_token_id\": \"" + long_text + "\"}"},
+      {"tokenizer_config.json", "{\"added_tokens_decoder\": {\"" + long_text + "\": {\"content\": \"x\"}}}"},
+  };
+  for (const auto& [name, bytes] : faults) {
+    TempFolder folder;
+    folder.write("tokenizer.json", word_tokenizer()).write(name, std::string_view(bytes));
+    const auto text = open_error(folder);
+    EXPECT_TRUE(has(text, "[text] ", name));
+    EXPECT_LT(text.size(), 400u);
+  }
+}
+
 TEST(Folder, OddRolesAreNotTokens) {
   TempFolder folder;
   folder.write("tokenizer.json", word_tokenizer())

@@ -44,6 +44,13 @@ void refused(const std::string& source, const char* word) {
   EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(20)) << name;
 }
 
+TEST(HostileTemplate, WritesNoMoreThanTheMessagesExplain) {
+  refused("{{ 'a,' * 1000000 }}", "the template writes 2000000 bytes");
+  EXPECT_EQ(render("{{ 'a' * 1000000 }}").size(), 1'000'000u);
+  const Json long_chat = Json::array({{{"role", "user"}, {"content", std::string(3'000'000, 'x')}}});
+  EXPECT_EQ(render("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", long_chat).size(), 6'000'000u);
+}
+
 TEST(HostileTemplate, LongChains) {
   constexpr std::size_t kMany = 100'000;
   for (const auto* link : {"+1", " and 1", "~1", "**1", "<1", "|int", ".a", "[0]", "()", " is odd"}) {

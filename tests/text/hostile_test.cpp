@@ -55,6 +55,19 @@ TEST(Hostile, NotATokenizer) {
   }
 }
 
+TEST(Hostile, FaultsAreToldWithoutTheNamesOfTheCratesTypes) {
+  auto content = word_tokenizer();
+  content["pre_tokenizer"] = {{"type", 7}};
+  content["model"]["vocab"] = "none";
+  for (const auto& [bytes, part] : {std::pair{content.dump(), "line 1, column "}, {std::string("{"), "line 1, column 1: no valid JSON"}}) {
+    TempFolder folder;
+    folder.write("tokenizer.json", std::string_view(bytes));
+    const auto text = message_of([&] { Tokenizer::open(folder.path()); });
+    EXPECT_TRUE(has(text, "[text] ", "tokenizer.json", part));
+    EXPECT_EQ(text.find("enum"), std::string::npos) << text;
+  }
+}
+
 TEST(Hostile, Truncated) {
   const auto whole = tiny_tokenizer();
   std::mt19937 random(1);

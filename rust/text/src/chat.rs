@@ -23,6 +23,10 @@ const FUEL_PER_BYTE: u64 = 128;
 const MOST_FUEL: u64 = 16_000_000;
 /// No model reads as much in one chat.
 const LONGEST_OUTPUT: usize = 64 << 20;
+/// What a template may write of its own, beside OUTPUT_PER_BYTE of the messages, which most write once. The longest tool instructions have some
+/// ten thousand bytes. Cutting a text into tokens takes hundreds of bytes for each of its own, and where there is no memory left the program ends.
+const LONGEST_OWN_OUTPUT: usize = 1 << 20;
+const OUTPUT_PER_BYTE: usize = 8;
 /// The fuel lasts for a second or two; this is for work that costs none.
 const SECONDS: u64 = 4;
 const BYTES_PER_SECOND: u64 = 4 << 20;
@@ -38,13 +42,14 @@ pub fn render(source: &str, context: &[u8]) -> Result<String, String> {
 
 fn render_here(source: &str, context: &[u8]) -> Result<String, String> {
     let fuel = (FUEL + FUEL_PER_BYTE * context.len() as u64).min(MOST_FUEL);
+    let longest = LONGEST_OWN_OUTPUT.saturating_add(context.len().saturating_mul(OUTPUT_PER_BYTE)).min(LONGEST_OUTPUT);
     let context = context::read(context).map_err(|e| format!("its variables cannot be read ({e})"))?;
     let mut environment = environment().clone();
     environment.set_fuel(Some(fuel));
     let source = template_source::prepare(source, environment.syntax().clone(), GUARD)?;
     let text = environment.render_str(&source, context).map_err(|e| describe(&e, fuel))?;
-    if text.len() > LONGEST_OUTPUT {
-        return Err(format!("the template writes {} bytes, more than the {LONGEST_OUTPUT} that a chat may have", text.len()));
+    if text.len() > longest {
+        return Err(format!("the template writes {} bytes, more than the {longest} that it may for these messages", text.len()));
     }
     Ok(text)
 }

@@ -13,6 +13,10 @@ pub fn front_matter(text: &str) -> Result<String, String> {
         Ok(Value::Null) => Ok(empty.to_string()),
         Ok(value @ Value::Object(_)) => Ok(value.to_string()),
         Ok(_) => Err("the card's front matter is not a list of keys; mend the YAML between its two lines of ---".into()),
-        Err(e) => Err(format!("the card's front matter is no valid YAML ({e}); mend what stands between its two lines of ---")),
+        Err(e) => {
+            // The parser counts from the line behind the first ---.
+            let place = e.location().map_or_else(|| "its parts contradict each other".to_owned(), |at| format!("line {}, column {}", at.line() + 1, at.column()));
+            Err(format!("the card's front matter is no valid YAML ({place}); mend what stands between its two lines of ---"))
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use serde::Deserialize;
+use serde_json::error::Category;
 use tokenizers::{AddedToken, ModelWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl};
 
 use crate::bounded::{self, BoundedDecoder, BoundedNormalizer};
@@ -31,6 +32,20 @@ enum OnClash {
     MakeSpecial,
 }
 
+/// What is wrong with tokenizer.json, without the names of the crates' types.
+fn said(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let what = match error.classify() {
+        Category::Data if text.contains("untagged enum") => "a part of no known kind, or with fields of the wrong types",
+        Category::Data => text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what),
+        _ => "no valid JSON, or nested too deeply",
+    };
+    match error.line() {
+        0 => what.to_owned(), // a value that was parsed before
+        line => format!("line {line}, column {}: {what}", error.column()),
+    }
+}
+
 fn narrow(id: u32) -> Result<i32, String> {
     i32::try_from(id).map_err(|_| format!("token id {id} is beyond {}", i32::MAX))
 }
@@ -47,7 +62,7 @@ impl LoadedTokenizer {
     pub fn open(json: &[u8], added_tokens: &[u8]) -> Result<Self, String> {
         bound_regexes();
         bounded::check(json)?;
-        let mut tokenizer: Tokenizer = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+        let mut tokenizer: Tokenizer = serde_json::from_slice(json).map_err(|e| said(&e))?;
         // A tokenizer.json may carry the limits of whoever saved it last; callers cut and pad for themselves.
         tokenizer.with_truncation(None).map_err(|e| e.to_string())?;
         tokenizer.with_padding(None);

@@ -8,6 +8,7 @@
 #include <map>
 
 #include "base/error.h"
+#include "base/shown.h"
 
 namespace lquant::model {
 namespace {
@@ -36,57 +37,58 @@ std::vector<std::string> known_model_types() {
 
 ModelSpec spec_from_config(const nlohmann::json& config) {
   if (!config.is_object()) fail("model", "config.json: not an object; take the config.json of the original model");
-  if (!config.contains("model_type") || !config["model_type"].is_string())
-    fail("model", "config.json: \"model_type\" is missing; take the config.json of the original model");
-  const auto type = config["model_type"].get<std::string>();
+  const auto type = JsonView("model", "config.json", config, family::kMend).at("model_type").text();
   const auto row = families().find(type);
   if (row == families().end()) {
     std::string known;
     for (const auto& name : known_model_types()) known += (known.empty() ? "" : ", ") + name;
-    fail("model", "config.json: model_type \"{}\" is not supported; supported: {}", type, known);
+    fail("model", "config.json: model_type \"{}\" is not supported; supported: {}", shown(type), known);
   }
-  try {
-    const family::Config fields(config);
-    if (fields.has("model_file"))
-      fail("model", "config.json: \"model_file\" names program code as the model's architecture, which lquant does not run; give a model of a known type");
-    auto spec = row->second(fields);
-    spec.settled = fields.settled();
-    return spec;
-  } catch (const nlohmann::json::exception& e) {
-    fail("model", "config.json: a field of the wrong type ({}); take the config.json of the original model", e.what());
-  }
+  const family::Config fields(config);
+  if (fields.has("model_file"))
+    fail("model", "config.json: \"model_file\" names program code as the model's architecture, which lquant does not run; give a model of a known type");
+  auto spec = row->second(fields);
+  spec.settled = fields.settled();
+  return spec;
 }
 
 namespace family {
 
+JsonView Config::field(const char* key) const {
+  const JsonView view("model", "config.json", fields_, kMend);
+  if (!has(key)) fail("model", "config.json: \"{}\" is missing; {}", key, kMend);
+  return view.at(key);
+}
+
 int Config::count(const char* key, int least) const {
-  const double value = number(key);
   // Above a thousand million no model has layers, heads or vocabulary, and products of two such sizes still fit in 64 bits.
-  if (value != std::floor(value) || value < least || value > 1e9)
-    fail("model", "config.json: \"{}\" is {}; a whole number from {} is needed", key, value, least);
-  if (!fields_.at(key).is_number_integer()) settle(key, static_cast<int>(value));
-  return static_cast<int>(value);
+  const auto value = static_cast<int>(field(key).whole(least, 1'000'000'000));
+  if (!fields_.at(key).is_number_integer()) settle(key, value);
+  return value;
 }
 
-double Config::number(const char* key) const {
-  if (!has(key)) fail("model", "config.json: \"{}\" is missing; take the config.json of the original model", key);
-  const auto& value = fields_.at(key);
-  if (!value.is_number()) fail("model", "config.json: \"{}\" is {}, not a number", key, value.dump());
-  return value.get<double>();
-}
+double Config::number(const char* key) const { return field(key).number(); }
 
-bool Config::flag(const char* key) const {
-  if (!has(key)) fail("model", "config.json: \"{}\" is missing; take the config.json of the original model", key);
-  const auto& value = fields_.at(key);
-  if (!value.is_boolean()) fail("model", "config.json: \"{}\" is {}, neither true nor false", key, value.dump());
-  return value.get<bool>();
+bool Config::flag(const char* key) const { return field(key).flag(); }
+
+std::vector<JsonView> Config::entries(const char* key, int size) const {
+  const auto list = field(key);
+  std::vector<JsonView> all;
+  for (std::size_t i = 0; i < list.size(); ++i) all.push_back(list.at(i));
+  if (size > 0 && static_cast<int>(all.size()) != size)
+    fail("model", "config.json: \"{}\" has {} entries where the model has {} layers", key, all.size(), size);
+  return all;
 }
 
 std::vector<int> Config::counts(const char* key, int size) const {
-  if (!has(key) || !fields_.at(key).is_array()) fail("model", "config.json: \"{}\" must be a list of whole numbers", key);
-  auto values = fields_.at(key).get<std::vector<int>>();
-  if (size > 0 && static_cast<int>(values.size()) != size)
-    fail("model", "config.json: \"{}\" has {} entries where the model has {} layers", key, values.size(), size);
+  std::vector<int> values;
+  for (const auto& entry : entries(key, size)) values.push_back(static_cast<int>(entry.whole(INT32_MIN, INT32_MAX)));
+  return values;
+}
+
+std::vector<std::string> Config::texts(const char* key, int size) const {
+  std::vector<std::string> values;
+  for (const auto& entry : entries(key, size)) values.push_back(entry.text());
   return values;
 }
 
@@ -95,7 +97,7 @@ Decoder Decoder::read(const Config& config) {
   d.hidden = config.count("hidden_size");
   d.layers = config.count("num_hidden_layers");
   // The deepest published decoders have some two hundred layers; a file that claims more than this is damaged.
-  if (d.layers > 10000) fail("model", "config.json: \"num_hidden_layers\" is {}; take the config.json of the original model", d.layers);
+  if (d.layers > 10000) fail("model", "config.json: \"num_hidden_layers\" is {}; {}", d.layers, kMend);
   d.intermediate = config.count("intermediate_size");
   d.heads = config.count("num_attention_heads");
   d.kv_heads = config.has("num_key_value_heads") ? config.count("num_key_value_heads") : d.heads;
@@ -125,7 +127,7 @@ void Decoder::read_tie(const Config& config, std::optional<bool> otherwise) {
 nlohmann::json rope_scaling(const Config& config, const char* key) {
   auto scaling = config.value(key);
   if (scaling.is_null()) return scaling;
-  if (!scaling.is_object()) fail("model", "config.json: \"{}\" is not an object; take the config.json of the original model", key);
+  if (!scaling.is_object()) fail("model", "config.json: \"{}\" is {}, not an object; {}", key, shown_json(scaling), kMend);
   const auto before = scaling.size();
   for (auto field = scaling.begin(); field != scaling.end();) field = field->is_null() ? scaling.erase(field) : std::next(field);
   if (scaling.size() != before) config.settle(key, scaling);

@@ -5,11 +5,15 @@
 #include <optional>
 #include <string>
 
+#include "base/json.h"
 #include "model/spec.h"
 
 // One file a family, one row in family.cpp. A family's function reads its fields of config.json (with the defaults of mlx_lm's
 // ModelArgs, since its output must mean the same there), fills a Decoder, and changes in the result what is its own.
 namespace lquant::model::family {
+
+/// What messages about a field advise.
+inline constexpr const char* kMend = "take the config.json of the original model";
 
 /// config.json's fields with a type and a range; null counts as absent. Throws Error naming the field. Where mlx_lm, which has the written file as
 /// it stands, would not read the same (a null, 6.0 for a count), the value that was read is kept in settled().
@@ -34,8 +38,13 @@ class Config {
   nlohmann::json value(const char* key) const { return has(key) ? fields_.at(key) : nlohmann::json(); }
   /// A list of whole numbers of this length; of any length when `size` is 0.
   std::vector<int> counts(const char* key, int size = 0) const;
+  /// A list of texts of this length.
+  std::vector<std::string> texts(const char* key, int size) const;
 
  private:
+  /// The field, which must be there; its failures name it.
+  JsonView field(const char* key) const;
+  std::vector<JsonView> entries(const char* key, int size) const;
   template <class T>
   T otherwise_of(const char* key, T value) const {
     if (is_null(key)) settle(key, value);

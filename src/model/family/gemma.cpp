@@ -11,6 +11,13 @@
 namespace lquant::model::family {
 namespace {
 
+/// The factor of attention scores.
+float scale_of(const Config& config, double otherwise) {
+  const double divisor = config.number_or("query_pre_attn_scalar", otherwise);
+  if (!(divisor > 0)) fail("model", "config.json: \"query_pre_attn_scalar\" is {}, not above 0; {}", divisor, kMend);
+  return static_cast<float>(1 / std::sqrt(divisor));
+}
+
 Decoder gemma(const Config& config) {
   auto decoder = Decoder::read(config);
   decoder.sandwich = true;
@@ -28,7 +35,7 @@ ModelSpec gemma2(const Config& config) {
   const bool tied = config.flag_or("tie_word_embeddings", true);
   for (const char* key : {"attn_logit_softcapping", "final_logit_softcapping"})
     if (config.is_null(key)) fail("model", "config.json: \"{}\" is null, and mlx_lm does not run Gemma 2 without it", key);
-  decoder.scale = static_cast<float>(1 / std::sqrt(config.number_or("query_pre_attn_scalar", 144)));
+  decoder.scale = scale_of(config, 144);
   auto spec = decoder.build(
       "gemma2", make_rope(decoder.head_dim, config.number_or("rope_theta", 10000), config.flag_or("rope_traditional", false), nullptr, 0));
   if (!tied) std::erase_if(spec.left_out, [](const auto& row) { return row.pattern.starts_with("lm_head."); });
@@ -51,7 +58,7 @@ ModelSpec gemma3_text(const Config& config) {
   for (const auto& [key, value] : filled.settled().items()) config.settle(key.c_str(), value);
   decoder.tied = false;
   decoder.qk_norm = true;
-  decoder.scale = static_cast<float>(1 / std::sqrt(config.number_or("query_pre_attn_scalar", 256)));
+  decoder.scale = scale_of(config, 256);
   const auto global = make_rope(decoder.head_dim, config.number_or("rope_theta", 1e6), false, rope_scaling(config),
                                 config.count_or("max_position_embeddings", 32768));
   const auto local = make_rope(decoder.head_dim, config.number_or("rope_local_base_freq", 1e4), false, nullptr, 0);

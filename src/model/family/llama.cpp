@@ -1,6 +1,5 @@
 // Llama 1 to 3 (arXiv 2302.13971, 2307.09288, 2407.21783), and Mistral and others that mlx_lm runs with the same code. Layers named
 // "sliding_attention" in layer_types see `sliding_window` keys; Mistral's bare sliding_window has no effect there.
-#include "base/error.h"
 #include "model/family/family.h"
 
 namespace lquant::model::family {
@@ -15,9 +14,7 @@ ModelSpec llama(const Config& config) {
   auto spec = decoder.build("llama", rope);
 
   if (config.has("layer_types")) {
-    const auto types = config.value("layer_types").get<std::vector<std::string>>();
-    if (static_cast<int>(types.size()) != decoder.layers)
-      fail("model", "config.json: \"layer_types\" has {} entries where the model has {} layers", types.size(), decoder.layers);
+    const auto types = config.texts("layer_types", decoder.layers);
     for (int i = 0; i < decoder.layers; ++i)
       if (types[i] == "sliding_attention") spec.blocks[i].attention.window = config.count("sliding_window");
   }

@@ -11,8 +11,9 @@ namespace {
 nlohmann::json phi3_scaling(const Config& config) {
   auto scaling = rope_scaling(config);
   if (!scaling.is_object() || scaling.empty()) return nullptr;
-  auto type = scaling.value("type", "");
-  if (type.empty()) type = scaling.value("rope_type", "default");
+  const JsonView view("model", "config.json: rope_scaling", scaling, kMend);
+  auto type = scaling.contains("type") ? view.at("type").text() : "";
+  if (type.empty()) type = scaling.contains("rope_type") ? view.at("rope_type").text() : "default";
   if (type != "longrope" && type != "su" && type != "linear") {
     config.settle("rope_scaling", nullptr);
     return nullptr;
@@ -39,7 +40,9 @@ ModelSpec phi3(const Config& config) {
   decoder.head_dim = decoder.hidden / decoder.heads;
   decoder.read_tie(config, false);
   decoder.fused = true;
-  const int turning = static_cast<int>(decoder.head_dim * config.number_or("partial_rotary_factor", 1));
+  const double part = config.number_or("partial_rotary_factor", 1);
+  if (!(part > 0 && part <= 1)) fail("model", "config.json: \"partial_rotary_factor\" is {}, not a share above 0 and up to 1; {}", part, kMend);
+  const int turning = static_cast<int>(decoder.head_dim * part);
 
   const auto scaling = phi3_scaling(config);
   const bool interleaved = scaling.is_object() && scaling.at("type") != "linear" ? false : config.flag_or("rope_traditional", false);
