@@ -80,8 +80,9 @@ inline bool same_bytes(const mx::array& a, const mx::array& b) {
   return x.shape() == y.shape() && x.dtype() == y.dtype() && std::memcmp(x.data<char>(), y.data<char>(), x.nbytes()) == 0;
 }
 
-/// make() must give the same bytes on one, two and three threads.
+/// make() must give the same bytes on one, two and three threads of the CPU.
 inline void expect_thread_independent(const std::function<std::vector<mx::array>()>& make) {
+  if (mx::default_device() != mx::Device::cpu) GTEST_SKIP() << "MLX's sums over scattered rows have no fixed order on a GPU";
 #ifdef _OPENMP
   const int before = omp_get_max_threads();
   omp_set_num_threads(1);
