@@ -13,8 +13,8 @@
 #include "cli/command.h"
 #include "cli/print.h"
 #include "cli/signals.h"
+#include "cli/threads.h"
 #include "cli/usage.h"
-#include "cli/waiting.h"
 #include "lquant/version.h"
 
 namespace {
@@ -94,7 +94,7 @@ void keep_freed_memory() {
 
 // Every failure becomes one sentence and an exit code here and nowhere else.
 int main(int argc, char** argv) {
-  lquant::cli::wait_briefly(argv);
+  lquant::cli::settle_threads(argv);
   lquant::cli::prepare_streams();
   keep_freed_memory();
   try {

@@ -17,6 +17,9 @@ using json = nlohmann::json;
 
 namespace {
 
+// The tasks have two to five. Each choice is scored by itself, so that one row with a hundred thousand, which no person wrote, would take minutes.
+constexpr std::size_t kMostChoices = 1000;
+
 /// What is wrong with a row; the place is added by who knows it.
 struct BadRow {
   std::string what;
@@ -133,6 +136,7 @@ Question question_of(const Task& task, const json& row) {
       for (auto& text : *list) text = clean_wikihow(text);
   }
   if (q.endings.size() < 2) throw BadRow{"it has fewer than two choices"};
+  if (q.endings.size() > kMostChoices) throw BadRow{fmt::format("it has {} choices, and {} at most are read", q.endings.size(), kMostChoices)};
   for (std::size_t i = 0; i < q.endings.size(); ++i)
     if (q.endings[i].empty())
       throw BadRow{task.text_of_choice.empty() ? fmt::format("its choice {} is empty", i + 1) : std::string("nothing follows its blank")};

@@ -103,6 +103,8 @@ TEST(Rows, SayWhatIsWrongAndWhere) {
   expect_all(told("arc_easy", R"({"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "C"})"), {at, "answerKey C"});
   expect_all(told("arc_easy", R"({"question": "q", "choices": ["a"], "answer_index": 0})"), {at, "fewer than two"});
   expect_all(told("arc_easy", R"({"question": "q", "choices": [1, 2], "answer_index": 0})"), {at, "no list of texts"});
+  const auto many = json::array_t(1001, "a");
+  expect_all(told("arc_easy", json{{"question", "q"}, {"choices", many}, {"answer_index", 0}}.dump()), {at, "1001 choices", "1000 at most"});
   // Neither a deep row, which would overflow the stack, nor a long value gets further than its sentence.
   expect_all(told("boolq", R"({"passage": )" + std::string(50'000, '[') + std::string(50'000, ']') + "}"), {at, "no JSON object"});
   const std::string long_text(100'000, 'x');

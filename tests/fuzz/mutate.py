@@ -30,9 +30,10 @@ SECONDS, BYTES = 6, 1 << 30
 ENVIRONMENT = dict(os.environ, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive", HF_ENDPOINT="http://127.0.0.1:9", LQUANT_SAVE_SECONDS="0")
 # Tags of the rooms whose errors are for users; kernels' are for callers.
 ROOMS = "base checkpoint run text artifact codec model plan calibration quantize evaluate hub pipeline cli logits generate".split()
+# A word in brackets that is no room's tag is a library's, unless it is a list in JSON that is shown.
 LIBRARY = re.compile(
     r"json\.exception|panicked|bad_alloc|std::|basic_string|vector::|map::at|unordered_map|stoi|stod|invalid_argument|filesystem error"
-    r"|\[(?!(?:" + "|".join(ROOMS) + r")\])[a-z_]+\] |iostream|SIG[A-Z]+"
+    r"|\[(?!(?:null|true|false|" + "|".join(ROOMS) + r")\])[a-z_]+\] |iostream|SIG[A-Z]+"
 )
 LONGEST = 600
 
