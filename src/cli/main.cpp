@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <filesystem>
+#include <iostream>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,8 @@ constexpr std::size_t kLongestPath = 4096;
 
 /// Says it and passes the exit code on. Where stderr cannot be written (a full disk) the code still tells; fmt::print would throw.
 int complain(int code, const char* sentence) noexcept {
+  // A library's thread that meets the same fault (MLX's of a shared run) would print its own words behind the sentence.
+  std::cerr.setstate(std::ios::failbit);
   std::fputs("lquant: ", stderr);
   std::fputs(sentence, stderr);
   std::fputs("\n", stderr);
