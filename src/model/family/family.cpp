@@ -44,11 +44,13 @@ ModelSpec spec_from_config(const nlohmann::json& config) {
     for (const auto& name : known_model_types()) known += (known.empty() ? "" : ", ") + name;
     fail("model", "config.json: model_type \"{}\" is not supported; supported: {}", shown(type), known);
   }
-  const family::Config fields(config);
+  const auto spelling = family::older_spelling(config, type);
+  const family::Config fields(spelling.fields);
   if (fields.has("model_file"))
     fail("model", "config.json: \"model_file\" names program code as the model's architecture, which lquant does not run; give a model of a known type");
   auto spec = row->second(fields);
-  spec.settled = fields.settled();
+  spec.settled = spelling.settled;
+  spec.settled.update(fields.settled());
   return spec;
 }
 
