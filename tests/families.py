@@ -87,6 +87,19 @@ FAMILIES = {
         sliding_window_pattern=3,
         rope_scaling=dict(rope_type="linear", factor=8.0),
     ),
+    "seed-oss": dict(model_type="seed_oss", tie_word_embeddings=False, attention_bias=True),
+    "seed-oss-all-biases-yarn": dict(
+        model_type="seed_oss", tie_word_embeddings=False, attention_bias=True, attention_out_bias=True, mlp_bias=True, head_dim=64, rope_scaling=YARN
+    ),
+    "internlm3-dynamic": dict(
+        model_type="internlm3", qkv_bias=True, bias=True, max_position_embeddings=16, rope_scaling=dict(rope_type="dynamic", factor=2.0)
+    ),
+    "mimo": dict(model_type="mimo", tie_word_embeddings=False),
+    "telechat3": dict(model_type="telechat3", attention_bias=True, rope_scaling=dict(YARN, type="telechat3-yarn")),
+    "ernie4_5": dict(model_type="ernie4_5", use_bias=False),
+    "ernie4_5-biases-untied": dict(model_type="ernie4_5", use_bias=True, tie_word_embeddings=False, head_dim=64),
+    "helium": dict(model_type="helium", attention_bias=True, mlp_bias=True, tie_word_embeddings=False),
+    "glm4": dict(model_type="glm4", attention_bias=True, partial_rotary_factor=0.5, tie_word_embeddings=False),
     "qwen3-moe": MOE,
     "qwen3-moe-unstacked": dict(MOE, unstacked=True),
     "qwen3-moe-some-dense-raw-probabilities": dict(MOE, mlp_only_layers=[1], norm_topk_prob=False, tie_word_embeddings=False),

@@ -17,7 +17,8 @@ namespace {
 namespace mx = mlx::core;
 using nlohmann::json;
 
-// Fields as published: Llama 3.2 1B, Mistral 7B v0.3, Qwen2.5 0.5B, Qwen3 0.6B, SmolLM3 3B, Phi-3.5 mini, Gemma 2 2B, Gemma 3 1B, Qwen3 30B-A3B.
+// Fields as published: Llama 3.2 1B, Mistral 7B v0.3, Qwen2.5 0.5B, Qwen3 0.6B, SmolLM3 3B, Phi-3.5 mini, Gemma 2 2B, Gemma 3 1B, Qwen3 30B-A3B, Seed-OSS 36B,
+// GLM-4-9B-0414.
 const std::map<std::string, const char*>& published() {
   static const std::map<std::string, const char*> configs = {
       {"llama", R"({"model_type":"llama","hidden_size":2048,"num_hidden_layers":16,"intermediate_size":8192,"num_attention_heads":32,
@@ -48,6 +49,12 @@ const std::map<std::string, const char*>& published() {
         "num_key_value_heads":4,"head_dim":128,"rms_norm_eps":1e-06,"vocab_size":151936,"max_position_embeddings":40960,"rope_theta":1000000.0,
         "num_experts":128,"num_experts_per_tok":8,"decoder_sparse_step":1,"mlp_only_layers":[],"moe_intermediate_size":768,"norm_topk_prob":true,
         "tie_word_embeddings":false})"},
+      {"seed_oss", R"({"model_type":"seed_oss","hidden_size":5120,"num_hidden_layers":64,"intermediate_size":27648,"num_attention_heads":80,
+        "num_key_value_heads":8,"head_dim":128,"rms_norm_eps":1e-06,"vocab_size":155136,"max_position_embeddings":524288,"rope_theta":10000000.0,
+        "attention_bias":true,"attention_out_bias":false,"mlp_bias":false,"tie_word_embeddings":false})"},
+      {"glm4", R"({"model_type":"glm4","hidden_size":4096,"num_hidden_layers":40,"intermediate_size":13696,"num_attention_heads":32,
+        "num_key_value_heads":2,"head_dim":128,"rms_norm_eps":1e-05,"vocab_size":151552,"max_position_embeddings":32768,"rope_theta":10000.0,
+        "partial_rotary_factor":0.5,"attention_bias":true,"tie_word_embeddings":false})"},
   };
   return configs;
 }
@@ -57,7 +64,8 @@ ModelSpec published_spec(const std::string& type) { return spec_from_config(json
 TEST(Spec, PublishedModelsHaveTheirPublishedSizes) {
   // Parameters of the linears alone (norms and biases are the small rest), from the models' own cards.
   const std::map<std::string, double> billions = {{"llama", 1.236},   {"mistral", 7.248}, {"qwen2", 0.494},  {"qwen3", 0.596},
-                                                  {"smollm3", 3.075}, {"phi3", 3.821},    {"gemma2", 2.614}, {"qwen3_moe", 30.53}};
+                                                  {"smollm3", 3.075}, {"phi3", 3.821},    {"gemma2", 2.614}, {"qwen3_moe", 30.53},
+                                                  {"seed_oss", 36.15}, {"glm4", 9.40}};
   for (const auto& [type, size] : billions) {
     const auto spec = published_spec(type);  // linears() points into it
     double total = 0;

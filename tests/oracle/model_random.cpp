@@ -23,6 +23,12 @@ json tiny_config(const std::string& model_type) {
   if (model_type == "mistral") config["tie_word_embeddings"] = false, config["sliding_window"] = nullptr, config["head_dim"] = nullptr;
   if (model_type == "smollm3") config["no_rope_layers"] = {1, 0}, config["attention_bias"] = true;
   if (model_type == "phi3") config["partial_rotary_factor"] = 0.75, config["tie_word_embeddings"] = false;
+  if (model_type == "ernie4_5") config["use_bias"] = true;
+  if (model_type == "internlm3") config["qkv_bias"] = true;
+  for (const char* untied : {"seed_oss", "helium", "glm4"})
+    if (model_type == untied) config.update({{"tie_word_embeddings", false}, {"attention_bias", true}});
+  if (model_type == "helium") config["mlp_bias"] = true;
+  if (model_type == "glm4") config["partial_rotary_factor"] = 0.5;
   if (model_type == "gemma2") config["query_pre_attn_scalar"] = 24, config["attn_logit_softcapping"] = 5.0, config["final_logit_softcapping"] = 8.0;
   if (model_type == "gemma3_text") config["sliding_window"] = 5, config["sliding_window_pattern"] = 2, config["query_pre_attn_scalar"] = 24;
   if (model_type == "qwen3_moe") {

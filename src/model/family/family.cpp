@@ -17,11 +17,23 @@ using Family = ModelSpec (*)(const family::Config&);
 
 const std::map<std::string, Family>& families() {
   static const std::map<std::string, Family> table = {
-      {"gemma2", family::gemma2},       {"gemma3_text", family::gemma3_text},
-      {"iquestcoder", family::llama},   {"llama", family::llama},
-      {"mistral", family::llama},       {"phi3", family::phi3},
-      {"qwen2", family::qwen2},         {"qwen3", family::qwen3},
-      {"qwen3_moe", family::qwen3_moe}, {"smollm3", family::smollm3},
+      {"ernie4_5", family::ernie4_5},
+      {"gemma2", family::gemma2},
+      {"gemma3_text", family::gemma3_text},
+      {"glm4", family::glm4},
+      {"helium", family::helium},
+      {"internlm3", family::internlm3},
+      {"iquestcoder", family::llama},
+      {"llama", family::llama},
+      {"mimo", family::mimo},
+      {"mistral", family::llama},
+      {"phi3", family::phi3},
+      {"qwen2", family::qwen2},
+      {"qwen3", family::qwen3},
+      {"qwen3_moe", family::qwen3_moe},
+      {"seed_oss", family::seed_oss},
+      {"smollm3", family::smollm3},
+      {"telechat3", family::telechat3},
       {"xverse", family::llama},
   };
   return table;
@@ -144,7 +156,7 @@ std::vector<LeftOut> usual_left_out(bool tied) {
     rows.push_back({std::string("*.rotary_emb.") + name, "rotary tables, which follow from config.json"});
   for (const char* pattern : {"position_ids", "*.position_ids"}) rows.push_back({pattern, "numbers of positions, which are counted as the model runs"});
   for (const char* pattern : {"mtp.*", "model.mtp.*"})
-    rows.push_back({pattern, "layers that predict several tokens at once (MTP), which mlx_lm does not run"});
+    rows.push_back({pattern, kNotRun});
   if (tied)
     for (const char* tensor : {"weight", "scales", "biases"})
       rows.push_back({std::string("lm_head.") + tensor, "a second head, where config.json ties the head to the embedding"});
@@ -198,7 +210,7 @@ ModelSpec Decoder::build(const std::string& family, const std::optional<RopeSpec
       attention.q_norm = norm("self_attn.q_norm", head_dim);
       attention.k_norm = norm("self_attn.k_norm", head_dim);
     }
-    if (fused) {
+    if (fused_attention) {
       attention.inputs = {block_linear(i, "self_attn.qkv_proj", Role::qkv, q + 2 * kv, hidden, qkv_bias)};
     } else {
       attention.inputs = {block_linear(i, "self_attn.q_proj", Role::q, q, hidden, qkv_bias),
@@ -209,7 +221,7 @@ ModelSpec Decoder::build(const std::string& family, const std::optional<RopeSpec
 
     DenseMlp mlp;
     mlp.activation = activation;
-    if (fused) {
+    if (fused_mlp) {
       mlp.inputs = {block_linear(i, "mlp.gate_up_proj", Role::gate_up, 2 * intermediate, hidden, mlp_bias)};
     } else {
       mlp.inputs = {block_linear(i, "mlp.gate_proj", Role::gate, intermediate, hidden, mlp_bias),

@@ -14,6 +14,8 @@ namespace lquant::model::family {
 
 /// What messages about a field advise.
 inline constexpr const char* kMend = "take the config.json of the original model";
+/// Why such tensors are left out.
+inline constexpr const char* kNotRun = "layers that predict several tokens at once (MTP), which mlx_lm does not run";
 
 struct Spelling {
   nlohmann::json fields;   ///< config.json's, with the older names' beside the newer ones
@@ -69,7 +71,7 @@ struct Decoder {
   bool tied = true;
   bool head_if_present = false;  ///< the config leaves open whether it is tied
   bool qkv_bias = false, o_bias = false, mlp_bias = false;
-  bool fused = false;     ///< qkv_proj and gate_up_proj
+  bool fused_attention = false, fused_mlp = false;  ///< qkv_proj; gate_up_proj
   bool qk_norm = false;   ///< q_norm and k_norm over each head
   bool sandwich = false;  ///< Gemma 2 and 3: norms before and after each sub-layer, under Gemma's names
   float norm_offset = 0;
@@ -92,7 +94,14 @@ nlohmann::json rope_scaling(const Config& config, const char* key = "rope_scalin
 /// A linear of block i under "model.layers.i.": block_linear(3, "mlp.down_proj", Role::down, out, in).
 LinearSpec block_linear(int block, const std::string& name, Role role, int out, int in, bool bias = false);
 
+ModelSpec ernie4_5(const Config& config);
+ModelSpec glm4(const Config& config);
+ModelSpec helium(const Config& config);
+ModelSpec internlm3(const Config& config);
 ModelSpec llama(const Config& config);
+ModelSpec mimo(const Config& config);
+ModelSpec seed_oss(const Config& config);
+ModelSpec telechat3(const Config& config);
 ModelSpec smollm3(const Config& config);
 ModelSpec qwen2(const Config& config);
 ModelSpec qwen3(const Config& config);

@@ -39,7 +39,7 @@ ModelSpec phi3(const Config& config) {
   auto decoder = Decoder::read(config);
   decoder.head_dim = decoder.hidden / decoder.heads;
   decoder.read_tie(config, false);
-  decoder.fused = true;
+  decoder.fused_attention = decoder.fused_mlp = true;
   const double part = config.number_or("partial_rotary_factor", 1);
   if (!(part > 0 && part <= 1)) fail("model", "config.json: \"partial_rotary_factor\" is {}, not a share above 0 and up to 1; {}", part, kMend);
   const int turning = static_cast<int>(decoder.head_dim * part);

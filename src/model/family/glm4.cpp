@@ -1,0 +1,28 @@
+// GLM-4-0414's dense models: norms on both sides of each sub-layer, gate and up in one linear, a part of each head turns, in neighbouring pairs.
+// Layers behind the last one predict several tokens at once.
+#include "base/error.h"
+#include "model/family/family.h"
+
+namespace lquant::model::family {
+
+ModelSpec glm4(const Config& config) {
+  auto decoder = Decoder::read(config);
+  decoder.head_dim = config.count("head_dim");
+  decoder.tied = false;
+  decoder.qkv_bias = config.flag("attention_bias");
+  decoder.fused_mlp = true;
+  const double part = config.number("partial_rotary_factor");
+  if (!(part > 0 && part <= 1)) fail("model", "config.json: \"partial_rotary_factor\" is {}, not a share above 0 and up to 1; {}", part, kMend);
+  auto spec = decoder.build("glm4", make_rope(static_cast<int>(decoder.head_dim * part), config.number("rope_theta"),
+                                              config.flag_or("rope_traditional", true), nullptr, 0));
+  for (int i = 0; i < decoder.layers; ++i) {
+    auto& block = spec.blocks[i];
+    const auto norm = [&](const char* name) { return NormSpec{"model.layers." + std::to_string(i) + "." + name, decoder.hidden, decoder.eps}; };
+    block.attention_post_norm = norm("post_self_attn_layernorm");
+    block.mlp_post_norm = norm("post_mlp_layernorm");
+  }
+  spec.left_out.push_back({"model.layers." + std::to_string(decoder.layers) + ".*", kNotRun});
+  return spec;
+}
+
+}  // namespace lquant::model::family
