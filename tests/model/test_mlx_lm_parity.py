@@ -50,41 +50,6 @@ def test_float32(name, tmp_path):
     assert_close(lquant_logits(tmp_path, ids, "float32"), mlx_lm_logits(tmp_path, ids))
 
 
-def newer(config):
-    """config.json as transformers 5 writes it: what turns with positions is in rope_parameters, what differs by layer in layer_types."""
-    config = dict(config)
-    scaling = config.pop("rope_scaling", None) or {}
-    parameters = dict(rope_type="default", rope_theta=config.pop("rope_theta"), **{k: v for k, v in scaling.items() if k not in ("type", "rope_type")})
-    if scaling:
-        parameters["rope_type"] = scaling.get("rope_type", scaling.get("type"))
-    if "partial_rotary_factor" in config:
-        parameters["partial_rotary_factor"] = config.pop("partial_rotary_factor")
-    if config["model_type"] == "gemma3_text":
-        local = dict(rope_type="default", rope_theta=config.pop("rope_local_base_freq"))
-        parameters = dict(full_attention=parameters, sliding_attention=local)
-        pattern, layers = config.pop("sliding_window_pattern"), range(1, config["num_hidden_layers"] + 1)
-        config["layer_types"] = ["full_attention" if i % pattern == 0 else "sliding_attention" for i in layers]
-    return dict(config, rope_parameters=parameters)
-
-
-@pytest.mark.parametrize("name", ["llama-llama3", "mistral", "qwen2-untied-yarn", "qwen3", "smollm3", "phi3-partial-longrope", "gemma2", "gemma3-untied-scaled", "qwen3-moe"])
-def test_config_of_transformers_5(name, tmp_path):
-    """mlx_lm would run such a folder with its default base of positions; it runs what is written here as the older config says."""
-    local = dict(rope_local_base_freq=300.0) if name.startswith("gemma3") else {}
-    model, config, unstacked, untied = build(name, seed=4, rope_theta=700.0, **local)
-    save(tmp_path / "older", model, config, unstacked, untied)
-    save(tmp_path / "newer", model, newer(config), unstacked, untied)
-    ids = token_ids(config["vocab_size"])
-    expected = mlx_lm_logits(tmp_path / "older", ids)
-    assert_close(lquant_logits(tmp_path / "newer", ids, "float32"), expected)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(TINY / file, tmp_path / "newer")
-    command = [LQUANT, "convert", "--hf-path", tmp_path / "newer", "--mlx-path", tmp_path / "written", "--dtype", "float32"]
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode == 0, done.stderr
-    assert_close(mlx_lm_logits(tmp_path / "written", ids), expected)
-
-
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_quantized(name, tmp_path):
     family, group_size, bits, mode, predicate = QUANTIZED[name]

@@ -56,13 +56,11 @@ ModelSpec spec_from_config(const nlohmann::json& config) {
     for (const auto& name : known_model_types()) known += (known.empty() ? "" : ", ") + name;
     fail("model", "config.json: model_type \"{}\" is not supported; supported: {}", shown(type), known);
   }
-  const auto spelling = family::older_spelling(config, type);
-  const family::Config fields(spelling.fields);
+  const family::Config fields(config);
   if (fields.has("model_file"))
     fail("model", "config.json: \"model_file\" names program code as the model's architecture, which lquant does not run; give a model of a known type");
   auto spec = row->second(fields);
-  spec.settled = spelling.settled;
-  spec.settled.update(fields.settled());
+  spec.settled = fields.settled();
   return spec;
 }
 

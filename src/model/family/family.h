@@ -17,14 +17,6 @@ inline constexpr const char* kMend = "take the config.json of the original model
 /// Why such tensors are left out.
 inline constexpr const char* kNotRun = "layers that predict several tokens at once (MTP), which mlx_lm does not run";
 
-struct Spelling {
-  nlohmann::json fields;   ///< config.json's, with the older names' beside the newer ones
-  nlohmann::json settled;  ///< for ModelSpec::settled: fields that were added and that mlx_lm would miss
-};
-/// The fields of config.json of a `type` under the names that the families read, which are transformers 4's and mlx_lm's. Where both generations'
-/// names are there the older one's value holds, as in mlx_lm. Throws Error naming the field of what mlx_lm could not run.
-Spelling older_spelling(const nlohmann::json& config, const std::string& type);
-
 /// config.json's fields with a type and a range; null counts as absent. Throws Error naming the field. Where mlx_lm, which has the written file as
 /// it stands, would not read the same (a null, 6.0 for a count), the value that was read is kept in settled().
 class Config {

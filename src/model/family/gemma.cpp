@@ -3,11 +3,9 @@
 // whole context. Gemma 3 norms q and k and alternates local layers, with a rope base of their own, with global ones.
 #include <mlx/types/bf16.h>
 
-#include <algorithm>
 #include <cmath>
 
 #include "base/error.h"
-#include "base/shown.h"
 #include "model/family/family.h"
 
 namespace lquant::model::family {
@@ -18,19 +16,6 @@ float scale_of(const Config& config, double otherwise) {
   const double divisor = config.number_or("query_pre_attn_scalar", otherwise);
   if (!(divisor > 0)) fail("model", "config.json: \"query_pre_attn_scalar\" is {}, not above 0; {}", divisor, kMend);
   return static_cast<float>(1 / std::sqrt(divisor));
-}
-
-/// Every so many layers one sees everything, and the last of the first so many is the first of these. transformers 5 lists the layers' kinds instead,
-/// of which mlx_lm knows nothing.
-int pattern_of(const Config& config, int layers) {
-  if (config.has("sliding_window_pattern") || !config.has("layer_types")) return config.count_or("sliding_window_pattern", 6);
-  const auto types = config.texts("layer_types", layers);
-  const int pattern = 1 + static_cast<int>(std::find(types.begin(), types.end(), "full_attention") - types.begin());
-  for (int i = 0; i < layers; ++i)
-    if ((types[i] == "full_attention") != ((i + 1) % pattern == 0) || (types[i] != "full_attention" && types[i] != "sliding_attention"))
-      fail("model", "config.json: \"layer_types\" is no pattern of local layers and then a global one, which is what mlx_lm runs; layer {} is \"{}\"", i, shown(types[i]));
-  if (pattern <= layers) config.settle("sliding_window_pattern", pattern);
-  return pattern;
 }
 
 Decoder gemma(const Config& config) {
@@ -82,7 +67,7 @@ ModelSpec gemma3_text(const Config& config) {
   spec.head_if_present = true;
   // mlx_lm rounds this one to bf16 whatever the compute dtype.
   spec.embedding_multiplier = static_cast<float>(mlx::core::bfloat16_t(std::sqrt(static_cast<float>(decoder.hidden))));
-  const int window = config.count_or("sliding_window", 512), pattern = pattern_of(config, decoder.layers);
+  const int window = config.count_or("sliding_window", 512), pattern = config.count_or("sliding_window_pattern", 6);
   if (pattern > decoder.layers)
     fail("model", "config.json: \"sliding_window_pattern\" {} exceeds \"num_hidden_layers\" {}, and mlx_lm runs no such model", pattern, decoder.layers);
   for (int i = 0; i < decoder.layers; ++i) {

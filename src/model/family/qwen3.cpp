@@ -1,4 +1,5 @@
-// Qwen3 (arXiv 2505.09388): norms over each head of q and k, no biases.
+// Qwen3 (arXiv 2505.09388): norms over each head of q and k, no biases. transformers 5 writes rope_theta and the
+// scaling into one "rope_parameters".
 #include "model/family/family.h"
 
 namespace lquant::model::family {
@@ -8,8 +9,11 @@ ModelSpec qwen3(const Config& config) {
   decoder.head_dim = config.count("head_dim");
   decoder.read_tie(config, std::nullopt);
   decoder.qk_norm = true;
-  return decoder.build("qwen3", make_rope(decoder.head_dim, config.number("rope_theta"), false, rope_scaling(config),
-                                          config.count("max_position_embeddings")));
+  const auto nested = rope_scaling(config, "rope_parameters");
+  const bool theta_nested = !config.has("rope_theta") && nested.is_object();
+  const double theta = theta_nested ? Config(nested).number("rope_theta") : config.number("rope_theta");
+  const auto scaling = config.has("rope_scaling") ? rope_scaling(config) : nested;
+  return decoder.build("qwen3", make_rope(decoder.head_dim, theta, false, scaling, config.count("max_position_embeddings")));
 }
 
 }  // namespace lquant::model::family
