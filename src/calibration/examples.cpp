@@ -45,7 +45,7 @@ class RowReader {
 
   Example read(const Line& line) const {
     const Origin origin{file_, line.number};
-    auto example = parsed(line, origin);
+    auto example = encoded(line, origin);
     const bool chat = example.origin.chat;
     example.origin = origin;
     example.origin.chat = chat;
@@ -54,8 +54,12 @@ class RowReader {
     return example;
   }
 
+  /// Throws Error for what read() would refuse before it asks the tokenizer.
+  void check(const Line& line) const { static_cast<void>(parsed(line)); }
+
  private:
-  Example parsed(const Line& line, const Origin& origin) const {
+  /// The row, with keys of the right types.
+  json parsed(const Line& line) const {
     json row;
     try {
       row = parse_json<json>(line.text);
@@ -65,26 +69,43 @@ class RowReader {
       complain(line, fmt::format("is not JSON ({})", where));
     }
     if (!row.is_object()) complain(line, "is not a JSON object");
+    const auto need_text = [&](const char* key) {
+      if (!row.at(key).is_string()) complain(line, "has a text that is not a string");
+    };
+    if (is_pair(row)) {
+      need_text("prompt");
+      need_text("completion");
+    } else if (row.contains("messages")) {
+      if (!row.at("messages").is_array() || row.at("messages").empty()) complain(line, "has \"messages\" that is not a list of messages");
+    } else if (row.contains("text")) {
+      if (options_.mask_prompt) complain(line, "is plain text, which has no prompt to mask; drop --mask-prompt");
+      need_text("text");
+    } else if (row.contains("tokens")) {
+      check_ids(line, row.at("tokens"));
+    } else {
+      complain(line, "has none of the keys \"text\", \"messages\", \"tokens\", or \"prompt\" with \"completion\"");
+    }
+    return row;
+  }
+
+  static bool is_pair(const json& row) { return row.contains("prompt") && row.contains("completion"); }
+
+  Example encoded(const Line& line, const Origin& origin) const {
+    const auto row = parsed(line);
     const auto place = [&] { return origin.place(); };
     try {
-      if (row.contains("prompt") && row.contains("completion")) {
-        const json turns{{{"role", "user"}, {"content", row.at("prompt").get<std::string>()}},
-                         {{"role", "assistant"}, {"content", row.at("completion").get<std::string>()}}};
+      if (is_pair(row)) {
+        const json turns{{{"role", "user"}, {"content", row.at("prompt")}}, {{"role", "assistant"}, {"content", row.at("completion")}}};
         return with_place(place, [&] { return chat(turns, row); });
       }
-      if (row.contains("messages")) {
-        if (!row.at("messages").is_array() || row.at("messages").empty()) complain(line, "has \"messages\" that is not a list of messages");
-        return with_place(place, [&] { return chat(row.at("messages"), row); });
-      }
-      if (row.contains("text")) {
-        if (options_.mask_prompt) complain(line, "is plain text, which has no prompt to mask; drop --mask-prompt");
-        return with_place(place, [&] { return plain(row.at("text").get<std::string>()); });
-      }
-      if (row.contains("tokens")) return tokenized(line, row.at("tokens"));
+      if (row.contains("messages")) return with_place(place, [&] { return chat(row.at("messages"), row); });
+      if (row.contains("text")) return with_place(place, [&] { return plain(row.at("text").get<std::string>()); });
     } catch (const json::exception&) {
       complain(line, "has a text that is not a string");
     }
-    complain(line, "has none of the keys \"text\", \"messages\", \"tokens\", or \"prompt\" with \"completion\"");
+    Example example;
+    for (const auto& id : row.at("tokens")) example.tokens.push_back(id.get<std::int32_t>());
+    return example;
   }
 
   [[noreturn]] void complain(const Line& line, std::string_view what) const {
@@ -99,18 +120,14 @@ class RowReader {
     return example;
   }
 
-  Example tokenized(const Line& line, const json& ids) const {
+  void check_ids(const Line& line, const json& ids) const {
     if (options_.mask_prompt) complain(line, "is a list of token ids, which has no prompt to mask; drop --mask-prompt");
-    Example example;
     // A model's table can be longer than its tokenizer's list.
     const auto limit = std::max<std::int64_t>(options_.vocab, static_cast<std::int64_t>(tokenizer_.vocab_size()));
     if (!ids.is_array()) complain(line, "has \"tokens\" that is not a list of token ids");
-    for (const auto& id : ids) {
+    for (const auto& id : ids)
       if (!id.is_number_integer() || id < 0 || id >= limit)
         complain(line, "has \"tokens\" that is not a list of ids of the model's vocabulary");
-      example.tokens.push_back(id.get<std::int32_t>());
-    }
-    return example;
   }
 
   Example chat(const json& messages, const json& row) const {
@@ -229,7 +246,10 @@ std::vector<Example> read_until(const fs::path& file, const text::Tokenizer& tok
   std::vector<Example> examples;
   std::size_t total = 0;
   for (const auto i : permutation(lines.size(), seed)) {
-    if (total >= tokens) break;
+    if (total >= tokens) {
+      reader.check(lines[i]);
+      continue;
+    }
     examples.push_back(reader.read(lines[i]));
     total += examples.back().tokens.size();
   }

@@ -44,7 +44,8 @@ struct SourceOptions {
 std::vector<Example> read_examples(const std::filesystem::path& file, const text::Tokenizer& tokenizer, const SourceOptions& options,
                                    const std::vector<std::size_t>& wanted = {});
 
-/// The rows of a .jsonl file in a seeded random order until they hold `tokens` tokens together, or all of them. Rows behind are not looked at.
+/// The rows of a .jsonl file in a seeded random order until they hold `tokens` tokens together, or all of them. Rows behind
+/// are not tokenized; what is wrong with their JSON or keys is told all the same.
 std::vector<Example> read_until(const std::filesystem::path& file, const text::Tokenizer& tokenizer, const SourceOptions& options, std::uint64_t seed,
                                 std::size_t tokens);
 

@@ -127,11 +127,13 @@ TEST_F(ExamplesTest, RowsAreReadUntilTheyHoldEnough) {
     ASSERT_EQ(some.size(), (tokens + 2) / 3) << tokens;
     for (std::size_t i = 0; i < some.size(); ++i) EXPECT_EQ(some[i].tokens, all[i].tokens);
   }
-  std::vector<std::string> lines(3, "not JSON");  // only the row that is drawn first is one
-  lines[all[0].origin.row - 1] = R"({"tokens": [1, 2, 3]})";
-  const auto bad = write("b.jsonl", lines[0] + "\n" + lines[1] + "\n" + lines[2]);
-  EXPECT_EQ(read_until(bad, *tokenizer, options, 5, 3).size(), 1u);
-  EXPECT_THROW(read_until(bad, *tokenizer, options, 5, 4), Error);
+  // The rows behind are not tokenized, but a damaged file is one all the same.
+  for (const char* wrong : {"not JSON", "[1]", R"({"text": null})", R"({"messages": []})", R"({"tokens": [-1]})", R"({"words": "a"})"}) {
+    std::vector<std::string> lines(3, wrong);
+    lines[all[0].origin.row - 1] = R"({"tokens": [1, 2, 3]})";
+    const auto bad = write("b.jsonl", lines[0] + "\n" + lines[1] + "\n" + lines[2]);
+    EXPECT_THROW(read_until(bad, *tokenizer, options, 5, 3), Error) << wrong;
+  }
 }
 
 TEST_F(ExamplesTest, FaultsNameTheFileAndTheRow) {
