@@ -46,9 +46,8 @@ class RowReader {
   Example read(const Line& line) const {
     const Origin origin{file_, line.number};
     auto example = encoded(line, origin);
-    const bool chat = example.origin.chat;
-    example.origin = origin;
-    example.origin.chat = chat;
+    example.origin.file = origin.file;
+    example.origin.row = origin.row;
     if (static_cast<int>(example.tokens.size()) > options_.max_tokens) example.tokens.resize(options_.max_tokens);
     if (options_.vocab > 0) tokenizer_.check_ids(example.tokens, options_.vocab, [&] { return origin.place(); });
     return example;

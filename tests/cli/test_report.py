@@ -325,17 +325,23 @@ def test_an_output_is_kept_unless_told(folders, text, tmp_path):
     assert Page(output.read_text()).balanced
 
 
+def killed_report(arguments, output, least):
+    """A run that is killed when it has measured so many parts alone; the units that it leaves."""
+    process = subprocess.Popen([str(a) for a in (LQUANT, *arguments, output)], env=ENVIRONMENT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    units = lambda: sorted(output.with_name(output.name + ".lquant-run").glob("alone-*.safetensors"))
+    while process.poll() is None and len(units()) < least:
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    return units()
+
+
 def test_a_killed_run_goes_on(folders, text, tmp_path):
     output = tmp_path / "r.html"
     common = ["report", *folders, "--teacher", TINY, "--data-path", text, *SIZES, "--output"]
     run(*common, tmp_path / "whole.html")
-    process = subprocess.Popen([str(a) for a in (LQUANT, *common, output)], env=ENVIRONMENT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    units = tmp_path / "r.html.lquant-run"
-    while process.poll() is None and len(list(units.glob("alone-*.safetensors"))) < 5:
-        time.sleep(0.001)
-    process.kill()
-    process.wait()
-    assert not output.exists() and len(list(units.glob("alone-*.safetensors"))) >= 5
+    units = killed_report(common, output, 5)
+    assert not output.exists() and len(units) >= 5
     refused(tmp_path, (*common, output, "--layers", "block"), "--fresh")
     assert "continuing" in run(*common, output).stderr
     assert output.read_bytes() == (tmp_path / "whole.html").read_bytes()
@@ -347,13 +353,8 @@ def test_a_run_of_one_row_goes_on(folders, text, tmp_path):
     output = tmp_path / "r.html"
     common = ["report", *folders, "--teacher", TINY, "--data-path", text, "--sequence-length", 32, "--num-samples", 1, "--output"]
     run(*common, tmp_path / "whole.html")
-    process = subprocess.Popen([str(a) for a in (LQUANT, *common, output)], env=ENVIRONMENT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    units = tmp_path / "r.html.lquant-run"
-    while process.poll() is None and len(list(units.glob("alone-*.safetensors"))) < 2:
-        time.sleep(0.001)
-    process.kill()
-    process.wait()
+    units = killed_report(common, output, 2)
     assert not output.exists()
-    reseal(sorted(units.glob("alone-*.safetensors"))[0], {"kl": 9.0, "kl_se": 0.0})
+    reseal(units[0], {"kl": 9.0, "kl_se": 0.0})
     assert "continuing" in run(*common, output).stderr
     assert output.read_bytes() == (tmp_path / "whole.html").read_bytes()

@@ -163,6 +163,12 @@ std::vector<LeftOut> usual_left_out(bool tied) {
 
 }  // namespace
 
+int rotated_features(const Config& config, int head_dim, std::optional<double> otherwise) {
+  const double part = otherwise ? config.number_or("partial_rotary_factor", *otherwise) : config.number("partial_rotary_factor");
+  if (!(part > 0 && part <= 1)) fail("model", "config.json: \"partial_rotary_factor\" is {}, not a share above 0 and up to 1; {}", part, kMend);
+  return static_cast<int>(head_dim * part);
+}
+
 LinearSpec block_linear(int block, const std::string& name, Role role, int out, int in, bool bias) {
   LinearSpec linear;
   linear.path = "model.layers." + std::to_string(block) + "." + name;

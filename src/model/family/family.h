@@ -83,6 +83,9 @@ struct Decoder {
 /// "rope_scaling" as mlx_lm's initialize_rope reads it: keys that are null make way, so that they are absent there too.
 nlohmann::json rope_scaling(const Config& config, const char* key = "rope_scaling");
 
+/// How many features of a head of `head_dim` turn: "partial_rotary_factor" of them, `otherwise` where there is none; it must be there when that is null.
+int rotated_features(const Config& config, int head_dim, std::optional<double> otherwise);
+
 /// A linear of block i under "model.layers.i.": block_linear(3, "mlp.down_proj", Role::down, out, in).
 LinearSpec block_linear(int block, const std::string& name, Role role, int out, int in, bool bias = false);
 

@@ -1,6 +1,5 @@
 // GLM-4-0414's dense models: norms on both sides of each sub-layer, gate and up in one linear, a part of each head turns, in neighbouring pairs.
 // Layers behind the last one predict several tokens at once.
-#include "base/error.h"
 #include "model/family/family.h"
 
 namespace lquant::model::family {
@@ -11,9 +10,7 @@ ModelSpec glm4(const Config& config) {
   decoder.tied = false;
   decoder.qkv_bias = config.flag("attention_bias");
   decoder.fused_mlp = true;
-  const double part = config.number("partial_rotary_factor");
-  if (!(part > 0 && part <= 1)) fail("model", "config.json: \"partial_rotary_factor\" is {}, not a share above 0 and up to 1; {}", part, kMend);
-  auto spec = decoder.build("glm4", make_rope(static_cast<int>(decoder.head_dim * part), config.number("rope_theta"),
+  auto spec = decoder.build("glm4", make_rope(rotated_features(config, decoder.head_dim, std::nullopt), config.number("rope_theta"),
                                               config.flag_or("rope_traditional", true), nullptr, 0));
   for (int i = 0; i < decoder.layers; ++i) {
     auto& block = spec.blocks[i];

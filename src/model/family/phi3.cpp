@@ -40,9 +40,7 @@ ModelSpec phi3(const Config& config) {
   decoder.head_dim = decoder.hidden / decoder.heads;
   decoder.read_tie(config, false);
   decoder.fused_attention = decoder.fused_mlp = true;
-  const double part = config.number_or("partial_rotary_factor", 1);
-  if (!(part > 0 && part <= 1)) fail("model", "config.json: \"partial_rotary_factor\" is {}, not a share above 0 and up to 1; {}", part, kMend);
-  const int turning = static_cast<int>(decoder.head_dim * part);
+  const int turning = rotated_features(config, decoder.head_dim, 1);
 
   const auto scaling = phi3_scaling(config);
   const bool interleaved = scaling.is_object() && scaling.at("type") != "linear" ? false : config.flag_or("rope_traditional", false);
