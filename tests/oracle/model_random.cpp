@@ -3,6 +3,7 @@
 #include <mlx/mlx.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <fstream>
@@ -50,10 +51,18 @@ model::Tensors random_tensors(const model::ModelSpec& spec, std::uint64_t seed) 
     tensors.emplace(linear->path + ".weight", normal(shape, 0, deviation));
     if (linear->bias) tensors.emplace(linear->path + ".bias", normal(bias, 0, 0.3f));
   }
-  const auto add_norm = [&](const model::NormSpec& norm) { tensors.emplace(norm.path + ".weight", normal({norm.size}, 1 - norm.offset, 0.3f)); };
-  for (const auto& block : spec.blocks)
-    for (const auto* norm : block.norms()) add_norm(*norm);
-  add_norm(spec.final_norm);
+  const auto add_norm = [&](const model::NormSpec& norm) {
+    if (norm.weight)
+      for (int piece = 0; piece < std::max(1, norm.pieces); ++piece)
+        tensors.emplace(norm.weight_name(piece), normal(norm.rows > 0 ? mx::Shape{norm.rows, norm.size} : mx::Shape{norm.size}, 1 - norm.offset, 0.3f));
+    if (norm.bias) tensors.emplace(norm.bias_name(), normal({norm.size}, 0, 0.3f));
+  };
+  for (const auto& block : spec.blocks) {
+    const auto contents = block.contents();
+    for (const auto* norm : contents.norms) add_norm(*norm);
+    for (const auto* parameter : contents.parameters) tensors.emplace(parameter->path, normal(parameter->shape, 0, 0.3f));
+  }
+  for (const auto* norm : spec.outer_norms()) add_norm(*norm);
   for (auto& [name, value] : tensors) value.eval();
   return tensors;
 }
