@@ -52,11 +52,13 @@ def sized(**fields):
     return dict(SIZES, **fields)
 
 
-# Heads that are wider than hidden_size / num_attention_heads, which many families allow.
-WIDE = dict(head_dim=16, num_key_value_heads=1)
+# Heads that are wider than hidden_size / num_attention_heads, which many families allow; narrower elsewhere, to stay small.
+WIDE = dict(head_dim=16, num_key_value_heads=1, intermediate_size=32)
 
 
 GPT = dict(vocab_size=96, n_positions=32, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2)
+
+NEOX = {k: v for k, v in sized(intermediate_size=128).items() if k != "num_key_value_heads"}
 
 # A vision tower of one layer, in the fields of CLIP, SigLIP and Pixtral.
 VISION = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4)
@@ -92,7 +94,6 @@ FAMILIES = {
         sized(
             **WIDE,
             num_hidden_layers=3,
-            intermediate_size=32,
             query_pre_attn_scalar=24,
             sliding_window=8,
             layer_types=["sliding_attention", "sliding_attention", "full_attention"],
@@ -105,8 +106,6 @@ FAMILIES = {
             intermediate_size=32,
             head_dim=8,
             global_head_dim=16,
-            num_global_key_value_heads=1,
-            attention_k_eq_v=True,
             num_hidden_layers=4,
             num_kv_shared_layers=2,
             hidden_size_per_layer_input=8,
@@ -150,7 +149,7 @@ FAMILIES = {
     "gpt2": ("GPT2LMHeadModel", GPT),
     "gpt_neox": (
         "GPTNeoXForCausalLM",
-        sized(intermediate_size=128, use_parallel_residual=True, rope_parameters=rope(10000.0, partial_rotary_factor=0.25)),
+        dict(NEOX, use_parallel_residual=True, rope_parameters=rope(10000.0, partial_rotary_factor=0.25)),
     ),
     "gpt_bigcode": ("GPTBigCodeForCausalLM", dict(GPT, multi_query=True)),
     "granite": (
@@ -161,7 +160,7 @@ FAMILIES = {
     "glm4": ("Glm4ForCausalLM", sized(head_dim=8, attention_bias=True, rope_parameters=rope(10000.0, partial_rotary_factor=0.5))),
     "exaone4": (
         "Exaone4ForCausalLM",
-        sized(sliding_window=8, sliding_window_pattern=2, layer_types=TWO_KINDS, rope_parameters=rope(1000000.0)),
+        sized(head_dim=8, sliding_window=8, sliding_window_pattern="LG", layer_types=TWO_KINDS, rope_parameters=rope(1000000.0)),
     ),
     "ernie4_5": ("Ernie4_5ForCausalLM", sized(head_dim=8, use_bias=True, tie_word_embeddings=True, rope_parameters=rope(500000.0))),
     "seed_oss": (
@@ -188,7 +187,7 @@ FAMILIES = {
     "mistral3": (
         "Mistral3ForConditionalGeneration",
         dict(
-            text_config=sized(intermediate_size=32, model_type="mistral", **WIDE, rope_parameters=rope(1000000000.0)),
+            text_config=sized(model_type="mistral", **WIDE, rope_parameters=rope(1000000000.0)),
             vision_config=dict(VISION, model_type="pixtral", head_dim=8),
             image_token_index=10,
             spatial_merge_size=2,
@@ -207,7 +206,7 @@ FAMILIES = {
     "pixtral": (
         "LlavaForConditionalGeneration",
         dict(
-            text_config=sized(intermediate_size=32, model_type="mistral", **WIDE, rope_parameters=rope(1000000000.0)),
+            text_config=sized(model_type="mistral", **WIDE, rope_parameters=rope(1000000000.0)),
             vision_config=dict(VISION, model_type="pixtral", head_dim=8),
             image_token_index=10,
             image_seq_length=1,
@@ -219,7 +218,6 @@ FAMILIES = {
         "Gemma3ForConditionalGeneration",
         dict(
             text_config=sized(
-                intermediate_size=32,
                 **WIDE,
                 query_pre_attn_scalar=24,
                 sliding_window=8,
@@ -231,6 +229,61 @@ FAMILIES = {
             image_token_index=90,
             boi_token_index=91,
             eoi_token_index=92,
+        ),
+    ),
+    "gemma3n": (
+        "Gemma3nForCausalLM",
+        sized(
+            intermediate_size=[32] * 4,
+            head_dim=8,
+            num_hidden_layers=4,
+            num_kv_shared_layers=2,
+            hidden_size_per_layer_input=8,
+            vocab_size_per_layer_input=80,
+            laurel_rank=32,
+            activation_sparsity_pattern=[0.5, 0.0, 0.0, 0.0],
+            sliding_window=8,
+            layer_types=TWO_KINDS * 2,
+            rope_parameters=rope_by_kind(10000.0, 1000000.0),
+        ),
+    ),
+    "gemma4": (
+        "Gemma4ForConditionalGeneration",
+        dict(
+            text_config=sized(
+                intermediate_size=32,
+                head_dim=8,
+                global_head_dim=16,
+                num_global_key_value_heads=1,
+                attention_k_eq_v=True,
+                hidden_size_per_layer_input=0,
+                sliding_window=8,
+                final_logit_softcapping=30.0,
+                layer_types=TWO_KINDS,
+                rope_parameters=dict(
+                    sliding_attention=rope(10000.0),
+                    full_attention=rope(1000000.0, rope_type="proportional", partial_rotary_factor=0.25),
+                ),
+            ),
+            vision_config=dict(
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                head_dim=8,
+                patch_size=4,
+                position_embedding_size=16,
+                use_clipped_linears=True,
+            ),
+            audio_config=None,
+            image_token_id=90,
+            video_token_id=91,
+            boi_token_id=92,
+            eoi_token_id=93,
+            boa_token_id=94,
+            eoa_token_index=94,
+            audio_token_id=95,
         ),
     ),
     "qwen2_vl": (
@@ -333,11 +386,14 @@ def build(name):
     return model.to(torch.bfloat16)
 
 
-# Newer versions of transformers leave `vision_model.` out of the names of these towers; the files on the hub have it.
-TOWERS = {
+# Where transformers 5 saves other names than the files on the hub have: those of the towers have `vision_model.`, GPT-2's have no
+# prefix. Gemma 3n is built without its towers, which are made of timm's classes, and put under the wrapper's names here.
+RENAMED = {
     "gemma3": ("vision_tower.", "vision_tower.vision_model."),
     "llava": ("vision_tower.", "vision_tower.vision_model."),
     "lfm2_vl": ("model.vision_tower.", "model.vision_tower.vision_model."),
+    "gpt2": ("transformer.", ""),
+    "gemma3n": ("model.", "model.language_model."),
 }
 
 
@@ -350,8 +406,13 @@ def make(name):
     folder = FOLDER / name
     shutil.rmtree(folder, ignore_errors=True)
     build(name).save_pretrained(folder)
-    if name in TOWERS:
-        rename(folder / "model.safetensors", *TOWERS[name])
+    if name in RENAMED:
+        rename(folder / "model.safetensors", *RENAMED[name])
+    if name == "gemma3n":
+        text = transformers.AutoConfig.from_pretrained(folder).to_dict()
+        del text["_name_or_path"], text["architectures"]
+        config = transformers.Gemma3nConfig(text_config=text, architectures=["Gemma3nForConditionalGeneration"], dtype="bfloat16")
+        config.save_pretrained(folder)
     for file in folder.iterdir():
         if file.name not in ("model.safetensors", "config.json"):
             file.unlink()
