@@ -19,18 +19,25 @@ const std::map<std::string, Family>& families() {
   static const std::map<std::string, Family> table = {
       {"ernie4_5", family::ernie4_5},
       {"gemma2", family::gemma2},
+      {"gemma3", family::gemma3},
       {"gemma3_text", family::gemma3_text},
       {"glm4", family::glm4},
       {"helium", family::helium},
       {"internlm3", family::internlm3},
       {"iquestcoder", family::llama},
       {"llama", family::llama},
+      {"llava", family::llava},
       {"mimo", family::mimo},
       {"mistral", family::llama},
+      {"mistral3", family::mistral3},
       {"phi3", family::phi3},
+      {"pixtral", family::pixtral},
       {"qwen2", family::qwen2},
+      {"qwen2_5_vl", family::qwen2_vl},
+      {"qwen2_vl", family::qwen2_vl},
       {"qwen3", family::qwen3},
       {"qwen3_moe", family::qwen3_moe},
+      {"qwen3_vl", family::qwen3_vl},
       {"seed_oss", family::seed_oss},
       {"smollm3", family::smollm3},
       {"telechat3", family::telechat3},
@@ -47,20 +54,23 @@ std::vector<std::string> known_model_types() {
   return names;
 }
 
+ModelSpec family::spec_of_type(const std::string& type, const Config& config) {
+  const auto row = families().find(type);
+  if (row != families().end()) return row->second(config);
+  std::string known;
+  for (const auto& name : known_model_types()) known += (known.empty() ? "" : ", ") + name;
+  fail("model", "config.json: {} \"{}\" is not supported; supported: {}", config.place("model_type"), shown(type), known);
+}
+
 ModelSpec spec_from_config(const nlohmann::json& config) {
   if (!config.is_object()) fail("model", "config.json: not an object; take the config.json of the original model");
-  const auto type = JsonView("model", "config.json", config, family::kMend).at("model_type").text();
-  const auto row = families().find(type);
-  if (row == families().end()) {
-    std::string known;
-    for (const auto& name : known_model_types()) known += (known.empty() ? "" : ", ") + name;
-    fail("model", "config.json: model_type \"{}\" is not supported; supported: {}", shown(type), known);
-  }
   const family::Config fields(config);
+  const auto type = fields.text("model_type");
   if (fields.has("model_file"))
     fail("model", "config.json: \"model_file\" names program code as the model's architecture, which lquant does not run; give a model of a known type");
-  auto spec = row->second(fields);
+  auto spec = family::spec_of_type(type, fields);
   spec.settled = fields.settled();
+  spec.removed = fields.removed();
   return spec;
 }
 

@@ -48,15 +48,8 @@ ModelSpec gemma2(const Config& config) {
 
 ModelSpec gemma3_text(const Config& config) {
   // Published files leave out what equals the 1B model's values.
-  nlohmann::json fields = {{"hidden_size", 1152}, {"num_hidden_layers", 26}, {"intermediate_size", 6912}, {"num_attention_heads", 4},
-                           {"head_dim", 256},     {"rms_norm_eps", 1e-6},    {"vocab_size", 262144},      {"num_key_value_heads", 1}};
-  for (auto& [key, value] : fields.items()) {
-    if (config.has(key.c_str())) value = config.value(key.c_str());
-    if (config.is_null(key.c_str())) config.settle(key.c_str(), value);
-  }
-  const Config filled(fields);
-  auto decoder = gemma(filled);
-  for (const auto& [key, value] : filled.settled().items()) config.settle(key.c_str(), value);
+  auto decoder = gemma(config.filled({{"hidden_size", 1152}, {"num_hidden_layers", 26}, {"intermediate_size", 6912}, {"num_attention_heads", 4},
+                                      {"head_dim", 256},     {"rms_norm_eps", 1e-6},    {"vocab_size", 262144},      {"num_key_value_heads", 1}}));
   decoder.tied = false;
   decoder.qk_norm = true;
   decoder.scale = scale_of(config, 256);
