@@ -102,6 +102,8 @@ FAMILIES = {
     "glm4": dict(model_type="glm4", attention_bias=True, partial_rotary_factor=0.5, tie_word_embeddings=False),
     "qwen3-moe": MOE,
     "qwen3-moe-unstacked": dict(MOE, unstacked=True),
+    "gemma3-wrapper": dict(model_type="gemma3_text", wrapper="gemma3", sliding_window=8, sliding_window_pattern=2, query_pre_attn_scalar=48.0),
+    "mistral3": dict(model_type="mistral", wrapper="mistral3", tie_word_embeddings=False, head_dim=64),
     "qwen3-moe-some-dense-raw-probabilities": dict(MOE, mlp_only_layers=[1], norm_topk_prob=False, tie_word_embeddings=False),
 }
 
@@ -110,9 +112,12 @@ def build(name, seed, **changes):
     """A random model: products keep the size of their input, norms and biases are far from 1 and 0."""
     config = dict(dict(BASE, **FAMILIES[name]), **changes)
     unstacked, untied = config.pop("unstacked", False), config.pop("untied", False)
+    wrapper = config.pop("wrapper", None)
     config = {k: v for k, v in config.items() if v is not None}
     if config["model_type"] == "qwen2":
         config.pop("head_dim")
+    if wrapper:  # a model that sees has its text model's fields inside; what stands at the top too is what tests ask for
+        config = dict(model_type=wrapper, text_config=config, vocab_size=config["vocab_size"])
     model_class, args_class = utils._get_classes(config)
     model = model_class(args_class.from_dict(config))
     rng = np.random.default_rng(seed)
@@ -132,8 +137,8 @@ def build(name, seed, **changes):
 
 def save(folder, model, config, unstacked=False, untied=False):
     weights = dict(tree_flatten(model.parameters()))
-    if config["model_type"] == "gemma3_text" and not untied:
-        weights = {k: v for k, v in weights.items() if not k.startswith("lm_head")}
+    if config["model_type"].startswith("gemma3") and not untied:
+        weights = {k: v for k, v in weights.items() if "lm_head" not in k}
     if unstacked:
         for name in [n for n in weights if "switch_mlp" in n]:
             for e, w in enumerate(weights.pop(name)):

@@ -29,7 +29,7 @@ FILES = ["preprocessor_config.json", "processor_config.json", "video_preprocesso
 def stored(folder):
     """Of every tensor in the folder's files its dtype, shape and bytes, as they lie there."""
     found = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(folder.glob("model*.safetensors")):
         content = file.read_bytes()
         (length,) = struct.unpack("<Q", content[:8])
         for name, info in json.loads(content[8 : 8 + length]).items():
@@ -85,7 +85,6 @@ def test_convert(name, tmp_path):
     source = source_of(name, tmp_path / "source")
     said = run("convert", "--model", source, "-q", "--q-group-size", 32, "--mlx-path", tmp_path / "out").stderr
     check(name, source, tmp_path / "out", said)
-    assert all(c[0] == "BF16" for t, c in stored(tmp_path / "out").items() if not t.endswith(".weight"))
 
     # What was written is read again, and holds the same parts.
     run("convert", "--model", tmp_path / "out", "--dequantize", "--mlx-path", tmp_path / "dense")

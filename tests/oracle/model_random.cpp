@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cmath>
 #include <fstream>
+#include <map>
 
 namespace lquant::oracle {
 
@@ -14,6 +15,13 @@ namespace mx = mlx::core;
 using nlohmann::json;
 
 json tiny_config(const std::string& model_type) {
+  // Wrappers: the text model stands inside.
+  static const std::map<std::string, std::string> inner = {{"gemma3", "gemma3_text"}, {"llava", "llama"},    {"mistral3", "mistral"}, {"pixtral", "mistral"},
+                                                           {"qwen2_5_vl", "qwen2"},   {"qwen2_vl", "qwen2"}, {"qwen3_vl", "qwen3"}};
+  if (const auto text = inner.find(model_type); text != inner.end()) {
+    const auto config = tiny_config(text->second);
+    return {{"model_type", model_type}, {"text_config", config}, {"vocab_size", config.at("vocab_size")}};
+  }
   json config = {{"model_type", model_type}, {"hidden_size", 64},
                  {"num_hidden_layers", 2},   {"intermediate_size", 96},
                  {"num_attention_heads", 4}, {"num_key_value_heads", 2},
