@@ -4,6 +4,7 @@
 
 #include "kernels/embedding.h"
 #include "kernels/gated.h"
+#include "kernels/layer_norm.h"
 #include "kernels/norm.h"
 #include "kernels/rope.h"
 

@@ -38,6 +38,14 @@ mx::array rms_norm(const mx::array& x, const std::optional<mx::array>& weight, f
 std::pair<mx::array, mx::array> residual_norm(const mx::array& x, const mx::array& weight, float eps, float weight_offset);
 mx::array add_norm(const mx::array& residual, const mx::array& y, const mx::array& weight, float eps, float weight_offset);
 
+mx::array layer_norm(const mx::array& x, const std::optional<mx::array>& weight, const std::optional<mx::array>& bias, float eps,
+                     float weight_offset);
+
+/// A norm's parameter plus `offset`, rounded to its dtype (f32 or bf16), as f32.
+std::vector<float> as_floats(const mx::array& parameter, float offset);
+/// Adds up sums [blocks, width] in the order of their blocks into `out` [width], f32 or bf16.
+void add_blocks(const std::vector<float>& blocks, std::int64_t width, mx::array& out);
+
 /// `direction` −1 rotates back, which is the gradient.
 mx::array rope(const mx::array& x, const mx::array& inv_freq, int offset, float magnitude, bool interleaved,
                const std::optional<mx::array>& positions, int direction = 1);
@@ -75,6 +83,25 @@ struct NormBackward {
   const float* weight;
   void* dx;
   float* dweight;  ///< [row_blocks(rows), width]: sums of the blocks
+  std::int64_t rows, width;
+  float eps;
+  bool bf16;
+};
+
+struct LayerNormForward {
+  const void* x;
+  const float *weight, *bias;  ///< the weight's offset already added
+  void* out;
+  std::int64_t rows, width;
+  float eps;
+  bool bf16;
+};
+
+struct LayerNormBackward {
+  const void *x, *cotangent;
+  const float* weight;
+  void* dx;
+  float *dweight, *dbias;  ///< [row_blocks(rows), width] each: sums of the blocks
   std::int64_t rows, width;
   float eps;
   bool bf16;
