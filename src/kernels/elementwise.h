@@ -2,6 +2,7 @@
 
 #include <mlx/array.h>
 
+#include "kernels/activation.h"
 #include "kernels/embedding.h"
 #include "kernels/gated.h"
 #include "kernels/layer_norm.h"

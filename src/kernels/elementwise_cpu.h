@@ -52,6 +52,11 @@ mx::array rope(const mx::array& x, const mx::array& inv_freq, int offset, float 
 
 mx::array gated(const mx::array& gate, const mx::array& up, Activation activation);
 mx::array gated_fused(const mx::array& gate_up, Activation activation);
+mx::array clamped_gated(const mx::array& gate, const mx::array& up, const ClampedGate& clamp);
+
+mx::array activate(const mx::array& x, Activation activation);
+/// xielu() with its two factors, all four f32 numbers; gradients to x, p and n.
+mx::array xielu(const mx::array& x, const mx::array& p, const mx::array& n, const mx::array& beta, const mx::array& eps);
 
 mx::array embedding(const mx::array& ids, const mx::array& table);
 /// Rows of a table of u32, such as packed codes; ids are checked likewise. No gradient.
@@ -125,6 +130,26 @@ struct GatedArgs {
   void *out, *dgate, *dup;
   std::int64_t total, width, stride;
   Activation activation;
+  bool bf16;
+  const ClampedGate* clamp = nullptr;  ///< instead of the activation
+};
+
+/// With a cotangent `out` is the gradient, else activation(x).
+struct ActivateArgs {
+  const void *x, *cotangent;
+  void* out;
+  std::int64_t count;
+  Activation activation;
+  bool bf16;
+};
+
+/// With a cotangent `out` is dx (or nullptr), and `sums` (or nullptr) the gradients to p and n, [blocks of kGrain elements, 2].
+struct XieluArgs {
+  const void *x, *cotangent;
+  void* out;
+  double* sums;
+  std::int64_t count;
+  float p, n, beta, eps;
   bool bf16;
 };
 
