@@ -68,7 +68,8 @@ class Visibility {
   }
   /// The number of the segment that queries of segment `own` see besides their own: their trunk's, or `own` again.
   std::int32_t trunk(std::int32_t own) const { return own >> args_.branch_bits << args_.branch_bits; }
-  /// Segment numbers of one text (with chunks: numbers of the chunks of its segments), readable for kLanes beyond its end, or nullptr when there are no segments.
+  /// Segment numbers of one text (with chunks: numbers of the chunks of its segments), readable for kLanes beyond its end, or nullptr when
+  /// there are no segments.
   const std::int32_t* segments(std::int64_t b) const { return segments_.empty() ? nullptr : segments_.data() + b * (keys_ + kLanes); }
   /// Blocks of at most `most` keys (a multiple of kUnit) that together hold all that the queries [t.begin, t.end) of text b see;
   /// units of keys that none of them sees are left out.
