@@ -33,6 +33,7 @@ RUNS = {
     "ernie4_5",
     "gemma2",
     "gemma3_text",
+    "gemma4_text",
     "glm4",
     "helium",
     "internlm3",
