@@ -34,6 +34,7 @@ RUNS = {
     "gemma2",
     "gemma3",
     "gemma3_text",
+    "gemma4_text",
     "glm4",
     "helium",
     "internlm3",

@@ -21,6 +21,7 @@ const std::map<std::string, Family>& families() {
       {"gemma2", family::gemma2},
       {"gemma3", family::gemma3},
       {"gemma3_text", family::gemma3_text},
+      {"gemma4_text", family::gemma4_text},
       {"glm4", family::glm4},
       {"helium", family::helium},
       {"internlm3", family::internlm3},
