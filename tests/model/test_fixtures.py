@@ -30,6 +30,9 @@ FIXTURES = Path(__file__).parent / "fixtures"
 NAMES = sorted(f.name for f in FIXTURES.iterdir())
 
 RUNS = {
+    "apertus",
+    "lfm2",
+    "ministral3",
     "ernie4_5",
     "gemma2",
     "gemma3_text",

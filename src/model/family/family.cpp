@@ -17,6 +17,8 @@ using Family = ModelSpec (*)(const family::Config&);
 
 const std::map<std::string, Family>& families() {
   static const std::map<std::string, Family> table = {
+      {"apertus", family::apertus},
+      {"baichuan_m1", family::baichuan_m1},
       {"ernie4_5", family::ernie4_5},
       {"gemma2", family::gemma2},
       {"gemma3_text", family::gemma3_text},
@@ -24,9 +26,12 @@ const std::map<std::string, Family>& families() {
       {"helium", family::helium},
       {"internlm3", family::internlm3},
       {"iquestcoder", family::llama},
+      {"lfm2", family::lfm2},
       {"llama", family::llama},
       {"mimo", family::mimo},
+      {"ministral3", family::ministral3},
       {"mistral", family::llama},
+      {"nemotron-nas", family::nemotron_nas},
       {"phi3", family::phi3},
       {"qwen2", family::qwen2},
       {"qwen3", family::qwen3},

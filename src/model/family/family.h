@@ -8,6 +8,8 @@
 // ModelArgs, since its output must mean the same there), fills a Decoder, and changes in the layers what is its own.
 namespace lquant::model::family {
 
+ModelSpec apertus(const Config& config);
+ModelSpec baichuan_m1(const Config& config);
 ModelSpec ernie4_5(const Config& config);
 ModelSpec glm4(const Config& config);
 ModelSpec helium(const Config& config);
@@ -15,7 +17,10 @@ ModelSpec internlm3(const Config& config);
 ModelSpec llama(const Config& config);
 /// Llama with something of its own in each layer.
 ModelSpec llama_like(const Config& config, const std::string& family, const std::function<void(Layer&)>& change);
+ModelSpec lfm2(const Config& config);
 ModelSpec mimo(const Config& config);
+ModelSpec ministral3(const Config& config);
+ModelSpec nemotron_nas(const Config& config);
 ModelSpec seed_oss(const Config& config);
 ModelSpec telechat3(const Config& config);
 ModelSpec smollm3(const Config& config);
