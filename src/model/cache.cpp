@@ -50,6 +50,17 @@ std::optional<mx::array> Cache::kept(int block, const std::string& name) const {
   return found == all.end() ? std::nullopt : std::optional(found->second);
 }
 
+std::pair<mx::array, mx::array> Cache::appended(int block, int positions) const {
+  const auto& layer = layers_.at(block);
+  if (!layer.k) throw std::invalid_argument("[model] a block reads keys and values of one that has none yet");
+  const auto seen = [&](const mx::array& buffer) {
+    auto stop = buffer.shape();
+    stop[1] = length_ + positions;
+    return mx::slice(buffer, {0, 0, 0, 0}, stop);
+  };
+  return {seen(*layer.k), seen(*layer.v)};
+}
+
 void Cache::select(const mx::array& rows) {
   for (auto& layer : layers_) {
     for (auto& [name, value] : layer.kept) value = mx::take(value, rows, 0);

@@ -11,7 +11,10 @@ namespace {
 
 std::optional<mx::array> weight_of(const Tensors& tensors, const NormSpec& norm) {
   if (!norm.weight) return std::nullopt;
-  if (norm.pieces == 0) return tensor(tensors, norm.weight_name());
+  if (norm.pieces == 0) {
+    const auto& weight = tensor(tensors, norm.weight_name());
+    return norm.factor == 1 ? weight : mx::multiply(weight, mx::array(norm.factor, weight.dtype()));
+  }
   std::vector<mx::array> pieces;
   for (int i = 0; i < norm.pieces; ++i) pieces.push_back(tensor(tensors, norm.weight_name(i)));
   return mx::stack(pieces);
@@ -33,13 +36,13 @@ mx::array l2(const NormSpec& norm, const mx::array& x) {
   return mx::astype(mx::divide(wide, mx::maximum(length, mx::array(norm.eps))), x.dtype());
 }
 
-bool plain_rms(const NormSpec& norm) { return norm.kind == NormSpec::Kind::rms && norm.weight && !by_head(norm); }
+bool plain_rms(const NormSpec& norm) { return norm.kind == NormSpec::Kind::rms && norm.weight && !by_head(norm) && norm.factor == 1; }
 
 }  // namespace
 
 mx::array normed(const Tensors& tensors, const NormSpec& norm, const mx::array& x) {
   if (plain_rms(norm)) return kernels::rms_norm(x, tensor(tensors, norm.weight_name()), norm.eps, norm.offset);
-  auto y = norm.kind == NormSpec::Kind::rms     ? kernels::rms_norm(x, std::nullopt, norm.eps)
+  auto y = norm.kind == NormSpec::Kind::rms     ? kernels::rms_norm(x, by_head(norm) ? std::nullopt : weight_of(tensors, norm), norm.eps, norm.offset)
            : norm.kind == NormSpec::Kind::layer ? layer(tensors, norm, x)
                                                 : l2(norm, x);
   if (by_head(norm)) y = mx::multiply(*weight_of(tensors, norm), y);

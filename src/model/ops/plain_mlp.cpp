@@ -1,27 +1,16 @@
 #include "model/ops/plain_mlp.h"
 
-#include <mlx/mlx.h>
-
-#include <stdexcept>
-
-#include "kernels/elementwise.h"
+#include "kernels/activation.h"
+#include "kernels/linear.h"
 
 namespace lquant::model {
 namespace {
 
 using kernels::Activation;
 
-mx::array activated(const mx::array& x, Activation activation) { return kernels::gated(x, mx::ones_like(x), activation); }
-
-/// In the dtype of x, every step rounded, as mlx_lm has it.
 mx::array activated(const Scope& scope, const mx::array& x, const Xielu& xielu) {
-  const auto number = [&](const ParameterSpec& spec) { return mx::astype(scope.tensor(spec.path), x.dtype()); };
-  const auto softplus = [](const mx::array& a) { return mx::logaddexp(a, mx::array(0.0f, a.dtype())); };
-  const auto beta = number(xielu.beta);
-  const auto above = softplus(number(xielu.alpha_p)), below = mx::add(beta, softplus(number(xielu.alpha_n)));
-  const auto linear = mx::multiply(beta, x);
-  const auto bend = mx::subtract(mx::expm1(mx::minimum(x, number(xielu.eps))), x);
-  return mx::where(mx::greater(x, mx::array(0.0f, x.dtype())), mx::add(mx::multiply(above, mx::square(x)), linear), mx::add(mx::multiply(bend, below), linear));
+  const auto number = [&](const ParameterSpec& spec) { return scope.tensor(spec.path); };
+  return kernels::xielu(x, {number(xielu.alpha_p), number(xielu.alpha_n), number(xielu.beta), number(xielu.eps)});
 }
 
 }  // namespace
@@ -40,7 +29,7 @@ Flow PlainMlp::start(const Scope& scope, const mx::array& normed, const mx::arra
 
 Flow PlainMlp::advance(const Scope& scope, int, const Flow& at) const {
   const auto y = kernels::linear(at.inputs[0], scope.weight(up));
-  Flow next{{xielu ? activated(scope, y, *xielu) : activated(y, activation)}, {}};
+  Flow next{{xielu ? activated(scope, y, *xielu) : kernels::activate(y, activation)}, {}};
   scope.observe(down, next.inputs[0]);
   return next;
 }
