@@ -117,11 +117,13 @@ std::vector<std::string> our_names(const Imports& imports, const std::string& na
 }
 
 std::optional<Source> find_source(const Imports& imports, const std::string& name, const std::function<bool(const std::string&)>& has) {
-  if (auto own = located(imports, name, has)) return Source{{std::move(*own)}, {}};
+  const auto own = located(imports, name, has);
   for (const auto& row : imports.rows) {
     if (!name.starts_with(row.target)) continue;
     const auto rest = name.substr(row.target.size());
     if (!rest.empty() && rest.front() != '.') continue;
+    if (own && row.sources.front() != row.target) continue;
+    if (!row.unless.empty() && located(imports, row.unless, has)) continue;
     const auto first = located(imports, row.sources.front() + rest, has);
     if (!first) continue;
     Source source{{*first}, row.changes};
@@ -131,6 +133,7 @@ std::optional<Source> find_source(const Imports& imports, const std::string& nam
     }
     return source;
   }
+  if (own) return Source{{*own}, {}};
   return std::nullopt;
 }
 

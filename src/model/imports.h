@@ -32,11 +32,13 @@ struct Change {
 };
 
 /// One row: the tensors of `target` come from those of `sources`. Both are whole names or paths of linears ("model.layers.0.mlp.switch_mlp.up_proj"),
-/// whose tensors (".weight", ".scales", ".bias", …) are meant then. A checkpoint that has a target under its own name needs no row.
+/// whose tensors (".weight", ".scales", ".bias", …) are meant then. A checkpoint that has a target under its own name needs no row, unless the row's first
+/// source is the target itself: such a row changes a tensor that keeps its name.
 struct Import {
   std::string target;
   std::vector<std::string> sources;
   std::vector<Change> changes = {};
+  std::string unless = {};  ///< a tensor that, where it is there, says that the target needs no such change
 };
 
 /// Names that begin with `ours` stand in some checkpoints under `theirs` ("language_model.model." under "model.language_model.").

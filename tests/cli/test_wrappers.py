@@ -16,6 +16,8 @@ FIXTURES = Path(__file__).parents[1] / "model" / "fixtures"
 # Where an output has what begins with these names in the fixture; the text model comes under "language_model." everywhere.
 PARTS = {
     "gemma3": {"vision_tower.": "vision_tower.", "multi_modal_projector.": "multi_modal_projector."},
+    "gemma4": {"model.vision_tower.": "vision_tower.", "model.embed_vision.": "embed_vision."},
+    "lfm2_vl": {"model.vision_tower.vision_model.": "vision_tower.", "model.multi_modal_projector.": "multi_modal_projector."},
     "llava": {"vision_tower.": "vision_tower.", "multi_modal_projector.": "multi_modal_projector."},
     "mistral3": {"vision_tower.": "vision_tower.", "multi_modal_projector.": "multi_modal_projector."},
     "pixtral": {"vision_tower.": "vision_tower.", "multi_modal_projector.": "multi_modal_projector."},

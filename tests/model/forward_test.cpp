@@ -72,7 +72,9 @@ TEST_P(ForwardTest, BranchesEqualWholeSequences) {
   context.branches = Branches{mx::array(places.data(), {1, 14}, mx::int32), 7};
   int window = 14;
   for (const auto& block : spec.blocks)
-    if (const int own = find_op<Attention>(block)->window; own > 0) window = std::min(window, own);
+    for (const auto& step : block.steps)
+      for (const auto& branch : step.branches)
+        if (const int own = branch.op->traits().window; own > 0) window = std::min(window, own);
   if (window < 7) {  // a branch would lose sight of its trunk too early
     EXPECT_THROW(forward(spec, tensors, {}, row, mx::float32, context), std::invalid_argument);
     return;
@@ -171,7 +173,8 @@ TEST_P(ForwardTest, DensifiedEqualsPacked) {
   EXPECT_LE(largest_difference(packed, forward(spec, tensors, formats, ids, mx::float32)), 1e-6f * largest(packed));
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, ForwardTest, testing::ValuesIn(known_model_types()), [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Families, ForwardTest, testing::ValuesIn(known_model_types()),
+                         [](const auto& info) { return oracle::name_of(info.param); });
 
 TEST(Forward, DensifyLeavesOtherBlocksFormatsAlone) {
   const auto spec = spec_from_config(oracle::tiny_config("llama"));

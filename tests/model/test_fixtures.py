@@ -30,10 +30,15 @@ FIXTURES = Path(__file__).parent / "fixtures"
 NAMES = sorted(f.name for f in FIXTURES.iterdir())
 
 RUNS = {
+    "apertus",
+    "lfm2",
+    "lfm2_vl",
+    "ministral3",
     "ernie4_5",
     "gemma2",
     "gemma3",
     "gemma3_text",
+    "gemma4",
     "gemma4_text",
     "glm4",
     "helium",

@@ -122,6 +122,18 @@ nlohmann::json rope_scaling(const Config& config, const char* key) {
   return scaling;
 }
 
+Rotary flat_rotary(const Config& config) {
+  if (config.has("rope_theta") || !config.has("rope_parameters")) return {config.number("rope_theta"), rope_scaling(config)};
+  auto nested = rope_scaling(config, "rope_parameters");
+  const Rotary rotary{Config(nested).number("rope_theta"), [&] {
+                        nested.erase("rope_theta");
+                        return nested == nlohmann::json{{"rope_type", "default"}} || nested.empty() ? nlohmann::json() : nested;
+                      }()};
+  config.settle("rope_theta", rotary.theta);
+  config.settle("rope_scaling", rotary.scaling);
+  return rotary;
+}
+
 int rotated_features(const Config& config, int head_dim, std::optional<double> otherwise, const char* key) {
   const double part = otherwise ? config.number_or(key, *otherwise) : config.number(key);
   if (!(part > 0 && part <= 1)) fail("model", "config.json: \"{}\" is {}, not a share above 0 and up to 1; {}", config.place(key), part, kMend);

@@ -85,6 +85,14 @@ class Config {
 /// "rope_scaling" as mlx_lm's initialize_rope reads it: keys that are null make way, so that they are absent there too.
 nlohmann::json rope_scaling(const Config& config, const char* key = "rope_scaling");
 
+struct Rotary {
+  double theta = 0;
+  nlohmann::json scaling;  ///< for make_rope
+};
+/// "rope_theta" and "rope_scaling"; without the former those of "rope_parameters", as transformers 5 writes them, which are then settled in the flat fields:
+/// of families whose class in mlx_lm demands "rope_theta".
+Rotary flat_rotary(const Config& config);
+
 /// How many features of a head of `head_dim` turn: "partial_rotary_factor" of them, `otherwise` where there is none; it must be there when that is null.
 int rotated_features(const Config& config, int head_dim, std::optional<double> otherwise, const char* key = "partial_rotary_factor");
 

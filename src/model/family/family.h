@@ -11,6 +11,8 @@ namespace lquant::model::family {
 /// The spec of a text model of this type, by the table of families; for wrappers, whose text_config names one. Throws Error for a type that is not there.
 ModelSpec spec_of_type(const std::string& type, const Config& config);
 
+ModelSpec apertus(const Config& config);
+ModelSpec baichuan_m1(const Config& config);
 ModelSpec ernie4_5(const Config& config);
 ModelSpec gemma3(const Config& config);
 ModelSpec glm4(const Config& config);
@@ -20,9 +22,13 @@ ModelSpec llama(const Config& config);
 /// Llama with something of its own in each layer.
 ModelSpec llama_like(const Config& config, const std::string& family, const std::function<void(Layer&)>& change);
 ModelSpec llava(const Config& config);
-ModelSpec mimo(const Config& config);
 ModelSpec mistral3(const Config& config);
 ModelSpec pixtral(const Config& config);
+ModelSpec lfm2(const Config& config);
+ModelSpec lfm2_vl(const Config& config);
+ModelSpec mimo(const Config& config);
+ModelSpec ministral3(const Config& config);
+ModelSpec nemotron_nas(const Config& config);
 ModelSpec seed_oss(const Config& config);
 ModelSpec telechat3(const Config& config);
 ModelSpec smollm3(const Config& config);
@@ -34,6 +40,7 @@ ModelSpec qwen3_vl(const Config& config);
 ModelSpec phi3(const Config& config);
 ModelSpec gemma2(const Config& config);
 ModelSpec gemma3_text(const Config& config);
+ModelSpec gemma4(const Config& config);
 ModelSpec gemma4_text(const Config& config);
 
 }  // namespace lquant::model::family

@@ -21,9 +21,18 @@ void settle_sections(const Config& text) {
   text.settle("rope_scaling", {{"type", "mrope"}, {"mrope_section", nested.at("mrope_section")}});
 }
 
+/// transformers 5 gives the tower's type an ending that mlx-vlm does not know.
+void settle_tower(const Config& config) {
+  if (!config.has("vision_config")) return;
+  const auto vision = config.child("vision_config");
+  const auto type = config.text("model_type");
+  if (vision.value("model_type") == type + "_vision") vision.settle("model_type", type);
+}
+
 }  // namespace
 
 ModelSpec qwen2_vl(const Config& config) {
+  settle_tower(config);
   if (!config.has("text_config")) {
     auto spec = wrapped(qwen2(config.under(kTextPrefix)), tower());
     spec.text_config.clear();
@@ -42,6 +51,7 @@ ModelSpec qwen2_vl(const Config& config) {
 }
 
 ModelSpec qwen3_vl(const Config& config) {
+  settle_tower(config);
   const auto text = tied_as_told(config);
   auto spec = wrapped(qwen3(text), tower());
   // Nested they mean the same to mlx_lm; mlx-vlm reads them at the top of text_config alone.

@@ -2,6 +2,8 @@
 // "model.language_model." with the head at the root, as its classes have it since, and (c) mlx-vlm's, which is (a) for all. Outputs are written as (c).
 #include "model/family/wrapper.h"
 
+#include <algorithm>
+
 namespace lquant::model::family {
 
 Config text_of(const Config& config, const nlohmann::json& given, const nlohmann::json& otherwise) {
@@ -12,10 +14,13 @@ ModelSpec wrapped(ModelSpec text, const std::vector<Part>& parts) {
   const std::string prefix = kTextPrefix, model = prefix + "model.", head = prefix + "lm_head.";
   text.text_config = "text_config";
   text.imports.renames = {{model, "model.language_model."}, {model, "model."}, {head, "lm_head."}};
+  auto& kept = text.imports.kept;
   for (const auto& part : parts) {
-    text.imports.kept.push_back({part.to + "*", part.what});
-    for (const auto& from : part.from) text.imports.kept.push_back({from + "*", part.what, from, part.to});
+    kept.push_back({part.to + "*", part.what});
+    for (const auto& from : part.from) kept.push_back({from + "*", part.what, from, part.to});
   }
+  // "vision_tower.vision_model." says more than "vision_tower.".
+  std::stable_sort(kept.begin(), kept.end(), [](const auto& a, const auto& b) { return a.pattern.size() > b.pattern.size(); });
   return text;
 }
 

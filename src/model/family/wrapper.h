@@ -22,8 +22,8 @@ struct Part {
   std::vector<std::string> from;
 };
 
-/// Makes the spec that a text family read a wrapper's: the layouts that checkpoints have, and the parts to keep. Of two `from` that a name begins with the
-/// first counts.
+/// Makes the spec that a text family read a wrapper's: the layouts that checkpoints have, and the parts to keep. Of two beginnings of a name the longer
+/// counts.
 ModelSpec wrapped(ModelSpec text, const std::vector<Part>& parts);
 
 /// "vision_tower." and "multi_modal_projector.", which several wrappers have. `inner` is what stands behind "vision_tower." in an output, whether a
