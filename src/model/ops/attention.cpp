@@ -104,8 +104,11 @@ mx::array Attention::attend(const Scope& scope, const mx::array& h) const {
     std::tie(k, v) = context.cache->append(scope.block, k, v);
   }
   if (tiled) k = mx::tile(k, {1, 1, heads / kv_heads, 1}), v = mx::tile(v, {1, 1, heads / kv_heads, 1});
+  const auto dtype = q.dtype();
+  if (wide && dtype == mx::float16)
+    for (auto* x : {&q, &k, &v}) *x = mx::astype(*x, mx::float32);
   const auto out = kernels::attention(q, k, v, args, context.segments);
-  return mx::reshape(out, {batch, length, heads * head_dim});
+  return mx::reshape(mx::astype(out, dtype), {batch, length, heads * head_dim});
 }
 
 Flow Attention::start(const Scope& scope, const mx::array& normed, const mx::array&) const {
