@@ -79,11 +79,16 @@ mx::array embed(const ModelSpec& spec, const Tensors& tensors, const Formats& fo
   return block(spec, -1, tensors, formats, x, with_ids);
 }
 
-mx::array final_norm(const ModelSpec& spec, const Tensors& tensors, const mx::array& x) {
-  // Behind the first columns, the residual, stand what blocks gave to each other.
+mx::array residual_of(const ModelSpec& spec, const mx::array& x) {
   auto stop = x.shape();
-  stop.back() = spec.hidden;
-  auto h = normed(tensors, spec.final_norm, x.shape(-1) == spec.hidden ? x : mx::slice(x, mx::Shape(x.ndim(), 0), stop));
+  stop.back() = spec.streams * spec.hidden;
+  return stop == x.shape() ? x : mx::slice(x, mx::Shape(x.ndim(), 0), stop);
+}
+
+mx::array final_norm(const ModelSpec& spec, const Tensors& tensors, const mx::array& x, const Formats& formats) {
+  auto state = residual_of(spec, x);
+  if (spec.tail) state = block(spec, static_cast<int>(spec.blocks.size()), tensors, formats, state);
+  auto h = normed(tensors, spec.final_norm, state);
   return spec.head_input_divisor == 1 ? h : mx::divide(h, mx::array(spec.head_input_divisor, h.dtype()));
 }
 
@@ -112,7 +117,7 @@ mx::array hidden_states(const ModelSpec& spec, const Tensors& tensors, const For
   auto x = embed(spec, tensors, formats, ids, dtype, context);
   for (int i = 0; i < static_cast<int>(spec.blocks.size()); ++i) x = block(spec, i, tensors, formats, x, context);
   if (context.cache) context.cache->advance(ids.shape(1));
-  return final_norm(spec, tensors, x);
+  return final_norm(spec, tensors, x, formats);
 }
 
 mx::array forward(const ModelSpec& spec, const Tensors& tensors, const Formats& formats, const mx::array& ids, mx::Dtype dtype,

@@ -97,6 +97,8 @@ std::vector<const LinearSpec*> ModelSpec::further_linears() const {
   if (position_embedding) all.push_back(&*position_embedding);
   if (front)
     for (const auto* linear : front->linears()) all.push_back(linear);
+  if (tail)
+    for (const auto* linear : tail->linears()) all.push_back(linear);
   return all;
 }
 
@@ -105,6 +107,8 @@ std::vector<const NormSpec*> ModelSpec::outer_norms() const {
   if (embedding_norm) all.push_back(&*embedding_norm);
   if (front)
     for (const auto* norm : front->norms()) all.push_back(norm);
+  if (tail)
+    for (const auto* norm : tail->norms()) all.push_back(norm);
   all.push_back(&final_norm);
   return all;
 }

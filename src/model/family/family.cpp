@@ -20,6 +20,7 @@ const std::map<std::string, Family>& families() {
       {"ernie4_5", family::ernie4_5},
       {"gemma2", family::gemma2},
       {"gemma3_text", family::gemma3_text},
+      {"gemma3n", family::gemma3n},
       {"gemma4_text", family::gemma4_text},
       {"glm4", family::glm4},
       {"helium", family::helium},

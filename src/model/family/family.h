@@ -25,6 +25,7 @@ ModelSpec qwen3_moe(const Config& config);
 ModelSpec phi3(const Config& config);
 ModelSpec gemma2(const Config& config);
 ModelSpec gemma3_text(const Config& config);
+ModelSpec gemma3n(const Config& config);
 ModelSpec gemma4_text(const Config& config);
 
 }  // namespace lquant::model::family
