@@ -40,7 +40,7 @@ void block_sensitivities(const model::Model& model, const std::vector<mx::array>
   std::vector<std::vector<mx::array>> states(blocks + 1);  // before each block, and behind the last
   {
     const auto embedding = model::dense_tensors(model, model.load_embedding(model.stored_dtype()));
-    for (const auto& batch : ids) states[0].push_back(model::embed(spec, embedding, {}, batch, dtype));
+    for (std::size_t b = 0; b < ids.size(); ++b) states[0].push_back(model::embed(spec, embedding, {}, ids[b], dtype, context_of(b)));
     mx::eval(states[0]);
   }
   for (int i = 0; i < blocks; ++i) {

@@ -9,7 +9,9 @@
 #include <limits>
 
 #include "kernels/head_loss.h"
+#include "model/block.h"
 #include "model/forward.h"
+#include "model/op.h"
 
 namespace lquant::evaluate {
 namespace {
@@ -82,15 +84,18 @@ mx::array ints(const std::vector<std::int32_t>& values, mx::Shape shape) { retur
 /// Final hidden states [M, H] at the places `at`, int32 [M]. Behind the last block's attention no token looks at another, so there only these
 /// places go on: of most questions a small part, and of the last block nearly all products.
 mx::array hidden_at(const LoadedModel& m, const mx::array& ids, const mx::array& at, const model::Context& context) {
-  auto x = model::embed(m.spec, m.tensors, m.formats, ids, m.dtype);
+  auto x = model::embed(m.spec, m.tensors, m.formats, ids, m.dtype, context);
   const int last = static_cast<int>(m.spec.blocks.size()) - 1;
   for (int i = 0; i < last; ++i) x = model::block(m.spec, i, m.tensors, m.formats, x, context);
-  auto cut = model::attention_input(m.spec, last, m.tensors, m.formats, x, context);
-  cut = model::attention_output(m.spec, last, m.tensors, m.formats, cut, context);
-  cut = {mx::take(cut.residual, at, 1), mx::take(cut.input, at, 1)};
-  cut = model::mlp_input(m.spec, last, m.tensors, m.formats, cut);
-  cut = model::mlp_output(m.spec, last, m.tensors, m.formats, cut);
-  const auto hidden = model::final_norm(m.spec, m.tensors, model::block_output(m.spec, last, m.tensors, m.formats, cut));
+  const auto& block = m.spec.blocks[last];
+  const int mixed = model::mixed_by(block), stages = model::stages(block);
+  model::Halted halted{x};
+  for (int stage = 0; stage <= std::min(mixed, stages - 1); ++stage) halted = model::advance(m.spec, last, stage, m.tensors, m.formats, halted, context);
+  const bool narrowed = model::narrow(halted, at);
+  for (int stage = mixed + 1; stage < stages; ++stage)
+    halted = model::advance(m.spec, last, stage, m.tensors, m.formats, halted, narrowed ? model::Context{} : context);
+  x = model::leave(m.spec, last, m.tensors, m.formats, halted);
+  const auto hidden = model::final_norm(m.spec, m.tensors, narrowed ? x : mx::take(x, at, 1));
   return mx::reshape(hidden, {static_cast<int>(at.size()), hidden.shape(-1)});
 }
 
@@ -120,7 +125,9 @@ void run(const LoadedModel& model, const model::Head& head, const Row& row, bool
 int smallest_window(const model::ModelSpec& spec) {
   int window = std::numeric_limits<int>::max();
   for (const auto& block : spec.blocks)
-    if (block.attention.window > 0) window = std::min(window, block.attention.window);
+    for (const auto& step : block.steps)
+      for (const auto& branch : step.branches)
+        if (const int own = branch.op->traits().window; own > 0) window = std::min(window, own);
   return window;
 }
 

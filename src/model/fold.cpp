@@ -10,14 +10,18 @@ namespace {
 
 mx::array f32(const mx::array& x) { return mx::astype(x, mx::float32); }
 
-/// Rows first_row … of a linear's weight or bias divided by the scales; `axis` is that of the rows.
-mx::array divided_rows(const mx::array& x, const mx::array& scales, int first_row, int axis) {
+/// Rows of a linear's weight or bias, those of the edge's part, divided by the scales; `axis` is that of the rows.
+mx::array divided_rows(const mx::array& x, const mx::array& scales, const Part& part, int axis) {
   auto shape = scales.shape();
   shape.back() = x.shape(axis);
-  auto start = mx::Shape(shape.size(), 0), stop = shape;
-  start.back() = first_row;
-  stop.back() = first_row + scales.shape(-1);
-  auto divisors = mx::slice_update(mx::ones(shape, mx::float32), scales, start, stop);
+  if (part.rows != scales.shape(-1) || part.rows < 1 || part.row(part.rows - 1) >= shape.back())
+    throw std::invalid_argument("[model] fold: a linear has not the rows that its edge scales");
+  std::vector<std::int32_t> rows(part.rows);
+  for (int r = 0; r < part.rows; ++r) rows[r] = part.row(r);
+  const mx::array at(rows.data(), {part.rows}, mx::int32);
+  auto index = at;
+  if (shape.size() == 2) index = mx::broadcast_to(at, {shape[0], part.rows});
+  auto divisors = mx::put_along_axis(mx::ones(shape, mx::float32), index, scales, -1);
   if (axis < static_cast<int>(x.ndim()) - 1) divisors = mx::expand_dims(divisors, -1);
   return mx::divide(f32(x), divisors);
 }
@@ -50,21 +54,27 @@ mx::array fold_producer(const Edge& edge, const mx::array& scales, Tensors& tens
     throw std::invalid_argument("[model] fold: scales must be f32, one for each channel of the edge at " + edge.producer);
   auto used = scales;
   auto& weight = tensors.at(edge.producer + ".weight");
-  if (edge.producer_is_norm) {
-    weight = divided_norm(weight, edge.norm_offset, used, stored);
+  // What passes an activation of degree n comes out as the n-th power of what it was divided by.
+  const auto divisors = edge.degree == 2 ? mx::sqrt(used) : used;
+  if (edge.norm) {
+    weight = divided_norm(weight, edge.norm->offset, used, stored);
+    if (edge.norm->bias) {
+      auto& bias = tensors.at(edge.norm->bias_name());
+      bias = mx::divide(f32(bias), used);
+    }
   } else if (tensors.contains(edge.producer + ".scales")) {
     for (const char* part : {".scales", ".biases"}) {
       const auto found = tensors.find(edge.producer + part);
       if (found == tensors.end()) continue;
       auto& x = found->second;
-      x = mx::astype(divided_rows(x, used, edge.first_row, static_cast<int>(x.ndim()) - 2), x.dtype());
+      x = mx::astype(divided_rows(x, divisors, edge.rows, static_cast<int>(x.ndim()) - 2), x.dtype());
     }
   } else {
-    weight = divided_rows(weight, used, edge.first_row, static_cast<int>(weight.ndim()) - 2);
+    weight = divided_rows(weight, divisors, edge.rows, static_cast<int>(weight.ndim()) - 2);
   }
-  if (!edge.producer_is_norm) {
+  if (!edge.norm) {
     if (const auto bias = tensors.find(edge.producer + ".bias"); bias != tensors.end())
-      bias->second = divided_rows(bias->second, used, edge.first_row, static_cast<int>(bias->second.ndim()) - 1);
+      bias->second = divided_rows(bias->second, divisors, edge.rows, static_cast<int>(bias->second.ndim()) - 1);
   }
   return used;
 }

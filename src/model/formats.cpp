@@ -49,8 +49,9 @@ Format named_format(const std::string& path, const json& entry, const json& glob
   return format;
 }
 
-Format told_by_shapes(const checkpoint::Checkpoint& checkpoint, const LinearSpec& linear) {
-  const auto &codes = checkpoint.info(linear.path + ".weight"), &scales = checkpoint.info(linear.path + ".scales");
+/// `weight` and `scales`: the checkpoint's names of the linear's own, or of the first of several that make it.
+Format told_by_shapes(const checkpoint::Checkpoint& checkpoint, const LinearSpec& linear, const std::string& weight, const std::string& scale) {
+  const auto &codes = checkpoint.info(weight), &scales = checkpoint.info(scale);
   if (codes.shape.empty() || scales.shape.empty() || scales.shape.back() < 1 || linear.in % scales.shape.back() != 0)
     fail("model", "{}: {}.scales does not divide the {} inputs of its linear; the checkpoint is damaged or not in MLX's format",
          scales.file.string(), linear.path, linear.in);
@@ -74,14 +75,17 @@ Formats read_formats(const checkpoint::Checkpoint& checkpoint, const ModelSpec& 
   const auto& block = block_of(checkpoint.config());
   Formats formats;
   for (const auto* linear : spec.linears()) {
+    const auto source = [&](const char* suffix) {
+      return find_source(spec.imports, linear->path + suffix, [&](const std::string& name) { return checkpoint.has(name); });
+    };
     if (checkpoint.has(linear->path + ".global_scale"))
       fail("model", "{}: {}.global_scale: NVFP4 with a scale of the whole tensor is not supported; quantize the model without it",
            checkpoint.info(linear->path + ".global_scale").file.string(), linear->path);
     if (block.contains(linear->path) && !block[linear->path].is_null()) {
       const auto& entry = block[linear->path];
       if (entry.is_object() || (entry.is_boolean() && entry.get<bool>())) formats.emplace(linear->path, named_format(linear->path, entry, block));
-    } else if (checkpoint.has(linear->path + ".scales") && checkpoint.has(linear->path + ".weight")) {
-      formats.emplace(linear->path, told_by_shapes(checkpoint, *linear));
+    } else if (const auto weight = source(".weight"), scales = source(".scales"); weight && scales) {
+      formats.emplace(linear->path, told_by_shapes(checkpoint, *linear, weight->names.front(), scales->names.front()));
     }
   }
   return formats;
@@ -112,6 +116,15 @@ std::vector<Expected> expected_tensors(const LinearSpec& linear, const Formats& 
   return expected;
 }
 
-Expected expected_tensor(const NormSpec& norm) { return {norm.path + ".weight", {norm.size}}; }
+std::vector<Expected> expected_tensors(const NormSpec& norm) {
+  std::vector<Expected> expected;
+  if (norm.weight)
+    for (int piece = 0; piece < std::max(1, norm.pieces); ++piece)
+      expected.push_back({norm.weight_name(piece), norm.rows > 0 ? mx::Shape{norm.rows, norm.size} : mx::Shape{norm.size}});
+  if (norm.bias) expected.push_back({norm.bias_name(), {norm.size}});
+  return expected;
+}
+
+Expected expected_tensor(const ParameterSpec& parameter) { return {parameter.path, parameter.shape}; }
 
 }  // namespace lquant::model

@@ -30,8 +30,9 @@ struct Expected {
   Holds holds = Holds::numbers;
 };
 
-/// The tensors of one linear in its format, and of one norm.
+/// The tensors of one linear in its format, of one norm, and a parameter.
 std::vector<Expected> expected_tensors(const LinearSpec& linear, const Formats& formats);
-Expected expected_tensor(const NormSpec& norm);
+std::vector<Expected> expected_tensors(const NormSpec& norm);
+Expected expected_tensor(const ParameterSpec& parameter);
 
 }  // namespace lquant::model

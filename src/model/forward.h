@@ -7,7 +7,6 @@
 #include <string>
 #include <vector>
 
-#include "kernels/moe.h"
 #include "model/spec.h"
 #include "model/tensors.h"
 
@@ -31,7 +30,7 @@ using BatchObserver = std::function<void(std::size_t batch, const std::string& l
 /// What tells `observer` of one batch; null when there is none. `observer` outlives it.
 Observer of_batch(const BatchObserver* observer, std::size_t batch);
 
-/// Keys and values of the positions seen so far, per block [B, capacity, Hkv, D]; memory grows by steps. Give one to every block
+/// Keys and values of the positions seen so far, of each block [B, capacity, Hkv, D]; memory grows by steps. Give one to every block
 /// call in Context and call advance(T) after the last block.
 class Cache {
  public:
@@ -40,6 +39,8 @@ class Cache {
   void advance(int positions) { length_ += positions; }
   /// Stores k and v [B, T, Hkv, D] behind the first length() positions; returns all length() + T of them.
   std::pair<mx::array, mx::array> append(int block, const mx::array& k, const mx::array& v);
+  /// What append() returned last for this block, which must have been called in this step.
+  std::pair<mx::array, mx::array> appended(int block, int positions) const;
   /// Keeps only these rows of the batch, in this order (int32 [B′]).
   void select(const mx::array& rows);
   /// What to evaluate so that no graph grows from step to step.
@@ -71,31 +72,16 @@ struct Context {
   int offset = 0;
   Cache* cache = nullptr;
   const Observer* observer = nullptr;
+  const mx::array* ids = nullptr;  ///< of the tokens, int32 [B, T]; embed() gives them to the front
 };
 
-/// ids int32 [B, T] → x [B, T, H] of `dtype`.
-mx::array embed(const ModelSpec& spec, const Tensors& tensors, const Formats& formats, const mx::array& ids, mx::Dtype dtype);
+/// ids int32 [B, T] → x [B, T, H] of `dtype` (of models with a front: the state that it makes, with more columns). The context tells where each token stands, for models with an embedding of positions.
+mx::array embed(const ModelSpec& spec, const Tensors& tensors, const Formats& formats, const mx::array& ids, mx::Dtype dtype, const Context& context = {});
 
-/// One block: x [B, T, H] → [B, T, H].
+/// One block: x [B, T, H] → [B, T, H]. Stage by stage: block.h.
 mx::array block(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const mx::array& x, const Context& context = {});
 
-/// A block cut where its linears read, for methods that quantize a block in the order of use: `input` is what the linears of the
-/// next stage read (the observer is told of it at the cut), `residual` what their sub-layer's result is added to. block() is these
-/// five calls in a row.
-struct Cut {
-  mx::array residual;
-  mx::array input;
-  /// Of a mixture's cut before its down linears: where the rows of `input` came from, and their weights.
-  std::optional<kernels::Routing> routing = std::nullopt;
-  std::optional<mx::array> weights = std::nullopt;
-};
-Cut attention_input(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const mx::array& x, const Context& context = {});
-Cut attention_output(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const Cut& at, const Context& context = {});
-Cut mlp_input(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const Cut& at, const Context& context = {});
-Cut mlp_output(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const Cut& at, const Context& context = {});
-mx::array block_output(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const Cut& at);
-
-/// The norm before the head.
+/// The norm before the head, and what stands between it and the head.
 mx::array final_norm(const ModelSpec& spec, const Tensors& tensors, const mx::array& x);
 
 /// What makes logits of normed hidden states; made for kernels::kl_loss and its like. logits = softcap(multiplier · h · weightᵀ + bias).

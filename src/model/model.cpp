@@ -6,6 +6,7 @@
 #include <mlx/mlx.h>
 
 #include <algorithm>
+#include <stdexcept>
 #include <unordered_set>
 
 #include "base/error.h"
@@ -20,24 +21,11 @@ std::string text(const mx::Shape& shape) { return shown(fmt::format("[{}]", fmt:
 
 bool is_float(mx::Dtype dtype) { return mx::issubdtype(dtype, mx::floating); }
 
-/// "….switch_mlp.gate_proj.weight" → the name of expert e's own tensor, for the stacked weights of a mixture of experts; else empty.
-std::string unstacked_name(const ModelSpec& spec, const std::string& name, int e) {
-  for (const auto& block : spec.blocks) {
-    const auto* mlp = std::get_if<ExpertMlp>(&block.mlp);
-    if (!mlp || mlp->unstacked_path.empty()) continue;
-    for (const auto* linear : {&mlp->gate, &mlp->up, &mlp->down}) {
-      if (name.size() > linear->path.size() && name.compare(0, linear->path.size(), linear->path) == 0 && name[linear->path.size()] == '.')
-        return fmt::format("{}.{}.{}{}", mlp->unstacked_path, e, linear->path.substr(linear->path.rfind('.') + 1), name.substr(linear->path.size()));
-    }
-  }
-  return "";
+std::optional<Source> source_of(const checkpoint::Checkpoint& checkpoint, const ModelSpec& spec, const std::string& name) {
+  return find_source(spec.imports, name, [&](const std::string& other) { return checkpoint.has(other); });
 }
 
-void check_one(const checkpoint::Checkpoint& checkpoint, const std::string& name, const mx::Shape& shape, Holds holds) {
-  const auto& info = checkpoint.info(name);
-  if (info.shape != shape)
-    fail("model", "{}: tensor {} has shape {} where config.json asks for {}; the files of the folder do not belong together", info.file.string(), name,
-         text(info.shape), text(shape));
+void check_holds(const checkpoint::TensorInfo& info, const std::string& name, Holds holds) {
   const bool right = holds == Holds::codes ? info.dtype == mx::uint32 : holds == Holds::bytes ? info.dtype == mx::uint8 : is_float(info.dtype);
   if (!right)
     fail("model", "{}: tensor {} is stored as {} but should hold {}; the quantization in config.json does not fit the files", info.file.string(), name,
@@ -47,34 +35,62 @@ void check_one(const checkpoint::Checkpoint& checkpoint, const std::string& name
                                  : "floating-point numbers");
 }
 
+/// The shape that one source must have, where the row's change tells it: what people see of a wrong file is its own tensor's name.
+mx::Shape wanted_of(const Expected& expected, const Source& source) {
+  if (source.changes.empty()) return expected.shape;
+  if (source.changes.size() == 1 && source.changes[0].kind == Change::Kind::stack) return {expected.shape.begin() + 1, expected.shape.end()};
+  return {};
+}
+
 void check(const checkpoint::Checkpoint& checkpoint, const ModelSpec& spec, const Expected& expected) {
-  if (checkpoint.has(expected.name)) {
-    check_one(checkpoint, expected.name, expected.shape, expected.holds);
-  } else if (const auto first = unstacked_name(spec, expected.name, 0); !first.empty() && checkpoint.has(first)) {
-    const mx::Shape shape(expected.shape.begin() + 1, expected.shape.end());
-    for (int e = 0; e < expected.shape[0]; ++e) {
-      const auto name = unstacked_name(spec, expected.name, e);
-      if (!checkpoint.has(name)) fail("model", "{}: missing tensor {} of shape {}", checkpoint.folder().string(), name, text(shape));
-      check_one(checkpoint, name, shape, expected.holds);
-    }
-  } else {
-    fail("model", "{}: missing tensor {} of shape {}", checkpoint.folder().string(), expected.name, text(expected.shape));
+  const auto source = source_of(checkpoint, spec, expected.name);
+  if (!source) fail("model", "{}: missing tensor {} of shape {}", checkpoint.folder().string(), expected.name, text(expected.shape));
+  const auto wanted = wanted_of(expected, *source);
+  std::vector<mx::Shape> shapes;
+  for (const auto& name : source->names) {
+    if (!checkpoint.has(name))
+      fail("model", "{}: missing tensor {}{}", checkpoint.folder().string(), name, wanted.empty() ? "" : " of shape " + text(wanted));
+    const auto& info = checkpoint.info(name);
+    if (!wanted.empty() && info.shape != wanted)
+      fail("model", "{}: tensor {} has shape {} where config.json asks for {}; the files of the folder do not belong together", info.file.string(), name,
+           text(info.shape), text(wanted));
+    check_holds(info, name, expected.holds);
+    shapes.push_back(info.shape);
+  }
+  if (!wanted.empty()) return;
+  if (const auto made = changed_shape(source->changes, shapes); made != expected.shape) {
+    const auto& info = checkpoint.info(source->names.front());
+    fail("model", "{}: tensor {} has shape {}, of which {} of shape {} cannot be made; the files of the folder do not belong together", info.file.string(),
+         source->names.front(), text(info.shape), expected.name, text(expected.shape));
   }
 }
 
+void add(std::vector<Expected>& all, std::vector<Expected> more) {
+  for (auto& expected : more) all.push_back(std::move(expected));
+}
+
 std::vector<Expected> expected_of(const BlockSpec& block, const Formats& formats) {
+  const auto contents = block.contents();
   std::vector<Expected> all;
-  for (const auto* norm : block.norms()) all.push_back(expected_tensor(*norm));
-  for (const auto* linear : block.linears())
-    for (auto& expected : expected_tensors(*linear, formats)) all.push_back(std::move(expected));
+  for (const auto* norm : contents.norms) add(all, expected_tensors(*norm));
+  for (const auto& reading : contents.readings) add(all, expected_tensors(*reading.linear, formats));
+  for (const auto* parameter : contents.parameters) all.push_back(expected_tensor(*parameter));
+  return all;
+}
+
+/// What stands before the first block.
+std::vector<Expected> expected_before(const ModelSpec& spec, const Formats& formats) {
+  auto all = expected_tensors(spec.embedding, formats);
+  if (spec.position_embedding) add(all, expected_tensors(*spec.position_embedding, formats));
+  if (spec.embedding_norm) add(all, expected_tensors(*spec.embedding_norm));
+  if (spec.front) add(all, expected_of(*spec.front, formats));
   return all;
 }
 
 std::vector<Expected> expected_outside(const ModelSpec& spec, const Formats& formats) {
-  auto all = expected_tensors(spec.embedding, formats);
-  all.push_back(expected_tensor(spec.final_norm));
-  if (spec.head)
-    for (auto& expected : expected_tensors(*spec.head, formats)) all.push_back(std::move(expected));
+  auto all = expected_before(spec, formats);
+  add(all, expected_tensors(spec.final_norm));
+  if (spec.head) add(all, expected_tensors(*spec.head, formats));
   return all;
 }
 
@@ -102,11 +118,15 @@ void refuse_unknown(const checkpoint::Checkpoint& checkpoint, const ModelSpec& s
 }
 
 mx::Dtype float_dtype_of(const checkpoint::Checkpoint& checkpoint, const ModelSpec& spec) {
-  for (const char* suffix : {".weight", ".scales"}) {
-    const auto name = spec.embedding.path + suffix;
-    if (checkpoint.has(name) && is_float(checkpoint.info(name).dtype)) return checkpoint.info(name).dtype;
-  }
-  return checkpoint.info(spec.final_norm.path + ".weight").dtype;  // an embedding of the microscaling formats has u8 scales
+  // An embedding of the microscaling formats has u8 scales: then a norm's weight tells, or the first number of any other tensor.
+  std::vector<std::string> names = {spec.embedding.path + ".weight", spec.embedding.path + ".scales"};
+  if (spec.final_norm.weight) names.push_back(spec.final_norm.weight_name());
+  for (const auto& block : spec.blocks)
+    for (const auto* linear : block.linears()) names.insert(names.end(), {linear->path + ".weight", linear->path + ".scales"});
+  for (const auto& name : names)
+    if (const auto source = source_of(checkpoint, spec, name); source && checkpoint.has(source->names.front()))
+      if (const auto dtype = checkpoint.info(source->names.front()).dtype; is_float(dtype)) return dtype;
+  return mx::bfloat16;
 }
 
 }  // namespace
@@ -115,7 +135,7 @@ Model Model::open(const checkpoint::Checkpoint& checkpoint) {
   Model model(checkpoint);
   model.spec_ = spec_from_config(checkpoint.config());
   auto& spec = model.spec_;
-  if (spec.head_if_present && spec.head && !checkpoint.has(spec.head->path + ".weight")) spec.head.reset();
+  if (spec.head_if_present && spec.head && !source_of(checkpoint, spec, spec.head->path + ".weight")) spec.head.reset();
   if (spec.settled.contains("tie_word_embeddings")) spec.settled["tie_word_embeddings"] = spec.tied();
   model.formats_ = read_formats(checkpoint, spec);
   for (const auto& expected : expected_outside(spec, model.formats_)) check(checkpoint, spec, expected);
@@ -132,16 +152,11 @@ Tensors Model::load(const std::vector<std::string>& names, std::optional<mx::Dty
   const auto target = dtype.value_or(compute_dtype());
   Tensors tensors;
   for (const auto& name : names) {
-    auto value = [&] {
-      if (checkpoint_.has(name)) return checkpoint_.load(name);
-      std::vector<mx::array> experts;
-      for (int e = 0;; ++e) {
-        const auto one = unstacked_name(spec_, name, e);
-        if (one.empty() || !checkpoint_.has(one)) break;
-        experts.push_back(checkpoint_.load(one));
-      }
-      return mx::stack(experts);
-    }();
+    const auto source = source_of(checkpoint_, spec_, name);
+    if (!source) throw std::invalid_argument("[model] no tensor " + name);
+    std::vector<mx::array> found;
+    for (const auto& one : source->names) found.push_back(checkpoint_.load(one));
+    auto value = changed(source->changes, std::move(found));
     if (is_float(value.dtype()) && value.dtype() != target) value = mx::astype(value, target);
     tensors.emplace(name, std::move(value));
   }
@@ -150,11 +165,11 @@ Tensors Model::load(const std::vector<std::string>& names, std::optional<mx::Dty
 
 Tensors Model::load_block(int i, std::optional<mx::Dtype> dtype) const { return load(block_names(i), dtype); }
 
-Tensors Model::load_embedding(std::optional<mx::Dtype> dtype) const { return load(tensor_names(spec_.embedding, formats_), dtype); }
+Tensors Model::load_embedding(std::optional<mx::Dtype> dtype) const { return load(names_of(expected_before(spec_, formats_)), dtype); }
 
 Tensors Model::load_final(std::optional<mx::Dtype> dtype) const {
   auto names = tensor_names(spec_.head ? *spec_.head : spec_.embedding, formats_);
-  names.push_back(expected_tensor(spec_.final_norm).name);
+  for (const auto& expected : expected_tensors(spec_.final_norm)) names.push_back(expected.name);
   return load(names, dtype);
 }
 
@@ -172,11 +187,7 @@ std::vector<std::string> Model::outer_names() const { return names_of(expected_o
 std::vector<std::string> Model::unused_names() const {
   std::unordered_set<std::string> used;
   const auto use = [&](const Expected& expected) {
-    if (checkpoint_.has(expected.name)) {
-      used.insert(expected.name);
-    } else {
-      for (int e = 0; e < expected.shape[0]; ++e) used.insert(unstacked_name(spec_, expected.name, e));
-    }
+    if (const auto source = source_of(checkpoint_, spec_, expected.name)) used.insert(source->names.begin(), source->names.end());
   };
   for (const auto& expected : expected_outside(spec_, formats_)) use(expected);
   for (const auto& block : spec_.blocks)

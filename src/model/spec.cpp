@@ -1,7 +1,11 @@
 // What follows from a spec alone: the order of its linears and the scale edges between them.
 #include "model/spec.h"
 
+#include <algorithm>
 #include <stdexcept>
+
+#include "model/block.h"
+#include "model/op.h"
 
 namespace lquant::model {
 
@@ -33,6 +37,8 @@ std::string_view to_string(Role role) {
       return "expert_up";
     case Role::expert_down:
       return "expert_down";
+    case Role::other:
+      return "other";
     case Role::embed:
       return "embed";
     case Role::head:
@@ -41,92 +47,127 @@ std::string_view to_string(Role role) {
   throw std::invalid_argument("[model] no such role");
 }
 
-std::vector<const LinearSpec*> BlockSpec::linears() const {
-  std::vector<const LinearSpec*> all;
-  for (const auto& linear : attention.inputs) all.push_back(&linear);
-  all.push_back(&attention.output);
-  if (const auto* dense = std::get_if<DenseMlp>(&mlp)) {
-    for (const auto& linear : dense->inputs) all.push_back(&linear);
-    all.push_back(&dense->down);
-  } else {
-    const auto& experts = std::get<ExpertMlp>(mlp);
-    for (const auto* linear : {&experts.router, &experts.gate, &experts.up, &experts.down}) all.push_back(linear);
+std::int64_t ParameterSpec::parameters() const {
+  std::int64_t n = 1;
+  for (const auto length : shape) n *= length;
+  return n;
+}
+
+Contents BlockSpec::contents() const {
+  Contents all;
+  int op = 0;
+  for (int s = 0; s < static_cast<int>(steps.size()); ++s) {
+    const auto& step = steps[s];
+    const int first = first_stage(*this, s);
+    if (step.before) all.norms.push_back(&*step.before);
+    for (const auto& branch : step.branches) {
+      if (branch.before) all.norms.push_back(&*branch.before);
+      branch.op->contents(op++, first, all);
+      if (branch.after) all.norms.push_back(&*branch.after);
+    }
+    if (step.after) all.norms.push_back(&*step.after);
   }
+  // Stage by stage, as they are applied; within one in the order of the branches.
+  std::stable_sort(all.readings.begin(), all.readings.end(), [](const auto& a, const auto& b) { return a.stage < b.stage; });
+  if (scalar) all.parameters.push_back(&*scalar);
   return all;
 }
 
-std::vector<const NormSpec*> BlockSpec::norms() const {
-  std::vector<const NormSpec*> all = {&attention_norm, &mlp_norm};
-  for (const auto* norm : {&attention.q_norm, &attention.k_norm, &attention_post_norm, &mlp_post_norm})
-    if (*norm) all.push_back(&**norm);
+std::vector<const LinearSpec*> BlockSpec::linears() const {
+  std::vector<const LinearSpec*> all;
+  for (const auto& reading : contents().readings) all.push_back(reading.linear);
   return all;
 }
+
+std::vector<const NormSpec*> BlockSpec::norms() const { return contents().norms; }
+
+std::vector<const ParameterSpec*> BlockSpec::parameters() const { return contents().parameters; }
 
 std::vector<const LinearSpec*> ModelSpec::linears() const {
   std::vector<const LinearSpec*> all = {&embedding};
+  for (const auto* linear : further_linears()) all.push_back(linear);
   for (const auto& block : blocks)
     for (const auto* linear : block.linears()) all.push_back(linear);
   if (head) all.push_back(&*head);
   return all;
 }
 
+std::vector<const LinearSpec*> ModelSpec::further_linears() const {
+  std::vector<const LinearSpec*> all;
+  if (position_embedding) all.push_back(&*position_embedding);
+  if (front)
+    for (const auto* linear : front->linears()) all.push_back(linear);
+  return all;
+}
+
+std::vector<const NormSpec*> ModelSpec::outer_norms() const {
+  std::vector<const NormSpec*> all;
+  if (embedding_norm) all.push_back(&*embedding_norm);
+  if (front)
+    for (const auto* norm : front->norms()) all.push_back(norm);
+  all.push_back(&final_norm);
+  return all;
+}
+
+std::vector<std::vector<const LinearSpec*>> ModelSpec::shared_inputs() const {
+  // What stands beside the embedding before the first block goes with it.
+  std::vector<std::vector<const LinearSpec*>> groups = {{&embedding}};
+  for (const auto* linear : further_linears()) groups.front().push_back(linear);
+  for (const auto& block : blocks) {
+    std::optional<Reading> last;
+    for (const auto& reading : block.contents().readings) {
+      // Experts read rows of what their router reads.
+      const bool same = last && last->op == reading.op && last->stage == reading.stage && last->linear->experts == reading.linear->experts;
+      if (!same) groups.emplace_back();
+      groups.back().push_back(reading.linear);
+      last = reading;
+    }
+  }
+  if (head) groups.push_back({&*head});
+  return groups;
+}
+
 namespace {
 
-Edge norm_edge(int block, const NormSpec& norm, std::vector<std::string> consumers) {
+std::optional<Edge> norm_edge(const std::optional<NormSpec>& norm, std::vector<std::string> consumers) {
+  // Of a norm without weight nothing can be divided; a weight a head is not one a channel.
+  if (!norm || !norm->weight || norm->rows > 0 || norm->pieces > 0 || norm->suffix != ".weight" || consumers.empty()) return std::nullopt;
   Edge edge;
-  edge.block = block;
-  edge.producer = norm.path;
-  edge.producer_is_norm = true;
-  edge.norm_offset = norm.offset;
+  edge.producer = norm->path;
+  edge.norm = norm;
   edge.consumers = std::move(consumers);
-  edge.channels = edge.head_dim = norm.size;
+  edge.channels = edge.head_dim = norm->size;
   return edge;
 }
 
-Edge value_edge(int block, const AttentionSpec& attention) {
-  const bool fused = attention.inputs.size() == 1;
-  Edge edge;
-  edge.block = block;
-  edge.producer = attention.inputs.back().path;
-  edge.consumers = {attention.output.path};
-  edge.channels = attention.kv_heads * attention.head_dim;
-  edge.first_row = fused ? (attention.heads + attention.kv_heads) * attention.head_dim : 0;
-  edge.head_dim = attention.head_dim;
-  edge.repeats = attention.heads / attention.kv_heads;
-  return edge;
-}
-
-Edge gated_edge(int block, const LinearSpec& up, const LinearSpec& down, bool fused) {
-  Edge edge;
-  edge.block = block;
-  edge.producer = up.path;
-  edge.consumers = {down.path};
-  edge.channels = edge.head_dim = down.in;
-  edge.first_row = fused ? down.in : 0;  // the gate's rows come first and pass the activation, which no scale commutes with
-  edge.experts = down.experts;
-  return edge;
-}
-
-std::vector<std::string> paths(const std::vector<LinearSpec>& linears) {
+/// A norm that several branches read; one of them may use it in a way that no scale passes.
+std::optional<Edge> shared_edge(const Step& step) {
   std::vector<std::string> all;
-  for (const auto& linear : linears) all.push_back(linear.path);
-  return all;
+  for (const auto& branch : step.branches) {
+    if (branch.before) continue;
+    const auto own = branch.op->readers();
+    if (own.empty()) return std::nullopt;
+    all.insert(all.end(), own.begin(), own.end());
+  }
+  return norm_edge(step.before, std::move(all));
 }
 
 }  // namespace
 
 std::vector<Edge> ModelSpec::edges_of(int i) const {
   std::vector<Edge> all;
-  const auto& block = blocks[i];
-  all.push_back(norm_edge(i, block.attention_norm, paths(block.attention.inputs)));
-  all.push_back(value_edge(i, block.attention));
-  if (const auto* dense = std::get_if<DenseMlp>(&block.mlp)) {
-    all.push_back(norm_edge(i, block.mlp_norm, paths(dense->inputs)));
-    all.push_back(gated_edge(i, dense->inputs.back(), dense->down, dense->inputs.size() == 1));
-  } else {
-    const auto& experts = std::get<ExpertMlp>(block.mlp);
-    all.push_back(norm_edge(i, block.mlp_norm, {experts.router.path, experts.gate.path, experts.up.path}));
-    all.push_back(gated_edge(i, experts.up, experts.down, false));
+  const auto& steps = blocks[i].steps;
+  const auto add = [&](int step, Edge edge) {
+    edge.block = i;
+    edge.step = step;
+    all.push_back(std::move(edge));
+  };
+  for (int s = 0; s < static_cast<int>(steps.size()); ++s) {
+    if (auto edge = shared_edge(steps[s])) add(s, std::move(*edge));
+    for (const auto& branch : steps[s].branches) {
+      if (auto edge = norm_edge(branch.before, branch.op->readers())) add(s, std::move(*edge));
+      for (auto& edge : branch.op->edges()) add(s, std::move(edge));
+    }
   }
   return all;
 }

@@ -1,101 +1,163 @@
 #pragma once
 
+#include <mlx/array.h>
+
+#include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
-#include <variant>
 #include <vector>
 
 #include "codec/format.h"
-#include "kernels/elementwise.h"
-#include "model/rope.h"
+#include "model/imports.h"
 
 // The architecture of a decoder as data. A family (src/model/family/) turns its config.json into one ModelSpec; one
 // forward pass (forward.h), one loader (model.h) and every quantization method read nothing but this.
 namespace lquant::model {
 
-/// What a linear does. Fused ones (Phi-3) have a role of their own; `router` chooses the experts of a token.
-enum class Role { q, k, v, qkv, o, gate, up, gate_up, down, router, expert_gate, expert_up, expert_down, embed, head };
+namespace mx = mlx::core;
+
+class Op;  // op.h
+
+/// What a linear does: a hint for recipes, reports and GGUF names. What methods do follows from stages and edges. A plain MLP's linears are `up` and
+/// `down`; `router` chooses the experts of a token; `other` is everything without a name of its own.
+enum class Role { q, k, v, qkv, o, gate, up, gate_up, down, router, expert_gate, expert_up, expert_down, other, embed, head };
 std::string_view to_string(Role role);
+
+/// Rows of a fused linear that belong to one of its parts: row r of the part is row first + (r / run) · stride + r % run of the linear. A part in one
+/// piece has run = rows; q of a linear fused by head has run = head_dim and stride = 3 · head_dim.
+struct Part {
+  Role role = Role::other;
+  int rows = 0, first = 0, run = 0, stride = 0;
+
+  int row(int r) const { return first + r / run * stride + r % run; }
+  bool contiguous() const { return run == rows; }
+  static Part piece(Role role, int first, int rows) { return {role, rows, first, rows, rows}; }
+};
 
 /// y = x · Wᵀ (+ bias): tensors path + ".weight" [out, in] and, if `bias`, path + ".bias" [out]. With experts > 0 both have
 /// a leading axis [experts]. The embedding is one too (out = vocabulary, in = hidden size): its rows are looked up.
 struct LinearSpec {
   std::string path;  ///< "model.layers.0.self_attn.q_proj"
-  Role role = Role::q;
+  Role role = Role::other;
   int out = 0, in = 0;
   int experts = 0;
   bool bias = false;
   int block = -1;  ///< the block it belongs to; −1 for the embedding and the head
+  int top_k = 0;   ///< of experts: how many a token meets
+  std::vector<Part> parts = {};  ///< of a fused linear; empty: one part
   /// What mlx_lm's own quantizer uses for it whatever the user asked for (routers: 8 bits, group 64).
   std::optional<codec::Format> fixed_format = std::nullopt;
+  /// That is advice (Granite's output projections), which methods that choose formats themselves are free to leave.
+  bool only_advised = false;
+  /// Why it must stay dense, for mlx_lm could not run it packed; empty: it need not.
+  std::string dense_why = {};
 
   std::int64_t parameters() const { return std::int64_t{1} * out * in * (experts > 0 ? experts : 1); }
 };
 
-/// RMS norm, tensor path + ".weight" [size]; the weight in use is weight + offset (1 for Gemma).
+/// A norm over `size` numbers: rms (arXiv 1910.07467), layer (arXiv 1607.06450) or l2 (x / max(‖x‖, eps)); the weight in use is weight + offset (1 for Gemma).
+/// Its tensors are path + suffix and, if `bias`, path + ".bias". Without weight nothing is multiplied, and nothing is in the checkpoint.
 struct NormSpec {
+  enum class Kind { rms, layer, l2 };
   std::string path;
   int size = 0;
   float eps = 1e-6f;
   float offset = 0;
+  float factor = 1;  ///< the weight in use is factor · (weight + offset), rounded to its dtype
+  Kind kind = Kind::rms;
+  bool weight = true, bias = false;
+  int rows = 0;    ///< above 0: a weight for each of so many heads, [rows, size]
+  int pieces = 0;  ///< above 0: the same in a tensor each, path + ".norms.0.weight" … [size] (StableLM)
+  std::string suffix = ".weight";
+
+  std::string weight_name(int piece = 0) const { return pieces > 0 ? path + ".norms." + std::to_string(piece) + ".weight" : path + suffix; }
+  std::string bias_name() const { return path + ".bias"; }
+  std::int64_t parameters() const { return std::int64_t{1} * size * ((weight ? std::max({1, rows, pieces}) : 0) + (bias ? 1 : 0)); }
 };
 
-struct AttentionSpec {
-  int heads = 0, kv_heads = 0, head_dim = 0;
-  float scale = 1;
-  float softcap = 0;                       ///< of the scores (Gemma 2); 0: none
-  int window = 0;                          ///< keys a query sees, itself included; 0: all before it
-  std::optional<RopeSpec> rope;            ///< none: no positions (NoPE layers)
-  std::optional<NormSpec> q_norm, k_norm;  ///< over each head (size head_dim)
-  std::vector<LinearSpec> inputs;          ///< q, k, v, or one fused qkv whose rows are q's, then k's, then v's
-  LinearSpec output;
+/// A tensor that belongs to no linear and no norm: sinks, taps of a convolution, scalars.
+struct ParameterSpec {
+  std::string path;  ///< its whole name
+  mx::Shape shape;
+
+  std::int64_t parameters() const;
 };
 
-struct DenseMlp {
-  kernels::Activation activation = kernels::Activation::silu;
-  std::vector<LinearSpec> inputs;  ///< gate, up, or one fused gate_up whose first half of rows is the gate
-  LinearSpec down;
+/// Some columns of the state that passes from block to block, which is [B, T, width]: the residual, in most models alone; in others several streams of
+/// it, keys and values that later blocks read, inputs that each layer has of its own. None: all of them.
+struct Columns {
+  int first = 0, width = 0;
+
+  bool all() const { return width == 0; }
 };
 
-/// Mixture of experts: softmax over the router's outputs, the top_k largest, their gated MLPs weighted by those probabilities.
-struct ExpertMlp {
-  kernels::Activation activation = kernels::Activation::silu;
-  int experts = 0, top_k = 0;
-  bool normalize = false;  ///< the kept probabilities are divided by their sum
-  LinearSpec router, gate, up, down;
-  /// Where Hugging Face keeps single experts: "model.layers.3.mlp.experts" + ".7." + "gate_proj" + ".weight".
-  std::string unstacked_path;
+/// An op with a norm before it, a norm behind it and a factor: result = scale · after(op(before(x))).
+struct Branch {
+  std::optional<NormSpec> before = std::nullopt;
+  std::shared_ptr<const Op> op;
+  std::optional<NormSpec> after = std::nullopt;
+  float scale = 1;  ///< rounded to the compute dtype when used, as a Python scalar is by MLX
+  int gives = -1;   ///< first column of the state that Op::carried() is written to; −1: it carries nothing
 };
 
-/// x ← x + [post](attention(norm(x))), then the same with the MLP. The norms behind the sub-layers are optional.
+/// Branches that all read the residual as it stands: x ← x + after(Σ branches). A norm that several branches read stands once, as `before`.
+struct Step {
+  std::optional<NormSpec> before = std::nullopt;
+  std::vector<Branch> branches;
+  std::optional<NormSpec> after = std::nullopt;
+  Columns columns = {};   ///< those that are x
+  float scale = 1;        ///< of x and what was added to it (Gemma 3n)
+  bool replaces = false;  ///< the one branch's result is the state from here on
+  Columns drops = {};     ///< columns of the state that nobody reads from here on; none by default
+};
+
+/// A linear of a block, and which input it reads: linears with equal op and stage read the same array (but experts, who read rows of it).
+struct Reading {
+  const LinearSpec* linear;
+  int op;     ///< number of the op in the block
+  int stage;  ///< of the block: linears of one stage are applied together (block.h)
+};
+
+/// What a checkpoint must hold of a part of a model; the pointers are the spec's own.
+struct Contents {
+  std::vector<Reading> readings;  ///< linears in the order of the forward pass
+  std::vector<const NormSpec*> norms;
+  std::vector<const ParameterSpec*> parameters;
+};
+
 struct BlockSpec {
-  NormSpec attention_norm, mlp_norm;
-  std::optional<NormSpec> attention_post_norm, mlp_post_norm;
-  AttentionSpec attention;
-  std::variant<DenseMlp, ExpertMlp> mlp;
+  std::vector<Step> steps;
+  std::optional<ParameterSpec> scalar = std::nullopt;  ///< [1]: the residual behind the last step is multiplied by it (Gemma 4)
 
+  Contents contents() const;
   std::vector<const LinearSpec*> linears() const;  ///< in the order of the forward pass
   std::vector<const NormSpec*> norms() const;
+  std::vector<const ParameterSpec*> parameters() const;
 };
 
 /// A channel that can be scaled in its producer and unscaled in its consumers without changing the function (AWQ,
 /// arXiv 2306.00978): norm → the linears that read it, v → o, up → down.
 struct Edge {
   int block = 0;
-  std::string producer;  ///< path of a norm or a linear
-  bool producer_is_norm = false;
-  float norm_offset = 0;               ///< the norm's weight in use is weight + norm_offset
+  int step = 0;                        ///< of the block: the one whose result the consumers make
+  std::string producer;                ///< path of a norm or a linear
+  std::optional<NormSpec> norm = std::nullopt;  ///< the producer, when it is one; its bias is divided too
+  Part rows = {};                      ///< of a linear: channel c is row rows.row(c) of its output
   std::vector<std::string> consumers;  ///< paths of linears, all of the same width `in`
   int channels = 0;                    ///< independent scales
-  int first_row = 0;                   ///< channel c is output row first_row + c of the producer (fused qkv, gate_up)
   int head_dim = 0, repeats = 1;       ///< grouped heads (v → o): `repeats` query heads read one value head
+  bool tiled = false;                  ///< query head i reads value head i mod (value heads), not i / repeats
   int experts = 0;                     ///< with experts, each has `channels` scales of its own
+  int degree = 1;                      ///< of the activation between (relu²: 2): the producer is divided by the scale's degree-th root
 
   /// The channel that the consumers' input column reads.
-  int channel(int column) const { return column / (head_dim * repeats) * head_dim + column % head_dim; }
+  int channel(int column) const {
+    return tiled ? column % channels : column / (head_dim * repeats) * head_dim + column % head_dim;
+  }
 };
 
 /// Tensors of a checkpoint that its model has no use for, and why: nothing is left out without such a row.
@@ -109,14 +171,19 @@ struct ModelSpec {
   int hidden = 0, vocab = 0;
   LinearSpec embedding;
   float embedding_multiplier = 1;  ///< rounded to the compute dtype when used, as a Python scalar is by MLX
+  std::optional<LinearSpec> position_embedding;  ///< GPT-2's: a row for each position, added to the token's
+  std::optional<NormSpec> embedding_norm;        ///< behind the embedding (nanochat)
+  std::optional<BlockSpec> front;                ///< steps that make the state of the embedded tokens; its linears have no block
   std::vector<BlockSpec> blocks;
   NormSpec final_norm;
   std::optional<LinearSpec> head;  ///< none: tied to the embedding
   /// The checkpoint, not its config, says whether there is a head of its own (Gemma 3): Model::open ties it when it has none.
   bool head_if_present = false;
+  float head_input_divisor = 1;  ///< of the normed hidden states, rounded there (MiniCPM)
   float logit_softcap = 0;
   float logit_multiplier = 1;
   std::vector<LeftOut> left_out;
+  Imports imports;
   /// Fields of config.json that mlx_lm would read otherwise, or not at all, as they stand there (null, absent, 6.0 for 6), with the values that they
   /// were read as here: an output's config.json has these.
   nlohmann::json settled = nlohmann::json::object();
@@ -124,6 +191,12 @@ struct ModelSpec {
   bool tied() const { return !head; }
   /// Every linear in the order of the forward pass: embedding, blocks, head. They are this spec's own.
   std::vector<const LinearSpec*> linears() const;
+  /// Those of the front and its like that are outside the blocks and are neither the embedding nor the head.
+  std::vector<const LinearSpec*> further_linears() const;
+  /// Norms outside the blocks.
+  std::vector<const NormSpec*> outer_norms() const;
+  /// Of each group of linears that read one input, in the order of the forward pass; embedding and head are groups of their own.
+  std::vector<std::vector<const LinearSpec*>> shared_inputs() const;
   /// Every edge of every block, and those of one.
   std::vector<Edge> edges() const;
   std::vector<Edge> edges_of(int block) const;

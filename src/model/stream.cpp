@@ -34,7 +34,11 @@ std::vector<mx::array> stream_blocks(const Model& model, const std::vector<mx::a
   std::vector<mx::array> activations;
   {
     const auto tensors = model.load_embedding(dtype);
-    for (const auto& batch : ids) activations.push_back(settled(embed(spec, tensors, model.formats(), batch, dtype), boundary));
+    for (std::size_t b = 0; b < ids.size(); ++b) {
+      Context context;
+      if (!options.segments.empty()) context.segments = options.segments[b];
+      activations.push_back(settled(embed(spec, tensors, model.formats(), ids[b], dtype, context), boundary));
+    }
   }
   if (options.after_block) options.after_block(-1, activations);
 

@@ -44,7 +44,9 @@ class Walker {
 States Walker::embedded(const model::Tensors& tensors) const {
   States states;
   for (const auto& batch : batches_) {
-    states.push_back(model::embed(spec_, tensors, {}, batch.ids, model_.compute_dtype()));
+    model::Context context;
+    context.segments = batch.segments;
+    states.push_back(model::embed(spec_, tensors, {}, batch.ids, model_.compute_dtype(), context));
     states.back().eval();
   }
   return states;

@@ -82,7 +82,9 @@ class Awq : public BlockMethod {
   /// What a block's full-precision weights do.
   struct Seen {
     MomentStores by_student, by_teacher;                    ///< of the inputs in either walk
-    std::vector<mx::array> behind_attention, behind_block;  ///< the full-precision model's states, of the judging batches
+    /// The full-precision model's states on the judging batches: behind each step but the last, by its number, and behind the block.
+    std::map<int, std::vector<mx::array>> behind_step;
+    std::vector<mx::array> behind_block;
   };
   Seen look(int block, const model::Tensors& full);
   void count(const json& figures);
@@ -119,7 +121,7 @@ void Awq::count(const json& figures) {
 Awq::Seen Awq::look(int block, const model::Tensors& full) {
   Seen seen;
   Walk probe = run_.student();
-  const auto advance = [&](Walk& walk, Walk::Halt at, std::size_t b, MomentStores* stores) {
+  const auto advance = [&](Walk& walk, int stage, std::size_t b, MomentStores* stores) {
     const auto start = Clock::now();
     double summing = 0;
     const model::Observer observer = [&](const std::string& path, const mx::array& input, const model::ExpertRows* experts) {
@@ -129,15 +131,17 @@ Awq::Seen Awq::look(int block, const model::Tensors& full) {
       stores->add(judges(b), path, settled, experts, rows_.counted[b] ? &*rows_.counted[b] : nullptr);
       summing += seconds_since(began);
     };
-    walk.advance(b, block, at, full, {}, stores ? &observer : nullptr);
+    walk.advance(b, block, stage, full, {}, stores ? &observer : nullptr);
     result.forward_time += seconds_since(start) - summing;
     result.hessian_time += summing;
   };
-  for (const auto at : Walk::kHalts) {
+  const auto& spec = spec_.blocks[block];
+  for (int stage = 0; stage < probe.stages(block); ++stage) {
+    const int step = model::step_of(spec, stage);
     for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
-      if (o_.inputs != AwqInputs::full) advance(probe, at, b, &seen.by_student);
-      advance(*run_.teacher(), at, b, o_.inputs != AwqInputs::quantized ? &seen.by_teacher : nullptr);
-      if (at == Walk::Halt::mlp_input && judges(b)) seen.behind_attention.push_back(run_.teacher()->states(b));
+      if (o_.inputs != AwqInputs::full) advance(probe, stage, b, &seen.by_student);
+      advance(*run_.teacher(), stage, b, o_.inputs != AwqInputs::quantized ? &seen.by_teacher : nullptr);
+      if (step > 0 && stage == model::first_stage(spec, step) && judges(b)) seen.behind_step[step - 1].push_back(run_.teacher()->states(b));
     }
     context_.check();
   }
@@ -153,7 +157,7 @@ Awq::Seen Awq::look(int block, const model::Tensors& full) {
 BlockMethod::Turn Awq::turn(int block, const model::Tensors& stored, const model::Tensors& full) {
   const auto linears = spec_.blocks[block].linears();
   const auto seen = look(block, full);
-  AwqBlock work({model_, plan_, o_.method, rows_, judges_, block, stored, full, run_.student(), seen.behind_attention, seen.behind_block});
+  AwqBlock work({model_, plan_, o_.method, rows_, judges_, block, stored, full, run_.student(), seen.behind_step, seen.behind_block});
   bool from_quantized = o_.inputs != AwqInputs::full;
   const auto [choosing, weighing] = (from_quantized ? seen.by_student : seen.by_teacher).of(linears, context_);
   auto solution = work.solve(choosing, weighing);

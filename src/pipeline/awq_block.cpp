@@ -64,14 +64,15 @@ void AwqBlock::add_distance(RowErrors& errors, std::size_t judge, const mx::arra
   errors.insert(errors.end(), rows.data<float>(), rows.data<float>() + rows.size());
 }
 
-RowErrors AwqBlock::attention_error(const model::Tensors& tensors) const {
+RowErrors AwqBlock::step_error(const model::Tensors& tensors, int step) const {
+  const int behind = model::first_stage(spec_.blocks[in_.block], step + 1);
   RowErrors errors;
   for (std::size_t j = 0; j < in_.judges.size(); ++j) {
     model::Context context;
     context.segments = in_.rows.segments[in_.judges[j]];
-    auto cut = model::attention_input(spec_, in_.block, tensors, {}, in_.student.states(in_.judges[j]), context);
-    cut = model::attention_output(spec_, in_.block, tensors, {}, cut, context);
-    add_distance(errors, j, model::mlp_input(spec_, in_.block, tensors, {}, cut, context).residual, in_.behind_attention[j]);
+    model::Halted at{in_.student.states(in_.judges[j])};
+    for (int stage = 0; stage <= behind; ++stage) at = model::advance(spec_, in_.block, stage, tensors, {}, at, context);
+    add_distance(errors, j, at.residual, in_.behind_step.at(step)[j]);
   }
   return errors;
 }
@@ -164,7 +165,7 @@ double AwqBlock::sub_layer_error(const model::Edge& edge, const Moments& weighin
       take(linear->path);
   }
   cache_.clear();  // its keys do not tell candidates apart
-  return sum(edge.producer == spec_.blocks[in_.block].attention_norm.path ? attention_error(judged) : block_error(judged));
+  return sum(in_.behind_step.contains(edge.step) ? step_error(judged, edge.step) : block_error(judged));
 }
 
 void AwqBlock::choose(const Moments& choosing, const Moments& weighing) {

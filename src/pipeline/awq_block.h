@@ -45,8 +45,9 @@ class AwqBlock {
     const model::Tensors& stored;  ///< dense, in the stored dtype
     const model::Tensors& full;    ///< the same in the compute dtype
     const Walk& student;           ///< before the block
-    /// What the full-precision model has on the judging batches: hidden states behind the attention and behind the block.
-    const std::vector<mx::array>&behind_attention, &behind_block;
+    /// What the full-precision model has on the judging batches: hidden states behind each step but the last, by its number, and behind the block.
+    const std::map<int, std::vector<mx::array>>& behind_step;
+    const std::vector<mx::array>& behind_block;
   };
   explicit AwqBlock(const Inputs& inputs);
 
@@ -72,7 +73,7 @@ class AwqBlock {
   const codec::Format* format_of(const std::string& path) const;
   double sub_layer_error(const model::Edge& edge, const Moments& weighing);
   void choose(const Moments& choosing, const Moments& weighing);
-  RowErrors attention_error(const model::Tensors& tensors) const;
+  RowErrors step_error(const model::Tensors& tensors, int step) const;  ///< behind a step that is not the last
   RowErrors block_error(const model::Tensors& tensors) const;
   void add_distance(RowErrors& errors, std::size_t judge, const mx::array& states, const mx::array& reference) const;
   model::Tensors folded(const Parts& parts) const;

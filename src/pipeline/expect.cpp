@@ -47,9 +47,7 @@ Shape shape_of(const model::ModelSpec& spec) {
     const double n = linear->out, k = linear->in, experts = std::max(1, linear->experts);
     s.all += n * k * experts;
     if (linear->role == model::Role::embed && spec.head) continue;
-    double active = 1;
-    if (linear->experts > 0 && linear->block >= 0)
-      if (const auto* mixture = std::get_if<model::ExpertMlp>(&spec.blocks[linear->block].mlp)) active = mixture->top_k;
+    const double active = std::max(1, linear->top_k);
     s.met += n * k * active;
     s.moments += k * k * active / 2;  // linears that read one input share its moments: two of them at the mean
     s.solves += n * k * k * experts;

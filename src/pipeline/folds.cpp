@@ -39,8 +39,10 @@ model::Folds read_folds(const fs::path& folder, const model::ModelSpec& spec) {
 model::Folds as_powers_of_two(model::Folds folds, const model::ModelSpec& spec) {
   for (const auto& edge : spec.edges()) {
     const auto it = folds.find(edge.producer);
-    if (it == folds.end() || edge.producer_is_norm) continue;
-    it->second = mx::power(mx::array(2.0f), mx::round(mx::log2(it->second)));
+    if (it == folds.end() || edge.norm) continue;
+    // The producer is divided by the root of the scale that its degree says: that too shall be a power of two.
+    const mx::array base(edge.degree == 2 ? 4.0f : 2.0f);
+    it->second = mx::power(base, mx::round(mx::divide(mx::log2(it->second), mx::log2(base))));
     it->second.eval();
   }
   return folds;

@@ -6,6 +6,7 @@
 #include <mlx/mlx.h>
 
 #include <algorithm>
+#include <unordered_map>
 #include <chrono>
 
 #include "base/error.h"
@@ -113,7 +114,7 @@ class Gptq : public BlockMethod {
   const model::Edge* scaled_edge(const model::LinearSpec& linear) const;
   /// The linears whose Hessians are there: `tensors` gets their packed form, `student` what that stands for.
   void quantize_seen(const std::vector<const model::LinearSpec*>& linears, model::Tensors& tensors, model::Tensors& student);
-  void halt(Walk& walk, int block, Walk::Halt at, const model::Tensors& full, const model::Tensors& weights);
+  void halt(Walk& walk, int block, int stage, const model::Tensors& full, const model::Tensors& weights);
 
   const GptqRun& o_;
   const model::Model& model_;
@@ -247,17 +248,22 @@ void Gptq::quantize_seen(const std::vector<const model::LinearSpec*>& linears, m
   held_.clear();
 }
 
-/// Brings a walk, and the teacher's, to a halt; what the linears there read is summed.
-void Gptq::halt(Walk& walk, int block, Walk::Halt at, const model::Tensors& full, const model::Tensors& weights) {
+/// Brings a walk, and the teacher's, to a stage; what the linears there read is summed.
+void Gptq::halt(Walk& walk, int block, int stage, const model::Tensors& full, const model::Tensors& weights) {
   auto* teacher = run_.teacher();
   for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
     const auto start = Clock::now();
     const double elsewhere = result_.hessian_time + result_.forward_time;
-    if (teacher) teacher->advance(b, block, at, full, {}, nullptr);
-    const model::Observer observer = [&](const std::string& path, const mx::array& input, const model::ExpertRows* experts) {
-      observe(path, input, experts, b, paired_ ? &teacher->input(b) : nullptr);
+    std::unordered_map<std::string, mx::array> references;  // what the same linears read in the full-precision model
+    const model::Observer reader = [&](const std::string& path, const mx::array& input, const model::ExpertRows* experts) {
+      if (paired_ && !experts) references.insert_or_assign(path, input);
     };
-    walk.advance(b, block, at, weights, {}, &observer);
+    if (teacher) teacher->advance(b, block, stage, full, {}, &reader);
+    const model::Observer observer = [&](const std::string& path, const mx::array& input, const model::ExpertRows* experts) {
+      const auto reference = references.find(path);
+      observe(path, input, experts, b, reference == references.end() ? nullptr : &reference->second);
+    };
+    walk.advance(b, block, stage, weights, {}, &observer);
     result_.forward_time += seconds_since(start) - (result_.hessian_time + result_.forward_time - elsewhere);
   }
   context_.check();
@@ -272,13 +278,13 @@ BlockMethod::Turn Gptq::turn(int block, const model::Tensors& stored, const mode
   chosen_.clear();
   const auto linears = spec_.blocks[block].linears();
   if (o_.sequential) {
-    for (const auto at : Walk::kHalts) {
-      halt(walk, block, at, full, student);
+    for (int stage = 0; stage < walk.stages(block); ++stage) {
+      halt(walk, block, stage, full, student);
       quantize_seen(linears, tensors, student);
     }
   } else {
     auto probe = walk;
-    for (const auto at : Walk::kHalts) halt(probe, block, at, full, student);
+    for (int stage = 0; stage < walk.stages(block); ++stage) halt(probe, block, stage, full, student);
     quantize_seen(linears, tensors, student);
   }
   const auto start = Clock::now();

@@ -113,8 +113,10 @@ void Sweep::forward(int last) {
     progress_.skip(from + 1);
   } else {
     const auto tensors = dense(model_.load_embedding(model_.stored_dtype()));
-    for (const auto& ids : rows_.ids) {
-      states.push_back(model::embed(spec_, tensors, {}, ids, model_.compute_dtype()));
+    for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
+      model::Context context;
+      if (!rows_.segments.empty()) context.segments = rows_.segments[b];
+      states.push_back(model::embed(spec_, tensors, {}, rows_.ids[b], model_.compute_dtype(), context));
       states.back().eval();
     }
     run_.save(entering(0), as_unit(states));

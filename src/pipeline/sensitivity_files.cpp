@@ -35,7 +35,9 @@ double millions(const model::LinearSpec& linear) { return static_cast<double>(li
 
 std::string show(const codec::Format& f) { return fmt::format("{} bits with groups of {}", f.bits, f.group_size); }
 
-bool usable(const model::LinearSpec& linear, const codec::Format& f) { return !linear.fixed_format && linear.in % f.group_size == 0; }
+bool usable(const model::LinearSpec& linear, const codec::Format& f) {
+  return (!linear.fixed_format || linear.only_advised) && linear.dense_why.empty() && linear.in % f.group_size == 0;
+}
 
 /// Throws Error naming the file, and the place in it where it is no JSON. A pipe would be waited for, and never ends.
 json read_regular(const fs::path& file) {

@@ -14,25 +14,6 @@ namespace {
 
 bool matches(const Limit& limit, const std::string& path) { return fnmatch(limit.pattern.c_str(), path.c_str(), 0) == 0; }
 
-/// Linears with equal keys are tied. Those that read one input do one thing in three parts.
-std::string tie_of(const model::LinearSpec& linear) {
-  using model::Role;
-  switch (linear.role) {
-    case Role::q:
-    case Role::k:
-    case Role::v:
-      return fmt::format("{}/qkv", linear.block);
-    case Role::gate:
-    case Role::up:
-      return fmt::format("{}/gate_up", linear.block);
-    case Role::expert_gate:
-    case Role::expert_up:
-      return fmt::format("{}/expert_gate_up", linear.block);
-    default:
-      return linear.path;
-  }
-}
-
 void check_limits(const model::ModelSpec& spec, const std::vector<Limit>& limits, const char* flag) {
   for (const auto& limit : limits) {
     const auto linears = spec.linears();
@@ -58,8 +39,16 @@ FormatChooser::FormatChooser(const model::ModelSpec& spec, const ChooserOptions&
   });
   std::map<std::string, std::vector<const model::LinearSpec*>> groups;
   std::vector<std::string> order;
+  // Linears that read one input do one thing in several parts: they are tied.
+  std::map<std::string, std::string> first_of;
+  for (const auto& tied : spec.shared_inputs())
+    for (const auto* linear : tied) first_of[linear->path] = tied.front()->path;
   for (const auto* linear : spec.linears()) {
-    if (linear->fixed_format) {
+    if (!linear->dense_why.empty()) {
+      fixed_.dense[linear->path] = linear->dense_why;
+      continue;
+    }
+    if (linear->fixed_format && !linear->only_advised) {
       if (linear->in % linear->fixed_format->group_size == 0)
         fixed_.formats[linear->path] = *linear->fixed_format;
       else
@@ -71,8 +60,9 @@ FormatChooser::FormatChooser(const model::ModelSpec& spec, const ChooserOptions&
       fixed_.dense[linear->path] = fmt::format("its {} inputs are a multiple of no group size", linear->in);
       continue;
     }
-    auto& group = groups[o.tie ? tie_of(*linear) : linear->path];
-    if (group.empty()) order.push_back(o.tie ? tie_of(*linear) : linear->path);
+    const auto key = o.tie ? first_of.at(linear->path) : linear->path;
+    auto& group = groups[key];
+    if (group.empty()) order.push_back(key);
     group.push_back(linear);
   }
 

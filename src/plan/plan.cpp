@@ -40,6 +40,10 @@ QuantPlan plan_by(const model::ModelSpec& spec, const codec::Format& base, const
   QuantPlan plan;
   plan.base = base;
   for (const auto* linear : spec.linears()) {
+    if (!linear->dense_why.empty()) {
+      plan.dense[linear->path] = linear->dense_why;
+      continue;
+    }
     const auto format = wanted(*linear);
     codec::check(format);
     if (divides(*linear, base) && divides(*linear, format))
@@ -61,6 +65,10 @@ QuantPlan fallback_plan(const model::ModelSpec& spec, const codec::Format& base,
   QuantPlan plan;
   plan.base = base;
   for (const auto* linear : spec.linears()) {
+    if (!linear->dense_why.empty()) {
+      plan.dense[linear->path] = linear->dense_why;
+      continue;
+    }
     const auto wanted = linear->role == model::Role::embed ? fallback : linear->fixed_format.value_or(base);
     if (divides(*linear, wanted))
       plan.formats[linear->path] = wanted;
@@ -95,6 +103,7 @@ void apply_overrides(QuantPlan& plan, const model::ModelSpec& spec, const nlohma
       continue;
     }
     const auto wanted = entries.at(path);
+    if (!(*it)->dense_why.empty()) fail("plan", "{}: {} must stay dense: {}", origin, path, (*it)->dense_why);
     if (!value.is_object()) wanted.refuse("an object with bits and group_size, or false");
     const auto format = changed(plan.formats.count(path) ? plan.formats.at(path) : plan.base, wanted, fmt::format("{}: {}", origin, path));
     if (!divides(**it, format))
@@ -168,9 +177,15 @@ Size size_of(const model::ModelSpec& spec, const QuantPlan& plan, int dense_byte
       add_dense(linear->parameters());
     }
   }
-  for (const auto& block : spec.blocks)
-    for (const auto* norm : block.norms()) add_dense(norm->size);
-  add_dense(spec.final_norm.size);
+  const auto add_norms = [&](const std::vector<const model::NormSpec*>& norms) {
+    for (const auto* norm : norms) add_dense(norm->parameters());
+  };
+  for (const auto& block : spec.blocks) {
+    const auto contents = block.contents();
+    add_norms(contents.norms);
+    for (const auto* parameter : contents.parameters) add_dense(parameter->parameters());
+  }
+  add_norms(spec.outer_norms());
   return size;
 }
 

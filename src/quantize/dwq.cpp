@@ -51,7 +51,7 @@ mx::array DwqTrainer::loss(const std::vector<mx::array>& weights, const calibrat
   context.segments = part.segments;
   mx::array hidden(0);
   if (options_.grad_checkpoint && needs_gradient) {
-    hidden = model::embed(spec_, tensors, formats, part.ids, dtype_);
+    hidden = model::embed(spec_, tensors, formats, part.ids, dtype_, context);
     for (int i = 0; i < static_cast<int>(spec_.blocks.size()); ++i) {
       // Everything that gradients flow to must be an input of the checkpointed function.
       std::vector<std::string> names;

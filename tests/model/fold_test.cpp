@@ -48,7 +48,8 @@ struct Subject {
       : spec(spec_from_config(oracle::tiny_config(family))), tensors(oracle::random_tensors(spec, 5)) {
     if (!norms) return;
     for (const auto& block : spec.blocks)
-      for (const auto* norm : block.norms()) tensors.at(norm->path + ".weight") = mx::astype(tensors.at(norm->path + ".weight"), *norms);
+      for (const auto* norm : block.norms())
+        if (norm->weight) tensors.at(norm->weight_name()) = mx::astype(tensors.at(norm->weight_name()), *norms);
   }
   mx::array logits(const Tensors& of) const {
     return forward(spec, of, {}, mx::random::randint(0, spec.vocab, {2, 9}, mx::int32, mx::random::key(3)), mx::float32);
@@ -66,7 +67,7 @@ TEST_P(FoldTest, ChangesNothingInF32) {
   for (const auto& edge : model.spec.edges()) {
     const auto wanted = random_scales(edge, seed++), used = fold(edge, wanted, folded, mx::float32);
     // A norm's scale is found again from its rounded weight: to two roundings (an offset's too, of weights that are no larger than 4).
-    if (edge.producer_is_norm) {
+    if (edge.norm) {
       EXPECT_TRUE(mx::allclose(used, wanted, 1e-5, 0).item<bool>()) << edge.producer;
     } else {
       EXPECT_TRUE(same_bytes(used, wanted)) << edge.producer;
@@ -86,11 +87,11 @@ TEST_P(FoldTest, RoundedNormsLoseNothing) {
     std::uint64_t seed = 200;
     for (const auto& edge : model.spec.edges()) {
       const auto wanted = random_scales(edge, seed++), used = fold(edge, wanted, folded, stored);
-      if (!edge.producer_is_norm) continue;
+      if (!edge.norm) continue;
       const auto& norm = folded.at(edge.producer + ".weight");
       EXPECT_EQ(norm.dtype(), stored);
       // What is in use is weight + offset, in the weight's dtype: as mlx_lm and kernels/norm.h have it.
-      const auto in_use = [&](const mx::array& weight) { return values(mx::add(weight, mx::array(edge.norm_offset, stored))); };
+      const auto in_use = [&](const mx::array& weight) { return values(mx::add(weight, mx::array(edge.norm->offset, stored))); };
       const auto before = in_use(model.tensors.at(edge.producer + ".weight")), after = in_use(norm), scales = values(used), asked = values(wanted);
       int rounded = 0;
       for (int c = 0; c < edge.channels; ++c) {
@@ -98,7 +99,7 @@ TEST_P(FoldTest, RoundedNormsLoseNothing) {
         const double effective = double(before[c]) / after[c];
         EXPECT_NEAR(scales[c], effective, std::ldexp(effective, -24)) << edge.producer << ", channel " << c;
         // The new sum needs no rounding: whoever makes it in f32 gets the same.
-        EXPECT_EQ(after[c], values(norm)[c] + edge.norm_offset);
+        EXPECT_EQ(after[c], values(norm)[c] + edge.norm->offset);
         rounded += std::abs(scales[c] - asked[c]) > 1e-4 * asked[c];
       }
       // 2^-12 and more of rounding in bf16 (f16) meets a threshold of 1e-4: most channels of a norm must notice.
@@ -116,7 +117,7 @@ TEST_P(FoldTest, ReturnedScalesGiveTheSameNormsAgain) {
     for (const auto& edge : model.spec.edges()) {
       const auto used = fold(edge, random_scales(edge, seed++), first, stored);
       fold(edge, used, second, stored);
-      if (edge.producer_is_norm) EXPECT_TRUE(same_bytes(first.at(edge.producer + ".weight"), second.at(edge.producer + ".weight"))) << edge.producer;
+      if (edge.norm) EXPECT_TRUE(same_bytes(first.at(edge.producer + ".weight"), second.at(edge.producer + ".weight"))) << edge.producer;
     }
     EXPECT_LT(distance(model.logits(first), model.logits(second)), kFunction);
   }
@@ -126,18 +127,18 @@ TEST_P(FoldTest, ChannelsThatAreOffStayAsTheyAre) {
   Subject model(GetParam(), mx::bfloat16);
   constexpr int kOff = 3;
   for (const auto& edge : model.spec.edges()) {
-    if (!edge.producer_is_norm) continue;
+    if (!edge.norm) continue;
     auto& weight = model.tensors.at(edge.producer + ".weight");
-    weight = mx::slice_update(weight, mx::astype(mx::full({1}, -edge.norm_offset), mx::bfloat16), mx::Shape{kOff}, mx::Shape{kOff + 1});
+    weight = mx::slice_update(weight, mx::astype(mx::full({1}, -edge.norm->offset), mx::bfloat16), mx::Shape{kOff}, mx::Shape{kOff + 1});
   }
   auto folded = model.tensors;
   std::uint64_t seed = 400;
   for (const auto& edge : model.spec.edges()) {
     const auto used = fold(edge, random_scales(edge, seed++), folded, mx::bfloat16);
     EXPECT_TRUE(mx::all(mx::isfinite(used)).item<bool>());
-    if (!edge.producer_is_norm) continue;
+    if (!edge.norm) continue;
     EXPECT_EQ(values(used)[kOff], 1) << edge.producer;
-    EXPECT_EQ(values(folded.at(edge.producer + ".weight"))[kOff], -edge.norm_offset) << edge.producer;
+    EXPECT_EQ(values(folded.at(edge.producer + ".weight"))[kOff], -edge.norm->offset) << edge.producer;
   }
   for (const auto& [name, tensor] : folded) EXPECT_TRUE(mx::all(mx::isfinite(tensor)).item<bool>()) << name;
   EXPECT_LT(distance(model.logits(model.tensors), model.logits(folded)), kFunction);
@@ -167,7 +168,7 @@ INSTANTIATE_TEST_SUITE_P(Families, FoldTest, testing::ValuesIn(known_model_types
 /// norm "n" [channels] → linear "a" [1, channels].
 struct NormEdge {
   NormEdge(const mx::array& weight, float offset, mx::Dtype stored) {
-    edge.producer = "n", edge.producer_is_norm = true, edge.norm_offset = offset;
+    edge.producer = "n", edge.norm = NormSpec{.path = "n", .offset = offset};
     edge.consumers = {"a"};
     edge.channels = edge.head_dim = weight.shape(0);
     tensors.insert({"n.weight", mx::astype(weight, stored)});
@@ -240,7 +241,7 @@ TEST(Fold, ColumnsOfGroupedHeads) {
 TEST(Fold, FusedRowsAndExperts) {
   // A fused producer: rows 2 and 3 of each expert are the edge's, with their biases; the rows before and behind them are others'.
   Edge edge;
-  edge.producer = "p", edge.consumers = {"a", "b"}, edge.channels = edge.head_dim = 2, edge.first_row = 2, edge.experts = 2;
+  edge.producer = "p", edge.consumers = {"a", "b"}, edge.channels = edge.head_dim = 2, edge.rows = Part::piece(Role::up, 2, 2), edge.experts = 2;
   Tensors tensors{
       {"p.weight", mx::ones({2, 5, 3})}, {"p.bias", mx::ones({2, 5})}, {"a.weight", mx::ones({2, 1, 2})}, {"b.weight", mx::ones({2, 1, 2})}};
   fold(edge, mx::array({2.0f, 4.0f, 8.0f, 16.0f}, {2, 2}), tensors, mx::float32);
@@ -276,7 +277,7 @@ TEST(Fold, RefusesOtherShapes) {
   experts.experts = 2;
   refused(ones, "a.weight", mx::ones({2, 1, 4}), experts);
   auto linear = good.edge;
-  linear.producer_is_norm = false, linear.first_row = 2;
+  linear.norm.reset(), linear.rows = Part::piece(Role::up, 2, 4);
   refused(ones, "n.weight", mx::ones({5, 3}), linear);
 }
 

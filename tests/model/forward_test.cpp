@@ -1,4 +1,6 @@
 #include "model/forward.h"
+#include "model/ops/attention.h"
+#include "model/ops/experts.h"
 
 #include <gtest/gtest.h>
 #include <mlx/mlx.h>
@@ -70,7 +72,7 @@ TEST_P(ForwardTest, BranchesEqualWholeSequences) {
   context.branches = Branches{mx::array(places.data(), {1, 14}, mx::int32), 7};
   int window = 14;
   for (const auto& block : spec.blocks)
-    if (block.attention.window > 0) window = std::min(window, block.attention.window);
+    if (const int own = find_op<Attention>(block)->window; own > 0) window = std::min(window, own);
   if (window < 7) {  // a branch would lose sight of its trunk too early
     EXPECT_THROW(forward(spec, tensors, {}, row, mx::float32, context), std::invalid_argument);
     return;
@@ -99,7 +101,7 @@ TEST_P(ForwardTest, ObserverSeesEveryLinearOnce) {
       EXPECT_EQ(input.shape(), (mx::Shape{3, 14, linear.in})) << path;
       return;
     }
-    const auto& mlp = std::get<ExpertMlp>(spec.blocks[linear.block].mlp);
+    const auto& mlp = *find_op<Experts>(spec.blocks[linear.block]);
     EXPECT_EQ(input.shape(0), 3 * 14 * mlp.top_k);
     EXPECT_EQ(experts->offsets.shape(), mx::Shape{mlp.experts + 1});
     EXPECT_EQ(mx::max(experts->offsets).item<int>(), input.shape(0));

@@ -3,6 +3,7 @@
 #include <mlx/mlx.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <fstream>
@@ -31,6 +32,9 @@ json tiny_config(const std::string& model_type) {
   if (model_type == "glm4") config["partial_rotary_factor"] = 0.5;
   if (model_type == "gemma2") config["query_pre_attn_scalar"] = 24, config["attn_logit_softcapping"] = 5.0, config["final_logit_softcapping"] = 8.0;
   if (model_type == "gemma3_text") config["sliding_window"] = 5, config["sliding_window_pattern"] = 2, config["query_pre_attn_scalar"] = 24;
+  if (model_type == "gemma4_text")
+    config.update({{"num_hidden_layers", 4}, {"num_kv_shared_layers", 2}, {"sliding_window", 5}, {"sliding_window_pattern", 2}, {"global_head_dim", 24},
+                   {"hidden_size_per_layer_input", 32}, {"vocab_size_per_layer_input", 40}});
   if (model_type == "qwen3_moe") {
     config.update({{"num_experts", 5}, {"num_experts_per_tok", 2}, {"moe_intermediate_size", 32}, {"decoder_sparse_step", 1}});
     config.update({{"mlp_only_layers", json::array()}, {"norm_topk_prob", true}});
@@ -50,10 +54,19 @@ model::Tensors random_tensors(const model::ModelSpec& spec, std::uint64_t seed) 
     tensors.emplace(linear->path + ".weight", normal(shape, 0, deviation));
     if (linear->bias) tensors.emplace(linear->path + ".bias", normal(bias, 0, 0.3f));
   }
-  const auto add_norm = [&](const model::NormSpec& norm) { tensors.emplace(norm.path + ".weight", normal({norm.size}, 1 - norm.offset, 0.3f)); };
-  for (const auto& block : spec.blocks)
-    for (const auto* norm : block.norms()) add_norm(*norm);
-  add_norm(spec.final_norm);
+  const auto add_norm = [&](const model::NormSpec& norm) {
+    if (norm.weight)
+      for (int piece = 0; piece < std::max(1, norm.pieces); ++piece)
+        tensors.emplace(norm.weight_name(piece), normal(norm.rows > 0 ? mx::Shape{norm.rows, norm.size} : mx::Shape{norm.size}, 1 - norm.offset, 0.3f));
+    if (norm.bias) tensors.emplace(norm.bias_name(), normal({norm.size}, 0, 0.3f));
+  };
+  for (const auto& block : spec.blocks) {
+    const auto contents = block.contents();
+    for (const auto* norm : contents.norms) add_norm(*norm);
+    // A factor of a whole layer is near 1: near 0 the layers before it would not count.
+    for (const auto* parameter : contents.parameters) tensors.emplace(parameter->path, normal(parameter->shape, parameter->shape == mx::Shape{1} ? 1 : 0, 0.1f));
+  }
+  for (const auto* norm : spec.outer_norms()) add_norm(*norm);
   for (auto& [name, value] : tensors) value.eval();
   return tensors;
 }

@@ -20,7 +20,7 @@ float scale_of(const Config& config, double otherwise) {
 
 Decoder gemma(const Config& config) {
   auto decoder = Decoder::read(config);
-  decoder.sandwich = true;
+  decoder.names = Names::sandwich();
   decoder.norm_offset = 1;
   decoder.activation = kernels::Activation::gelu_tanh;
   return decoder;
@@ -36,12 +36,13 @@ ModelSpec gemma2(const Config& config) {
   for (const char* key : {"attn_logit_softcapping", "final_logit_softcapping"})
     if (config.is_null(key)) fail("model", "config.json: \"{}\" is null, and mlx_lm does not run Gemma 2 without it", key);
   decoder.scale = scale_of(config, 144);
+  const auto softcap = static_cast<float>(config.number_or("attn_logit_softcapping", 50));
   auto spec = decoder.build(
-      "gemma2", make_rope(decoder.head_dim, config.number_or("rope_theta", 10000), config.flag_or("rope_traditional", false), nullptr, 0));
+      "gemma2", make_rope(decoder.head_dim, config.number_or("rope_theta", 10000), config.flag_or("rope_traditional", false), nullptr, 0),
+      [&](Layer& layer) { layer.attention.softcap = softcap; });
   if (!tied) std::erase_if(spec.left_out, [](const auto& row) { return row.pattern.starts_with("lm_head."); });
   spec.embedding_multiplier = std::sqrt(static_cast<float>(decoder.hidden));
   spec.logit_softcap = static_cast<float>(config.number_or("final_logit_softcapping", 30));
-  for (auto& block : spec.blocks) block.attention.softcap = static_cast<float>(config.number_or("attn_logit_softcapping", 50));
   return spec;
 }
 
@@ -63,18 +64,17 @@ ModelSpec gemma3_text(const Config& config) {
                                 config.count_or("max_position_embeddings", 32768));
   const auto local = make_rope(decoder.head_dim, config.number_or("rope_local_base_freq", 1e4), false, nullptr, 0);
 
-  auto spec = decoder.build("gemma3_text", global);
-  spec.head_if_present = true;
-  // mlx_lm rounds this one to bf16 whatever the compute dtype.
-  spec.embedding_multiplier = static_cast<float>(mlx::core::bfloat16_t(std::sqrt(static_cast<float>(decoder.hidden))));
   const int window = config.count_or("sliding_window", 512), pattern = config.count_or("sliding_window_pattern", 6);
   if (pattern > decoder.layers)
     fail("model", "config.json: \"sliding_window_pattern\" {} exceeds \"num_hidden_layers\" {}, and mlx_lm runs no such model", pattern, decoder.layers);
-  for (int i = 0; i < decoder.layers; ++i) {
-    if ((i + 1) % pattern == 0) continue;
-    spec.blocks[i].attention.rope = local;
-    spec.blocks[i].attention.window = window;
-  }
+  auto spec = decoder.build("gemma3_text", global, [&](Layer& layer) {
+    if ((layer.index + 1) % pattern == 0) return;
+    layer.attention.rope = local;
+    layer.attention.window = window;
+  });
+  spec.head_if_present = true;
+  // mlx_lm rounds this one to bf16 whatever the compute dtype.
+  spec.embedding_multiplier = static_cast<float>(mlx::core::bfloat16_t(std::sqrt(static_cast<float>(decoder.hidden))));
   return spec;
 }
 

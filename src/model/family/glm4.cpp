@@ -10,14 +10,10 @@ ModelSpec glm4(const Config& config) {
   decoder.tied = false;
   decoder.qkv_bias = config.flag("attention_bias");
   decoder.fused_mlp = true;
+  decoder.names.attention_post_norm = "post_self_attn_layernorm";
+  decoder.names.mlp_post_norm = "post_mlp_layernorm";
   auto spec = decoder.build("glm4", make_rope(rotated_features(config, decoder.head_dim, std::nullopt), config.number("rope_theta"),
                                               config.flag_or("rope_traditional", true), nullptr, 0));
-  for (int i = 0; i < decoder.layers; ++i) {
-    auto& block = spec.blocks[i];
-    const auto norm = [&](const char* name) { return NormSpec{"model.layers." + std::to_string(i) + "." + name, decoder.hidden, decoder.eps}; };
-    block.attention_post_norm = norm("post_self_attn_layernorm");
-    block.mlp_post_norm = norm("post_mlp_layernorm");
-  }
   spec.left_out.push_back({"model.layers." + std::to_string(decoder.layers) + ".*", kNotRun});
   return spec;
 }

@@ -39,7 +39,8 @@ ModelSpec phi3(const Config& config) {
   auto decoder = Decoder::read(config);
   decoder.head_dim = decoder.hidden / decoder.heads;
   decoder.read_tie(config, false);
-  decoder.fused_attention = decoder.fused_mlp = true;
+  decoder.fused_attention = Decoder::Fused::in_order;
+  decoder.fused_mlp = true;
   const int turning = rotated_features(config, decoder.head_dim, 1);
 
   const auto scaling = phi3_scaling(config);

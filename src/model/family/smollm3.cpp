@@ -4,16 +4,14 @@
 namespace lquant::model::family {
 
 ModelSpec smollm3(const Config& config) {
-  auto spec = llama(config);
-  spec.family = "smollm3";
-  const int layers = static_cast<int>(spec.blocks.size());
+  const int layers = config.count("num_hidden_layers");
   const int interval = config.count_or("no_rope_layer_interval", 4);
   const auto listed = config.has("no_rope_layers") ? config.counts("no_rope_layers", layers) : std::vector<int>{};
-  for (int i = 0; i < layers; ++i) {
+  return llama_like(config, "smollm3", [&](Layer& layer) {
+    const int i = layer.index;
     const bool rotates = listed.empty() ? (i + 1) % interval != 0 : listed[i] != 0;  // the list holds 1 where positions are used
-    if (!rotates) spec.blocks[i].attention.rope.reset();
-  }
-  return spec;
+    if (!rotates) layer.attention.rope.reset();
+  });
 }
 
 }  // namespace lquant::model::family

@@ -1,0 +1,63 @@
+// Fields of config.json with a type and a range.
+#include "model/family/config.h"
+
+#include "base/error.h"
+#include "base/shown.h"
+
+namespace lquant::model::family {
+
+JsonView Config::field(const char* key) const {
+  const JsonView view("model", "config.json", fields_, kMend);
+  if (!has(key)) fail("model", "config.json: \"{}\" is missing; {}", key, kMend);
+  return view.at(key);
+}
+
+int Config::count(const char* key, int least) const {
+  // Above a thousand million no model has layers, heads or vocabulary, and products of two such sizes still fit in 64 bits.
+  const auto value = static_cast<int>(field(key).whole(least, 1'000'000'000));
+  if (!fields_.at(key).is_number_integer()) settle(key, value);
+  return value;
+}
+
+double Config::number(const char* key) const { return field(key).number(); }
+
+bool Config::flag(const char* key) const { return field(key).flag(); }
+
+std::vector<JsonView> Config::entries(const char* key, int size) const {
+  const auto list = field(key);
+  std::vector<JsonView> all;
+  for (std::size_t i = 0; i < list.size(); ++i) all.push_back(list.at(i));
+  if (size > 0 && static_cast<int>(all.size()) != size)
+    fail("model", "config.json: \"{}\" has {} entries where the model has {} layers", key, all.size(), size);
+  return all;
+}
+
+std::vector<int> Config::counts(const char* key, int size) const {
+  std::vector<int> values;
+  for (const auto& entry : entries(key, size)) values.push_back(static_cast<int>(entry.whole(INT32_MIN, INT32_MAX)));
+  return values;
+}
+
+std::vector<std::string> Config::texts(const char* key, int size) const {
+  std::vector<std::string> values;
+  for (const auto& entry : entries(key, size)) values.push_back(entry.text());
+  return values;
+}
+
+nlohmann::json rope_scaling(const Config& config, const char* key) {
+  auto scaling = config.value(key);
+  if (scaling.is_null()) return scaling;
+  if (!scaling.is_object()) fail("model", "config.json: \"{}\" is {}, not an object; {}", key, shown_json(scaling), kMend);
+  const auto before = scaling.size();
+  for (auto field = scaling.begin(); field != scaling.end();) field = field->is_null() ? scaling.erase(field) : std::next(field);
+  if (scaling.size() != before) config.settle(key, scaling);
+  return scaling;
+}
+
+int rotated_features(const Config& config, int head_dim, std::optional<double> otherwise, const char* key) {
+  const double part = otherwise ? config.number_or(key, *otherwise) : config.number(key);
+  if (!(part > 0 && part <= 1)) fail("model", "config.json: \"{}\" is {}, not a share above 0 and up to 1; {}", key, part, kMend);
+  return static_cast<int>(head_dim * part);
+}
+
+}  // namespace lquant::model::family

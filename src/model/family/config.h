@@ -1,0 +1,61 @@
+#pragma once
+
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+
+namespace lquant::model::family {
+
+/// What messages about a field advise.
+inline constexpr const char* kMend = "take the config.json of the original model";
+
+/// config.json's fields with a type and a range; null counts as absent. Throws Error naming the field. Where mlx_lm, which has the written file as
+/// it stands, would not read the same (a null, 6.0 for a count), the value that was read is kept in settled().
+class Config {
+ public:
+  explicit Config(const nlohmann::json& fields) : fields_(fields) {}
+  /// For ModelSpec::settled.
+  const nlohmann::json& settled() const { return *settled_; }
+  void settle(const char* key, nlohmann::json value) const { (*settled_)[key] = std::move(value); }
+  bool is_null(const char* key) const { return fields_.contains(key) && fields_.at(key).is_null(); }
+  bool has(const char* key) const { return fields_.contains(key) && !fields_.at(key).is_null(); }
+  /// A size or count, at least 1 (`least` 0 where zero has a meaning).
+  int count(const char* key, int least = 1) const;
+  int count_or(const char* key, int otherwise, int least = 1) const { return has(key) ? count(key, least) : otherwise_of(key, otherwise); }
+  /// 0 when it is null or absent, which mlx_lm understands too.
+  int count_or_none(const char* key, int least = 1) const { return has(key) ? count(key, least) : 0; }
+  double number(const char* key) const;
+  double number_or(const char* key, double otherwise) const { return has(key) ? number(key) : otherwise_of(key, otherwise); }
+  bool flag(const char* key) const;
+  bool flag_or(const char* key, bool otherwise) const { return has(key) ? flag(key) : otherwise_of(key, otherwise); }
+  /// Any value; null when absent.
+  nlohmann::json value(const char* key) const { return has(key) ? fields_.at(key) : nlohmann::json(); }
+  /// A list of whole numbers of this length; of any length when `size` is 0.
+  std::vector<int> counts(const char* key, int size = 0) const;
+  /// A list of texts of this length.
+  std::vector<std::string> texts(const char* key, int size) const;
+
+ private:
+  /// The field, which must be there; its failures name it.
+  JsonView field(const char* key) const;
+  std::vector<JsonView> entries(const char* key, int size) const;
+  template <class T>
+  T otherwise_of(const char* key, T value) const {
+    if (is_null(key)) settle(key, value);
+    return value;
+  }
+  const nlohmann::json& fields_;
+  std::shared_ptr<nlohmann::json> settled_ = std::make_shared<nlohmann::json>(nlohmann::json::object());
+};
+
+/// "rope_scaling" as mlx_lm's initialize_rope reads it: keys that are null make way, so that they are absent there too.
+nlohmann::json rope_scaling(const Config& config, const char* key = "rope_scaling");
+
+/// How many features of a head of `head_dim` turn: "partial_rotary_factor" of them, `otherwise` where there is none; it must be there when that is null.
+int rotated_features(const Config& config, int head_dim, std::optional<double> otherwise, const char* key = "partial_rotary_factor");
+
+}  // namespace lquant::model::family

@@ -1,0 +1,164 @@
+// A row names what a checkpoint calls a tensor and what has to be done to it. Shapes go through the same changes as values, so that a wrong file is
+// refused from its headers alone.
+#include "model/imports.h"
+
+#include <mlx/mlx.h>
+
+#include <algorithm>
+
+namespace lquant::model {
+namespace {
+
+using Kind = Change::Kind;
+
+/// The axis from the front; −1 when there is none such.
+int axis_of(int axis, std::size_t dims) {
+  const int n = static_cast<int>(dims), from_front = axis < 0 ? axis + n : axis;
+  return from_front >= 0 && from_front < n ? from_front : -1;
+}
+
+/// The checkpoint's own name for `name`: itself, or under a prefix that some checkpoints have.
+std::optional<std::string> located(const Imports& imports, const std::string& name, const std::function<bool(const std::string&)>& has) {
+  if (has(name)) return name;
+  for (const auto& rename : imports.renames) {
+    if (!name.starts_with(rename.ours)) continue;
+    auto other = rename.theirs + name.substr(rename.ours.size());
+    if (has(other)) return other;
+  }
+  return std::nullopt;
+}
+
+mx::Shape moved(mx::Shape shape, int from, int to) {
+  const auto length = shape[from];
+  shape.erase(shape.begin() + from);
+  shape.insert(shape.begin() + to, length);
+  return shape;
+}
+
+std::size_t entries(const mx::Shape& shape) {
+  std::size_t n = 1;
+  for (const auto length : shape) n *= length;
+  return n;
+}
+
+std::optional<mx::Shape> shape_after(const Change& change, mx::Shape shape) {
+  const int axis = axis_of(change.axis, shape.size());
+  switch (change.kind) {
+    case Kind::transpose:
+      if (shape.size() < 2) return std::nullopt;
+      std::swap(shape[shape.size() - 1], shape[shape.size() - 2]);
+      return shape;
+    case Kind::squeeze:
+      shape.erase(std::remove(shape.begin(), shape.end(), 1), shape.end());
+      return shape;
+    case Kind::slice:
+      if (axis < 0 || change.first < 0 || shape[axis] < change.first + change.count) return std::nullopt;
+      shape[axis] = change.count;
+      return shape;
+    case Kind::move_axis: {
+      const int to = axis_of(change.to, shape.size());
+      if (axis < 0 || to < 0) return std::nullopt;
+      return moved(std::move(shape), axis, to);
+    }
+    case Kind::reshape:
+      if (entries(shape) != entries(change.shape)) return std::nullopt;
+      return change.shape;
+    case Kind::unit_rows:
+      if (shape.size() < 2) return std::nullopt;
+      return shape;
+    default:
+      return shape;
+  }
+}
+
+mx::array value_after(const Change& change, const mx::array& x) {
+  switch (change.kind) {
+    case Kind::transpose:
+      return mx::swapaxes(x, -1, -2);
+    case Kind::squeeze:
+      return mx::squeeze(x);
+    case Kind::slice: {
+      auto start = mx::Shape(x.ndim(), 0), stop = x.shape();
+      const int axis = axis_of(change.axis, x.ndim());
+      start[axis] = change.first;
+      stop[axis] = change.first + change.count;
+      return mx::slice(x, start, stop);
+    }
+    case Kind::add:
+      return mx::add(x, mx::array(change.number, x.dtype()));
+    case Kind::move_axis:
+      return mx::moveaxis(x, change.axis, change.to);
+    case Kind::reshape:
+      return mx::reshape(x, change.shape);
+    case Kind::unit_rows: {
+      const auto wide = mx::astype(x, mx::float32);
+      const auto length = mx::sqrt(mx::sum(mx::square(wide), -1, /*keepdims=*/true));
+      return mx::astype(mx::divide(wide, mx::add(length, mx::array(1e-7f))), x.dtype());
+    }
+    default:
+      return x;
+  }
+}
+
+}  // namespace
+
+std::optional<Source> find_source(const Imports& imports, const std::string& name, const std::function<bool(const std::string&)>& has) {
+  if (auto own = located(imports, name, has)) return Source{{std::move(*own)}, {}};
+  for (const auto& row : imports.rows) {
+    if (!name.starts_with(row.target)) continue;
+    const auto rest = name.substr(row.target.size());
+    if (!rest.empty() && rest.front() != '.') continue;
+    const auto first = located(imports, row.sources.front() + rest, has);
+    if (!first) continue;
+    Source source{{*first}, row.changes};
+    for (std::size_t i = 1; i < row.sources.size(); ++i) {
+      const auto other = row.sources[i] + rest;
+      source.names.push_back(located(imports, other, has).value_or(other));
+    }
+    return source;
+  }
+  return std::nullopt;
+}
+
+std::optional<mx::Shape> changed_shape(const std::vector<Change>& changes, std::vector<mx::Shape> shapes) {
+  for (const auto& change : changes) {
+    if (change.kind == Kind::stack || change.kind == Kind::concatenate) {
+      auto joined = shapes.front();
+      if (change.kind == Kind::stack) {
+        if (!std::all_of(shapes.begin(), shapes.end(), [&](const auto& s) { return s == joined; })) return std::nullopt;
+        joined.insert(joined.begin(), static_cast<int>(shapes.size()));
+      } else {
+        if (joined.empty()) return std::nullopt;
+        joined.front() = 0;
+        for (const auto& shape : shapes) {
+          if (shape.size() != joined.size() || !std::equal(shape.begin() + 1, shape.end(), joined.begin() + 1)) return std::nullopt;
+          joined.front() += shape.front();
+        }
+      }
+      shapes = {joined};
+      continue;
+    }
+    for (auto& shape : shapes) {
+      auto after = shape_after(change, shape);
+      if (!after) return std::nullopt;
+      shape = std::move(*after);
+    }
+  }
+  if (shapes.size() != 1) return std::nullopt;
+  return shapes.front();
+}
+
+mx::array changed(const std::vector<Change>& changes, std::vector<mx::array> tensors) {
+  for (const auto& change : changes) {
+    if (change.kind == Kind::stack) {
+      tensors = {mx::stack(tensors)};
+    } else if (change.kind == Kind::concatenate) {
+      tensors = {mx::concatenate(tensors, 0)};
+    } else {
+      for (auto& x : tensors) x = value_after(change, x);
+    }
+  }
+  return tensors.front();
+}
+
+}  // namespace lquant::model

@@ -1,0 +1,77 @@
+#pragma once
+
+#include <mlx/array.h>
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+// Where each tensor of an architecture comes from in a checkpoint that has it under other names or in another form.
+namespace lquant::model {
+
+namespace mx = mlx::core;
+
+/// A change of the tensors that were found, in order of a row's list.
+struct Change {
+  enum class Kind {
+    stack,        ///< all sources become one tensor with a leading axis
+    concatenate,  ///< all sources, along the first axis
+    transpose,    ///< the last two axes change places
+    squeeze,      ///< axes of length 1 go
+    slice,        ///< entries first … first + count of `axis` (counted from the end when negative)
+    add,          ///< a number to every entry
+    move_axis,    ///< axis `axis` becomes axis `to`
+    unit_rows,    ///< each row is divided by its L2 norm + 1e-7, in f32 (Baichuan M1's head)
+    reshape,      ///< to `shape`, of as many entries
+  };
+  Kind kind;
+  int axis = 0, to = 0, first = 0, count = 0;
+  float number = 0;
+  mx::Shape shape = {};
+};
+
+/// One row: the tensors of `target` come from those of `sources`. Both are whole names or paths of linears ("model.layers.0.mlp.switch_mlp.up_proj"),
+/// whose tensors (".weight", ".scales", ".bias", …) are meant then. A checkpoint that has a target under its own name needs no row.
+struct Import {
+  std::string target;
+  std::vector<std::string> sources;
+  std::vector<Change> changes = {};
+};
+
+/// Names that begin with `ours` stand in some checkpoints under `theirs` ("language_model.model." under "model.language_model.").
+struct Rename {
+  std::string ours, theirs;
+};
+
+/// Tensors that lquant does not run and that travel byte for byte: towers, projectors. '*' in `pattern` stands for any characters; a name that begins with
+/// `from` is written beginning with `to`.
+struct Kept {
+  std::string pattern;
+  std::string what;  ///< "the vision tower"
+  std::string from = {}, to = {};
+};
+
+struct Imports {
+  std::vector<Import> rows;
+  std::vector<Rename> renames;
+  std::vector<Kept> kept;
+};
+
+/// One tensor's sources in a checkpoint, and what is done with them.
+struct Source {
+  std::vector<std::string> names;
+  std::vector<Change> changes;
+};
+
+/// The sources of `name`, if the checkpoint has it in any form; `has` tells whether it has a tensor. Sources of a row that are there in part are all
+/// named, so that the missing one can be told.
+std::optional<Source> find_source(const Imports& imports, const std::string& name, const std::function<bool(const std::string&)>& has);
+
+/// The shape that the changes make of the sources' shapes; none when they do not fit.
+std::optional<mx::Shape> changed_shape(const std::vector<Change>& changes, std::vector<mx::Shape> shapes);
+
+/// The tensor that the changes make. Lazy.
+mx::array changed(const std::vector<Change>& changes, std::vector<mx::array> tensors);
+
+}  // namespace lquant::model

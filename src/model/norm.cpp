@@ -1,0 +1,61 @@
+#include "model/norm.h"
+
+#include <mlx/mlx.h>
+
+#include "kernels/elementwise.h"
+#include "kernels/layer_norm.h"
+#include "model/weights.h"
+
+namespace lquant::model {
+namespace {
+
+std::optional<mx::array> weight_of(const Tensors& tensors, const NormSpec& norm) {
+  if (!norm.weight) return std::nullopt;
+  if (norm.pieces == 0) {
+    const auto& weight = tensor(tensors, norm.weight_name());
+    return norm.factor == 1 ? weight : mx::multiply(weight, mx::array(norm.factor, weight.dtype()));
+  }
+  std::vector<mx::array> pieces;
+  for (int i = 0; i < norm.pieces; ++i) pieces.push_back(tensor(tensors, norm.weight_name(i)));
+  return mx::stack(pieces);
+}
+
+/// A weight for each head is no weight of the last axis: it multiplies behind the norm.
+bool by_head(const NormSpec& norm) { return norm.rows > 0 || norm.pieces > 0; }
+
+mx::array layer(const Tensors& tensors, const NormSpec& norm, const mx::array& x) {
+  const auto weight = by_head(norm) ? std::nullopt : weight_of(tensors, norm);
+  const auto bias = norm.bias ? std::optional(tensor(tensors, norm.bias_name())) : std::nullopt;
+  return kernels::layer_norm(x, weight, bias, norm.eps, norm.offset);
+}
+
+mx::array l2(const NormSpec& norm, const mx::array& x) {
+  const auto wide = mx::astype(x, mx::float32);
+  const auto length = mx::sqrt(mx::sum(mx::square(wide), -1, /*keepdims=*/true));
+  return mx::astype(mx::divide(wide, mx::maximum(length, mx::array(norm.eps))), x.dtype());
+}
+
+bool plain_rms(const NormSpec& norm) { return norm.kind == NormSpec::Kind::rms && norm.weight && !by_head(norm) && norm.factor == 1; }
+
+}  // namespace
+
+mx::array normed(const Tensors& tensors, const NormSpec& norm, const mx::array& x) {
+  if (plain_rms(norm)) return kernels::rms_norm(x, tensor(tensors, norm.weight_name()), norm.eps, norm.offset);
+  auto y = norm.kind == NormSpec::Kind::rms     ? kernels::rms_norm(x, by_head(norm) ? std::nullopt : weight_of(tensors, norm), norm.eps, norm.offset)
+           : norm.kind == NormSpec::Kind::layer ? layer(tensors, norm, x)
+                                                : l2(norm, x);
+  if (by_head(norm)) y = mx::multiply(*weight_of(tensors, norm), y);
+  return y;
+}
+
+std::pair<mx::array, mx::array> residual_norm(const Tensors& tensors, const NormSpec& norm, const mx::array& x) {
+  if (plain_rms(norm)) return kernels::residual_norm(x, tensor(tensors, norm.weight_name()), norm.eps, norm.offset);
+  return {x, normed(tensors, norm, x)};
+}
+
+mx::array add_norm(const Tensors& tensors, const NormSpec& norm, const mx::array& residual, const mx::array& y) {
+  if (plain_rms(norm)) return kernels::add_norm(residual, y, tensor(tensors, norm.weight_name()), norm.eps, norm.offset);
+  return kernels::add(residual, normed(tensors, norm, y));
+}
+
+}  // namespace lquant::model

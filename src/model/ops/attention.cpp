@@ -1,0 +1,164 @@
+#include "model/ops/attention.h"
+
+#include <mlx/mlx.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <tuple>
+
+#include "kernels/attention.h"
+#include "kernels/elementwise.h"
+#include "model/norm.h"
+
+namespace lquant::model {
+namespace {
+
+/// Rows of a product [..., out] that belong to a part: [..., rows].
+mx::array columns_of(const mx::array& y, const Part& part) {
+  auto shape = y.shape();
+  const int count = part.rows / part.run;
+  auto grouped = shape;
+  grouped.back() = count;
+  grouped.push_back(part.stride);
+  const auto groups = mx::reshape(y, grouped);
+  auto start = mx::Shape(grouped.size(), 0), stop = grouped;
+  start.back() = part.first;
+  stop.back() = part.first + part.run;
+  shape.back() = part.rows;
+  return mx::reshape(mx::slice(groups, start, stop), shape);
+}
+
+}  // namespace
+
+std::vector<Part> parts_in_order(int q, int kv) {
+  return {Part::piece(Role::q, 0, q), Part::piece(Role::k, q, kv), Part::piece(Role::v, q + kv, kv)};
+}
+
+std::vector<Part> parts_by_group(int kv_heads, int repeats, int head_dim) {
+  const int stride = (repeats + 2) * head_dim, q = repeats * head_dim;
+  return {{Role::q, kv_heads * q, 0, q, stride},
+          {Role::k, kv_heads * head_dim, q, head_dim, stride},
+          {Role::v, kv_heads * head_dim, q + head_dim, head_dim, stride}};
+}
+
+void Attention::contents(int op, int first_stage, Contents& all) const {
+  for (const auto& linear : inputs) all.readings.push_back({&linear, op, first_stage});
+  all.readings.push_back({&output, op, first_stage + 1});
+  for (const auto* norm : {&q_norm, &k_norm, &v_norm})
+    if (*norm) all.norms.push_back(&**norm);
+}
+
+std::vector<mx::array> Attention::project(const Scope& scope, const mx::array& h) const {
+  std::vector<kernels::LinearWeight> weights;
+  if (inputs.size() > 1 || inputs[0].parts.empty()) {
+    for (const auto& linear : inputs) weights.push_back(scope.weight(linear));
+    return kernels::linears(h, weights);
+  }
+  const auto& parts = inputs[0].parts;
+  if (std::all_of(parts.begin(), parts.end(), [](const Part& part) { return part.contiguous(); })) {
+    for (const auto& part : parts) weights.push_back(scope.weight(inputs[0], part));
+    return kernels::linears(h, weights);
+  }
+  const auto y = kernels::linear(h, scope.weight(inputs[0]));
+  std::vector<mx::array> all;
+  for (const auto& part : parts) all.push_back(columns_of(y, part));
+  return all;
+}
+
+Flow Attention::attend(const Scope& scope, const mx::array& h) const {
+  const auto& context = scope.context;
+  if (context.cache && context.segments) throw std::invalid_argument("[model] segments and a cache exclude each other");
+  const auto* branches = context.branches ? &*context.branches : nullptr;
+  if (branches && !context.segments) throw std::invalid_argument("[model] branches need segments");
+  if (branches && window > 0 && branches->longest > window)
+    throw std::invalid_argument("[model] a text with its ending is longer than the window; give it without branches");
+  const int batch = h.shape(0), length = h.shape(1);
+  const auto projected = project(scope, h);
+  const auto split = [&](const mx::array& x, int count) { return mx::reshape(x, {batch, length, count, head_dim}); };
+  // A norm over all heads comes before they are taken apart.
+  const auto whole = [&](const std::optional<NormSpec>& norm, const mx::array& x) {
+    return norm && norm->size != head_dim ? normed(scope.tensors, *norm, x) : x;
+  };
+  const auto by_head = [&](const std::optional<NormSpec>& norm, const mx::array& x) {
+    return norm && norm->size == head_dim ? normed(scope.tensors, *norm, x) : x;
+  };
+  auto q = split(whole(q_norm, projected[0]), heads);
+  const int of_keys = shared ? 0 : 1, of_values = values_from_keys ? of_keys : shared ? 0 : 2;
+  // Those of another block need no more but to be fetched.
+  auto k = shared ? q : split(whole(k_norm, projected[of_keys]), kv_heads), v = shared ? q : by_head(v_norm, split(projected[of_values], kv_heads));
+  if (!norms_behind_rope) {
+    q = by_head(q_norm, q);
+    if (!shared) k = by_head(k_norm, k);
+  }
+
+  const int offset = context.cache ? context.cache->length() : context.offset;
+  if (rope) {
+    const auto inv_freq = inverse_frequencies(*rope, branches ? branches->longest : offset + length);
+    const auto positions = branches ? std::optional(branches->positions) : std::nullopt;
+    q = kernels::rope(q, inv_freq, offset, rope->magnitude, rope->interleaved, positions);
+    if (!shared) k = kernels::rope(k, inv_freq, offset, rope->magnitude, rope->interleaved, positions);
+  }
+  if (norms_behind_rope) {
+    q = by_head(q_norm, q);
+    if (!shared) k = by_head(k_norm, k);
+  }
+  Flow next;
+  const int width = kv_heads * head_dim;
+  if (gives)
+    for (const auto* x : {&k, &v}) next.kept.push_back(mx::reshape(*x, {batch, length, width}));
+  kernels::AttentionArgs args;
+  args.scale = scale;
+  args.window = branches ? 0 : window;
+  args.softcap = softcap;
+  if (branches) args.branch_bits = Branches::kBits;
+  if (context.cache) {
+    args.offset = offset;
+    std::tie(k, v) = shared ? context.cache->appended(shared->block, length) : context.cache->append(scope.block, k, v);
+  } else if (shared) {
+    k = split(scope.columns({shared->first, width}), kv_heads);
+    v = split(scope.columns({shared->first + width, width}), kv_heads);
+  }
+  if (tiled) k = mx::tile(k, {1, 1, heads / kv_heads, 1}), v = mx::tile(v, {1, 1, heads / kv_heads, 1});
+  const auto out = kernels::attention(q, k, v, args, context.segments);
+  next.inputs.push_back(mx::reshape(out, {batch, length, heads * head_dim}));
+  return next;
+}
+
+Flow Attention::start(const Scope& scope, const mx::array& normed, const mx::array&) const {
+  for (const auto& linear : inputs) scope.observe(linear, normed);
+  return {{normed}, {}};
+}
+
+Flow Attention::advance(const Scope& scope, int, const Flow& at) const {
+  auto next = attend(scope, at.inputs[0]);
+  scope.observe(output, next.inputs[0]);
+  return next;
+}
+
+mx::array Attention::finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const {
+  return kernels::linear(at.inputs[0], scope.weight(output), residual);
+}
+
+std::vector<std::string> Attention::readers() const {
+  std::vector<std::string> all;
+  for (const auto& linear : inputs) all.push_back(linear.path);
+  return all;
+}
+
+std::vector<Edge> Attention::edges() const {
+  // A norm on the values takes their scale away; what later blocks read, or keys read too, keeps its own.
+  if (v_norm || shared || gives || values_from_keys) return {};
+  Edge edge;
+  edge.producer = inputs.back().path;
+  edge.rows = inputs.size() == 1 ? inputs[0].parts[2] : Part::piece(Role::v, 0, inputs.back().out);
+  edge.consumers = {output.path};
+  edge.channels = kv_heads * head_dim;
+  edge.head_dim = head_dim;
+  edge.repeats = heads / kv_heads;
+  edge.tiled = tiled;
+  return {edge};
+}
+
+Traits Attention::traits() const { return {.mixed_by = 1, .window = window}; }
+
+}  // namespace lquant::model

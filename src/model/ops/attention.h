@@ -1,0 +1,55 @@
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "model/op.h"
+#include "model/rope.h"
+
+namespace lquant::model {
+
+/// Grouped-head causal attention (arXiv 2305.13245) with rotary positions. Stage 0: q, k, v; stage 1: o.
+struct Attention final : Op {
+  int heads = 0, kv_heads = 0, head_dim = 0;
+  float scale = 1;
+  float softcap = 0;                       ///< of the scores (Gemma 2); 0: none
+  int window = 0;                          ///< keys a query sees, itself included; 0: all before it
+  std::optional<RopeSpec> rope;            ///< none: no positions (NoPE layers)
+  /// Over each head (size head_dim) or over all heads together (size heads · head_dim); a norm without weight is one too. v_norm is over each head.
+  std::optional<NormSpec> q_norm, k_norm, v_norm;
+  bool norms_behind_rope = false;          ///< Hunyuan, nanochat
+  bool tiled = false;                      ///< query head i reads key and value head i mod kv_heads (PLaMo), not i / (heads / kv_heads)
+  /// Keys and values are another block's, behind its norms and positions: those of `block`'s cache or, without one, these columns of the state. Then q is
+  /// the only input.
+  struct Shared {
+    int block = 0, first = 0;
+  };
+  std::optional<Shared> shared;
+  bool gives = false;             ///< they are carried to later blocks: keys, then values
+  bool values_from_keys = false;  ///< values are the keys' product before norm and positions: inputs are q and k (Gemma 4)
+  /// q, k, v; or one linear with three parts, in this order.
+  std::vector<LinearSpec> inputs;
+  LinearSpec output;
+
+  void contents(int op, int first_stage, Contents& all) const override;
+  int stages() const override { return 2; }
+  Flow start(const Scope& scope, const mx::array& normed, const mx::array& raw) const override;
+  Flow advance(const Scope& scope, int stage, const Flow& at) const override;
+  mx::array finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const override;
+  std::vector<mx::array> carried(const Flow& at) const override { return at.kept; }
+  std::vector<std::string> readers() const override;
+  std::vector<Edge> edges() const override;
+  Traits traits() const override;
+
+ private:
+  std::vector<mx::array> project(const Scope& scope, const mx::array& h) const;
+  Flow attend(const Scope& scope, const mx::array& h) const;
+};
+
+/// Parts of a fused linear whose rows are all of q's, then k's, then v's.
+std::vector<Part> parts_in_order(int q, int kv);
+/// Parts of one whose rows come group by group: `repeats` query heads, their key head, their value head (gpt_neox with repeats 1, InternLM 2).
+std::vector<Part> parts_by_group(int kv_heads, int repeats, int head_dim);
+
+}  // namespace lquant::model

@@ -1,0 +1,68 @@
+#include "model/ops/gated_mlp.h"
+
+#include <mlx/mlx.h>
+
+#include <algorithm>
+
+#include "kernels/elementwise.h"
+
+namespace lquant::model {
+namespace {
+
+const Part& part_of(const LinearSpec& fused, Role role) {
+  return *std::find_if(fused.parts.begin(), fused.parts.end(), [&](const Part& part) { return part.role == role; });
+}
+
+}  // namespace
+
+Edge gated_edge(const LinearSpec& up, const Part& rows, const LinearSpec& down) {
+  Edge edge;
+  edge.producer = up.path;
+  edge.rows = rows;
+  edge.consumers = {down.path};
+  edge.channels = edge.head_dim = down.in;
+  edge.experts = down.experts;
+  return edge;
+}
+
+void GatedMlp::contents(int op, int first_stage, Contents& all) const {
+  for (const auto& linear : inputs) all.readings.push_back({&linear, op, first_stage});
+  all.readings.push_back({&down, op, first_stage + 1});
+}
+
+Flow GatedMlp::start(const Scope& scope, const mx::array& normed, const mx::array&) const {
+  for (const auto& linear : inputs) scope.observe(linear, normed);
+  return {{normed}, {}};
+}
+
+Flow GatedMlp::advance(const Scope& scope, int, const Flow& at) const {
+  const auto& h = at.inputs[0];
+  const auto product = [&] {
+    if (inputs.size() == 1 && inputs[0].parts[0].role == Role::gate && inputs[0].parts[0].contiguous())
+      return kernels::gated_fused(kernels::linear(h, scope.weight(inputs[0])), activation);
+    const auto both = inputs.size() == 1 ? kernels::linears(h, {scope.weight(inputs[0], part_of(inputs[0], Role::gate)),
+                                                                scope.weight(inputs[0], part_of(inputs[0], Role::up))})
+                                         : kernels::linears(h, {scope.weight(inputs[0]), scope.weight(inputs[1])});
+    return kernels::gated(both[0], both[1], activation);
+  };
+  Flow next{{product()}, {}};
+  scope.observe(down, next.inputs[0]);
+  return next;
+}
+
+mx::array GatedMlp::finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const {
+  return kernels::linear(at.inputs[0], scope.weight(down), residual);
+}
+
+std::vector<std::string> GatedMlp::readers() const {
+  std::vector<std::string> all;
+  for (const auto& linear : inputs) all.push_back(linear.path);
+  return all;
+}
+
+std::vector<Edge> GatedMlp::edges() const {
+  const auto& up = inputs.back();
+  return {gated_edge(up, inputs.size() == 1 ? part_of(up, Role::up) : Part::piece(Role::up, 0, up.out), down)};
+}
+
+}  // namespace lquant::model

@@ -1,0 +1,30 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels/gated.h"
+#include "model/op.h"
+
+namespace lquant::model {
+
+/// down(activation(gate(x)) · up(x)) (GLU variants, arXiv 2002.05202). Stage 0: gate, up; stage 1: down.
+struct GatedMlp final : Op {
+  kernels::Activation activation = kernels::Activation::silu;
+  /// gate, up; or one linear with these two parts, gate first or up first.
+  std::vector<LinearSpec> inputs;
+  LinearSpec down;
+
+  void contents(int op, int first_stage, Contents& all) const override;
+  int stages() const override { return 2; }
+  Flow start(const Scope& scope, const mx::array& normed, const mx::array& raw) const override;
+  Flow advance(const Scope& scope, int stage, const Flow& at) const override;
+  mx::array finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const override;
+  std::vector<std::string> readers() const override;
+  std::vector<Edge> edges() const override;
+};
+
+/// up → down of a gated MLP, whose result is linear in up.
+Edge gated_edge(const LinearSpec& up, const Part& rows, const LinearSpec& down);
+
+}  // namespace lquant::model
