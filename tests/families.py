@@ -132,10 +132,49 @@ FAMILIES = {
     "ernie4_5-biases-untied": dict(model_type="ernie4_5", use_bias=True, tie_word_embeddings=False, head_dim=64),
     "helium": dict(model_type="helium", attention_bias=True, mlp_bias=True, tie_word_embeddings=False),
     "glm4": dict(model_type="glm4", attention_bias=True, partial_rotary_factor=0.5, tie_word_embeddings=False),
+    "xverse": dict(model_type="xverse", num_key_value_heads=4, tie_word_embeddings=False),
+    "iquestcoder": dict(model_type="iquestcoder", tie_word_embeddings=False),
     "qwen3-moe": MOE,
     "qwen3-moe-unstacked": dict(MOE, unstacked=True),
     "qwen3-moe-some-dense-raw-probabilities": dict(MOE, mlp_only_layers=[1], norm_topk_prob=False, tie_word_embeddings=False),
 }
+
+# What stands in the tests of the methods (awq, gptq, dwq, dynamic_quant), which know ops and edges and no families, for an op or a topology: each
+# such thing once. A new family is here only if it brings a new one.
+REPRESENTATIVES = {
+    "llama": "attention of grouped heads, gated MLP, tied head",
+    "llama-untied-biases": "biases on every linear, a head of its own",
+    "llama-all-heads-default-dim": "a key and value head for each query head",
+    "llama-wide-heads": "heads together wider than the residual",
+    "qwen3": "norms on queries and keys",
+    "phi3": "fused linears",
+    "smollm3-listed": "layers without positions",
+    "gemma2": "norms behind branches, norms of 1 + w, softcaps",
+    "gemma3-untied-scaled": "windows by layer",
+    "glm4": "norms behind branches beside fused linears and biases",
+    "qwen3-moe": "mixture of experts in stacks",
+    "qwen3-moe-unstacked": "experts stored one by one",
+    "qwen3-moe-some-dense-raw-probabilities": "mixtures and dense blocks in one model",
+}
+# Model types whose 16-bit pass mlx_lm cannot do on a CPU: MLX has no mixtures in 16 bits there.
+FLOAT32_ALONE = {"qwen3_moe"}
+# What a reader of docs/families.md should know of a model type beside the table's figures.
+NOTES = {
+    "iquestcoder": "Llama's code in mlx_lm too",
+    "mistral": "Llama's code in mlx_lm too",
+    "xverse": "Llama's code in mlx_lm too",
+}
+
+
+def by_model_type():
+    """{model type: its rows of FAMILIES}, the first of which stands for it where one row is enough."""
+    types = {}
+    for name, row in FAMILIES.items():
+        types.setdefault(row["model_type"], []).append(name)
+    return types
+
+
+FIRST = [names[0] for names in by_model_type().values()]
 
 
 def build(name, seed, **changes):
@@ -210,4 +249,6 @@ def assert_close(ours, theirs):
     # the logits' range leaves room for what the blocks amplify, and is far below what any wrong constant would do.
     assert ours.shape == theirs.shape
     spread = theirs.max() - theirs.min()
-    assert np.abs(ours - theirs).max() <= 1e-4 * spread
+    error = np.abs(ours - theirs).max() / spread
+    assert error <= 1e-4
+    return float(error)

@@ -41,9 +41,10 @@ def convert_both(source, tmp_path, recipe, group_size=None, bits=None):
 
 # All families, each with one of the recipes and group sizes.
 @pytest.mark.parametrize("number,name", list(enumerate(FAMILIES)), ids=FAMILIES)
-def test_recipes_are_mlx_lms(tmp_path, number, name):
+def test_recipes_are_mlx_lms(tmp_path, number, name, ran):
     source = family_folder(tmp_path / "source", name)
     convert_both(source, tmp_path, RECIPES[number % 4], GROUPS[(number // 4 + number) % 4], bits=5 if number % 3 == 0 else None)
+    ran("convert", name)
 
 
 # Models deep enough to have a first eighth, and of sizes that eighths divide and do not.
