@@ -192,7 +192,7 @@ std::optional<InMlx> as_mlx(const Foreign& source, const std::string& path, cons
       if (!neighbours || !s.symmetric || in % 32 != 0 || order_of(l, tensor, ".weight_g_idx")) return std::nullopt;
       check_stored_shape(l, tensor);
       const auto& scales = get(tensor, {".weight_scale"});
-      if (scales.shape(-1) != in / s.group) return std::nullopt;
+      if (scales.shape() != l.shape({out, in / s.group})) return std::nullopt;  // one scale for all
       const auto& codes = get(tensor, names.codes);
       const auto biases = mx::multiply(scales, mx::array(-static_cast<float>(1 << (s.bits - 1)), scales.dtype()));
       return InMlx{{Mode::affine, s.bits, s.group}, {codes.dtype() == mx::uint32 ? codes : mx::view(codes, mx::uint32), scales, biases}};

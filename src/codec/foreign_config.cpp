@@ -18,9 +18,9 @@ using nlohmann::json;
 constexpr int kLargestGroup = 1 << 20;         // far above the inputs of any linear, far below what overflows
 constexpr std::size_t kLongestPattern = 1000;  // published patterns have some fifty characters
 constexpr std::size_t kMostNames = 1 << 16;    // lists name single linears; large mixtures have some thousands
-constexpr const char* kRemedy = "give the unquantized model";
+constexpr const char* kAdvice = "give the unquantized model";
 
-JsonView view_of(const json& block) { return JsonView("codec", "config.json: quantization_config", block, kRemedy); }
+JsonView view_of(const json& block) { return JsonView("codec", "config.json: quantization_config", block, kAdvice); }
 
 /// The text of a field, or `otherwise` where there is none.
 std::string text_or(const JsonView& view, const char* key, const char* otherwise) { return view.has(key) ? view.at(key).text() : otherwise; }
