@@ -296,7 +296,6 @@ std::optional<Foreign> foreign_of(const json& config) {
   if (!view.has("quant_method") && !view.has("quant_algo") && !view.has("config_groups") && !nested) return std::nullopt;
   Foreign foreign;
   foreign.method = text_or(view, "quant_method", view.has("config_groups") ? "compressed-tensors" : "modelopt");
-  if (foreign.method == "mxfp8") return std::nullopt;  // MLX's own tensors, told by their shapes
   if (foreign.method == "fp8" || foreign.method == "fbgemm_fp8") {
     read_fp8(view, foreign);
   } else if (foreign.method == "awq") {
@@ -310,8 +309,11 @@ std::optional<Foreign> foreign_of(const json& config) {
   } else if (foreign.method == "mxfp4") {
     add_ignored(view, "modules_to_not_convert", NamePattern::Kind::part, foreign);
     add(foreign, {.layout = Layout::mxfp4_blocks, .bits = 4, .group = 32}, view);
+  } else if (foreign.method == "mxfp8") {
+    for (const char* key : {"modules_to_not_convert", "ignored_layers"}) add_ignored(view, key, NamePattern::Kind::part, foreign);
+    add(foreign, {.layout = Layout::fp8, .bits = 8, .group = 32, .block_rows = 1, .block_columns = 32}, view);
   } else {
-    view.complain(fmt::format("was written by \"{}\", whose tensors are not read (fp8, compressed-tensors, awq, gptq, mxfp4 and modelopt are)",
+    view.complain(fmt::format("was written by \"{}\", whose tensors are not read (fp8, compressed-tensors, awq, gptq, mxfp4, mxfp8 and modelopt are)",
                               shown(foreign.method)));
   }
   return foreign;

@@ -53,7 +53,7 @@ struct Foreign {
 };
 
 /// Reads quantization_config (of text_config where the outer config has none, as mlx_lm does). None when there is no such block, or when it describes
-/// MLX's own tensors. Throws Error, one sentence that names the field, for methods and formats that cannot be decoded (bitsandbytes among them) and
+/// MLX's own tensors. With the methods mxfp4 and mxfp8 these are written too: a linear that has path.scales is MLX's, which the caller looks for first. Throws Error, one sentence that names the field, for methods and formats that cannot be decoded (bitsandbytes among them) and
 /// for values of the wrong type or out of range.
 std::optional<Foreign> foreign_of(const nlohmann::json& config);
 

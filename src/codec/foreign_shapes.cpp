@@ -19,9 +19,10 @@ std::string shape_text(const mx::Shape& shape) {
   return "[" + text + "]";
 }
 
+/// Elements; what is above all that can be stored is as good as any other large number.
 std::int64_t size_of(const mx::Shape& shape) {
   std::int64_t size = 1;
-  for (int d : shape) size *= d;
+  for (int d : shape) size = std::min(size * d, std::int64_t{1} << 31);
   return size;
 }
 
@@ -62,7 +63,6 @@ const Names& names_of(Layout layout) {
 bool is_float(mx::Dtype dtype) { return dtype == mx::float32 || dtype == mx::bfloat16 || dtype == mx::float16; }
 bool is_word(mx::Dtype dtype) { return dtype == mx::int32 || dtype == mx::uint32; }
 bool is_index(mx::Dtype dtype) { return is_word(dtype) || dtype == mx::int64 || dtype == mx::uint64; }
-
 
 int Linear::groups() const { return scheme.group == 0 ? 1 : ceil_of(in, scheme.group); }
 
@@ -112,7 +112,8 @@ Blocks blocks_of(const Linear& l, const std::string& suffix) {
     if (r == needed_rows && c == needed_columns) return {rows, columns, shape};
     if (r == l.out && c == needed_columns) return {1, columns, shape};  // blocks of one row: MX formats
     // MiMo pads its weights to whole parts of a fused projection before it takes blocks; scales behind the last row or column stand for nothing.
-    if (told && r >= needed_rows && c >= needed_columns && r - needed_rows < needed_rows && c - needed_columns < needed_columns) return {rows, columns, shape};
+    const bool padded = r >= needed_rows && c >= needed_columns && r - needed_rows < needed_rows && c - needed_columns < needed_columns;
+    if (told && padded) return {rows, columns, shape};
   }
   l.wrong(suffix, fmt::format("one scale, one for each output, or {} for blocks of {} × {}", shape_text(grid(needed_rows, needed_columns)), rows, columns));
 }
@@ -131,10 +132,8 @@ const Scheme* packed_by(const Foreign& foreign, const std::string& path, const S
     fail("codec", "config.json: quantization_config does not say how {} is packed, and it has no dense weight; give the unquantized model", shown(path));
   }
   if (dense) fail("codec", "{}{} holds no floating-point numbers, and the scales beside it are missing; {}", shown(path), *dense, kRemedy);
-
   fail("codec", "{}{} is missing; {}", shown(path), names_of(scheme->layout).codes.front(), kRemedy);
 }
-
 
 }  // namespace foreign
 

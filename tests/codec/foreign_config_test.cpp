@@ -29,7 +29,6 @@ TEST(ForeignConfig, KnowsWhatIsMlxsOwn) {
   EXPECT_FALSE(foreign_of(json::array()));
   EXPECT_FALSE(foreign_of({{"quantization_config", nullptr}}));
   EXPECT_FALSE(read(R"({"bits": 4, "group_size": 64})"));
-  EXPECT_FALSE(read(R"({"quant_method": "mxfp8"})"));
   EXPECT_FALSE(foreign_of({{"quantization", json::object({{"bits", 4}})}, {"quantization_config", {{"quant_method", "awq"}}}}));
   EXPECT_EQ(foreign_of({{"text_config", {{"quantization_config", {{"quant_method", "fp8"}}}}}})->method, "fp8");
 }
@@ -43,6 +42,14 @@ TEST(ForeignConfig, ReadsFp8) {
   EXPECT_EQ(scheme_of(*blocks, "model.layers.1.mlp.gate"), nullptr);
   EXPECT_EQ(scheme_of(*blocks, "model.layers.1.mlp.up_proj"), &blocks->schemes[0]);
   EXPECT_EQ(read(R"({"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": null})")->schemes[0].block_rows, 0);
+}
+
+TEST(ForeignConfig, ReadsMicroscaling) {
+  EXPECT_EQ(read(R"({"quant_method": "mxfp4", "modules_to_not_convert": ["self_attn"]})")->schemes[0].layout, Layout::mxfp4_blocks);
+  const auto rows = read(R"({"quant_method": "mxfp8"})");
+  EXPECT_EQ(rows->schemes[0].layout, Layout::fp8);
+  EXPECT_EQ(rows->schemes[0].block_rows, 1);
+  EXPECT_EQ(rows->schemes[0].block_columns, 32);
 }
 
 TEST(ForeignConfig, ReadsAwq) {
@@ -96,7 +103,7 @@ TEST(ForeignConfig, ReadsCompressedTensors) {
 TEST(ForeignConfig, RefusesOtherMethodsWithASentence) {
   for (const char* method : {"bitsandbytes", "hqq", "quanto", "aqlm", "bitnet", "exl2", "torchao"}) {
     EXPECT_EQ(refusal(fmt::format(R"({{"quant_method": "{}", "load_in_4bit": true}})", method)),
-              fmt::format("{}was written by \"{}\", whose tensors are not read (fp8, compressed-tensors, awq, gptq, mxfp4 and modelopt are){}", kStart, method, kEnd));
+              fmt::format("{}was written by \"{}\", whose tensors are not read (fp8, compressed-tensors, awq, gptq, mxfp4, mxfp8 and modelopt are){}", kStart, method, kEnd));
   }
 }
 
