@@ -42,6 +42,7 @@ MOE = dict(
     mlp_only_layers=[],
     norm_topk_prob=True,
 )
+OPENELM = dict(model_type="openelm", model_dim=128, num_transformer_layers=3, ffn_dim_divisor=64, ffn_multipliers=[0.5, 1.7, 3.0])
 
 
 def longrope(kind, features):
@@ -78,6 +79,7 @@ FAMILIES = {
     ),
     "phi3-su": dict(model_type="phi3", original_max_position_embeddings=32, rope_scaling=longrope("su", 16)),
     "phi3-linear": dict(model_type="phi3", rope_scaling=dict(type="linear", factor=2.0, long_factor=1.0)),
+    "gemma": dict(model_type="gemma", head_dim=64, num_key_value_heads=1),
     "gemma2": dict(model_type="gemma2", query_pre_attn_scalar=24.0, attn_logit_softcapping=5.0, final_logit_softcapping=8.0),
     "gemma3": dict(model_type="gemma3_text", sliding_window=8, sliding_window_pattern=2, query_pre_attn_scalar=48.0),
     "gemma3-untied-scaled": dict(
@@ -100,6 +102,46 @@ FAMILIES = {
     "ernie4_5-biases-untied": dict(model_type="ernie4_5", use_bias=True, tie_word_embeddings=False, head_dim=64),
     "helium": dict(model_type="helium", attention_bias=True, mlp_bias=True, tie_word_embeddings=False),
     "glm4": dict(model_type="glm4", attention_bias=True, partial_rotary_factor=0.5, tie_word_embeddings=False),
+    "glm": dict(model_type="glm", attention_bias=True, tie_word_embeddings=False),
+    "glm-tied-wide-heads": dict(model_type="glm", head_dim=64, rope_theta=500000.0),
+    "internlm2": dict(model_type="internlm2", bias=False),
+    "internlm2-biases-linear": dict(model_type="internlm2", tie_word_embeddings=False, rope_scaling=dict(type="linear", factor=2.0)),
+    "internlm2-dynamic": dict(
+        model_type="internlm2", num_key_value_heads=1, max_position_embeddings=16, rope_scaling=dict(type="dynamic", factor=2.0)
+    ),
+    "exaone": dict(model_type="exaone", num_layers=3, layer_norm_epsilon=1e-5, rope_scaling=LLAMA3),
+    "exaone-untied-biases": dict(
+        model_type="exaone", num_layers=2, layer_norm_epsilon=1e-6, tie_word_embeddings=False, attention_bias=True, mlp_bias=True
+    ),
+    "exaone4": dict(model_type="exaone4", sliding_window=8, sliding_window_pattern="LG", rope_scaling=LLAMA3),
+    "exaone4-no-windows": dict(
+        model_type="exaone4", head_dim=64, tie_word_embeddings=False, rope_scaling=dict(rope_type="default"), sliding_window=0, sliding_window_pattern=""
+    ),
+    "minicpm": dict(model_type="minicpm", tie_word_embeddings=False, dim_model_base=48, scale_depth=1.4, scale_emb=12.0),
+    "minicpm-longrope": dict(
+        model_type="minicpm",
+        tie_word_embeddings=False,
+        dim_model_base=128,
+        scale_depth=0.7,
+        scale_emb=1,
+        rope_traditional=True,
+        rope_scaling=dict(longrope("longrope", 16), original_max_position_embeddings=16),
+    ),
+    "hunyuan": dict(model_type="hunyuan_v1_dense", rope_scaling=dict(type="dynamic", alpha=50.0, factor=1.0)),
+    "hunyuan-biases-no-norms": dict(
+        model_type="hunyuan_v1_dense", attention_bias=True, use_qk_norm=False, tie_word_embeddings=False, head_dim=64
+    ),
+    "qwen": dict(model_type="qwen", kv_channels=32, layer_norm_epsilon=1e-5),
+    "qwen-biases": dict(model_type="qwen", kv_channels=64, num_attention_heads=2, no_bias=False),
+    "lille-130m": dict(model_type="lille-130m", block_size=64, layer_norm_eps=1e-5, n_embd=128, n_head=4, n_kv_heads=2, n_layer=3),
+    "openelm": dict(OPENELM, num_query_heads=[4, 2, 8], num_kv_heads=[2, 1, 2]),
+    "openelm-untied-no-norms": dict(
+        OPENELM, num_query_heads=[2, 4, 4], num_kv_heads=[1, 1, 4], share_input_output_layers=False, normalize_qk_projections=False
+    ),
+    "plamo": dict(model_type="plamo", n_shared_head=2),
+    "plamo-one-shared-interleaved": dict(model_type="plamo", n_shared_head=4, rope_traditional=True),
+    "nanochat": dict(model_type="nanochat"),
+    "nanochat-all-heads": dict(model_type="nanochat", num_key_value_heads=4, rope_theta=500.0),
     "qwen3-moe": MOE,
     "qwen3-moe-unstacked": dict(MOE, unstacked=True),
     "qwen3-moe-some-dense-raw-probabilities": dict(MOE, mlp_only_layers=[1], norm_topk_prob=False, tie_word_embeddings=False),
@@ -121,9 +163,9 @@ def build(name, seed, **changes):
     def draw(path, old):
         noise = rng.standard_normal(old.shape).astype(np.float32)
         if old.ndim == 1:
-            centre = 1.0 if "norm" in path and not gemma else 0.0
+            centre = 1.0 if ("norm" in path or "ln_" in path) and not gemma else 0.0
             return mx.array(centre + 0.3 * noise)
-        return mx.array(noise * (1.0 if "embed" in path else 1.2 / np.sqrt(old.shape[-1])))
+        return mx.array(noise * (1.0 if "embed" in path or "wte" in path else 1.2 / np.sqrt(old.shape[-1])))
 
     weights = [(path, draw(path, old)) for path, old in tree_flatten(model.parameters())]
     model.load_weights(weights)

@@ -320,7 +320,7 @@ TEST_P(EdgeTest, NoLinearIsFedByTwoEdges) {
   for (const auto* linear : spec.linears()) EXPECT_LE(fed[linear->path], linear->block >= 0 ? 1 : 0) << linear->path;
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, EdgeTest, testing::ValuesIn(known_model_types()), [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Families, EdgeTest, testing::ValuesIn(known_model_types()), [](const auto& info) { return oracle::name_of(info.param); });
 
 }  // namespace
 }  // namespace lquant::model

@@ -38,10 +38,29 @@ std::vector<int> Config::counts(const char* key, int size) const {
   return values;
 }
 
+std::vector<double> Config::numbers(const char* key, int size) const {
+  std::vector<double> values;
+  for (const auto& entry : entries(key, size)) values.push_back(entry.number());
+  return values;
+}
+
 std::vector<std::string> Config::texts(const char* key, int size) const {
   std::vector<std::string> values;
   for (const auto& entry : entries(key, size)) values.push_back(entry.text());
   return values;
+}
+
+Config Config::with_defaults(const nlohmann::json& defaults) const {
+  auto all = std::make_shared<nlohmann::json>(fields_);
+  for (const auto& [key, value] : defaults.items()) {
+    if (has(key.c_str())) continue;
+    if (is_null(key.c_str())) settle(key.c_str(), value);
+    (*all)[key] = value;
+  }
+  Config filled(*all);
+  filled.owned_ = std::move(all);
+  filled.settled_ = settled_;
+  return filled;
 }
 
 nlohmann::json rope_scaling(const Config& config, const char* key) {
@@ -52,6 +71,21 @@ nlohmann::json rope_scaling(const Config& config, const char* key) {
   for (auto field = scaling.begin(); field != scaling.end();) field = field->is_null() ? scaling.erase(field) : std::next(field);
   if (scaling.size() != before) config.settle(key, scaling);
   return scaling;
+}
+
+FlatRope flat_rope(const Config& config) {
+  const char* partial = "partial_rotary_factor";
+  const auto part_of = [&](const Config& fields) { return fields.has(partial) ? std::optional(fields.number(partial)) : std::nullopt; };
+  if (config.has("rope_theta") || !config.has("rope_parameters")) return {config.number("rope_theta"), rope_scaling(config), part_of(config)};
+  auto nested = rope_scaling(config, "rope_parameters");
+  const Config fields(nested);
+  FlatRope rope{fields.number("rope_theta"), nullptr, config.has(partial) ? part_of(config) : part_of(fields)};
+  config.settle("rope_theta", rope.theta);
+  if (rope.partial) config.settle(partial, *rope.partial);
+  for (const char* flat : {"rope_theta", partial}) nested.erase(flat);
+  if (!nested.contains("rope_type") || nested["rope_type"] != "default") rope.scaling = std::move(nested);
+  config.settle("rope_scaling", rope.scaling);
+  return rope;
 }
 
 int rotated_features(const Config& config, int head_dim, std::optional<double> otherwise, const char* key) {

@@ -18,6 +18,8 @@ inline constexpr const char* kMend = "take the config.json of the original model
 class Config {
  public:
   explicit Config(const nlohmann::json& fields) : fields_(fields) {}
+  /// The same with values for fields that are not there; a null is settled as such a value. What either settles, both have.
+  Config with_defaults(const nlohmann::json& defaults) const;
   /// For ModelSpec::settled.
   const nlohmann::json& settled() const { return *settled_; }
   void settle(const char* key, nlohmann::json value) const { (*settled_)[key] = std::move(value); }
@@ -36,6 +38,8 @@ class Config {
   nlohmann::json value(const char* key) const { return has(key) ? fields_.at(key) : nlohmann::json(); }
   /// A list of whole numbers of this length; of any length when `size` is 0.
   std::vector<int> counts(const char* key, int size = 0) const;
+  /// A list of numbers of this length.
+  std::vector<double> numbers(const char* key, int size) const;
   /// A list of texts of this length.
   std::vector<std::string> texts(const char* key, int size) const;
 
@@ -49,11 +53,22 @@ class Config {
     return value;
   }
   const nlohmann::json& fields_;
+  std::shared_ptr<const nlohmann::json> owned_;  ///< with defaults: what fields_ refers to
   std::shared_ptr<nlohmann::json> settled_ = std::make_shared<nlohmann::json>(nlohmann::json::object());
 };
 
 /// "rope_scaling" as mlx_lm's initialize_rope reads it: keys that are null make way, so that they are absent there too.
 nlohmann::json rope_scaling(const Config& config, const char* key = "rope_scaling");
+
+/// Rotary positions of a family of which mlx_lm opens no model without a flat "rope_theta".
+struct FlatRope {
+  double theta;
+  nlohmann::json scaling;         ///< null: none
+  std::optional<double> partial;  ///< "partial_rotary_factor", where config.json has one
+};
+
+/// The flat fields. Where "rope_theta" is missing, transformers 5's "rope_parameters" holds all of them, and they are settled as flat ones.
+FlatRope flat_rope(const Config& config);
 
 /// How many features of a head of `head_dim` turn: "partial_rotary_factor" of them, `otherwise` where there is none; it must be there when that is null.
 int rotated_features(const Config& config, int head_dim, std::optional<double> otherwise, const char* key = "partial_rotary_factor");

@@ -18,23 +18,51 @@ using Family = ModelSpec (*)(const family::Config&);
 const std::map<std::string, Family>& families() {
   static const std::map<std::string, Family> table = {
       {"ernie4_5", family::ernie4_5},
+      {"exaone", family::exaone},
+      {"exaone4", family::exaone4},
+      {"gemma", family::gemma},
       {"gemma2", family::gemma2},
       {"gemma3_text", family::gemma3_text},
+      {"glm", family::glm},
       {"glm4", family::glm4},
       {"helium", family::helium},
+      {"hunyuan_v1_dense", family::hunyuan_v1_dense},
+      {"internlm2", family::internlm2},
       {"internlm3", family::internlm3},
-      {"iquestcoder", family::llama},
+      {"lille-130m", family::lille_130m},
       {"llama", family::llama},
       {"mimo", family::mimo},
-      {"mistral", family::llama},
+      {"minicpm", family::minicpm},
+      {"nanochat", family::nanochat},
+      {"openelm", family::openelm},
       {"phi3", family::phi3},
+      {"plamo", family::plamo},
+      {"qwen", family::qwen},
       {"qwen2", family::qwen2},
       {"qwen3", family::qwen3},
       {"qwen3_moe", family::qwen3_moe},
       {"seed_oss", family::seed_oss},
       {"smollm3", family::smollm3},
       {"telechat3", family::telechat3},
-      {"xverse", family::llama},
+  };
+  return table;
+}
+
+/// mlx_lm's MODEL_REMAPPING: types that it runs with the code of another.
+const std::map<std::string, std::string>& aliases() {
+  static const std::map<std::string, std::string> table = {
+      {"deepseek_v41_text", "deepseek_v41"},
+      {"falcon_mamba", "mamba"},
+      {"gemma4_unified", "gemma4"},
+      {"iquestcoder", "llama"},
+      {"joyai_llm_flash", "deepseek_v3"},
+      {"kimi_k2", "deepseek_v3"},
+      {"llava", "mistral3"},
+      {"minimax_m2", "minimax"},
+      {"mistral", "llama"},
+      {"phi-msft", "phixtral"},
+      {"qwen2_5_vl", "qwen2_vl"},
+      {"xverse", "llama"},
   };
   return table;
 }
@@ -44,13 +72,21 @@ const std::map<std::string, Family>& families() {
 std::vector<std::string> known_model_types() {
   std::vector<std::string> names;
   for (const auto& [name, function] : families()) names.push_back(name);
+  for (const auto& [name, target] : aliases())
+    if (families().contains(target)) names.push_back(name);
+  std::sort(names.begin(), names.end());
   return names;
+}
+
+std::string run_as(const std::string& model_type) {
+  const auto alias = aliases().find(model_type);
+  return alias == aliases().end() ? model_type : alias->second;
 }
 
 ModelSpec spec_from_config(const nlohmann::json& config) {
   if (!config.is_object()) fail("model", "config.json: not an object; take the config.json of the original model");
   const auto type = JsonView("model", "config.json", config, family::kMend).at("model_type").text();
-  const auto row = families().find(type);
+  const auto row = families().find(run_as(type));
   if (row == families().end()) {
     std::string known;
     for (const auto& name : known_model_types()) known += (known.empty() ? "" : ", ") + name;

@@ -25,5 +25,17 @@ ModelSpec qwen3_moe(const Config& config);
 ModelSpec phi3(const Config& config);
 ModelSpec gemma2(const Config& config);
 ModelSpec gemma3_text(const Config& config);
+ModelSpec exaone(const Config& config);
+ModelSpec exaone4(const Config& config);
+ModelSpec glm(const Config& config);
+ModelSpec hunyuan_v1_dense(const Config& config);
+ModelSpec internlm2(const Config& config);
+ModelSpec lille_130m(const Config& config);
+ModelSpec minicpm(const Config& config);
+ModelSpec nanochat(const Config& config);
+ModelSpec openelm(const Config& config);
+ModelSpec plamo(const Config& config);
+ModelSpec qwen(const Config& config);
+ModelSpec gemma(const Config& config);
 
 }  // namespace lquant::model::family
