@@ -22,14 +22,19 @@ struct AttentionArgs {
   /// number has these bits 0, the trunk that they grow from (several endings of one text, the text computed once). At most 16; no
   /// gradient, and not together with a window, which counts places in the row and would cut a branch from its trunk too early.
   int branch_bits = 0;
+  /// Above 0 a query sees keys of its own chunk alone (Llama 4): so many positions, counted from key 0, or with segments from the first token of
+  /// the segment, which is then one run of equal numbers. Keys of a cache may begin at any chunk's first position. Not together with branches.
+  int chunk = 0;
 };
 
 /// Causal grouped-head attention, softmax in f32. q [B, T, H, D], k [B, S, Hkv, D], v [B, S, Hkv, Dv]; H a multiple of
 /// Hkv. segments int32 [B, S] (optional, then S = T): a query sees only keys with its own number, which keeps packed
-/// texts apart. Result [B, T, H, Dv] in q's dtype (f32, bf16, f16). Memory is linear in T and S, forward and backward
-/// (FlashAttention, arXiv 2205.14135). Gradients flow to q, k and v. Throws std::invalid_argument when shapes disagree, or when
-/// a query's own position offset + t lies beyond the keys (causal or with a window).
+/// texts apart. sinks [H] (optional, f32, bf16 or f16): a logit of each query head that takes part in its softmax and has no
+/// value (arXiv 2309.17453; gpt_oss), neither scaled nor capped; MLX's own op rounds it to q's dtype. Result [B, T, H, Dv] in q's
+/// dtype (f32, bf16, f16). Memory is linear in T and S, forward and backward (FlashAttention, arXiv 2205.14135). Gradients flow to
+/// q, k, v and the sinks. Throws std::invalid_argument when shapes disagree, or when a query's own position offset + t lies beyond
+/// the keys (causal, or with a window or chunks).
 mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v, const AttentionArgs& args,
-                    const std::optional<mx::array>& segments = std::nullopt);
+                    const std::optional<mx::array>& segments = std::nullopt, const std::optional<mx::array>& sinks = std::nullopt);
 
 }  // namespace lquant::kernels

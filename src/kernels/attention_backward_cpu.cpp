@@ -8,6 +8,8 @@
 // the number of threads nor their timing changes a bit of the result.
 #include <mlx/mlx.h>
 
+#include <cmath>
+
 #include "kernels/attention_cpu.h"
 #include "kernels/attention_rows.h"
 #include "kernels/gemm.h"
@@ -132,6 +134,21 @@ class Backward {
 
 void backward(const Problem& problem, const char* out, const float* log_sum, const char* cotangent, char* dq, char* dk, char* dv) {
   Backward(problem, out, log_sum, cotangent, dq, dk, dv).run();
+}
+
+// A sink is a key whose dP is 0: its dS is −P·delta, with P = e^(sink − log_sum), and its gradient the sum of these over texts and queries.
+void sink_gradients(const Problem& p, const char* out, const float* log_sum, const char* cotangent, float* dsinks) {
+  const auto& s = p.shape;
+  run_tasks(s.heads, s.value_dim, [&](std::int64_t h, float* memory) {
+    double total = 0;
+    for (std::int64_t b = 0; b < s.batch; ++b) {
+      for (std::int64_t t = 0; t < s.queries; ++t) {
+        const std::int64_t at = p.at(b, s.queries, t, s.heads, h, s.value_dim);
+        total -= std::exp(p.sinks[h] - log_sum[p.row_of(b, h, t)]) * widen_dot(cotangent + at, out + at, p.bf16, s.value_dim, memory);
+      }
+    }
+    dsinks[h] = static_cast<float>(total);
+  });
 }
 
 }  // namespace lquant::kernels::blockwise

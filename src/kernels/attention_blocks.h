@@ -54,22 +54,34 @@ class Visibility {
 
   /// Keys that query t may see by position; segments may hide some of them.
   Range keys_of(std::int64_t t) const {
-    return {args_.window > 0 ? std::max<std::int64_t>(0, args_.offset + t - args_.window + 1) : 0, args_.causal ? args_.offset + t + 1 : keys_};
+    const std::int64_t position = args_.offset + t, end = args_.causal ? position + 1 : keys_;
+    const Range seen{args_.window > 0 ? std::max<std::int64_t>(0, position - args_.window + 1) : 0, end};
+    return args_.chunk > 0 ? common(seen, chunk_of(position)) : seen;
   }
   /// Queries that may see key s, by position.
   Range queries_of(std::int64_t s) const {
-    return {args_.causal ? std::max<std::int64_t>(0, s - args_.offset) : 0,
-            args_.window > 0 ? std::clamp<std::int64_t>(s - args_.offset + args_.window, 0, queries_) : queries_};
+    const Range seeing{args_.causal ? std::max<std::int64_t>(0, s - args_.offset) : 0,
+                       args_.window > 0 ? std::clamp<std::int64_t>(s - args_.offset + args_.window, 0, queries_) : queries_};
+    if (args_.chunk == 0) return seeing;
+    const Range chunk = chunk_of(s);
+    return common(seeing, {chunk.begin - args_.offset, chunk.end - args_.offset});
   }
   /// The number of the segment that queries of segment `own` see besides their own: their trunk's, or `own` again.
   std::int32_t trunk(std::int32_t own) const { return own >> args_.branch_bits << args_.branch_bits; }
-  /// Segment numbers of one text, readable for kLanes beyond its end, or nullptr when there are no segments.
+  /// Segment numbers of one text (with chunks: numbers of the chunks of its segments), readable for kLanes beyond its end, or nullptr when
+  /// there are no segments.
   const std::int32_t* segments(std::int64_t b) const { return segments_.empty() ? nullptr : segments_.data() + b * (keys_ + kLanes); }
   /// Blocks of at most `most` keys (a multiple of kUnit) that together hold all that the queries [t.begin, t.end) of text b see;
   /// units of keys that none of them sees are left out.
   std::vector<Range> blocks(std::int64_t b, Range t, std::int64_t most) const;
 
  private:
+  static Range common(Range a, Range b) { return {std::max(a.begin, b.begin), std::min(a.end, b.end)}; }
+  Range chunk_of(std::int64_t position) const {
+    const std::int64_t begin = position / args_.chunk * args_.chunk;
+    return {begin, begin + args_.chunk};
+  }
+  void number_chunks();
   Range segment_range(std::int64_t b, Range positions) const;
 
   AttentionArgs args_;

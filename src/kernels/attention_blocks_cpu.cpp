@@ -20,11 +20,29 @@ Visibility::Visibility(const Shape& shape, const AttentionArgs& args, const std:
   if (!segments) return;
   segments_.resize(shape.batch * (keys_ + kLanes));
   for (std::int64_t b = 0; b < shape.batch; ++b) std::copy_n(segments + b * keys_, keys_, segments_.begin() + b * (keys_ + kLanes));
+  if (args_.chunk > 0) number_chunks();
   const std::int64_t count = (keys_ + kUnit - 1) / kUnit;
   units_.reserve(shape.batch * count);
   for (std::int64_t b = 0; b < shape.batch; ++b) {
     for (std::int64_t i = 0; i < count; ++i) units_.push_back(segment_range(b, {i * kUnit, std::min(keys_, (i + 1) * kUnit)}));
   }
+}
+
+/// A chunk of a segment is a segment: the same loops serve.
+void Visibility::number_chunks() {
+  for (std::int64_t b = 0; b < std::ssize(segments_) / (keys_ + kLanes); ++b) {
+    std::int32_t* row = segments_.data() + b * (keys_ + kLanes);
+    std::int32_t own = 0, number = -1;
+    std::int64_t first = 0;
+    for (std::int64_t s = 0; s < keys_; ++s) {
+      const bool begins = s == 0 || row[s] != own;
+      if (begins) first = s;
+      if (begins || (s - first) % args_.chunk == 0) ++number;
+      own = row[s];
+      row[s] = number;
+    }
+  }
+  args_.chunk = 0;
 }
 
 Range Visibility::segment_range(std::int64_t b, Range positions) const {

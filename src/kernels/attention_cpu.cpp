@@ -97,8 +97,15 @@ class Forward {
     const std::int64_t queries = t.size();
     for (std::int64_t r = 0; r < s.group() * queries; ++r) {
       const std::int64_t h = g * s.group() + r / queries, at = t.begin + r % queries;
-      narrow(state.value + r * value_row_, state.sum[r], s.value_dim, out_ + p_.at(b, s.queries, at, s.heads, h, s.value_dim), p_.bf16);
-      log_sum_[p_.row_of(b, h, at)] = state.maximum[r] + std::log(state.sum[r]);
+      float maximum = state.maximum[r], sum = state.sum[r], divisor = sum;
+      if (p_.sinks) {  // it adds to the denominator alone; a divisor that leaves f32's range leaves nothing of the values
+        divisor += std::exp(p_.sinks[h] - maximum);
+        const float most = std::max(maximum, p_.sinks[h]);
+        sum = sum * std::exp(maximum - most) + std::exp(p_.sinks[h] - most);
+        maximum = most;
+      }
+      narrow(state.value + r * value_row_, divisor, s.value_dim, out_ + p_.at(b, s.queries, at, s.heads, h, s.value_dim), p_.bf16);
+      log_sum_[p_.row_of(b, h, at)] = maximum + std::log(sum);
     }
   }
 
@@ -152,14 +159,16 @@ class Forward {
 
 }  // namespace
 
-Problem::Problem(const mx::array& q, const mx::array& k, const mx::array& v, const mx::array* segments, const AttentionArgs& args)
+Problem::Problem(const mx::array& q, const mx::array& k, const mx::array& v, const mx::array* segments, const mx::array* sinks,
+                 const AttentionArgs& args)
     : shape(shape_of(q, k, v)),
       args(args),
       bf16(q.dtype() == mx::bfloat16),
       q(q.data<char>()),
       k(k.data<char>()),
       v(v.data<char>()),
-      segments(segments ? segments->data<std::int32_t>() : nullptr) {}
+      segments(segments ? segments->data<std::int32_t>() : nullptr),
+      sinks(sinks ? sinks->data<float>() : nullptr) {}
 
 std::int64_t query_block(const Shape& shape) { return std::clamp(round_up(kRows / shape.group(), kLanes), kLanes, kMostQueries); }
 
@@ -168,13 +177,19 @@ void forward(const Problem& problem, char* out, float* log_sum) { Forward(proble
 }  // namespace blockwise
 
 mx::array attention_cpu(const mx::array& q, const mx::array& k, const mx::array& v, const AttentionArgs& args,
-                        const std::optional<mx::array>& segments) {
+                        const std::optional<mx::array>& segments, const std::optional<mx::array>& sinks) {
   std::vector<mx::array> inputs{q, k, v};
   if (segments) inputs.push_back(*segments);
-  const auto segments_of = [](const std::vector<mx::array>& in) { return in.size() > 3 ? &in[3] : nullptr; };
+  if (sinks) inputs.push_back(mx::astype(*sinks, mx::float32));
+  const int segments_at = segments ? 3 : 0, sinks_at = sinks ? 3 + (segments ? 1 : 0) : 0;
+  // `first` inputs stand before q.
+  const auto problem = [=](const std::vector<mx::array>& in, int first) {
+    const auto optional = [&](int at) { return at ? &in[first + at] : nullptr; };
+    return blockwise::Problem(in[first], in[first + 1], in[first + 2], optional(segments_at), optional(sinks_at), args);
+  };
 
   auto compute = [=](const std::vector<mx::array>& in, std::vector<mx::array>& out) {
-    blockwise::forward({in[0], in[1], in[2], segments_of(in), args}, out[0].data<char>(), out[1].data<float>());
+    blockwise::forward(problem(in, 0), out[0].data<char>(), out[1].data<float>());
   };
   auto vjp = [=](const std::vector<mx::array>& in, const std::vector<mx::array>& cotangents, const std::vector<int>& argnums,
                  const std::vector<mx::array>& out) {
@@ -182,14 +197,18 @@ mx::array attention_cpu(const mx::array& q, const mx::array& k, const mx::array&
     std::vector<mx::array> from{out[0], out[1], mx::astype(cotangents[0], out[0].dtype())};
     from.insert(from.end(), in.begin(), in.end());
     auto gradient = [=](const std::vector<mx::array>& in, std::vector<mx::array>& result) {
-      const blockwise::Problem problem(in[3], in[4], in[5], in.size() > 6 ? &in[6] : nullptr, args);
-      blockwise::backward(problem, in[0].data<char>(), in[1].data<float>(), in[2].data<char>(), result[0].data<char>(), result[1].data<char>(),
-                          result[2].data<char>());
+      const auto of = problem(in, 3);
+      const char *out = in[0].data<char>(), *cotangent = in[2].data<char>();
+      const float* log_sum = in[1].data<float>();
+      blockwise::backward(of, out, log_sum, cotangent, result[0].data<char>(), result[1].data<char>(), result[2].data<char>());
+      if (sinks_at) blockwise::sink_gradients(of, out, log_sum, cotangent, result[3].data<float>());
     };
-    const auto gradients =
-        make_op("attention_vjp", from, {{in[0].shape(), in[0].dtype()}, {in[1].shape(), in[1].dtype()}, {in[2].shape(), in[2].dtype()}}, gradient);
+    std::vector<Output> outputs;
+    for (int i = 0; i < 3; ++i) outputs.push_back({in[i].shape(), in[i].dtype()});
+    if (sinks_at) outputs.push_back({in[sinks_at].shape(), mx::float32});
+    const auto gradients = make_op("attention_vjp", from, outputs, gradient);
     std::vector<mx::array> asked;
-    for (int i : argnums) asked.push_back(i < 3 ? gradients[i] : mx::zeros_like(in[i]));
+    for (int i : argnums) asked.push_back(i < 3 ? gradients[i] : i == sinks_at ? gradients[3] : mx::zeros_like(in[i]));
     return asked;
   };
   const std::vector<Output> outputs{{{q.shape(0), q.shape(1), q.shape(2), v.shape(3)}, q.dtype()},

@@ -18,8 +18,9 @@ struct Problem {
   bool bf16;
   const char *q, *k, *v;
   const std::int32_t* segments;  ///< nullptr without segments
+  const float* sinks;            ///< [heads], or nullptr
 
-  Problem(const mx::array& q, const mx::array& k, const mx::array& v, const mx::array* segments, const AttentionArgs& args);
+  Problem(const mx::array& q, const mx::array& k, const mx::array& v, const mx::array* segments, const mx::array* sinks, const AttentionArgs& args);
 
   std::int64_t item() const { return bf16 ? 2 : 4; }
   mx::Dtype dtype() const { return bf16 ? mx::bfloat16 : mx::float32; }
@@ -42,5 +43,8 @@ void forward(const Problem& problem, char* out, float* log_sum);
 
 /// dq, dk and dv, shaped and typed as q, k and v, from what forward() returned and the cotangent of `out`.
 void backward(const Problem& problem, const char* out, const float* log_sum, const char* cotangent, char* dq, char* dk, char* dv);
+
+/// The gradient of a problem's sinks, f32 [H], likewise.
+void sink_gradients(const Problem& problem, const char* out, const float* log_sum, const char* cotangent, float* dsinks);
 
 }  // namespace lquant::kernels::blockwise

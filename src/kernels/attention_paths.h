@@ -11,10 +11,10 @@ namespace lquant::kernels {
 
 /// MLX's own ops: any device. Differentiable; where MLX has no fused kernel the score matrix is held whole.
 mx::array attention_mlx(const mx::array& q, const mx::array& k, const mx::array& v, const AttentionArgs& args,
-                        const std::optional<mx::array>& segments);
+                        const std::optional<mx::array>& segments, const std::optional<mx::array>& sinks = std::nullopt);
 
 /// Blockwise on the CPU, linear memory (x86-64 Linux builds only). f32 or bf16, no empty dimension.
 mx::array attention_cpu(const mx::array& q, const mx::array& k, const mx::array& v, const AttentionArgs& args,
-                        const std::optional<mx::array>& segments);
+                        const std::optional<mx::array>& segments, const std::optional<mx::array>& sinks = std::nullopt);
 
 }  // namespace lquant::kernels

@@ -2,8 +2,10 @@
 
 #include <mlx/array.h>
 
+#include "kernels/activation.h"
 #include "kernels/embedding.h"
 #include "kernels/gated.h"
+#include "kernels/layer_norm.h"
 #include "kernels/norm.h"
 #include "kernels/rope.h"
 

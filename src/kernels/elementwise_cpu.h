@@ -38,12 +38,25 @@ mx::array rms_norm(const mx::array& x, const std::optional<mx::array>& weight, f
 std::pair<mx::array, mx::array> residual_norm(const mx::array& x, const mx::array& weight, float eps, float weight_offset);
 mx::array add_norm(const mx::array& residual, const mx::array& y, const mx::array& weight, float eps, float weight_offset);
 
+mx::array layer_norm(const mx::array& x, const std::optional<mx::array>& weight, const std::optional<mx::array>& bias, float eps,
+                     float weight_offset);
+
+/// A norm's parameter plus `offset`, rounded to its dtype (f32 or bf16), as f32.
+std::vector<float> as_floats(const mx::array& parameter, float offset);
+/// Adds up sums [blocks, width] in the order of their blocks into `out` [width], f32 or bf16.
+void add_blocks(const std::vector<float>& blocks, std::int64_t width, mx::array& out);
+
 /// `direction` −1 rotates back, which is the gradient.
 mx::array rope(const mx::array& x, const mx::array& inv_freq, int offset, float magnitude, bool interleaved,
                const std::optional<mx::array>& positions, int direction = 1);
 
 mx::array gated(const mx::array& gate, const mx::array& up, Activation activation);
 mx::array gated_fused(const mx::array& gate_up, Activation activation);
+mx::array clamped_gated(const mx::array& gate, const mx::array& up, const ClampedGate& clamp);
+
+mx::array activate(const mx::array& x, Activation activation);
+/// xielu() with its two factors, all four f32 numbers; gradients to x, p and n.
+mx::array xielu(const mx::array& x, const mx::array& p, const mx::array& n, const mx::array& beta, const mx::array& eps);
 
 mx::array embedding(const mx::array& ids, const mx::array& table);
 /// Rows of a table of u32, such as packed codes; ids are checked likewise. No gradient.
@@ -80,6 +93,25 @@ struct NormBackward {
   bool bf16;
 };
 
+struct LayerNormForward {
+  const void* x;
+  const float *weight, *bias;  ///< the weight's offset already added
+  void* out;
+  std::int64_t rows, width;
+  float eps;
+  bool bf16;
+};
+
+struct LayerNormBackward {
+  const void *x, *cotangent;
+  const float* weight;
+  void* dx;
+  float *dweight, *dbias;  ///< [row_blocks(rows), width] each: sums of the blocks
+  std::int64_t rows, width;
+  float eps;
+  bool bf16;
+};
+
 struct RopeArgs {
   const void* x;
   const float* inv_freq;
@@ -98,6 +130,26 @@ struct GatedArgs {
   void *out, *dgate, *dup;
   std::int64_t total, width, stride;
   Activation activation;
+  bool bf16;
+  const ClampedGate* clamp = nullptr;  ///< instead of the activation
+};
+
+/// With a cotangent `out` is the gradient, else activation(x).
+struct ActivateArgs {
+  const void *x, *cotangent;
+  void* out;
+  std::int64_t count;
+  Activation activation;
+  bool bf16;
+};
+
+/// With a cotangent `out` is dx (or nullptr), and `sums` (or nullptr) the gradients to p and n, [blocks of kGrain elements, 2].
+struct XieluArgs {
+  const void *x, *cotangent;
+  void* out;
+  double* sums;
+  std::int64_t count;
+  float p, n, beta, eps;
   bool bf16;
 };
 

@@ -3,48 +3,49 @@
 
 #include <mlx/mlx.h>
 
-#include <cmath>
-#include <numbers>
 #include <stdexcept>
+#include <string>
 
+#include "kernels/activation_paths.h"
 #include "kernels/elementwise_cpu.h"
 
 namespace lquant::kernels {
 namespace {
 
-mx::array activate(const mx::array& g, Activation activation) {
-  const auto number = [](double value) { return mx::array(static_cast<float>(value)); };
-  switch (activation) {
-    case Activation::silu:
-      return mx::multiply(g, mx::sigmoid(g));
-    case Activation::gelu:
-      return mx::multiply(mx::multiply(g, number(0.5)), mx::add(number(1), mx::erf(mx::multiply(g, number(std::numbers::sqrt2 / 2)))));
-    case Activation::gelu_tanh: {
-      const auto cubic = mx::add(g, mx::multiply(number(0.044715), mx::multiply(g, mx::square(g))));
-      return mx::multiply(g, mx::sigmoid(mx::multiply(number(2 * std::sqrt(2 / std::numbers::pi)), cubic)));  // (1 + tanh u) / 2 = σ(2u)
-    }
-    case Activation::relu:
-      return mx::maximum(g, number(0));
-    case Activation::relu2:
-      return mx::square(mx::maximum(g, number(0)));
-  }
-  throw std::invalid_argument("[kernels] gated: no such activation");
+mx::array gated_on_mlx(const mx::array& gate, const mx::array& up, Activation activation) {
+  return mx::astype(mx::multiply(activate_mlx(mx::astype(gate, mx::float32), activation), mx::astype(up, mx::float32)), gate.dtype());
 }
 
-mx::array gated_on_mlx(const mx::array& gate, const mx::array& up, Activation activation) {
-  return mx::astype(mx::multiply(activate(mx::astype(gate, mx::float32), activation), mx::astype(up, mx::float32)), gate.dtype());
+mx::array clamped_on_mlx(const mx::array& gate, const mx::array& up, const ClampedGate& clamp) {
+  const mx::array limit(clamp.limit), least(-clamp.limit);
+  const auto g = mx::astype(gate, mx::float32), u = mx::astype(up, mx::float32);
+  const auto a = clamp.limits_activated ? mx::minimum(swish_mlx(g, clamp.alpha), limit) : swish_mlx(mx::minimum(g, limit), clamp.alpha);
+  const auto shifted = mx::add(mx::maximum(mx::minimum(u, limit), least), mx::array(clamp.shift));
+  return mx::astype(mx::multiply(a, shifted), gate.dtype());
+}
+
+void check_pair(const char* op, const mx::array& gate, const mx::array& up) {
+  if (gate.shape() != up.shape() || gate.dtype() != up.dtype() || !mx::issubdtype(gate.dtype(), mx::floating))
+    throw std::invalid_argument(std::string("[kernels] ") + op + ": gate and up must have one shape and one float dtype");
 }
 
 }  // namespace
 
 mx::array gated(const mx::array& gate, const mx::array& up, Activation activation) {
-  if (gate.shape() != up.shape() || gate.dtype() != up.dtype() || !mx::issubdtype(gate.dtype(), mx::floating)) {
-    throw std::invalid_argument("[kernels] gated: gate and up must have one shape and one float dtype");
-  }
+  check_pair("gated", gate, up);
   if constexpr (cpu::built) {
     if (cpu::serves(gate.dtype())) return cpu::gated(gate, up, activation);
   }
   return gated_on_mlx(gate, up, activation);
+}
+
+mx::array clamped_gated(const mx::array& gate, const mx::array& up, const ClampedGate& clamp) {
+  check_pair("clamped_gated", gate, up);
+  if (!(clamp.limit > 0)) throw std::invalid_argument("[kernels] clamped_gated: the limit must be above 0");
+  if constexpr (cpu::built) {
+    if (cpu::serves(gate.dtype())) return cpu::clamped_gated(gate, up, clamp);
+  }
+  return clamped_on_mlx(gate, up, clamp);
 }
 
 mx::array gated_fused(const mx::array& gate_up, Activation activation) {

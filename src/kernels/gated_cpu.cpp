@@ -1,85 +1,24 @@
-// One pass forward, one pass backward for both gradients; each activation gives its value and its slope together, since they share
-// their one exponential (Highway's, 1 ulp). Φ of the exact gelu is formula 7.1.26 of Abramowitz and Stegun's handbook, whose error in erf is below
-// 1.5·10⁻⁷ everywhere, about two units of f32 at 1.
+// One pass forward, one pass backward for both gradients; each activation gives its value and its slope together.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/gated_cpu.cpp"
 // Processors that have no AVX2 are older than 2013: the scalar code, which Highway always makes, is enough for them.
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
 #include <hwy/foreach_target.h>
-
-#include <hwy/contrib/math/math-inl.h>
 #include <hwy/highway.h>
 #include <mlx/mlx.h>
 
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "kernels/elementwise_cpu.h"
 #include "kernels/parallel.h"
+#include "kernels/simd_activations-inl.h"
 #include "kernels/simd_elementwise-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace lquant::kernels::HWY_NAMESPACE {
 namespace {
-
-struct ValueSlope {
-  Vector value, slope;
-};
-
-/// 1 / d for d from 1 to 2¹²⁶, within 3 units: an estimate of at least 11 bits and one Newton step, in a third of a division's time.
-HWY_INLINE Vector reciprocal(Vector d) {
-  const Vector guess = hn::ApproximateReciprocal(d);
-  return hn::MulAdd(guess, hn::NegMulAdd(d, guess, set(1)), guess);
-}
-
-/// 1 / (1 + e^−z), and 0 below −87, where it is 10⁻³⁸ and e^−z nears the end of f32.
-HWY_INLINE Vector sigmoid(Vector z) {
-  const Vector power = hn::Exp(Lanes(), hn::Min(set(87), hn::Neg(z)));
-  return hn::IfThenElseZero(hn::Gt(z, set(-87)), reciprocal(hn::Add(set(1), power)));
-}
-
-HWY_INLINE ValueSlope silu(Vector g) {
-  const Vector s = sigmoid(g), value = hn::Mul(g, s);
-  return {value, hn::MulAdd(value, hn::Sub(set(1), s), s)};
-}
-
-HWY_INLINE ValueSlope gelu(Vector g) {
-  const Vector density = hn::Exp(Lanes(), hn::Mul(set(-0.5f), hn::Mul(g, g)));
-  // Beyond 100 the density is 0, and what t is does not matter.
-  const Vector t = reciprocal(hn::MulAdd(set(0.3275911f * 0.70710678f), hn::Min(set(100), hn::Abs(g)), set(1)));
-  Vector tail = hn::MulAdd(set(1.061405429f), t, set(-1.453152027f));
-  tail = hn::MulAdd(tail, t, set(1.421413741f));
-  tail = hn::MulAdd(tail, t, set(-0.284496736f));
-  tail = hn::MulAdd(tail, t, set(0.254829592f));
-  tail = hn::Mul(hn::Mul(hn::Mul(set(0.5f), t), tail), density);  // 1 − Φ(|g|)
-  const Vector phi = hn::IfThenElse(hn::Lt(g, set(0)), tail, hn::Sub(set(1), tail));
-  return {hn::Mul(g, phi), hn::MulAdd(hn::Mul(g, set(0.39894228f)), density, phi)};  // the density's 1/√(2π)
-}
-
-HWY_INLINE ValueSlope gelu_tanh(Vector g) {
-  // ½(1 + tanh u) = σ(2u), with 2u = 2·√(2/π)·(g + 0.044715·g³)
-  const Vector square = hn::Mul(g, g), twice = set(1.5957691f);
-  const Vector s = sigmoid(hn::Mul(hn::Mul(twice, g), hn::MulAdd(set(0.044715f), square, set(1))));
-  const Vector value = hn::Mul(g, s), inner = hn::Mul(twice, hn::MulAdd(set(3 * 0.044715f), square, set(1)));
-  // value·(1 − s) first: far to the left s and value are 0, and 0·inner stays 0 where inner alone is large.
-  return {value, hn::MulAdd(hn::Mul(value, hn::Sub(set(1), s)), inner, s)};
-}
-
-HWY_INLINE ValueSlope relu(Vector g) { return {hn::Max(set(0), g), hn::IfThenElseZero(hn::Gt(g, set(0)), set(1))}; }
-
-HWY_INLINE ValueSlope relu2(Vector g) {
-  const Vector positive = hn::Max(set(0), g);
-  return {hn::Mul(positive, positive), hn::Add(positive, positive)};
-}
-
-template <Activation kind>
-HWY_INLINE ValueSlope activate(Vector g) {
-  if constexpr (kind == Activation::silu) return silu(g);
-  if constexpr (kind == Activation::gelu) return gelu(g);
-  if constexpr (kind == Activation::gelu_tanh) return gelu_tanh(g);
-  if constexpr (kind == Activation::relu) return relu(g);
-  if constexpr (kind == Activation::relu2) return relu2(g);
-}
 
 template <class T, Activation kind>
 void gated_rows(const cpu::GatedArgs& a, std::int64_t begin, std::int64_t end) {
@@ -103,20 +42,43 @@ void gated_rows(const cpu::GatedArgs& a, std::int64_t begin, std::int64_t end) {
   }
 }
 
+/// activation(gate) between its limits, or of a gate between them.
+template <bool limits_activated>
+HWY_INLINE ValueSlope limited(Vector g, const ClampedGate& c) {
+  const Vector limit = set(c.limit);
+  const ValueSlope at = swish(limits_activated ? g : hn::Min(limit, g), set(c.alpha));
+  // A NaN is what Min gives back as its second argument.
+  if constexpr (limits_activated) return {hn::Min(limit, at.value), hn::IfThenElseZero(hn::Lt(at.value, limit), at.slope)};
+  return {at.value, hn::IfThenElseZero(hn::Lt(g, limit), at.slope)};
+}
+
+template <class T, bool limits_activated>
+void clamped_rows(const cpu::GatedArgs& a, const ClampedGate& c, std::int64_t begin, std::int64_t end) {
+  const Vector limit = set(c.limit), shift = set(c.shift);
+  for (std::int64_t row = begin; row < end; ++row) {
+    const std::int64_t start = row * a.stride, count = std::min(a.width, a.total - start);
+    const T *gate = static_cast<const T*>(a.gate) + start, *up = static_cast<const T*>(a.up) + start;
+    const T* cotangent = a.cotangent ? static_cast<const T*>(a.cotangent) + start : nullptr;
+    T *out = a.out ? static_cast<T*>(a.out) + start : nullptr, *dgate = a.dgate ? static_cast<T*>(a.dgate) + start : nullptr,
+      *dup = a.dup ? static_cast<T*>(a.dup) + start : nullptr;
+    for_lanes(count, [&](std::int64_t i, auto part) LQUANT_STEP {
+      const ValueSlope at = limited<limits_activated>(load(gate + i, part), c);
+      const Vector u = load(up + i, part), shifted = hn::Add(hn::Max(hn::Neg(limit), hn::Min(limit, u)), shift);
+      if (out) store(hn::Mul(at.value, shifted), out + i, part);
+      if (!cotangent) return;
+      const Vector g = load(cotangent + i, part);
+      if (dgate) store(hn::Mul(hn::Mul(g, shifted), at.slope), dgate + i, part);
+      if (dup) store(hn::IfThenElseZero(hn::Lt(hn::Abs(u), limit), hn::Mul(g, at.value)), dup + i, part);
+    });
+  }
+}
+
 template <class T>
 void gated_slice(const cpu::GatedArgs& a, std::int64_t begin, std::int64_t end) {
-  switch (a.activation) {
-    case Activation::silu:
-      return gated_rows<T, Activation::silu>(a, begin, end);
-    case Activation::gelu:
-      return gated_rows<T, Activation::gelu>(a, begin, end);
-    case Activation::gelu_tanh:
-      return gated_rows<T, Activation::gelu_tanh>(a, begin, end);
-    case Activation::relu:
-      return gated_rows<T, Activation::relu>(a, begin, end);
-    case Activation::relu2:
-      return gated_rows<T, Activation::relu2>(a, begin, end);
+  if (a.clamp) {
+    return a.clamp->limits_activated ? clamped_rows<T, true>(a, *a.clamp, begin, end) : clamped_rows<T, false>(a, *a.clamp, begin, end);
   }
+  with_activation(a.activation, [&](auto kind) { gated_rows<T, decltype(kind)::value>(a, begin, end); });
 }
 
 void gated_all(const cpu::GatedArgs& a) {
@@ -136,7 +98,7 @@ namespace {
 HWY_EXPORT(gated_all);
 
 /// The loop's arguments for gate and up of their own, cut into "rows" that the first-level cache holds with room to spare.
-cpu::GatedArgs separate(const mx::array& gate, const mx::array& up, Activation activation) {
+cpu::GatedArgs separate(const mx::array& gate, const mx::array& up, Activation activation, const std::optional<ClampedGate>& clamp) {
   constexpr std::int64_t chunk = 2048;
   return {gate.data<char>(),
           up.data<char>(),
@@ -148,7 +110,8 @@ cpu::GatedArgs separate(const mx::array& gate, const mx::array& up, Activation a
           chunk,
           chunk,
           activation,
-          gate.dtype() == mx::bfloat16};
+          gate.dtype() == mx::bfloat16,
+          clamp ? &*clamp : nullptr};
 }
 
 /// … and for both in one tensor, whose halves alternate row by row.
@@ -168,11 +131,9 @@ cpu::GatedArgs fused(const mx::array& gate_up, Activation activation) {
           gate_up.dtype() == mx::bfloat16};
 }
 
-}  // namespace
-
-mx::array cpu::gated(const mx::array& gate, const mx::array& up, Activation activation) {
+mx::array gated_op(const char* name, const mx::array& gate, const mx::array& up, Activation activation, const std::optional<ClampedGate>& clamp) {
   auto compute = [=](const std::vector<mx::array>& in, std::vector<mx::array>& out) {
-    auto args = separate(in[0], in[1], activation);
+    auto args = separate(in[0], in[1], activation, clamp);
     args.out = out[0].data<char>();
     HWY_DYNAMIC_DISPATCH(gated_all)(args);
   };
@@ -181,13 +142,21 @@ mx::array cpu::gated(const mx::array& gate, const mx::array& up, Activation acti
     const std::vector<Output> outputs(argnums.size(), {in[0].shape(), in[0].dtype()});
     return make_op("gated_vjp", {in[0], in[1], mx::astype(cotangents[0], in[0].dtype())}, outputs,
                    [=](const std::vector<mx::array>& in, std::vector<mx::array>& out) {
-                     auto args = separate(in[0], in[1], activation);
+                     auto args = separate(in[0], in[1], activation, clamp);
                      args.cotangent = in[2].data<char>();
                      for (std::size_t i = 0; i < argnums.size(); ++i) (argnums[i] == 0 ? args.dgate : args.dup) = out[i].data<char>();
                      HWY_DYNAMIC_DISPATCH(gated_all)(args);
                    });
   };
-  return make_op("gated", {gate, up}, {{gate.shape(), gate.dtype()}}, compute, vjp)[0];
+  return make_op(name, {gate, up}, {{gate.shape(), gate.dtype()}}, compute, vjp)[0];
+}
+
+}  // namespace
+
+mx::array cpu::gated(const mx::array& gate, const mx::array& up, Activation activation) { return gated_op("gated", gate, up, activation, {}); }
+
+mx::array cpu::clamped_gated(const mx::array& gate, const mx::array& up, const ClampedGate& clamp) {
+  return gated_op("clamped_gated", gate, up, Activation::silu, clamp);
 }
 
 mx::array cpu::gated_fused(const mx::array& gate_up, Activation activation) {

@@ -129,13 +129,7 @@ HWY_EXPORT(norm_backward);
 
 /// weight + offset in the weight's dtype, as f32; empty without a weight.
 std::vector<float> effective_weight(const mx::array* weight, float offset) {
-  if (!weight) return {};
-  std::vector<float> result(weight->size());
-  for (std::size_t i = 0; i < result.size(); ++i) {
-    result[i] = weight->dtype() == mx::float32 ? weight->data<float>()[i] + offset
-                                               : static_cast<float>(mx::bfloat16_t(static_cast<float>(weight->data<mx::bfloat16_t>()[i]) + offset));
-  }
-  return result;
+  return weight ? cpu::as_floats(*weight, offset) : std::vector<float>();
 }
 
 const float* data_or_null(const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); }
@@ -147,19 +141,6 @@ void run_forward(const mx::array& x, const mx::array* weight, const mx::array* r
   HWY_DYNAMIC_DISPATCH(norm_forward)
   ({x.data<char>(), residual ? residual->data<char>() : nullptr, data_or_null(effective), out.data<char>(),
     static_cast<std::int64_t>(x.size()) / width, width, eps, x.dtype() == mx::bfloat16});
-}
-
-/// Adds up the blocks' sums in their order, in the dtype of `out`.
-void add_blocks(const std::vector<float>& blocks, std::int64_t width, mx::array& out) {
-  std::vector<float> total(width, 0.0f);
-  for (std::size_t start = 0; start < blocks.size(); start += width) {
-    for (std::int64_t i = 0; i < width; ++i) total[i] += blocks[start + i];
-  }
-  if (out.dtype() == mx::float32) {
-    std::copy(total.begin(), total.end(), out.data<float>());
-  } else {
-    std::copy(total.begin(), total.end(), out.data<mx::bfloat16_t>());
-  }
 }
 
 /// The gradients that are asked for, made in one pass: to x first, then to the weight.
@@ -181,7 +162,7 @@ std::vector<mx::array> norm_gradient(const mx::array& x, const std::optional<mx:
       ({in[0].data<char>(), in[1].data<char>(), stream_at ? in[stream_at].data<char>() : nullptr, data_or_null(effective),
         wants_x ? out[0].data<char>() : nullptr, wants_weight ? blocks.data() : nullptr, rows, width, eps, in[0].dtype() == mx::bfloat16});
     }
-    if (wants_weight) add_blocks(blocks, width, out.back());
+    if (wants_weight) cpu::add_blocks(blocks, width, out.back());
   });
 }
 
@@ -204,6 +185,28 @@ std::vector<mx::array> by_argnums(const std::vector<int>& argnums, int x_at, int
 }  // namespace
 
 namespace cpu {
+
+std::vector<float> as_floats(const mx::array& parameter, float offset) {
+  std::vector<float> result(parameter.size());
+  for (std::size_t i = 0; i < result.size(); ++i) {
+    result[i] = parameter.dtype() == mx::float32
+                    ? parameter.data<float>()[i] + offset
+                    : static_cast<float>(mx::bfloat16_t(static_cast<float>(parameter.data<mx::bfloat16_t>()[i]) + offset));
+  }
+  return result;
+}
+
+void add_blocks(const std::vector<float>& blocks, std::int64_t width, mx::array& out) {
+  std::vector<float> total(width, 0.0f);
+  for (std::size_t start = 0; start < blocks.size(); start += width) {
+    for (std::int64_t i = 0; i < width; ++i) total[i] += blocks[start + i];
+  }
+  if (out.dtype() == mx::float32) {
+    std::copy(total.begin(), total.end(), out.data<float>());
+  } else {
+    std::copy(total.begin(), total.end(), out.data<mx::bfloat16_t>());
+  }
+}
 
 mx::array rms_norm(const mx::array& x, const std::optional<mx::array>& weight, float eps, float offset) {
   std::vector<mx::array> inputs{x};

@@ -22,8 +22,29 @@ int stages(const Step& step) {
 /// A Python scalar meets an array in the array's dtype in MLX.
 mx::array scaled(const mx::array& x, float factor) { return factor == 1 ? x : mx::multiply(x, mx::array(factor, x.dtype())); }
 
-Halted enter(const Scope& scope, const Step& step, const mx::array& x) {
-  Halted at{x};
+mx::array columns_of(const mx::array& state, const Columns& columns) {
+  auto start = mx::Shape(state.ndim(), 0), stop = state.shape();
+  start.back() = columns.first;
+  stop.back() = columns.first + columns.width;
+  return mx::slice(state, start, stop);
+}
+
+mx::array with_columns(const mx::array& state, int first, const mx::array& values) {
+  auto start = mx::Shape(state.ndim(), 0), stop = state.shape();
+  start.back() = first;
+  stop.back() = first + values.shape(-1);
+  return mx::slice_update(state, values, start, stop);
+}
+
+mx::array without_columns(const mx::array& state, const Columns& columns) {
+  const int end = columns.first + columns.width;
+  return mx::concatenate({columns_of(state, {0, columns.first}), columns_of(state, {end, state.shape(-1) - end})}, -1);
+}
+
+Halted enter(Scope scope, const Step& step, const mx::array& x) {
+  scope.state = &x;
+  Halted at{step.columns.all() ? x : columns_of(x, step.columns)};
+  if (!step.columns.all()) at.state = x;
   std::optional<mx::array> shared;
   if (step.before) {
     auto [residual, normed] = residual_norm(scope.tensors, *step.before, at.residual);
@@ -42,10 +63,10 @@ Halted enter(const Scope& scope, const Step& step, const mx::array& x) {
   return at;
 }
 
-/// The step's result: added to the residual, or summed and normed first. A product itself adds what is there already.
-mx::array close(const Scope& scope, const Step& step, const Halted& at) {
+/// x and the branches' results: added, or summed and normed first. A product itself adds what is there already.
+mx::array sum_of(const Scope& scope, const Step& step, const Halted& at) {
   std::optional<mx::array> sum;
-  if (!step.after) sum = at.residual;
+  if (!step.after && !step.replaces) sum = at.residual;
   for (std::size_t b = 0; b < step.branches.size(); ++b) {
     const auto& branch = step.branches[b];
     if (!branch.after && branch.scale == 1) {
@@ -61,13 +82,31 @@ mx::array close(const Scope& scope, const Step& step, const Halted& at) {
     y = scaled(y, branch.scale);
     sum = sum ? kernels::add(*sum, y) : y;
   }
-  return step.after ? add_norm(scope.tensors, *step.after, at.residual, *sum) : *sum;
+  return scaled(step.after ? add_norm(scope.tensors, *step.after, at.residual, *sum) : *sum, step.scale);
 }
+
+/// The state behind a step.
+mx::array close(Scope scope, const Step& step, const Halted& at) {
+  scope.state = at.state ? &*at.state : &at.residual;
+  auto x = sum_of(scope, step, at);
+  if (at.state && !step.replaces) x = with_columns(*at.state, step.columns.first, x);
+  for (std::size_t b = 0; b < step.branches.size(); ++b) {
+    if (step.branches[b].gives < 0) continue;
+    const auto values = step.branches[b].op->carried(at.flows[b]);
+    x = with_columns(x, step.branches[b].gives, mx::concatenate(values, -1));
+  }
+  return step.drops.all() ? x : without_columns(x, step.drops);
+}
+
+const BlockSpec& block_of(const ModelSpec& spec, int i) { return i < 0 ? spec.front.value() : spec.blocks.at(i); }
 
 }  // namespace
 
+mx::array Scope::columns(const Columns& columns) const { return columns.all() ? *state : columns_of(*state, columns); }
+
 std::vector<mx::array> Halted::arrays() const {
   std::vector<mx::array> all{residual};
+  if (state) all.push_back(*state);
   for (const auto& flow : flows) {
     all.insert(all.end(), flow.inputs.begin(), flow.inputs.end());
     all.insert(all.end(), flow.kept.begin(), flow.kept.end());
@@ -83,6 +122,7 @@ bool narrow(Halted& halted, const mx::array& at) {
     if (!by_token(x)) return false;
   const auto take = [&](mx::array& x) { x = mx::take(x, at, 1); };
   take(halted.residual);
+  if (halted.state) take(*halted.state);
   for (auto& flow : halted.flows) {
     std::for_each(flow.inputs.begin(), flow.inputs.end(), take);
     std::for_each(flow.kept.begin(), flow.kept.end(), take);
@@ -113,11 +153,12 @@ int mixed_by(const BlockSpec& block) {
 }
 
 Halted advance(const ModelSpec& spec, int i, int stage, const Tensors& tensors, const Formats& formats, const Halted& at, const Context& context) {
-  const auto& block = spec.blocks.at(i);
-  const Scope scope{tensors, formats, context, at.residual.dtype(), i};
+  const auto& block = block_of(spec, i);
+  Scope scope{tensors, formats, context, at.residual.dtype(), i};
   const int s = step_of(block, stage), own = stage - first_stage(block, s);
   if (own == 0) return enter(scope, block.steps[s], s == 0 ? at.residual : close(scope, block.steps[s - 1], at));
-  Halted next{at.residual};
+  Halted next{at.residual, {}, at.state};
+  scope.state = at.state ? &*at.state : &at.residual;
   for (std::size_t b = 0; b < at.flows.size(); ++b) {
     const auto& op = *block.steps[s].branches[b].op;
     next.flows.push_back(own < op.stages() ? op.advance(scope, own, at.flows[b]) : at.flows[b]);
@@ -126,16 +167,20 @@ Halted advance(const ModelSpec& spec, int i, int stage, const Tensors& tensors, 
 }
 
 mx::array leave(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const Halted& at, const Context& context) {
-  const auto& block = spec.blocks.at(i);
+  const auto& block = block_of(spec, i);
   const Scope scope{tensors, formats, context, at.residual.dtype(), i};
   auto x = block.steps.empty() ? at.residual : close(scope, block.steps.back(), at);
-  if (block.scalar) x = mx::multiply(x, mx::astype(scope.tensor(block.scalar->path), x.dtype()));
+  if (block.scalar) {
+    const auto& columns = block.steps.back().columns;
+    const auto factor = mx::astype(scope.tensor(block.scalar->path), x.dtype());
+    x = columns.all() ? mx::multiply(x, factor) : with_columns(x, columns.first, mx::multiply(columns_of(x, columns), factor));
+  }
   return x;
 }
 
 mx::array block(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const mx::array& x, const Context& context) {
   Halted at{x};
-  const int count = stages(spec.blocks.at(i));
+  const int count = stages(block_of(spec, i));
   for (int stage = 0; stage < count; ++stage) at = advance(spec, i, stage, tensors, formats, at, context);
   return leave(spec, i, tensors, formats, at, context);
 }

@@ -2,6 +2,7 @@
 
 #include <mlx/array.h>
 
+#include <optional>
 #include <vector>
 
 #include "model/forward.h"
@@ -14,8 +15,9 @@ namespace lquant::model {
 
 /// A block stopped before the linears of one of its stages.
 struct Halted {
-  mx::array residual;        ///< what the step's result is added to; between blocks: the hidden states [B, T, H]
+  mx::array residual;            ///< what the step's result is added to; between blocks: the whole state
   std::vector<Flow> flows = {};  ///< of each branch of the step
+  std::optional<mx::array> state = std::nullopt;  ///< all columns, when the residual is some of them
 
   /// Everything that goes on from here: to be evaluated together.
   std::vector<mx::array> arrays() const;
@@ -33,11 +35,11 @@ int mixed_by(const BlockSpec& block);
 /// Keeps the tokens at the places `at`, int32 [M], alone: [B, M, …]. False, and nothing is changed, where something that is on its way is not a row a token.
 bool narrow(Halted& halted, const mx::array& at);
 
-/// Brings a block from stage − 1 (for stage 0: from the hidden states, which are `at.residual`) to `stage`. The observer is told of the linears that
+/// Brings block i (−1: the front) from stage − 1 (for stage 0: from the state before it, which is `at.residual`) to `stage`. The observer is told of the linears that
 /// come next.
 Halted advance(const ModelSpec& spec, int i, int stage, const Tensors& tensors, const Formats& formats, const Halted& at, const Context& context = {});
 
-/// From the last stage out of the block: hidden states [B, T, H]. A block without stages gives what it got.
+/// From the last stage out of the block: the state, [B, T, H] in most models. A block without stages gives what it got.
 mx::array leave(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const Halted& at, const Context& context = {});
 
 }  // namespace lquant::model

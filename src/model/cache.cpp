@@ -41,6 +41,17 @@ std::pair<mx::array, mx::array> Cache::append(int block, const mx::array& k, con
   return {std::move(keys), write(layer.v, v, length_)};
 }
 
+std::pair<mx::array, mx::array> Cache::appended(int block, int positions) const {
+  const auto& layer = layers_.at(block);
+  if (!layer.k) throw std::invalid_argument("[model] a block reads keys and values of one that has none yet");
+  const auto seen = [&](const mx::array& buffer) {
+    auto stop = buffer.shape();
+    stop[1] = length_ + positions;
+    return mx::slice(buffer, {0, 0, 0, 0}, stop);
+  };
+  return {seen(*layer.k), seen(*layer.v)};
+}
+
 void Cache::select(const mx::array& rows) {
   for (auto& layer : layers_) {
     if (!layer.k) continue;

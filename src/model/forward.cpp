@@ -48,6 +48,10 @@ kernels::LinearWeight Scope::weight(const LinearSpec& linear, const Part& part) 
   return linear_weight(tensors, formats, linear.path, dtype, {part.first, part.rows});
 }
 
+mx::array Scope::lookup(const LinearSpec& table, const mx::array& ids, float multiplier) const {
+  return rows_of(table, tensors, formats, ids, dtype, multiplier);
+}
+
 void Scope::observe(const LinearSpec& linear, const mx::array& input) const {
   if (observed()) (*context.observer)(linear.path, input, nullptr);
 }
@@ -69,11 +73,17 @@ mx::array embed(const ModelSpec& spec, const Tensors& tensors, const Formats& fo
   auto x = rows_of(spec.embedding, tensors, formats, ids, dtype, multiplier);
   if (spec.position_embedding) x = kernels::add(x, rows_of(*spec.position_embedding, tensors, formats, positions_of(ids, context), dtype, 1));
   if (spec.embedding_norm) x = normed(tensors, *spec.embedding_norm, x);
-  return x;
+  if (!spec.front) return x;
+  auto with_ids = context;
+  with_ids.ids = &ids;
+  return block(spec, -1, tensors, formats, x, with_ids);
 }
 
 mx::array final_norm(const ModelSpec& spec, const Tensors& tensors, const mx::array& x) {
-  auto h = normed(tensors, spec.final_norm, x);
+  // Behind the first columns, the residual, stand what blocks gave to each other.
+  auto stop = x.shape();
+  stop.back() = spec.hidden;
+  auto h = normed(tensors, spec.final_norm, x.shape(-1) == spec.hidden ? x : mx::slice(x, mx::Shape(x.ndim(), 0), stop));
   return spec.head_input_divisor == 1 ? h : mx::divide(h, mx::array(spec.head_input_divisor, h.dtype()));
 }
 

@@ -39,6 +39,8 @@ class Cache {
   void advance(int positions) { length_ += positions; }
   /// Stores k and v [B, T, Hkv, D] behind the first length() positions; returns all length() + T of them.
   std::pair<mx::array, mx::array> append(int block, const mx::array& k, const mx::array& v);
+  /// What append() returned last for this block, which must have been called in this step.
+  std::pair<mx::array, mx::array> appended(int block, int positions) const;
   /// Keeps only these rows of the batch, in this order (int32 [B′]).
   void select(const mx::array& rows);
   /// What to evaluate so that no graph grows from step to step.
@@ -70,9 +72,10 @@ struct Context {
   int offset = 0;
   Cache* cache = nullptr;
   const Observer* observer = nullptr;
+  const mx::array* ids = nullptr;  ///< of the tokens, int32 [B, T]; embed() gives them to the front
 };
 
-/// ids int32 [B, T] → x [B, T, H] of `dtype`. The context tells where each token stands, for models with an embedding of positions.
+/// ids int32 [B, T] → x [B, T, H] of `dtype` (of models with a front: the state that it makes, with more columns). The context tells where each token stands, for models with an embedding of positions.
 mx::array embed(const ModelSpec& spec, const Tensors& tensors, const Formats& formats, const mx::array& ids, mx::Dtype dtype, const Context& context = {});
 
 /// One block: x [B, T, H] → [B, T, H]. Stage by stage: block.h.

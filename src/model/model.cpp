@@ -83,6 +83,7 @@ std::vector<Expected> expected_before(const ModelSpec& spec, const Formats& form
   auto all = expected_tensors(spec.embedding, formats);
   if (spec.position_embedding) add(all, expected_tensors(*spec.position_embedding, formats));
   if (spec.embedding_norm) add(all, expected_tensors(*spec.embedding_norm));
+  if (spec.front) add(all, expected_of(*spec.front, formats));
   return all;
 }
 

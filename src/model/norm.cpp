@@ -1,9 +1,9 @@
 #include "model/norm.h"
 
-#include <mlx/fast.h>
 #include <mlx/mlx.h>
 
 #include "kernels/elementwise.h"
+#include "kernels/layer_norm.h"
 #include "model/weights.h"
 
 namespace lquant::model {
@@ -11,7 +11,10 @@ namespace {
 
 std::optional<mx::array> weight_of(const Tensors& tensors, const NormSpec& norm) {
   if (!norm.weight) return std::nullopt;
-  if (norm.pieces == 0) return tensor(tensors, norm.weight_name());
+  if (norm.pieces == 0) {
+    const auto& weight = tensor(tensors, norm.weight_name());
+    return norm.factor == 1 ? weight : mx::multiply(weight, mx::array(norm.factor, weight.dtype()));
+  }
   std::vector<mx::array> pieces;
   for (int i = 0; i < norm.pieces; ++i) pieces.push_back(tensor(tensors, norm.weight_name(i)));
   return mx::stack(pieces);
@@ -21,10 +24,9 @@ std::optional<mx::array> weight_of(const Tensors& tensors, const NormSpec& norm)
 bool by_head(const NormSpec& norm) { return norm.rows > 0 || norm.pieces > 0; }
 
 mx::array layer(const Tensors& tensors, const NormSpec& norm, const mx::array& x) {
-  auto weight = by_head(norm) ? std::nullopt : weight_of(tensors, norm);
-  if (weight && norm.offset != 0) weight = mx::add(*weight, mx::array(norm.offset, weight->dtype()));
+  const auto weight = by_head(norm) ? std::nullopt : weight_of(tensors, norm);
   const auto bias = norm.bias ? std::optional(tensor(tensors, norm.bias_name())) : std::nullopt;
-  return mx::fast::layer_norm(x, weight, bias, norm.eps);
+  return kernels::layer_norm(x, weight, bias, norm.eps, norm.offset);
 }
 
 mx::array l2(const NormSpec& norm, const mx::array& x) {
@@ -33,13 +35,13 @@ mx::array l2(const NormSpec& norm, const mx::array& x) {
   return mx::astype(mx::divide(wide, mx::maximum(length, mx::array(norm.eps))), x.dtype());
 }
 
-bool plain_rms(const NormSpec& norm) { return norm.kind == NormSpec::Kind::rms && norm.weight && !by_head(norm); }
+bool plain_rms(const NormSpec& norm) { return norm.kind == NormSpec::Kind::rms && norm.weight && !by_head(norm) && norm.factor == 1; }
 
 }  // namespace
 
 mx::array normed(const Tensors& tensors, const NormSpec& norm, const mx::array& x) {
   if (plain_rms(norm)) return kernels::rms_norm(x, tensor(tensors, norm.weight_name()), norm.eps, norm.offset);
-  auto y = norm.kind == NormSpec::Kind::rms     ? kernels::rms_norm(x, std::nullopt, norm.eps)
+  auto y = norm.kind == NormSpec::Kind::rms     ? kernels::rms_norm(x, by_head(norm) ? std::nullopt : weight_of(tensors, norm), norm.eps, norm.offset)
            : norm.kind == NormSpec::Kind::layer ? layer(tensors, norm, x)
                                                 : l2(norm, x);
   if (by_head(norm)) y = mx::multiply(*weight_of(tensors, norm), y);

@@ -24,6 +24,11 @@ struct Scope {
   const Context& context;
   mx::Dtype dtype;  ///< of the residual: the compute dtype
   int block;
+  const mx::array* state = nullptr;  ///< all columns of the state, as the step found them
+
+  mx::array columns(const Columns& columns) const;
+  /// Rows of a table, an embedding of its own: ids int32 [...] → [..., in], times the multiplier.
+  mx::array lookup(const LinearSpec& table, const mx::array& ids, float multiplier = 1) const;
 
   bool has(const std::string& name) const { return tensors.contains(name); }
   const mx::array& tensor(const std::string& name) const;
@@ -65,6 +70,9 @@ class Op {
   virtual Flow advance(const Scope& scope, int stage, const Flow& at) const = 0;
   /// Applies the last stage's: [B, T, H]; with `residual` their sum, for which the product has room.
   virtual mx::array finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const = 0;
+
+  /// What later blocks read, [B, T, n] each, side by side in the state; called once the last stage is reached.
+  virtual std::vector<mx::array> carried(const Flow&) const { return {}; }
 
   /// The linears that read the normed input; none when it is used otherwise too, so that no scale can be moved into the norm.
   virtual std::vector<std::string> readers() const = 0;

@@ -85,23 +85,34 @@ std::vector<const ParameterSpec*> BlockSpec::parameters() const { return content
 
 std::vector<const LinearSpec*> ModelSpec::linears() const {
   std::vector<const LinearSpec*> all = {&embedding};
-  if (position_embedding) all.push_back(&*position_embedding);
+  for (const auto* linear : further_linears()) all.push_back(linear);
   for (const auto& block : blocks)
     for (const auto* linear : block.linears()) all.push_back(linear);
   if (head) all.push_back(&*head);
   return all;
 }
 
+std::vector<const LinearSpec*> ModelSpec::further_linears() const {
+  std::vector<const LinearSpec*> all;
+  if (position_embedding) all.push_back(&*position_embedding);
+  if (front)
+    for (const auto* linear : front->linears()) all.push_back(linear);
+  return all;
+}
+
 std::vector<const NormSpec*> ModelSpec::outer_norms() const {
   std::vector<const NormSpec*> all;
   if (embedding_norm) all.push_back(&*embedding_norm);
+  if (front)
+    for (const auto* norm : front->norms()) all.push_back(norm);
   all.push_back(&final_norm);
   return all;
 }
 
 std::vector<std::vector<const LinearSpec*>> ModelSpec::shared_inputs() const {
+  // What stands beside the embedding before the first block goes with it.
   std::vector<std::vector<const LinearSpec*>> groups = {{&embedding}};
-  if (position_embedding) groups.push_back({&*position_embedding});
+  for (const auto* linear : further_linears()) groups.front().push_back(linear);
   for (const auto& block : blocks) {
     std::optional<Reading> last;
     for (const auto& reading : block.contents().readings) {

@@ -67,6 +67,7 @@ struct NormSpec {
   int size = 0;
   float eps = 1e-6f;
   float offset = 0;
+  float factor = 1;  ///< the weight in use is factor · (weight + offset), rounded to its dtype
   Kind kind = Kind::rms;
   bool weight = true, bias = false;
   int rows = 0;    ///< above 0: a weight for each of so many heads, [rows, size]
@@ -86,12 +87,21 @@ struct ParameterSpec {
   std::int64_t parameters() const;
 };
 
+/// Some columns of the state that passes from block to block, which is [B, T, width]: the residual, in most models alone; in others several streams of
+/// it, keys and values that later blocks read, inputs that each layer has of its own. None: all of them.
+struct Columns {
+  int first = 0, width = 0;
+
+  bool all() const { return width == 0; }
+};
+
 /// An op with a norm before it, a norm behind it and a factor: result = scale · after(op(before(x))).
 struct Branch {
   std::optional<NormSpec> before = std::nullopt;
   std::shared_ptr<const Op> op;
   std::optional<NormSpec> after = std::nullopt;
   float scale = 1;  ///< rounded to the compute dtype when used, as a Python scalar is by MLX
+  int gives = -1;   ///< first column of the state that Op::carried() is written to; −1: it carries nothing
 };
 
 /// Branches that all read the residual as it stands: x ← x + after(Σ branches). A norm that several branches read stands once, as `before`.
@@ -99,6 +109,10 @@ struct Step {
   std::optional<NormSpec> before = std::nullopt;
   std::vector<Branch> branches;
   std::optional<NormSpec> after = std::nullopt;
+  Columns columns = {};   ///< those that are x
+  float scale = 1;        ///< of x and what was added to it (Gemma 3n)
+  bool replaces = false;  ///< the one branch's result is the state from here on
+  Columns drops = {};     ///< columns of the state that nobody reads from here on; none by default
 };
 
 /// A linear of a block, and which input it reads: linears with equal op and stage read the same array (but experts, who read rows of it).
@@ -159,6 +173,7 @@ struct ModelSpec {
   float embedding_multiplier = 1;  ///< rounded to the compute dtype when used, as a Python scalar is by MLX
   std::optional<LinearSpec> position_embedding;  ///< GPT-2's: a row for each position, added to the token's
   std::optional<NormSpec> embedding_norm;        ///< behind the embedding (nanochat)
+  std::optional<BlockSpec> front;                ///< steps that make the state of the embedded tokens; its linears have no block
   std::vector<BlockSpec> blocks;
   NormSpec final_norm;
   std::optional<LinearSpec> head;  ///< none: tied to the embedding
@@ -176,7 +191,9 @@ struct ModelSpec {
   bool tied() const { return !head; }
   /// Every linear in the order of the forward pass: embedding, blocks, head. They are this spec's own.
   std::vector<const LinearSpec*> linears() const;
-  /// Norms and parameters outside the blocks.
+  /// Those of the front and its like that are outside the blocks and are neither the embedding nor the head.
+  std::vector<const LinearSpec*> further_linears() const;
+  /// Norms outside the blocks.
   std::vector<const NormSpec*> outer_norms() const;
   /// Of each group of linears that read one input, in the order of the forward pass; embedding and head are groups of their own.
   std::vector<std::vector<const LinearSpec*>> shared_inputs() const;

@@ -1,5 +1,7 @@
 #include "kernels/gated.h"
 
+#include <algorithm>
+
 #include "kernels/elementwise_testing.h"
 #include "oracle/kernels_gated.h"
 
@@ -8,7 +10,8 @@ namespace {
 
 using namespace testing;
 
-const std::vector<Activation> kAll = {Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::relu, Activation::relu2};
+const std::vector<Activation> kAll = {Activation::silu, Activation::gelu,  Activation::gelu_tanh, Activation::gelu_quick,
+                                      Activation::relu, Activation::relu2, Activation::sigmoid};
 
 /// A sigmoid below 2^−126 may come out as 0, and with it what it multiplies: the gate and `other`. f16's smallest number is much larger.
 double underflow(mx::Dtype dtype, double gate, double other) {
@@ -32,7 +35,8 @@ TEST_P(Gated, ForwardMatchesOracle) {
       const auto error = oracle::activation_error(g[i], activation);
       want.push_back(oracle::activate(g[i], activation) * v[i]);
       // MLX's exponential takes multiples of ln 2 from its argument in f32: the argument's own rounding, which is |g| units of the result.
-      const double exponential = on_mlx(dtype) && activation == Activation::silu ? std::abs(g[i]) : 0;
+      const bool one_sigmoid = activation == Activation::silu || activation == Activation::gelu_quick || activation == Activation::sigmoid;
+      const double exponential = on_mlx(dtype) && one_sigmoid ? 1.702 * std::abs(g[i]) : 0;
       const double units = error.value_units + (1 + exponential) * std::abs(oracle::activate(g[i], activation));
       const double f32 = (units * kF32 + error.phi * std::abs(g[i])) * std::abs(v[i]);
       bound.push_back(f32 * 1.01 + std::abs(want[i]) * unit(dtype) + underflow(dtype, g[i], v[i]));
@@ -80,6 +84,71 @@ TEST_P(Gated, GradientsMatchFiniteDifferences) {
   }
 }
 
+double clamped(double gate, double up, const ClampedGate& c) {
+  const double limit = c.limit, inside = std::min(gate, limit);
+  const double a = c.limits_activated ? std::min(oracle::swish(gate, c.alpha), limit) : oracle::swish(inside, c.alpha);
+  return a * (std::clamp(up, -limit, limit) + c.shift);
+}
+
+TEST(ClampedGated, MatchesOracleAndFiniteDifferences) {
+  constexpr double h = 1e-4;
+  // Either order of limit and activation; a limit that nothing reaches; none.
+  for (const auto& c : {ClampedGate{1.702f, 2.3033f, 1, false}, ClampedGate{1, 2.3033f, 0, true}, ClampedGate{1, 2.3033f, 0, false},
+                        ClampedGate{1.702f, 1e4f, 1, true}, ClampedGate{}}) {
+    for (auto dtype : kDtypes) {
+      const mx::Shape shape{5, 401};
+      const auto raw = normal(shape, dtype, 1, 3), up = normal(shape, dtype, 2, 2), cotangent = normal(shape, dtype, 3);
+      // No gate, nor what becomes of it, within a difference's step of the limit.
+      const auto near = [&](const mx::array& x) { return mx::less(mx::abs(mx::subtract(x, mx::array(c.limit))), mx::array(0.001f)); };
+      const auto close = mx::logical_or(near(raw), near(mx::multiply(raw, mx::sigmoid(mx::multiply(mx::array(c.alpha), raw)))));
+      const auto gate = mx::where(close, mx::array(0.25f, dtype), raw);
+      const auto g = doubles(gate), u = doubles(up), e = doubles(cotangent);
+      Values value, value_bound, dgate, dgate_bound, dup, dup_bound;
+      for (std::size_t i = 0; i < g.size(); ++i) {
+        const auto error = oracle::swish_error(g[i], c.alpha);
+        const double a = clamped(g[i], 0, {c.alpha, c.limit, 1, c.limits_activated}), inner = std::abs(a) + error.value_units;
+        const double shifted = std::clamp<double>(u[i], -c.limit, c.limit) + c.shift, spread = std::min<double>(std::abs(u[i]), c.limit) + c.shift;
+        // MLX's exponential: see Gated. The sum with the shift and the product round once each.
+        const double exponential = on_mlx(dtype) ? 1.702 * std::abs(g[i] * a) : 0;
+        value.push_back(a * shifted);
+        value_bound.push_back(1.01 * (inner + exponential + 2 * std::abs(a)) * spread * kF32 + std::abs(value[i]) * unit(dtype) +
+                              underflow(dtype, g[i], spread));
+        const double slope = (clamped(g[i] + h, u[i], c) - clamped(g[i] - h, u[i], c)) / (2 * h);
+        dgate.push_back(e[i] * slope);
+        dgate_bound.push_back(((1.01 * (error.slope_units + exponential + 4) * kF32 + kDifference) * std::abs(e[i]) * spread) +
+                              std::abs(dgate[i]) * unit(dtype) + underflow(dtype, g[i], e[i] * spread));
+        dup.push_back(std::abs(u[i]) < c.limit ? e[i] * a : 0);
+        dup_bound.push_back(1.01 * (inner + exponential) * std::abs(e[i]) * kF32 + std::abs(dup[i]) * unit(dtype) + underflow(dtype, g[i], e[i]));
+      }
+      expect_close(clamped_gated(gate, up, c), value, value_bound, "clamped_gated");
+      const auto both =
+          mx::vjp([&](const std::vector<mx::array>& in) { return std::vector{clamped_gated(in[0], in[1], c)}; }, {gate, up}, {cotangent}).second;
+      expect_close(both[0], dgate, dgate_bound, "gate");
+      expect_close(both[1], dup, dup_bound, "up");
+      const auto only_up =
+          mx::vjp([&](const std::vector<mx::array>& in) { return std::vector{clamped_gated(gate, in[0], c)}; }, {up}, {cotangent}).second;
+      EXPECT_TRUE(same_bytes(only_up[0], both[1]));
+    }
+  }
+}
+
+TEST(ClampedGated, WithoutLimitsIsSilu) {
+  const auto gate = normal({3, 577}, mx::bfloat16, 1, 3), up = normal({3, 577}, mx::bfloat16, 2);
+  EXPECT_TRUE(same_bytes(clamped_gated(gate, up, {}), gated(gate, up, Activation::silu)));
+}
+
+TEST(ClampedGated, EndsOfTheRange) {
+  const float big = 3e38f, nan = std::nanf("");
+  for (const bool limits_activated : {false, true}) {
+    const ClampedGate c{1, 7, 1, limits_activated};
+    const auto y = doubles(clamped_gated(mx::array({-big, big, nan, 1000.0f}, {4}), mx::array({1.0f, -big, 1.0f, nan}, {4}), c));
+    const double most = limits_activated ? 7 : oracle::swish(7, 1);
+    EXPECT_EQ(y[0], 0);
+    EXPECT_NEAR(y[1], -6 * most, 6 * 16 * most * kF32);
+    EXPECT_TRUE(std::isnan(y[2]) && std::isnan(y[3]));
+  }
+}
+
 // One tensor as gate and up: both gradients reach it.
 TEST(GatedGradient, OfOneTensorTwice) {
   const auto x = mx::array({2.0f, -3.0f}, {2}), one = mx::ones({2}, mx::float32);
@@ -94,10 +163,10 @@ TEST(Gated, EndsOfTheRange) {
     const auto y = doubles(gated(x, one, activation));
     for (int i : {0, 1, 2}) EXPECT_EQ(y[i], 0) << i;
     EXPECT_TRUE(std::isnan(y[3]));
-    EXPECT_EQ(y[4], activation == Activation::relu2 ? 1e6 : 1000);
+    EXPECT_EQ(y[4], activation == Activation::relu2 ? 1e6 : activation == Activation::sigmoid ? 1 : 1000);
     const auto slope = doubles(mx::vjp([&](const mx::array& g) { return gated(g, one, activation); }, x, one).second);
     for (int i : {1, 2}) EXPECT_EQ(slope[i], 0) << i;
-    EXPECT_EQ(slope[4], activation == Activation::relu2 ? 2000 : 1);
+    EXPECT_EQ(slope[4], activation == Activation::relu2 ? 2000 : activation == Activation::sigmoid ? 0 : 1);
   }
 }
 
@@ -112,6 +181,8 @@ TEST(Gated, RefusesWhatDisagrees) {
   const auto x = normal({2, 7}, mx::float32, 1);
   EXPECT_THROW(gated(x, mx::astype(x, mx::bfloat16), Activation::silu), std::invalid_argument);
   EXPECT_THROW(gated_fused(x, Activation::silu), std::invalid_argument);
+  EXPECT_THROW(clamped_gated(x, mx::astype(x, mx::bfloat16), {}), std::invalid_argument);
+  EXPECT_THROW(clamped_gated(x, x, {.limit = 0}), std::invalid_argument);
 }
 
 }  // namespace

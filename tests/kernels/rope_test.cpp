@@ -105,6 +105,32 @@ TEST(Rope, GradientMatchesFiniteDifferences) {
   }
 }
 
+// Features beyond 2·F are none of the rotation's, whatever its layout, magnitude or positions: they come through, and their gradient back, to the bit.
+TEST(Rope, LeavesTheRestAsItIs) {
+  const mx::Shape shape{2, 3, 2, 37};
+  for (auto dtype : kDtypes) {
+    const auto x = normal(shape, dtype, 1), g = normal(shape, dtype, 2);
+    const auto rest = [&](const mx::array& y) { return mx::slice(y, {0, 0, 0, 18}, shape); };
+    const auto rotated = [&](const mx::array& y) { return mx::slice(y, {0, 0, 0, 0}, {2, 3, 2, 18}); };
+    const std::vector<int> list = {4, 0, 9, 1, 2, 3};
+    for (const auto& positions : {std::optional<mx::array>(), std::optional(mx::array(list.data(), {2, 3}, mx::int32))}) {
+      for (bool interleaved : {false, true}) {
+        for (float magnitude : {1.0f, 1.25f}) {
+          const auto f = [&](const std::vector<mx::array>& in) {
+            return std::vector{rope(in[0], frequencies(9), 5, magnitude, interleaved, positions)};
+          };
+          const auto [out, gradient] = mx::vjp(f, {x}, {g});
+          EXPECT_TRUE(same_bytes(rest(out[0]), rest(x)));
+          EXPECT_TRUE(same_bytes(rest(gradient[0]), rest(g)));
+          EXPECT_FALSE(same_bytes(rotated(out[0]), rotated(x)));
+          // What is rotated does not depend on what is not.
+          EXPECT_TRUE(same_bytes(rotated(out[0]), f({rotated(x)})[0]));
+        }
+      }
+    }
+  }
+}
+
 // An angle of a whole number of radians is exact in f32, so nothing but the reduction and the sine can err, at any position.
 TEST(Rope, IsExactFarOut) {
   const auto x = normal({1, 4, 1, 2}, mx::float32, 1), one = mx::ones({1}, mx::float32);

@@ -48,7 +48,8 @@ struct Subject {
       : spec(spec_from_config(oracle::tiny_config(family))), tensors(oracle::random_tensors(spec, 5)) {
     if (!norms) return;
     for (const auto& block : spec.blocks)
-      for (const auto* norm : block.norms()) tensors.at(norm->path + ".weight") = mx::astype(tensors.at(norm->path + ".weight"), *norms);
+      for (const auto* norm : block.norms())
+        if (norm->weight) tensors.at(norm->weight_name()) = mx::astype(tensors.at(norm->weight_name()), *norms);
   }
   mx::array logits(const Tensors& of) const {
     return forward(spec, of, {}, mx::random::randint(0, spec.vocab, {2, 9}, mx::int32, mx::random::key(3)), mx::float32);

@@ -36,6 +36,7 @@ RUNS = {
     "gemma2",
     "gemma3_text",
     "glm",
+    "gemma4_text",
     "glm4",
     "helium",
     "hunyuan_v1_dense",

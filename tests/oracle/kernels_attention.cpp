@@ -10,10 +10,12 @@
 //           e_slope = 2·(e / softcap + 12 u).
 //   dq, dk, dv   the error of one factor times the other, plus (length of the sum + 20)·u of the sum of absolute terms, plus the rounding
 //           of the result.
+//   sinks   a score without error among a row's; dsink = −Σ p·delta over the rows: p·(|delta|·(η + 8 u) + e_delta), plus (R + 20)·u of the terms.
 // With c = `inner` above 0 each step leaves its result in a coarser dtype, as MLX's ops do where nothing is fused:
 //   score   + 2·c·scale·Σ|q·k| (q·scale, the product);   weight  + c relative;
 //   dS      p·(dP − Σ p·dP) by the softmax's gradient: dP, p·dP, their sum, its product with p and the difference are rounded:
 //           + p·scale·(4·c·Σ|dO·v| + 6·c·Σ p·Σ|dO·v|);
+//   dsink   p·(0 − Σ p·dP) likewise: + p·6·c·Σ p·Σ|dO·v|, and each partial sum over the rows, of which there are R: (R + 3)·c of the terms;
 //   dq, dk, dv   + 3·c of the sum of absolute terms: a head's result, its product with the scale, and the sum over the heads of a group.
 #include "oracle/kernels_attention.h"
 
@@ -42,9 +44,15 @@ bool sees(const AttentionSize& n, const AttentionRule& rule, std::int64_t b, std
   const std::int64_t position = rule.offset + t;
   if (rule.causal && s > position) return false;
   if (rule.window > 0 && s <= position - rule.window) return false;
-  if (rule.segments.empty()) return true;
+  const auto chunk_of = [&](std::int64_t at) {
+    std::int64_t first = rule.segments.empty() ? 0 : at;
+    while (first > 0 && rule.segments[b * n.keys + first - 1] == rule.segments[b * n.keys + at]) --first;
+    return first + (at - first) / rule.chunk * rule.chunk;
+  };
+  const auto same_chunk = [&] { return rule.chunk == 0 || chunk_of(s) == chunk_of(position); };
+  if (rule.segments.empty()) return same_chunk();
   const auto own = rule.segments[b * n.keys + t], its = rule.segments[b * n.keys + s];
-  return its == own || its == own - ((own % rule.branch) + rule.branch) % rule.branch;
+  return (its == own || its == own - ((own % rule.branch) + rule.branch) % rule.branch) && same_chunk();
 }
 
 struct Sum {
@@ -102,7 +110,7 @@ AttentionReference attention(const AttentionSize& n, const AttentionRule& rule, 
                              const std::vector<double>& v, const std::vector<double>& cotangent, double unit, double inner) {
   const Rows at{n};
   const auto zeros = [](std::size_t size) { return Bounded{std::vector<double>(size), std::vector<double>(size)}; };
-  AttentionReference r{zeros(cotangent.size()), zeros(q.size()), zeros(k.size()), zeros(v.size())};
+  AttentionReference r{zeros(cotangent.size()), zeros(q.size()), zeros(k.size()), zeros(v.size()), zeros(rule.sinks.size())};
   const double keys = n.keys, queries = n.queries * (n.heads / n.kv_heads);
   for (std::int64_t b = 0; b < n.batch; ++b) {
     for (std::int64_t t = 0; t < n.queries; ++t) {
@@ -113,6 +121,11 @@ AttentionReference attention(const AttentionSize& n, const AttentionRule& rule, 
           most = std::max(most, s.value);
           least = std::min(least, s.value);
           error = std::max(error, s.error);
+        }
+        if (!rule.sinks.empty()) {
+          most = std::max(most, rule.sinks[h]);
+          least = std::min(least, rule.sinks[h]);
+          total += std::exp(rule.sinks[h] - most);
         }
         for (const auto& s : row) total += std::exp(s.value - most);
         const double log_sum = most + std::log(total);
@@ -128,6 +141,11 @@ AttentionReference attention(const AttentionSize& n, const AttentionRule& rule, 
         double delta_error = (n.value_dim + 2) * kU * delta.terms;
         for (std::int64_t d = 0; d < n.value_dim; ++d) {
           delta_error += std::abs(cotangent[o + d]) * (r.out.bounds[o + d] + unit * std::abs(r.out.values[o + d]));
+        }
+        if (!rule.sinks.empty()) {
+          const double p = std::exp(rule.sinks[h] - log_sum), rows = n.batch * n.queries, size = std::abs(delta.value) + delta_error;
+          r.dsinks.values[h] -= p * delta.value;
+          r.dsinks.bounds[h] += p * (size * (eta + (rows + 28) * kU + (rows + 3) * inner) + delta_error + 6 * inner * dp_terms);
         }
         for (const auto& s : row) {
           const double p = std::exp(s.value - log_sum);
@@ -145,7 +163,7 @@ AttentionReference attention(const AttentionSize& n, const AttentionRule& rule, 
   // Results below the smallest normal number are rounded to zero or to its neighbours: in f16, which of 16 bits alone has a unit of 2^-11, by
   // 2^-25, and so are dP and dS where they are kept in it, of which each key (or query) has one.
   const double half = unit == 0x1p-11 ? 0x1p-25 : std::numeric_limits<float>::min(), steps = inner > 0 ? 4 * (keys + queries) : 0;
-  for (auto* x : {&r.out, &r.dq, &r.dk, &r.dv}) finish(*x, unit, half * (1 + steps));
+  for (auto* x : {&r.out, &r.dq, &r.dk, &r.dv, &r.dsinks}) finish(*x, unit, half * (1 + steps));
   return r;
 }
 

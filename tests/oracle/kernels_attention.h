@@ -16,6 +16,8 @@ struct AttentionRule {
   bool causal = true;
   std::vector<std::int32_t> segments = {};  ///< [batch, keys] or empty
   std::int32_t branch = 1;                  ///< segments see also the next multiple of this at or below their own number
+  std::int64_t chunk = 0;                   ///< positions, counted from the first of the run of equal segment numbers; 0: no chunks
+  std::vector<double> sinks = {};           ///< [heads] or empty
 };
 
 /// A tensor and, element by element, how far a computation may be from it that takes products, sums and exponentials in f32 and rounds
@@ -25,7 +27,7 @@ struct Bounded {
 };
 
 struct AttentionReference {
-  Bounded out, dq, dk, dv;
+  Bounded out, dq, dk, dv, dsinks;
 };
 
 /// q [B, T, H, D], k [B, S, Hkv, D], v [B, S, Hkv, Dv], cotangent of out [B, T, H, Dv]. `inner` is the unit roundoff of what is made on the way,

@@ -52,6 +52,9 @@ json tiny_config(const std::string& model_type) {
   if (model_type == "plamo") config["n_shared_head"] = 2;
   if (model_type == "gemma2") config["query_pre_attn_scalar"] = 24, config["attn_logit_softcapping"] = 5.0, config["final_logit_softcapping"] = 8.0;
   if (model_type == "gemma3_text") config["sliding_window"] = 5, config["sliding_window_pattern"] = 2, config["query_pre_attn_scalar"] = 24;
+  if (model_type == "gemma4_text")
+    config.update({{"num_hidden_layers", 4}, {"num_kv_shared_layers", 2}, {"sliding_window", 5}, {"sliding_window_pattern", 2}, {"global_head_dim", 24},
+                   {"hidden_size_per_layer_input", 32}, {"vocab_size_per_layer_input", 40}});
   if (model_type == "qwen3_moe") {
     config.update({{"num_experts", 5}, {"num_experts_per_tok", 2}, {"moe_intermediate_size", 32}, {"decoder_sparse_step", 1}});
     config.update({{"mlp_only_layers", json::array()}, {"norm_topk_prob", true}});
@@ -80,7 +83,8 @@ model::Tensors random_tensors(const model::ModelSpec& spec, std::uint64_t seed) 
   for (const auto& block : spec.blocks) {
     const auto contents = block.contents();
     for (const auto* norm : contents.norms) add_norm(*norm);
-    for (const auto* parameter : contents.parameters) tensors.emplace(parameter->path, normal(parameter->shape, 0, 0.3f));
+    // A factor of a whole layer is near 1: near 0 the layers before it would not count.
+    for (const auto* parameter : contents.parameters) tensors.emplace(parameter->path, normal(parameter->shape, parameter->shape == mx::Shape{1} ? 1 : 0, 0.1f));
   }
   for (const auto* norm : spec.outer_norms()) add_norm(*norm);
   for (auto& [name, value] : tensors) value.eval();

@@ -24,6 +24,7 @@ const std::map<std::string, Family>& families() {
       {"gemma2", family::gemma2},
       {"gemma3_text", family::gemma3_text},
       {"glm", family::glm},
+      {"gemma4_text", family::gemma4_text},
       {"glm4", family::glm4},
       {"helium", family::helium},
       {"hunyuan_v1_dense", family::hunyuan_v1_dense},

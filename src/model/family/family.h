@@ -37,5 +37,6 @@ ModelSpec openelm(const Config& config);
 ModelSpec plamo(const Config& config);
 ModelSpec qwen(const Config& config);
 ModelSpec gemma(const Config& config);
+ModelSpec gemma4_text(const Config& config);
 
 }  // namespace lquant::model::family

@@ -50,7 +50,7 @@ void Attention::contents(int op, int first_stage, Contents& all) const {
 
 std::vector<mx::array> Attention::project(const Scope& scope, const mx::array& h) const {
   std::vector<kernels::LinearWeight> weights;
-  if (inputs.size() > 1) {
+  if (inputs.size() > 1 || inputs[0].parts.empty()) {
     for (const auto& linear : inputs) weights.push_back(scope.weight(linear));
     return kernels::linears(h, weights);
   }
@@ -65,7 +65,7 @@ std::vector<mx::array> Attention::project(const Scope& scope, const mx::array& h
   return all;
 }
 
-mx::array Attention::attend(const Scope& scope, const mx::array& h) const {
+Flow Attention::attend(const Scope& scope, const mx::array& h) const {
   const auto& context = scope.context;
   if (context.cache && context.segments) throw std::invalid_argument("[model] segments and a cache exclude each other");
   const auto* branches = context.branches ? &*context.branches : nullptr;
@@ -82,18 +82,30 @@ mx::array Attention::attend(const Scope& scope, const mx::array& h) const {
   const auto by_head = [&](const std::optional<NormSpec>& norm, const mx::array& x) {
     return norm && norm->size == head_dim ? normed(scope.tensors, *norm, x) : x;
   };
-  auto q = split(whole(q_norm, projected[0]), heads), k = split(whole(k_norm, projected[1]), kv_heads), v = split(projected[2], kv_heads);
-  v = by_head(v_norm, v);
-  if (!norms_behind_rope) q = by_head(q_norm, q), k = by_head(k_norm, k);
+  auto q = split(whole(q_norm, projected[0]), heads);
+  const int of_keys = shared ? 0 : 1, of_values = values_from_keys ? of_keys : shared ? 0 : 2;
+  // Those of another block need no more but to be fetched.
+  auto k = shared ? q : split(whole(k_norm, projected[of_keys]), kv_heads), v = shared ? q : by_head(v_norm, split(projected[of_values], kv_heads));
+  if (!norms_behind_rope) {
+    q = by_head(q_norm, q);
+    if (!shared) k = by_head(k_norm, k);
+  }
 
   const int offset = context.cache ? context.cache->length() : context.offset;
   if (rope) {
     const auto inv_freq = inverse_frequencies(*rope, branches ? branches->longest : offset + length);
     const auto positions = branches ? std::optional(branches->positions) : std::nullopt;
     q = kernels::rope(q, inv_freq, offset, rope->magnitude, rope->interleaved, positions);
-    k = kernels::rope(k, inv_freq, offset, rope->magnitude, rope->interleaved, positions);
+    if (!shared) k = kernels::rope(k, inv_freq, offset, rope->magnitude, rope->interleaved, positions);
   }
-  if (norms_behind_rope) q = by_head(q_norm, q), k = by_head(k_norm, k);
+  if (norms_behind_rope) {
+    q = by_head(q_norm, q);
+    if (!shared) k = by_head(k_norm, k);
+  }
+  Flow next;
+  const int width = kv_heads * head_dim;
+  if (gives)
+    for (const auto* x : {&k, &v}) next.kept.push_back(mx::reshape(*x, {batch, length, width}));
   kernels::AttentionArgs args;
   args.scale = scale;
   args.window = branches ? 0 : window;
@@ -101,11 +113,15 @@ mx::array Attention::attend(const Scope& scope, const mx::array& h) const {
   if (branches) args.branch_bits = Branches::kBits;
   if (context.cache) {
     args.offset = offset;
-    std::tie(k, v) = context.cache->append(scope.block, k, v);
+    std::tie(k, v) = shared ? context.cache->appended(shared->block, length) : context.cache->append(scope.block, k, v);
+  } else if (shared) {
+    k = split(scope.columns({shared->first, width}), kv_heads);
+    v = split(scope.columns({shared->first + width, width}), kv_heads);
   }
   if (tiled) k = mx::tile(k, {1, 1, heads / kv_heads, 1}), v = mx::tile(v, {1, 1, heads / kv_heads, 1});
   const auto out = kernels::attention(q, k, v, args, context.segments);
-  return mx::reshape(out, {batch, length, heads * head_dim});
+  next.inputs.push_back(mx::reshape(out, {batch, length, heads * head_dim}));
+  return next;
 }
 
 Flow Attention::start(const Scope& scope, const mx::array& normed, const mx::array&) const {
@@ -114,7 +130,7 @@ Flow Attention::start(const Scope& scope, const mx::array& normed, const mx::arr
 }
 
 Flow Attention::advance(const Scope& scope, int, const Flow& at) const {
-  Flow next{{attend(scope, at.inputs[0])}, {}};
+  auto next = attend(scope, at.inputs[0]);
   scope.observe(output, next.inputs[0]);
   return next;
 }
@@ -130,7 +146,8 @@ std::vector<std::string> Attention::readers() const {
 }
 
 std::vector<Edge> Attention::edges() const {
-  if (v_norm) return {};  // a norm on the values takes their scale away
+  // A norm on the values takes their scale away; what later blocks read, or keys read too, keeps its own.
+  if (v_norm || shared || gives || values_from_keys) return {};
   Edge edge;
   edge.producer = inputs.back().path;
   edge.rows = inputs.size() == 1 ? inputs[0].parts[2] : Part::piece(Role::v, 0, inputs.back().out);

@@ -20,6 +20,14 @@ struct Attention final : Op {
   std::optional<NormSpec> q_norm, k_norm, v_norm;
   bool norms_behind_rope = false;          ///< Hunyuan, nanochat
   bool tiled = false;                      ///< query head i reads key and value head i mod kv_heads (PLaMo), not i / (heads / kv_heads)
+  /// Keys and values are another block's, behind its norms and positions: those of `block`'s cache or, without one, these columns of the state. Then q is
+  /// the only input.
+  struct Shared {
+    int block = 0, first = 0;
+  };
+  std::optional<Shared> shared;
+  bool gives = false;             ///< they are carried to later blocks: keys, then values
+  bool values_from_keys = false;  ///< values are the keys' product before norm and positions: inputs are q and k (Gemma 4)
   /// q, k, v; or one linear with three parts, in this order.
   std::vector<LinearSpec> inputs;
   LinearSpec output;
@@ -29,13 +37,14 @@ struct Attention final : Op {
   Flow start(const Scope& scope, const mx::array& normed, const mx::array& raw) const override;
   Flow advance(const Scope& scope, int stage, const Flow& at) const override;
   mx::array finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const override;
+  std::vector<mx::array> carried(const Flow& at) const override { return at.kept; }
   std::vector<std::string> readers() const override;
   std::vector<Edge> edges() const override;
   Traits traits() const override;
 
  private:
   std::vector<mx::array> project(const Scope& scope, const mx::array& h) const;
-  mx::array attend(const Scope& scope, const mx::array& h) const;
+  Flow attend(const Scope& scope, const mx::array& h) const;
 };
 
 /// Parts of a fused linear whose rows are all of q's, then k's, then v's.

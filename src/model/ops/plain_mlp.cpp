@@ -4,14 +4,13 @@
 
 #include <stdexcept>
 
+#include "kernels/activation.h"
 #include "kernels/elementwise.h"
 
 namespace lquant::model {
 namespace {
 
 using kernels::Activation;
-
-mx::array activated(const mx::array& x, Activation activation) { return kernels::gated(x, mx::ones_like(x), activation); }
 
 }  // namespace
 
@@ -26,7 +25,7 @@ Flow PlainMlp::start(const Scope& scope, const mx::array& normed, const mx::arra
 }
 
 Flow PlainMlp::advance(const Scope& scope, int, const Flow& at) const {
-  Flow next{{activated(kernels::linear(at.inputs[0], scope.weight(up)), activation)}, {}};
+  Flow next{{kernels::activate(kernels::linear(at.inputs[0], scope.weight(up)), activation)}, {}};
   scope.observe(down, next.inputs[0]);
   return next;
 }
