@@ -43,6 +43,11 @@ MOE = dict(
     norm_topk_prob=True,
 )
 OPENELM = dict(model_type="openelm", model_dim=128, num_transformer_layers=3, ffn_dim_divisor=64, ffn_multipliers=[0.5, 1.7, 3.0])
+STABLELM = dict(model_type="stablelm", partial_rotary_factor=0.25, layer_norm_eps=1e-5)
+GRANITE = dict(model_type="granite", attention_multiplier=0.2, embedding_multiplier=1.5, residual_multiplier=0.7, logits_scaling=4.0)
+GPT_NEOX = dict(model_type="gpt_neox", rotary_emb_base=10000, layer_norm_eps=1e-5)
+GPT2 = dict(n_embd=128, n_layer=3, n_head=4, n_positions=64, layer_norm_epsilon=1e-5)
+NEMOTRON = dict(model_type="nemotron", hidden_act="relu2", norm_eps=1e-5)
 
 
 def longrope(kind, features):
@@ -174,6 +179,37 @@ FAMILIES = {
     "plamo-one-shared-interleaved": dict(model_type="plamo", n_shared_head=4, rope_traditional=True),
     "nanochat": dict(model_type="nanochat"),
     "nanochat-all-heads": dict(model_type="nanochat", num_key_value_heads=4, rope_theta=500.0),
+    "cohere": dict(model_type="cohere", logit_scale=0.3),
+    "cohere-qk-norms-biases": dict(model_type="cohere", use_qk_norm=True, layer_norm_bias=True, attention_bias=True, num_key_value_heads=4),
+    "cohere2": dict(model_type="cohere2", sliding_window=8, sliding_window_pattern=3),
+    "cohere2-biases": dict(model_type="cohere2", sliding_window=8, sliding_window_pattern=2, layer_norm_bias=True, attention_bias=True),
+    "olmo2": dict(model_type="olmo2", tie_word_embeddings=False),
+    "olmo2-biases-llama3": dict(model_type="olmo2", attention_bias=True, mlp_bias=True, head_dim=64, rope_theta=500000.0, rope_scaling=LLAMA3),
+    "olmo3": dict(model_type="olmo3", sliding_window=8, num_hidden_layers=5, tie_word_embeddings=False, rope_scaling=YARN),
+    "olmo3-listed": dict(
+        model_type="olmo3", sliding_window=8, attention_bias=True, layer_types=["full_attention", "sliding_attention", "sliding_attention"]
+    ),
+    "phi": dict(model_type="phi", num_key_value_heads=4),
+    "phi-grouped-heads": dict(model_type="phi", partial_rotary_factor=0.75),
+    "stablelm": dict(STABLELM, use_qkv_bias=False),
+    "stablelm-parallel-qk-norms": dict(STABLELM, use_qkv_bias=True, use_parallel_residual=True, qk_layernorm=True),
+    "starcoder2": dict(model_type="starcoder2"),
+    "starcoder2-untied": dict(model_type="starcoder2", tie_word_embeddings=False, rope_theta=None),
+    "granite": dict(GRANITE, attention_bias=False, mlp_bias=False),
+    "granite-untied-biases-yarn": dict(
+        GRANITE, attention_bias=True, mlp_bias=True, logits_scaling=3.0, tie_word_embeddings=False, rope_scaling=YARN
+    ),
+    "gpt_neox": dict(GPT_NEOX, rotary_pct=0.25),
+    "gpt_neox-one-after-the-other": dict(GPT_NEOX, rotary_pct=1.0, use_parallel_residual=False),
+    "gpt2": dict(GPT2, model_type="gpt2", n_ctx=64),
+    "gpt_bigcode": dict(GPT2, model_type="gpt_bigcode", n_inner=384),
+    "gpt_bigcode-untied-no-biases": dict(
+        GPT2, model_type="gpt_bigcode", n_inner=256, attention_bias=False, mlp_bias=False, tie_word_embeddings=False
+    ),
+    "nemotron": dict(NEMOTRON, tie_word_embeddings=False),
+    "nemotron-tied-biases-linear": dict(
+        NEMOTRON, attention_bias=True, mlp_bias=True, partial_rotary_factor=0.75, rope_scaling=dict(type="linear", factor=2.0)
+    ),
     "qwen3-moe": MOE,
     "qwen3-moe-unstacked": dict(MOE, unstacked=True),
     "qwen3-moe-some-dense-raw-probabilities": dict(MOE, mlp_only_layers=[1], norm_topk_prob=False, tie_word_embeddings=False),
@@ -190,14 +226,14 @@ def build(name, seed, **changes):
     model_class, args_class = utils._get_classes(config)
     model = model_class(args_class.from_dict(config))
     rng = np.random.default_rng(seed)
-    gemma = config["model_type"].startswith("gemma")
+    offset = config["model_type"].startswith(("gemma", "nemotron"))  # norms whose weight in use is 1 + w
 
     def draw(path, old):
         noise = rng.standard_normal(old.shape).astype(np.float32)
-        if old.ndim == 1:
-            centre = 1.0 if ("norm" in path or "ln_" in path) and not gemma else 0.0
-            return mx.array(centre + 0.3 * noise)
-        return mx.array(noise * (1.0 if "embed" in path or "wte" in path else 1.2 / np.sqrt(old.shape[-1])))
+        norm = ("norm" in path or "ln_" in path) and path.endswith("weight")
+        if old.ndim == 1 or norm:
+            return mx.array((1.0 if norm and not offset else 0.0) + 0.3 * noise)
+        return mx.array(noise * (1.0 if "embed" in path or "wte" in path or "wpe" in path else 1.2 / np.sqrt(old.shape[-1])))
 
     weights = [(path, draw(path, old)) for path, old in tree_flatten(model.parameters())]
     model.load_weights(weights)

@@ -30,6 +30,18 @@ FIXTURES = Path(__file__).parent / "fixtures"
 NAMES = sorted(f.name for f in FIXTURES.iterdir())
 
 RUNS = {
+    "cohere",
+    "cohere2",
+    "gpt2",
+    "gpt_bigcode",
+    "gpt_neox",
+    "granite",
+    "nemotron",
+    "olmo2",
+    "olmo3",
+    "phi",
+    "stablelm",
+    "starcoder2",
     "ernie4_5",
     "exaone4",
     "gemma",

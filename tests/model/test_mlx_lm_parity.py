@@ -28,6 +28,9 @@ QUANTIZED = {
     "nvfp4": ("qwen3", 16, 4, "nvfp4", None),
     "experts": ("qwen3-moe", 64, 4, "affine", None),
     "experts-mxfp4": ("qwen3-moe", 32, 4, "mxfp4", None),
+    "by-head": ("gpt_neox", 64, 4, "affine", None),
+    "positions": ("gpt2", 64, 4, "affine", None),
+    "advised": ("granite-untied-biases-yarn", 32, 4, "mxfp4", None),
     "overrides": (
         "llama-untied-biases",
         64,
@@ -40,6 +43,7 @@ QUANTIZED = {
         ),
     ),
 }
+SIXTEEN_BIT = ["cohere", "cohere2", "olmo2", "phi", "stablelm-parallel-qk-norms", "granite-untied-biases-yarn", "gpt_neox", "gpt2", "nemotron"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -62,7 +66,7 @@ def test_quantized(name, tmp_path):
     assert_close(lquant_logits(tmp_path, ids, "float32"), mlx_lm_logits(tmp_path, ids))
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-yarn", "qwen2", "qwen3", "smollm3", "phi3-partial-longrope", "gemma2", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", "llama-yarn", "qwen2", "qwen3", "smollm3", "phi3-partial-longrope", "gemma2", "gemma3", *SIXTEEN_BIT])
 def test_bfloat16(name, tmp_path):
     """Two sound bf16 computations err equally: independent roundings of relative size 2^-9, as many in each.
 

@@ -59,6 +59,21 @@ json tiny_config(const std::string& model_type) {
     config.update({{"num_experts", 5}, {"num_experts_per_tok", 2}, {"moe_intermediate_size", 32}, {"decoder_sparse_step", 1}});
     config.update({{"mlp_only_layers", json::array()}, {"norm_topk_prob", true}});
   }
+  // Sizes, norms and positions of models that name them otherwise.
+  config.update({{"layer_norm_eps", 1e-5}, {"norm_epsilon", 1e-5}, {"norm_eps", 1e-5}, {"layer_norm_epsilon", 1e-5}});
+  config.update({{"n_embd", 64}, {"n_layer", 2}, {"n_head", 4}, {"n_positions", 32}, {"n_ctx", 32}, {"n_inner", 96}});
+  if (model_type == "cohere") config.update({{"use_qk_norm", true}, {"layer_norm_bias", true}, {"attention_bias", true}, {"logit_scale", 0.25}});
+  if (model_type == "cohere2") config.update({{"sliding_window", 5}, {"sliding_window_pattern", 2}, {"logit_scale", 0.25}});
+  if (model_type == "olmo2") config.update({{"attention_bias", true}, {"mlp_bias", true}, {"tie_word_embeddings", false}});
+  if (model_type == "olmo3") config.update({{"sliding_window", 5}, {"layer_types", {"sliding_attention", "full_attention"}}});
+  if (model_type == "phi") config["partial_rotary_factor"] = 0.5;
+  if (model_type == "stablelm") config.update({{"partial_rotary_factor", 0.25}, {"use_qkv_bias", true}, {"qk_layernorm", true}});
+  if (model_type == "granite") {
+    config.update({{"attention_bias", true}, {"mlp_bias", false}, {"tie_word_embeddings", false}, {"logits_scaling", 3.0}});
+    config.update({{"attention_multiplier", 0.2}, {"embedding_multiplier", 1.5}, {"residual_multiplier", 0.7}});
+  }
+  if (model_type == "gpt_neox") config.update({{"rotary_emb_base", 10000}, {"rotary_pct", 0.5}});
+  if (model_type == "nemotron") config.update({{"hidden_act", "relu2"}, {"attention_bias", true}, {"mlp_bias", true}});
   return config;
 }
 

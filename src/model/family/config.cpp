@@ -23,6 +23,23 @@ double Config::number(const char* key) const { return field(key).number(); }
 
 bool Config::flag(const char* key) const { return field(key).flag(); }
 
+Config Config::with(const nlohmann::json& changes) const {
+  auto fields = fields_;
+  fields.update(changes);
+  settled_->update(changes);
+  return {std::make_shared<const nlohmann::json>(std::move(fields)), settled_};
+}
+
+Config Config::filled(const nlohmann::json& defaults) const {
+  auto fields = fields_;
+  for (const auto& [key, value] : defaults.items()) {
+    if (has(key.c_str())) continue;
+    if (is_null(key.c_str())) settle(key.c_str(), value);
+    fields[key] = value;
+  }
+  return {std::make_shared<const nlohmann::json>(std::move(fields)), settled_};
+}
+
 std::vector<JsonView> Config::entries(const char* key, int size) const {
   const auto list = field(key);
   std::vector<JsonView> all;
@@ -50,19 +67,6 @@ std::vector<std::string> Config::texts(const char* key, int size) const {
   return values;
 }
 
-Config Config::with_defaults(const nlohmann::json& defaults) const {
-  auto all = std::make_shared<nlohmann::json>(fields_);
-  for (const auto& [key, value] : defaults.items()) {
-    if (has(key.c_str())) continue;
-    if (is_null(key.c_str())) settle(key.c_str(), value);
-    (*all)[key] = value;
-  }
-  Config filled(*all);
-  filled.owned_ = std::move(all);
-  filled.settled_ = settled_;
-  return filled;
-}
-
 nlohmann::json rope_scaling(const Config& config, const char* key) {
   auto scaling = config.value(key);
   if (scaling.is_null()) return scaling;
@@ -73,19 +77,33 @@ nlohmann::json rope_scaling(const Config& config, const char* key) {
   return scaling;
 }
 
-FlatRope flat_rope(const Config& config) {
-  const char* partial = "partial_rotary_factor";
-  const auto part_of = [&](const Config& fields) { return fields.has(partial) ? std::optional(fields.number(partial)) : std::nullopt; };
-  if (config.has("rope_theta") || !config.has("rope_parameters")) return {config.number("rope_theta"), rope_scaling(config), part_of(config)};
+Config with_flat_positions(const Config& config, const char* theta, const char* part) {
   auto nested = rope_scaling(config, "rope_parameters");
-  const Config fields(nested);
-  FlatRope rope{fields.number("rope_theta"), nullptr, config.has(partial) ? part_of(config) : part_of(fields)};
-  config.settle("rope_theta", rope.theta);
-  if (rope.partial) config.settle(partial, *rope.partial);
-  for (const char* flat : {"rope_theta", partial}) nested.erase(flat);
-  if (!nested.contains("rope_type") || nested["rope_type"] != "default") rope.scaling = std::move(nested);
-  config.settle("rope_scaling", rope.scaling);
-  return rope;
+  if (config.has(theta) || !nested.is_object()) return config;
+  nlohmann::json changes = nlohmann::json::object();
+  const auto move = [&](const char* from, const char* to) {
+    if (!nested.contains(from)) return;
+    changes[to] = nested[from];
+    nested.erase(from);
+  };
+  move("rope_theta", theta);
+  move("partial_rotary_factor", part);
+  const bool plain = !nested.contains("rope_type") || nested["rope_type"] == "default";
+  if (!plain && !config.has("rope_scaling")) changes["rope_scaling"] = nested;
+  return config.with(changes);
+}
+
+int sliding_window_pattern(const Config& config, int layers, int otherwise) {
+  const char* key = "sliding_window_pattern";
+  if (config.has(key) || !config.has("layer_types")) return config.count_or(key, otherwise);
+  const auto types = config.texts("layer_types", layers);
+  int pattern = 1;
+  while (pattern <= layers && types[pattern - 1] != "full_attention") ++pattern;
+  for (int i = 0; i < layers; ++i)
+    if ((types[i] == "full_attention") != ((i + 1) % pattern == 0))
+      fail("model", "config.json: \"layer_types\" repeats no pattern of one full_attention behind others, and mlx_lm knows no other order of layers here");
+  if (pattern != otherwise) config.settle(key, pattern);
+  return pattern;
 }
 
 int rotated_features(const Config& config, int head_dim, std::optional<double> otherwise, const char* key) {

@@ -43,10 +43,11 @@ ModelSpec exaone4(const Config& config) {
   decoder.names.attention_norm = decoder.names.mlp_norm = "";
   decoder.qk_norm = true;
   const auto pattern = pattern_of(config, decoder.layers);
-  const auto rope = flat_rope(config);
-  if (rope.scaling.is_null()) config.settle("rope_scaling", nullptr);  // mlx_lm wants these to be there
+  const auto flat = with_flat_positions(config);
+  const auto scaling = rope_scaling(flat);
+  if (scaling.is_null()) config.settle("rope_scaling", nullptr);  // mlx_lm wants these to be there
   if (!config.has("sliding_window")) config.settle("sliding_window", nullptr);
-  return decoder.build("exaone4", make_rope(decoder.head_dim, rope.theta, false, rope.scaling, config.count("max_position_embeddings")), [&](Layer& layer) {
+  return decoder.build("exaone4", make_rope(decoder.head_dim, flat.number("rope_theta"), false, scaling, config.count("max_position_embeddings")), [&](Layer& layer) {
     if (pattern.empty()) return;
     if (pattern[layer.index % pattern.size()] == 'L') {
       layer.attention.window = config.count("sliding_window");

@@ -17,15 +17,21 @@ using Family = ModelSpec (*)(const family::Config&);
 
 const std::map<std::string, Family>& families() {
   static const std::map<std::string, Family> table = {
+      {"cohere", family::cohere},
+      {"cohere2", family::cohere2},
       {"ernie4_5", family::ernie4_5},
       {"exaone", family::exaone},
       {"exaone4", family::exaone4},
       {"gemma", family::gemma},
       {"gemma2", family::gemma2},
       {"gemma3_text", family::gemma3_text},
-      {"glm", family::glm},
       {"gemma4_text", family::gemma4_text},
+      {"glm", family::glm},
       {"glm4", family::glm4},
+      {"gpt2", family::gpt2},
+      {"gpt_bigcode", family::gpt_bigcode},
+      {"gpt_neox", family::gpt_neox},
+      {"granite", family::granite},
       {"helium", family::helium},
       {"hunyuan_v1_dense", family::hunyuan_v1_dense},
       {"internlm2", family::internlm2},
@@ -34,8 +40,13 @@ const std::map<std::string, Family>& families() {
       {"llama", family::llama},
       {"mimo", family::mimo},
       {"minicpm", family::minicpm},
+      {"mistral", family::llama},
       {"nanochat", family::nanochat},
+      {"nemotron", family::nemotron},
+      {"olmo2", family::olmo2},
+      {"olmo3", family::olmo3},
       {"openelm", family::openelm},
+      {"phi", family::phi},
       {"phi3", family::phi3},
       {"plamo", family::plamo},
       {"qwen", family::qwen},
@@ -44,6 +55,8 @@ const std::map<std::string, Family>& families() {
       {"qwen3_moe", family::qwen3_moe},
       {"seed_oss", family::seed_oss},
       {"smollm3", family::smollm3},
+      {"stablelm", family::stablelm},
+      {"starcoder2", family::starcoder2},
       {"telechat3", family::telechat3},
   };
   return table;
@@ -74,14 +87,14 @@ std::vector<std::string> known_model_types() {
   std::vector<std::string> names;
   for (const auto& [name, function] : families()) names.push_back(name);
   for (const auto& [name, target] : aliases())
-    if (families().contains(target)) names.push_back(name);
+    if (families().contains(target) && !families().contains(name)) names.push_back(name);
   std::sort(names.begin(), names.end());
   return names;
 }
 
 std::string run_as(const std::string& model_type) {
   const auto alias = aliases().find(model_type);
-  return alias == aliases().end() ? model_type : alias->second;
+  return families().contains(model_type) || alias == aliases().end() ? model_type : alias->second;
 }
 
 ModelSpec spec_from_config(const nlohmann::json& config) {

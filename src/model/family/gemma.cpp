@@ -27,20 +27,15 @@ Decoder sandwiched(const Config& config) {
   return decoder;
 }
 
-/// Whatever the config says, mlx_lm ties the head; a head of its own then has no use, which the table of tensors left out does not allow.
-void refuse_own_head(const Config& config, ModelSpec& spec) {
-  if (!config.flag_or("tie_word_embeddings", true)) std::erase_if(spec.left_out, [](const auto& row) { return row.pattern.starts_with("lm_head."); });
-}
-
 }  // namespace
 
 ModelSpec gemma(const Config& config) {
   auto decoder = Decoder::read(config);
   decoder.head_dim = config.count("head_dim");
+  decoder.always_tied(config);
   decoder.norm_offset = 1;
   decoder.activation = kernels::Activation::gelu;
   auto spec = decoder.build("gemma", make_rope(decoder.head_dim, config.number_or("rope_theta", 10000), config.flag_or("rope_traditional", false), nullptr, 0));
-  refuse_own_head(config, spec);
   spec.embedding_multiplier = std::sqrt(static_cast<float>(decoder.hidden));
   return spec;
 }
@@ -48,6 +43,7 @@ ModelSpec gemma(const Config& config) {
 ModelSpec gemma2(const Config& config) {
   auto decoder = sandwiched(config);
   decoder.head_dim = config.count("head_dim");
+  decoder.always_tied(config);
   for (const char* key : {"attn_logit_softcapping", "final_logit_softcapping"})
     if (config.is_null(key)) fail("model", "config.json: \"{}\" is null, and mlx_lm does not run Gemma 2 without it", key);
   decoder.scale = scale_of(config, 144);
@@ -55,7 +51,6 @@ ModelSpec gemma2(const Config& config) {
   auto spec = decoder.build(
       "gemma2", make_rope(decoder.head_dim, config.number_or("rope_theta", 10000), config.flag_or("rope_traditional", false), nullptr, 0),
       [&](Layer& layer) { layer.attention.softcap = softcap; });
-  refuse_own_head(config, spec);
   spec.embedding_multiplier = std::sqrt(static_cast<float>(decoder.hidden));
   spec.logit_softcap = static_cast<float>(config.number_or("final_logit_softcapping", 30));
   return spec;
@@ -63,8 +58,8 @@ ModelSpec gemma2(const Config& config) {
 
 ModelSpec gemma3_text(const Config& config) {
   // Published files leave out what equals the 1B model's values.
-  const auto filled = config.with_defaults({{"hidden_size", 1152}, {"num_hidden_layers", 26}, {"intermediate_size", 6912}, {"num_attention_heads", 4},
-                                            {"head_dim", 256}, {"rms_norm_eps", 1e-6}, {"vocab_size", 262144}, {"num_key_value_heads", 1}});
+  const auto filled = config.filled({{"hidden_size", 1152}, {"num_hidden_layers", 26}, {"intermediate_size", 6912}, {"num_attention_heads", 4},
+                                     {"head_dim", 256}, {"rms_norm_eps", 1e-6}, {"vocab_size", 262144}, {"num_key_value_heads", 1}});
   auto decoder = sandwiched(filled);
   decoder.tied = false;
   decoder.qk_norm = true;

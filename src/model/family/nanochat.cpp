@@ -6,8 +6,8 @@
 namespace lquant::model::family {
 
 ModelSpec nanochat(const Config& config) {
-  const auto filled = config.with_defaults({{"hidden_size", 1280}, {"num_hidden_layers", 20}, {"num_attention_heads", 10}, {"num_key_value_heads", 10},
-                                            {"vocab_size", 65536}, {"intermediate_size", 5120}, {"rms_norm_eps", 1e-5}});
+  const auto filled = config.filled({{"hidden_size", 1280}, {"num_hidden_layers", 20}, {"num_attention_heads", 10}, {"num_key_value_heads", 10},
+                                     {"vocab_size", 65536}, {"intermediate_size", 5120}, {"rms_norm_eps", 1e-5}});
   auto decoder = Decoder::read(filled, {.head_dim = nullptr});
   if (decoder.heads * decoder.head_dim != decoder.hidden)
     fail("model", "config.json: \"hidden_size\" {} is no multiple of \"num_attention_heads\" {}, and mlx_lm runs no such model", decoder.hidden, decoder.heads);
@@ -27,8 +27,7 @@ ModelSpec nanochat(const Config& config) {
   names.up = "mlp.c_fc";
   names.down = "mlp.c_proj";
 
-  const bool given = filled.has("rope_theta") || filled.has("rope_parameters");
-  auto rope = make_rope(decoder.head_dim, given ? flat_rope(filled).theta : 10000, false, nullptr, 0);
+  auto rope = make_rope(decoder.head_dim, with_flat_positions(filled).number_or("rope_theta", 10000), false, nullptr, 0);
   for (auto& frequency : rope.inv_freq) frequency = -frequency;
   // transformers' names.
   Imports imports;

@@ -12,6 +12,7 @@ ModelSpec plamo(const Config& config) {
   decoder.kv_heads = decoder.heads / shared;
   decoder.names.layers = "model.layers.layers.";
   decoder.names.attention_norm = "norm";
+  decoder.names.mlp_norm = "";
   decoder.tied = false;
   decoder.parallel = true;
   return decoder.build("plamo", make_rope(decoder.head_dim, config.number_or("rope_theta", 10000), config.flag_or("rope_traditional", false), nullptr, 0),
