@@ -99,7 +99,8 @@ Head head(const ModelSpec& spec, const Tensors& tensors, const Formats& formats,
 
 mx::array logits(const Head& head, const mx::array& h) {
   auto out = kernels::linear(h, {head.weight, head.bias});
-  if (head.multiplier != 1) out = mx::multiply(out, mx::array(head.multiplier, out.dtype()));
+  // As in the losses: the factor is not rounded to 16 bits, which would be felt where it stands for a division.
+  if (head.multiplier != 1) out = mx::astype(mx::multiply(mx::astype(out, mx::float32), mx::array(head.multiplier)), out.dtype());
   if (head.softcap != 0) {
     const mx::array cap(head.softcap, out.dtype());
     out = mx::multiply(mx::tanh(mx::divide(out, cap)), cap);

@@ -214,4 +214,7 @@ ModelSpec spec_from_config(const nlohmann::json& config);
 /// The model types that spec_from_config knows, sorted.
 std::vector<std::string> known_model_types();
 
+/// The type whose code mlx_lm runs a model of this type with: "llama" for "mistral"; itself where it has code of its own.
+std::string run_as(const std::string& model_type);
+
 }  // namespace lquant::model
