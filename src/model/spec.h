@@ -174,6 +174,8 @@ struct ModelSpec {
   nlohmann::json settled = nlohmann::json::object();
 
   bool tied() const { return !head; }
+  /// Positions that the model knows, from the first token of a text on; 0: any number.
+  int positions() const;
   /// Every linear in the order of the forward pass: embedding, blocks, head. They are this spec's own.
   std::vector<const LinearSpec*> linears() const;
   /// Norms and parameters outside the blocks.
