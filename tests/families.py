@@ -46,7 +46,7 @@ OPENELM = dict(model_type="openelm", model_dim=128, num_transformer_layers=3, ff
 STABLELM = dict(model_type="stablelm", partial_rotary_factor=0.25, layer_norm_eps=1e-5)
 GRANITE = dict(model_type="granite", attention_multiplier=0.2, embedding_multiplier=1.5, residual_multiplier=0.7, logits_scaling=4.0)
 GPT_NEOX = dict(model_type="gpt_neox", rotary_emb_base=10000, layer_norm_eps=1e-5)
-GPT2 = dict(n_embd=128, n_layer=3, n_head=4, n_positions=64, layer_norm_epsilon=1e-5)
+GPT2 = dict(n_embd=128, n_layer=3, n_head=4, n_positions=512, layer_norm_epsilon=1e-5)
 NEMOTRON = dict(model_type="nemotron", hidden_act="relu2", norm_eps=1e-5)
 
 
@@ -203,7 +203,7 @@ FAMILIES = {
     ),
     "gpt_neox": dict(GPT_NEOX, rotary_pct=0.25),
     "gpt_neox-one-after-the-other": dict(GPT_NEOX, rotary_pct=1.0, use_parallel_residual=False),
-    "gpt2": dict(GPT2, model_type="gpt2", n_ctx=64),
+    "gpt2": dict(GPT2, model_type="gpt2", n_ctx=512),
     "gpt_bigcode": dict(GPT2, model_type="gpt_bigcode", n_inner=384),
     "gpt_bigcode-untied-no-biases": dict(
         GPT2, model_type="gpt_bigcode", n_inner=256, attention_bias=False, mlp_bias=False, tie_word_embeddings=False

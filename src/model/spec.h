@@ -194,6 +194,8 @@ struct ModelSpec {
   int streams = 1;  ///< the first streams · hidden columns of the state are the residual
 
   bool tied() const { return !head; }
+  /// Positions that the model knows, from the first token of a text on; 0: any number.
+  int positions() const;
   /// Every linear in the order of the forward pass: embedding, blocks, head. They are this spec's own.
   std::vector<const LinearSpec*> linears() const;
   /// Those of front and tail and their like: outside the blocks, and neither the embedding nor the head.
