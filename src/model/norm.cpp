@@ -1,9 +1,9 @@
 #include "model/norm.h"
 
-#include <mlx/fast.h>
 #include <mlx/mlx.h>
 
 #include "kernels/elementwise.h"
+#include "kernels/layer_norm.h"
 #include "model/weights.h"
 
 namespace lquant::model {
@@ -24,10 +24,9 @@ std::optional<mx::array> weight_of(const Tensors& tensors, const NormSpec& norm)
 bool by_head(const NormSpec& norm) { return norm.rows > 0 || norm.pieces > 0; }
 
 mx::array layer(const Tensors& tensors, const NormSpec& norm, const mx::array& x) {
-  auto weight = by_head(norm) ? std::nullopt : weight_of(tensors, norm);
-  if (weight && norm.offset != 0) weight = mx::add(*weight, mx::array(norm.offset, weight->dtype()));
+  const auto weight = by_head(norm) ? std::nullopt : weight_of(tensors, norm);
   const auto bias = norm.bias ? std::optional(tensor(tensors, norm.bias_name())) : std::nullopt;
-  return mx::fast::layer_norm(x, weight, bias, norm.eps);
+  return kernels::layer_norm(x, weight, bias, norm.eps, norm.offset);
 }
 
 mx::array l2(const NormSpec& norm, const mx::array& x) {

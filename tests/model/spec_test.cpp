@@ -333,6 +333,68 @@ TEST(Spec, WhatMlxLmCannotRunIsRefused) {
   refused("nemotron-nas", {{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}}}, "rope_type");
 }
 
+TEST(Spec, WhatMlxLmDoesNotRunIsRefused) {
+  const std::vector<std::tuple<const char*, json, const char*>> faults = {
+      {"cohere2", {{"head_dim", 8}}, "are not the hidden size 64"},
+      {"cohere2", {{"sliding_window_pattern", 3}}, "exceeds \"num_hidden_layers\" 2"},
+      {"cohere2", {{"sliding_window_pattern", nullptr}, {"layer_types", {"sliding_attention", "sliding_attention"}}}, "exceeds"},
+      {"cohere2", {{"sliding_window_pattern", nullptr}, {"layer_types", {"full_attention", "sliding_attention"}}}, "repeats no pattern"},
+      {"olmo3", {{"layer_types", {"full_attention", "full_attention"}}}, "has no sliding_attention"},
+      {"olmo3", {{"layer_types", nullptr}}, "has no full_attention"},
+      {"phi", {{"num_attention_heads", 3}, {"num_key_value_heads", 3}}, "cannot be cut into 3 heads"},
+      {"phi", {{"qk_layernorm", true}}, "norms of q and k"},
+      {"granite", {{"logits_scaling", 0}}, "logits are divided by it"},
+      {"gpt_bigcode", {{"multi_query", false}}, "head by head"},
+      {"nemotron", {{"rope_scaling", {{"type", "yarn"}, {"factor", 2.0}}}}, "not linear, which is what mlx_lm knows"},
+      {"nemotron", {{"rope_scaling", {{"type", "linear"}}}}, "\"factor\""},
+  };
+  for (const auto& [type, changes, part] : faults) {
+    auto config = oracle::tiny_config(type);
+    config.update(changes);
+    try {
+      spec_from_config(config);
+      ADD_FAILURE() << "accepted: " << type << " " << changes.dump();
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find(part), std::string::npos) << e.what();
+    }
+  }
+}
+
+// transformers 5 has no fields of these names. mlx_lm demands them, so that it opens no such config; what is written says them.
+TEST(Spec, FieldsThatMlxLmDemandsAreSettled) {
+  const auto settled = [](const char* type, const json& changes, const std::vector<const char*>& absent) {
+    auto config = oracle::tiny_config(type);
+    for (const auto* key : absent) config.erase(key);
+    config.update(changes);
+    return spec_from_config(config).settled;
+  };
+  const json plain{{"rope_type", "default"}, {"rope_theta", 5000.0}, {"partial_rotary_factor", 0.5}};
+  const json yarn{{"rope_type", "yarn"}, {"factor", 2.0}, {"original_max_position_embeddings", 64}};
+  auto with_base = yarn;
+  with_base["rope_theta"] = 5000.0;
+  EXPECT_EQ(settled("stablelm", {{"rope_parameters", plain}}, {"rope_theta", "partial_rotary_factor"}),
+            (json{{"rope_theta", 5000.0}, {"partial_rotary_factor", 0.5}}));
+  EXPECT_EQ(settled("gpt_neox", {{"rope_parameters", plain}}, {"rotary_emb_base", "rotary_pct"}), (json{{"rotary_emb_base", 5000.0}, {"rotary_pct", 0.5}}));
+  EXPECT_EQ(settled("granite", {{"rope_parameters", with_base}}, {"rope_theta"}), (json{{"rope_theta", 5000.0}, {"rope_scaling", yarn}}));
+  const json kinds{{"full_attention", with_base}, {"sliding_attention", plain}};
+  EXPECT_EQ(settled("olmo3", {{"rope_parameters", kinds}}, {"rope_theta"}), (json{{"rope_theta", 5000.0}, {"rope_scaling", yarn}}));
+  // A field that is there counts, as in mlx_lm.
+  EXPECT_EQ(settled("granite", {{"rope_parameters", with_base}}, {}), json::object());
+  EXPECT_EQ(settled("cohere2", {{"layer_types", {"sliding_attention", "full_attention"}}}, {"sliding_window_pattern"}), (json{{"sliding_window_pattern", 2}}));
+  EXPECT_EQ(settled("gpt2", json::object(), {"n_ctx"}), (json{{"n_ctx", 32}}));
+  EXPECT_EQ(settled("gpt_bigcode", {{"n_inner", nullptr}}, {}), (json{{"n_inner", 256}}));
+  EXPECT_EQ(settled("nemotron", json::object(), {"hidden_act"}), (json{{"hidden_act", "relu2"}}));
+  EXPECT_EQ(settled("nemotron", {{"rope_scaling", {{"rope_type", "linear"}, {"factor", 2}}}}, {}),
+            (json{{"rope_scaling", {{"rope_type", "linear"}, {"type", "linear"}, {"factor", 2.0}}}}));
+  EXPECT_EQ(settled("nemotron", {{"rope_scaling", {{"rope_type", "default"}}}}, {}), (json{{"rope_scaling", nullptr}}));
+  EXPECT_EQ(settled("phi", {{"vocab_size", nullptr}, {"layer_norm_eps", nullptr}}, {}), (json{{"vocab_size", 51200}, {"layer_norm_eps", 1e-5}}));
+}
+
+TEST(Spec, AbsolutePositionsAreBounded) {
+  EXPECT_EQ(published_spec("gpt2").positions(), 1024);
+  EXPECT_EQ(published_spec("phi").positions(), 0);
+}
+
 // What mlx_lm would read otherwise from the same file: its dataclasses take null for a value and have no default for every key.
 TEST(Spec, FieldsThatMlxLmWouldReadOtherwiseAreSettled) {
   const auto settled = [](const char* type, const json& changes) {
@@ -441,8 +503,7 @@ TEST_P(EdgeTest, NoLinearIsFedByTwoEdges) {
   for (const auto* linear : spec.linears()) EXPECT_LE(fed[linear->path], linear->block >= 0 ? 1 : 0) << linear->path;
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, EdgeTest, testing::ValuesIn(known_model_types()),
-                         [](const auto& info) { return oracle::name_of(info.param); });
+INSTANTIATE_TEST_SUITE_P(Families, EdgeTest, testing::ValuesIn(known_model_types()), [](const auto& info) { return oracle::name_of(info.param); });
 
 }  // namespace
 }  // namespace lquant::model

@@ -55,6 +55,12 @@ std::vector<int> Config::counts(const char* key, int size) const {
   return values;
 }
 
+std::vector<double> Config::numbers(const char* key, int size) const {
+  std::vector<double> values;
+  for (const auto& entry : entries(key, size)) values.push_back(entry.number());
+  return values;
+}
+
 std::vector<std::string> Config::texts(const char* key, int size) const {
   std::vector<std::string> values;
   for (const auto& entry : entries(key, size)) values.push_back(entry.text());

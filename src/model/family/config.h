@@ -40,6 +40,8 @@ class Config {
   nlohmann::json value(const char* key) const { return has(key) ? fields_.at(key) : nlohmann::json(); }
   /// A list of whole numbers of this length; of any length when `size` is 0.
   std::vector<int> counts(const char* key, int size = 0) const;
+  /// A list of numbers of this length.
+  std::vector<double> numbers(const char* key, int size) const;
   /// A list of texts of this length.
   std::vector<std::string> texts(const char* key, int size) const;
 

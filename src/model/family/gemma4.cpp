@@ -15,7 +15,7 @@ namespace {
 struct Kind {
   int head_dim = 0, kv_heads = 0;
   bool values_from_keys = false;
-  RopeSpec rope;
+  RopeSpec rope = {};
 };
 
 /// The block of "rope_parameters" of this kind, with mlx_lm's defaults.
@@ -38,6 +38,19 @@ std::vector<std::string> kinds_of(const Config& config, int layers) {
   std::vector<std::string> kinds;
   for (int i = 0; i < layers; ++i) kinds.push_back((i + 1) % pattern == 0 ? "full_attention" : "sliding_attention");
   return kinds;
+}
+
+/// transformers 5 writes the sizes of global layers by their numbers; mlx_lm reads them as "global_head_dim" and "num_global_key_value_heads".
+void settle_layers(const Config& config, const std::vector<std::string>& kinds) {
+  const auto layers = config.value("per_layer_config");
+  if (!layers.is_object()) return;
+  for (std::size_t i = 0; i < kinds.size(); ++i) {
+    const auto key = std::to_string(i);
+    if (kinds[i] != "full_attention" || !layers.contains(key) || !layers.at(key).is_object()) continue;
+    const Config layer(layers.at(key));
+    if (layer.has("head_dim")) config.settle("global_head_dim", layer.count("head_dim"));
+    if (layer.has("num_key_value_heads")) config.settle("num_global_key_value_heads", layer.count("num_key_value_heads"));
+  }
 }
 
 NormSpec over_head(const std::string& path, int size, float eps, bool weight = true) {
@@ -75,8 +88,14 @@ ModelSpec gemma4_text(const Config& config) {
   if (own < 1) fail("model", "config.json: \"num_kv_shared_layers\" {} leaves none of {} layers with keys of its own; {}", sharing, decoder.layers, kMend);
   const bool wide = config.flag_or("use_double_wide_mlp", true);
   Kind local{decoder.head_dim, decoder.kv_heads}, global = local;
-  if (const int dim = config.is_null("global_head_dim") ? 0 : config.count_or("global_head_dim", 512, 0); dim > 0) global.head_dim = dim;
+  settle_layers(config, kinds);
+  const auto settled = [&](const char* key) { return config.settled().contains(key) ? config.settled().at(key).get<int>() : 0; };
+  if (const int dim = settled("global_head_dim"); dim > 0)
+    global.head_dim = dim;
+  else if (const int given = config.is_null("global_head_dim") ? 0 : config.count_or("global_head_dim", 512, 0); given > 0)
+    global.head_dim = given;
   global.values_from_keys = config.flag_or("attention_k_eq_v", false);
+  if (const int heads = settled("num_global_key_value_heads"); heads > 0 && global.values_from_keys) global.kv_heads = heads;
   if (global.values_from_keys && config.has("num_global_key_value_heads")) global.kv_heads = config.count("num_global_key_value_heads");
   if (decoder.heads % global.kv_heads != 0)
     fail("model", "config.json: \"num_attention_heads\" {} is no multiple of \"num_global_key_value_heads\" {}", decoder.heads, global.kv_heads);

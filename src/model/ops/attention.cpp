@@ -61,8 +61,9 @@ std::vector<Part> parts_by_group(int kv_heads, int repeats, int head_dim) {
 
 void Attention::contents(int op, int first_stage, Contents& all) const {
   for (const auto& linear : inputs) all.readings.push_back({&linear, op, first_stage});
+  for (const auto& linear : unread) all.readings.push_back({&linear, op, first_stage});
   all.readings.push_back({&output, op, first_stage + 1});
-  for (const auto* norm : {&q_norm, &k_norm, &v_norm})
+  for (const auto* norm : {&q_norm, &k_norm, &v_norm, &unread_norm})
     if (*norm) all.norms.push_back(&**norm);
   for (const auto* taps : {&k_taps, &v_taps})
     if (*taps) all.parameters.push_back(&**taps);

@@ -42,6 +42,9 @@ struct Attention final : Op {
   /// q, k, v; or one linear with three parts, in this order.
   std::vector<LinearSpec> inputs;
   LinearSpec output;
+  /// Of an attention that reads another block's keys and values: what mlx_lm wants to be there all the same.
+  std::vector<LinearSpec> unread;
+  std::optional<NormSpec> unread_norm;
 
   void contents(int op, int first_stage, Contents& all) const override;
   int stages() const override { return 2; }
