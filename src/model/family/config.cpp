@@ -43,6 +43,17 @@ Config Config::child(const char* key, const json& given, const json& otherwise) 
   return child;
 }
 
+Config Config::with(const json& changes) const {
+  auto fields = *fields_;
+  auto same = *this;
+  for (const auto& [name, value] : changes.items()) {
+    fields[name] = value;
+    settle(name.c_str(), value);
+  }
+  same.fields_ = std::make_shared<const json>(std::move(fields));
+  return same;
+}
+
 Config Config::filled(const json& otherwise) const {
   auto fields = *fields_;
   auto same = *this;
@@ -106,6 +117,12 @@ std::vector<int> Config::counts(const char* key, int size) const {
   return values;
 }
 
+std::vector<double> Config::numbers(const char* key, int size) const {
+  std::vector<double> values;
+  for (const auto& entry : entries(key, size)) values.push_back(entry.number());
+  return values;
+}
+
 std::vector<std::string> Config::texts(const char* key, int size) const {
   std::vector<std::string> values;
   for (const auto& entry : entries(key, size)) values.push_back(entry.text());
@@ -122,16 +139,33 @@ nlohmann::json rope_scaling(const Config& config, const char* key) {
   return scaling;
 }
 
-Rotary flat_rotary(const Config& config) {
-  if (config.has("rope_theta") || !config.has("rope_parameters")) return {config.number("rope_theta"), rope_scaling(config)};
+Config with_flat_positions(const Config& config, const char* theta, const char* part) {
   auto nested = rope_scaling(config, "rope_parameters");
-  const Rotary rotary{Config(nested).number("rope_theta"), [&] {
-                        nested.erase("rope_theta");
-                        return nested == nlohmann::json{{"rope_type", "default"}} || nested.empty() ? nlohmann::json() : nested;
-                      }()};
-  config.settle("rope_theta", rotary.theta);
-  config.settle("rope_scaling", rotary.scaling);
-  return rotary;
+  if (config.has(theta) || !nested.is_object()) return config;
+  nlohmann::json changes = nlohmann::json::object();
+  const auto move = [&](const char* from, const char* to) {
+    if (!nested.contains(from)) return;
+    changes[to] = nested[from];
+    nested.erase(from);
+  };
+  move("rope_theta", theta);
+  move("partial_rotary_factor", part);
+  const bool plain = !nested.contains("rope_type") || nested["rope_type"] == "default";
+  if (!plain && !config.has("rope_scaling")) changes["rope_scaling"] = nested;
+  return config.with(changes);
+}
+
+int sliding_window_pattern(const Config& config, int layers, int otherwise) {
+  const char* key = "sliding_window_pattern";
+  if (config.has(key) || !config.has("layer_types")) return config.count_or(key, otherwise);
+  const auto types = config.texts("layer_types", layers);
+  int pattern = 1;
+  while (pattern <= layers && types[pattern - 1] != "full_attention") ++pattern;
+  for (int i = 0; i < layers; ++i)
+    if ((types[i] == "full_attention") != ((i + 1) % pattern == 0))
+      fail("model", "config.json: \"layer_types\" repeats no pattern of one full_attention behind others, and mlx_lm knows no other order of layers here");
+  if (pattern != otherwise) config.settle(key, pattern);
+  return pattern;
 }
 
 int rotated_features(const Config& config, int head_dim, std::optional<double> otherwise, const char* key) {

@@ -23,7 +23,9 @@ class Config {
   /// whole object as an output's config.json is to have it. A wrapper gives values of its own: `given` ones take the place of the object's,
   /// `otherwise` ones stand where it has none (or null); both are settled.
   Config child(const char* key, const nlohmann::json& given = nlohmann::json::object(), const nlohmann::json& otherwise = nlohmann::json::object()) const;
-  /// The same config with these values where it has none.
+  /// The same fields with these in place of theirs; they are settled too.
+  Config with(const nlohmann::json& changes) const;
+  /// The same fields with these where it has none, as mlx_lm fills them in itself; only where null stood are they settled.
   Config filled(const nlohmann::json& otherwise) const;
   /// The same config of a model whose tensors' names begin with `prefix`.
   Config under(const std::string& prefix) const;
@@ -56,6 +58,8 @@ class Config {
   nlohmann::json value(const char* key) const { return has(key) ? fields_->at(key) : nlohmann::json(); }
   /// A list of whole numbers of this length; of any length when `size` is 0.
   std::vector<int> counts(const char* key, int size = 0) const;
+  /// A list of numbers of this length.
+  std::vector<double> numbers(const char* key, int size) const;
   /// A list of texts of this length.
   std::vector<std::string> texts(const char* key, int size) const;
 
@@ -85,13 +89,13 @@ class Config {
 /// "rope_scaling" as mlx_lm's initialize_rope reads it: keys that are null make way, so that they are absent there too.
 nlohmann::json rope_scaling(const Config& config, const char* key = "rope_scaling");
 
-struct Rotary {
-  double theta = 0;
-  nlohmann::json scaling;  ///< for make_rope
-};
-/// "rope_theta" and "rope_scaling"; without the former those of "rope_parameters", as transformers 5 writes them, which are then settled in the flat fields:
-/// of families whose class in mlx_lm demands "rope_theta".
-Rotary flat_rotary(const Config& config);
+/// transformers 5 keeps in "rope_parameters" what stood in fields of their own. For models that mlx_lm does not open without these: the config with
+/// them, settled. A config that has a field called `theta` is as it was.
+Config with_flat_positions(const Config& config, const char* theta = "rope_theta", const char* part = "partial_rotary_factor");
+
+/// "sliding_window_pattern": of so many layers the last sees everything, the others a window. transformers 5 lists "layer_types" instead, whose pattern
+/// is settled; a list without one is refused.
+int sliding_window_pattern(const Config& config, int layers, int otherwise);
 
 /// How many features of a head of `head_dim` turn: "partial_rotary_factor" of them, `otherwise` where there is none; it must be there when that is null.
 int rotated_features(const Config& config, int head_dim, std::optional<double> otherwise, const char* key = "partial_rotary_factor");

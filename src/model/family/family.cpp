@@ -19,39 +19,79 @@ const std::map<std::string, Family>& families() {
   static const std::map<std::string, Family> table = {
       {"apertus", family::apertus},
       {"baichuan_m1", family::baichuan_m1},
+      {"cohere", family::cohere},
+      {"cohere2", family::cohere2},
       {"ernie4_5", family::ernie4_5},
+      {"exaone", family::exaone},
+      {"exaone4", family::exaone4},
+      {"gemma", family::gemma},
       {"gemma2", family::gemma2},
       {"gemma3", family::gemma3},
       {"gemma3_text", family::gemma3_text},
+      {"gemma3n", family::gemma3n},
       {"gemma4", family::gemma4},
       {"gemma4_text", family::gemma4_text},
-      {"gemma4_unified", family::gemma4},
+      {"glm", family::glm},
       {"glm4", family::glm4},
+      {"gpt2", family::gpt2},
+      {"gpt_bigcode", family::gpt_bigcode},
+      {"gpt_neox", family::gpt_neox},
+      {"granite", family::granite},
       {"helium", family::helium},
+      {"hunyuan_v1_dense", family::hunyuan_v1_dense},
+      {"internlm2", family::internlm2},
       {"internlm3", family::internlm3},
-      {"iquestcoder", family::llama},
       {"lfm2", family::lfm2},
       {"lfm2-vl", family::lfm2_vl},
       {"lfm2_vl", family::lfm2_vl},
+      {"lille-130m", family::lille_130m},
       {"llama", family::llama},
       {"llava", family::llava},
       {"mimo", family::mimo},
+      {"minicpm", family::minicpm},
       {"ministral3", family::ministral3},
       {"mistral", family::llama},
       {"mistral3", family::mistral3},
+      {"nanochat", family::nanochat},
+      {"nemotron", family::nemotron},
       {"nemotron-nas", family::nemotron_nas},
+      {"olmo2", family::olmo2},
+      {"olmo3", family::olmo3},
+      {"openelm", family::openelm},
+      {"phi", family::phi},
       {"phi3", family::phi3},
       {"pixtral", family::pixtral},
+      {"plamo", family::plamo},
+      {"qwen", family::qwen},
       {"qwen2", family::qwen2},
-      {"qwen2_5_vl", family::qwen2_vl},
       {"qwen2_vl", family::qwen2_vl},
       {"qwen3", family::qwen3},
       {"qwen3_moe", family::qwen3_moe},
       {"qwen3_vl", family::qwen3_vl},
       {"seed_oss", family::seed_oss},
       {"smollm3", family::smollm3},
+      {"stablelm", family::stablelm},
+      {"starcoder2", family::starcoder2},
       {"telechat3", family::telechat3},
-      {"xverse", family::llama},
+  };
+  return table;
+}
+
+/// mlx_lm's MODEL_REMAPPING: types that it runs with the code of another.
+const std::map<std::string, std::string>& aliases() {
+  static const std::map<std::string, std::string> table = {
+      {"deepseek_v41_text", "deepseek_v41"},
+      {"falcon_mamba", "mamba"},
+      {"gemma4_unified", "gemma4"},
+      {"iquestcoder", "llama"},
+      {"joyai_llm_flash", "deepseek_v3"},
+      {"kimi_k2", "deepseek_v3"},
+      {"llava", "mistral3"},
+      {"minimax_m2", "minimax"},
+      {"mistral", "llama"},
+      {"phi-msft", "phixtral"},
+      {"qwen2_5_vl", "qwen2_vl"},
+      {"xverse", "llama"},
   };
   return table;
 }
@@ -61,11 +101,19 @@ const std::map<std::string, Family>& families() {
 std::vector<std::string> known_model_types() {
   std::vector<std::string> names;
   for (const auto& [name, function] : families()) names.push_back(name);
+  for (const auto& [name, target] : aliases())
+    if (families().contains(target) && !families().contains(name)) names.push_back(name);
+  std::sort(names.begin(), names.end());
   return names;
 }
 
+std::string run_as(const std::string& model_type) {
+  const auto alias = aliases().find(model_type);
+  return families().contains(model_type) || alias == aliases().end() ? model_type : alias->second;
+}
+
 ModelSpec family::spec_of_type(const std::string& type, const Config& config) {
-  const auto row = families().find(type);
+  const auto row = families().find(run_as(type));
   if (row != families().end()) return row->second(config);
   std::string known;
   for (const auto& name : known_model_types()) known += (known.empty() ? "" : ", ") + name;
