@@ -63,7 +63,7 @@ RUNS = {
     "seed_oss",
     "smollm3",
 }
-RUNS_AS_SAVED = RUNS - {"ernie4_5", "gemma3_text", "glm4", "helium"}
+RUNS_AS_SAVED = RUNS - {"gemma3_text"}
 
 # mlx_lm does not load these with the config.json of transformers 5: a required field is missing there, or a default does not fit.
 REFUSED_AS_SAVED = {
