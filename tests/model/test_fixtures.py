@@ -93,6 +93,7 @@ RUNS = {
     "starcoder2",
 }
 RUNS_AS_SAVED = RUNS - {"ernie4_5", "glm4", "helium"}
+RUNS_AS_SAVED = RUNS - {"gemma3_text"}
 
 # mlx_lm does not load these with the config.json of transformers 5: a required field is missing there, or a default does not fit.
 REFUSED_AS_SAVED = {
