@@ -151,6 +151,8 @@ REPRESENTATIVES = {
     "smollm3-listed": "layers without positions",
     "gemma2": "norms behind branches, norms of 1 + w, softcaps",
     "gemma3-untied-scaled": "windows by layer",
+    "gemma4": "inputs of each layer, keys and values of an earlier layer, norms without weights",
+    "gemma4-keys-as-values-untied": "values made of raw keys, heads whose width and number depend on the layer",
     "glm4": "norms behind branches beside fused linears and biases",
     "qwen3-moe": "mixture of experts in stacks",
     "qwen3-moe-unstacked": "experts stored one by one",
