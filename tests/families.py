@@ -42,6 +42,12 @@ MOE = dict(
     mlp_only_layers=[],
     norm_topk_prob=True,
 )
+OPENELM = dict(model_type="openelm", model_dim=128, num_transformer_layers=3, ffn_dim_divisor=64, ffn_multipliers=[0.5, 1.7, 3.0])
+STABLELM = dict(model_type="stablelm", partial_rotary_factor=0.25, layer_norm_eps=1e-5)
+GRANITE = dict(model_type="granite", attention_multiplier=0.2, embedding_multiplier=1.5, residual_multiplier=0.7, logits_scaling=4.0)
+GPT_NEOX = dict(model_type="gpt_neox", rotary_emb_base=10000, layer_norm_eps=1e-5)
+GPT2 = dict(n_embd=128, n_layer=3, n_head=4, n_positions=512, layer_norm_epsilon=1e-5)
+NEMOTRON = dict(model_type="nemotron", hidden_act="relu2", norm_eps=1e-5)
 
 
 def longrope(kind, features):
@@ -78,6 +84,7 @@ FAMILIES = {
     ),
     "phi3-su": dict(model_type="phi3", original_max_position_embeddings=32, rope_scaling=longrope("su", 16)),
     "phi3-linear": dict(model_type="phi3", rope_scaling=dict(type="linear", factor=2.0, long_factor=1.0)),
+    "gemma": dict(model_type="gemma", head_dim=64, num_key_value_heads=1),
     "gemma2": dict(model_type="gemma2", query_pre_attn_scalar=24.0, attn_logit_softcapping=5.0, final_logit_softcapping=8.0),
     "gemma3": dict(model_type="gemma3_text", sliding_window=8, sliding_window_pattern=2, query_pre_attn_scalar=48.0),
     "gemma3-untied-scaled": dict(
@@ -134,6 +141,77 @@ FAMILIES = {
     "glm4": dict(model_type="glm4", attention_bias=True, partial_rotary_factor=0.5, tie_word_embeddings=False),
     "xverse": dict(model_type="xverse", num_key_value_heads=4, tie_word_embeddings=False),
     "iquestcoder": dict(model_type="iquestcoder", tie_word_embeddings=False),
+    "glm": dict(model_type="glm", attention_bias=True, tie_word_embeddings=False),
+    "glm-tied-wide-heads": dict(model_type="glm", head_dim=64, rope_theta=500000.0),
+    "internlm2": dict(model_type="internlm2", bias=False),
+    "internlm2-biases-linear": dict(model_type="internlm2", tie_word_embeddings=False, rope_scaling=dict(type="linear", factor=2.0)),
+    "internlm2-dynamic": dict(
+        model_type="internlm2", num_key_value_heads=1, max_position_embeddings=16, rope_scaling=dict(type="dynamic", factor=2.0)
+    ),
+    "exaone": dict(model_type="exaone", num_layers=3, layer_norm_epsilon=1e-5, rope_scaling=LLAMA3),
+    "exaone-untied-biases": dict(
+        model_type="exaone", num_layers=2, layer_norm_epsilon=1e-6, tie_word_embeddings=False, attention_bias=True, mlp_bias=True
+    ),
+    "exaone4": dict(model_type="exaone4", sliding_window=8, sliding_window_pattern="LG", rope_scaling=LLAMA3),
+    "exaone4-no-windows": dict(
+        model_type="exaone4", head_dim=64, tie_word_embeddings=False, rope_scaling=dict(rope_type="default"), sliding_window=0, sliding_window_pattern=""
+    ),
+    "minicpm": dict(model_type="minicpm", tie_word_embeddings=False, dim_model_base=48, scale_depth=1.4, scale_emb=12.0),
+    "minicpm-longrope": dict(
+        model_type="minicpm",
+        tie_word_embeddings=False,
+        dim_model_base=128,
+        scale_depth=0.7,
+        scale_emb=1,
+        rope_traditional=True,
+        rope_scaling=dict(longrope("longrope", 16), original_max_position_embeddings=16),
+    ),
+    "hunyuan": dict(model_type="hunyuan_v1_dense", rope_scaling=dict(type="dynamic", alpha=50.0, factor=1.0)),
+    "hunyuan-biases-no-norms": dict(
+        model_type="hunyuan_v1_dense", attention_bias=True, use_qk_norm=False, tie_word_embeddings=False, head_dim=64
+    ),
+    "qwen": dict(model_type="qwen", kv_channels=32, layer_norm_epsilon=1e-5),
+    "qwen-biases": dict(model_type="qwen", kv_channels=64, num_attention_heads=2, no_bias=False),
+    "lille-130m": dict(model_type="lille-130m", block_size=64, layer_norm_eps=1e-5, n_embd=128, n_head=4, n_kv_heads=2, n_layer=3),
+    "openelm": dict(OPENELM, num_query_heads=[4, 2, 8], num_kv_heads=[2, 1, 2]),
+    "openelm-untied-no-norms": dict(
+        OPENELM, num_query_heads=[2, 4, 4], num_kv_heads=[1, 1, 4], share_input_output_layers=False, normalize_qk_projections=False
+    ),
+    "plamo": dict(model_type="plamo", n_shared_head=2),
+    "plamo-one-shared-interleaved": dict(model_type="plamo", n_shared_head=4, rope_traditional=True),
+    "nanochat": dict(model_type="nanochat"),
+    "nanochat-all-heads": dict(model_type="nanochat", num_key_value_heads=4, rope_theta=500.0),
+    "cohere": dict(model_type="cohere", logit_scale=0.3),
+    "cohere-qk-norms-biases": dict(model_type="cohere", use_qk_norm=True, layer_norm_bias=True, attention_bias=True, num_key_value_heads=4),
+    "cohere2": dict(model_type="cohere2", sliding_window=8, sliding_window_pattern=3),
+    "cohere2-biases": dict(model_type="cohere2", sliding_window=8, sliding_window_pattern=2, layer_norm_bias=True, attention_bias=True),
+    "olmo2": dict(model_type="olmo2", tie_word_embeddings=False),
+    "olmo2-biases-llama3": dict(model_type="olmo2", attention_bias=True, mlp_bias=True, head_dim=64, rope_theta=500000.0, rope_scaling=LLAMA3),
+    "olmo3": dict(model_type="olmo3", sliding_window=8, num_hidden_layers=5, tie_word_embeddings=False, rope_scaling=YARN),
+    "olmo3-listed": dict(
+        model_type="olmo3", sliding_window=8, attention_bias=True, layer_types=["full_attention", "sliding_attention", "sliding_attention"]
+    ),
+    "phi": dict(model_type="phi", num_key_value_heads=4),
+    "phi-grouped-heads": dict(model_type="phi", partial_rotary_factor=0.75),
+    "stablelm": dict(STABLELM, use_qkv_bias=False),
+    "stablelm-parallel-qk-norms": dict(STABLELM, use_qkv_bias=True, use_parallel_residual=True, qk_layernorm=True),
+    "starcoder2": dict(model_type="starcoder2"),
+    "starcoder2-untied": dict(model_type="starcoder2", tie_word_embeddings=False, rope_theta=None),
+    "granite": dict(GRANITE, attention_bias=False, mlp_bias=False),
+    "granite-untied-biases-yarn": dict(
+        GRANITE, attention_bias=True, mlp_bias=True, logits_scaling=3.0, tie_word_embeddings=False, rope_scaling=YARN
+    ),
+    "gpt_neox": dict(GPT_NEOX, rotary_pct=0.25),
+    "gpt_neox-one-after-the-other": dict(GPT_NEOX, rotary_pct=1.0, use_parallel_residual=False),
+    "gpt2": dict(GPT2, model_type="gpt2", n_ctx=512),
+    "gpt_bigcode": dict(GPT2, model_type="gpt_bigcode", n_inner=384),
+    "gpt_bigcode-untied-no-biases": dict(
+        GPT2, model_type="gpt_bigcode", n_inner=256, attention_bias=False, mlp_bias=False, tie_word_embeddings=False
+    ),
+    "nemotron": dict(NEMOTRON, tie_word_embeddings=False),
+    "nemotron-tied-biases-linear": dict(
+        NEMOTRON, attention_bias=True, mlp_bias=True, partial_rotary_factor=0.75, rope_scaling=dict(type="linear", factor=2.0)
+    ),
     "qwen3-moe": MOE,
     "qwen3-moe-unstacked": dict(MOE, unstacked=True),
     "qwen3-moe-some-dense-raw-probabilities": dict(MOE, mlp_only_layers=[1], norm_topk_prob=False, tie_word_embeddings=False),
@@ -189,14 +267,14 @@ def build(name, seed, **changes):
     model_class, args_class = utils._get_classes(config)
     model = model_class(args_class.from_dict(config))
     rng = np.random.default_rng(seed)
-    gemma = config["model_type"].startswith("gemma")
+    offset = config["model_type"].startswith(("gemma", "nemotron"))  # norms whose weight in use is 1 + w
 
     def draw(path, old):
         noise = rng.standard_normal(old.shape).astype(np.float32)
-        if old.ndim == 1:
-            centre = 1.0 if "norm" in path and not gemma else 0.0
-            return mx.array(centre + 0.3 * noise)
-        return mx.array(noise * (1.0 if "embed" in path else 1.2 / np.sqrt(old.shape[-1])))
+        norm = ("norm" in path or "ln_" in path) and path.endswith("weight")
+        if old.ndim == 1 or norm:
+            return mx.array((1.0 if norm and not offset else 0.0) + 0.3 * noise)
+        return mx.array(noise * (1.0 if "embed" in path or "wte" in path or "wpe" in path else 1.2 / np.sqrt(old.shape[-1])))
 
     weights = [(path, draw(path, old)) for path, old in tree_flatten(model.parameters())]
     model.load_weights(weights)

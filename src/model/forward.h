@@ -75,14 +75,21 @@ struct Context {
   const mx::array* ids = nullptr;  ///< of the tokens, int32 [B, T]; embed() gives them to the front
 };
 
-/// ids int32 [B, T] → x [B, T, H] of `dtype` (of models with a front: the state that it makes, with more columns). The context tells where each token stands, for models with an embedding of positions.
+/// Positions of the tokens, int32 [B, T]: counted from each segment's first token; those of branches go on from their text's end.
+mx::array positions_of(const mx::array& ids, const Context& context);
+
+/// ids int32 [B, T] → x [B, T, H] of `dtype`; of models with a front the state that it makes, with more columns. The context tells where each token
+/// stands, for models with an embedding of positions.
 mx::array embed(const ModelSpec& spec, const Tensors& tensors, const Formats& formats, const mx::array& ids, mx::Dtype dtype, const Context& context = {});
 
 /// One block: x [B, T, H] → [B, T, H]. Stage by stage: block.h.
 mx::array block(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const mx::array& x, const Context& context = {});
 
 /// The norm before the head, and what stands between it and the head.
-mx::array final_norm(const ModelSpec& spec, const Tensors& tensors, const mx::array& x);
+mx::array final_norm(const ModelSpec& spec, const Tensors& tensors, const mx::array& x, const Formats& formats = {});
+
+/// Of a state [B, T, width] the columns that are the residual.
+mx::array residual_of(const ModelSpec& spec, const mx::array& x);
 
 /// What makes logits of normed hidden states; made for kernels::kl_loss and its like. logits = softcap(multiplier · h · weightᵀ + bias).
 struct Head {

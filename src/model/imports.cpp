@@ -108,6 +108,7 @@ std::optional<Source> find_source(const Imports& imports, const std::string& nam
     if (!name.starts_with(row.target)) continue;
     const auto rest = name.substr(row.target.size());
     if (!rest.empty() && rest.front() != '.') continue;
+    if (row.sources.empty()) return Source{{}, row.changes};
     const auto first = located(imports, row.sources.front() + rest, has);
     if (!first) continue;
     Source source{{*first}, row.changes};
@@ -122,6 +123,10 @@ std::optional<Source> find_source(const Imports& imports, const std::string& nam
 
 std::optional<mx::Shape> changed_shape(const std::vector<Change>& changes, std::vector<mx::Shape> shapes) {
   for (const auto& change : changes) {
+    if (change.kind == Kind::zeros) {
+      shapes = {change.shape};
+      continue;
+    }
     if (change.kind == Kind::stack || change.kind == Kind::concatenate) {
       auto joined = shapes.front();
       if (change.kind == Kind::stack) {
@@ -150,7 +155,9 @@ std::optional<mx::Shape> changed_shape(const std::vector<Change>& changes, std::
 
 mx::array changed(const std::vector<Change>& changes, std::vector<mx::array> tensors) {
   for (const auto& change : changes) {
-    if (change.kind == Kind::stack) {
+    if (change.kind == Kind::zeros) {
+      tensors = {mx::zeros(change.shape)};
+    } else if (change.kind == Kind::stack) {
       tensors = {mx::stack(tensors)};
     } else if (change.kind == Kind::concatenate) {
       tensors = {mx::concatenate(tensors, 0)};

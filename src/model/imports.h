@@ -24,6 +24,7 @@ struct Change {
     move_axis,    ///< axis `axis` becomes axis `to`
     unit_rows,    ///< each row is divided by its L2 norm + 1e-7, in f32 (Baichuan M1's head)
     reshape,      ///< to `shape`, of as many entries
+    zeros,        ///< no source at all: zeros of `shape`, for what mlx_lm wants to be there and nothing reads
   };
   Kind kind;
   int axis = 0, to = 0, first = 0, count = 0;
@@ -32,7 +33,7 @@ struct Change {
 };
 
 /// One row: the tensors of `target` come from those of `sources`. Both are whole names or paths of linears ("model.layers.0.mlp.switch_mlp.up_proj"),
-/// whose tensors (".weight", ".scales", ".bias", …) are meant then. A checkpoint that has a target under its own name needs no row.
+/// whose tensors (".weight", ".scales", ".bias", …) are meant then. Without sources the row is for zeros. A checkpoint that has a target under its own name needs no row.
 struct Import {
   std::string target;
   std::vector<std::string> sources;

@@ -89,6 +89,7 @@ std::vector<Expected> expected_before(const ModelSpec& spec, const Formats& form
 
 std::vector<Expected> expected_outside(const ModelSpec& spec, const Formats& formats) {
   auto all = expected_before(spec, formats);
+  if (spec.tail) add(all, expected_of(*spec.tail, formats));
   add(all, expected_tensors(spec.final_norm));
   if (spec.head) add(all, expected_tensors(*spec.head, formats));
   return all;
@@ -124,7 +125,7 @@ mx::Dtype float_dtype_of(const checkpoint::Checkpoint& checkpoint, const ModelSp
   for (const auto& block : spec.blocks)
     for (const auto* linear : block.linears()) names.insert(names.end(), {linear->path + ".weight", linear->path + ".scales"});
   for (const auto& name : names)
-    if (const auto source = source_of(checkpoint, spec, name); source && checkpoint.has(source->names.front()))
+    if (const auto source = source_of(checkpoint, spec, name); source && !source->names.empty() && checkpoint.has(source->names.front()))
       if (const auto dtype = checkpoint.info(source->names.front()).dtype; is_float(dtype)) return dtype;
   return mx::bfloat16;
 }
@@ -169,6 +170,8 @@ Tensors Model::load_embedding(std::optional<mx::Dtype> dtype) const { return loa
 
 Tensors Model::load_final(std::optional<mx::Dtype> dtype) const {
   auto names = tensor_names(spec_.head ? *spec_.head : spec_.embedding, formats_);
+  if (spec_.tail)
+    for (const auto& expected : expected_of(*spec_.tail, formats_)) names.push_back(expected.name);
   for (const auto& expected : expected_tensors(spec_.final_norm)) names.push_back(expected.name);
   return load(names, dtype);
 }

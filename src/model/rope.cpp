@@ -137,6 +137,7 @@ RopeSpec make_rope(int dims, double base, bool interleaved, const json& scaling,
     inv_freq = yarn(dims, base, scaling, rope.magnitude);
   } else if (type == "longrope") {
     inv_freq = longrope(dims, base, scaling, max_positions, rope.magnitude);
+    rope.interleaved = false;  // mlx_lm's has halves alone
   } else if (type == "proportional") {
     inv_freq = proportional(dims, base, scaling);
   } else {

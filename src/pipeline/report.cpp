@@ -117,7 +117,7 @@ std::vector<calibration::Batch> first_rows(const std::vector<calibration::Batch>
 
 /// What a folder stores for a linear, as the teacher would hold it: dense, and free of AWQ's scales.
 mx::array unscaled(const Folder& folder, const model::LinearSpec& linear, const mx::array& like) {
-  auto tensors = linear.block < 0 ? (linear.path == folder.model.spec().embedding.path ? folder.model.load_embedding() : folder.model.load_final())
+  auto tensors = linear.block < 0 ? (linear.role == model::Role::embed ? folder.model.load_embedding() : folder.model.load_final())
                                   : folder.model.load_block(linear.block);
   model::Tensors one;
   for (const char* part : {".weight", ".scales", ".biases"})
@@ -219,7 +219,7 @@ evaluate::Report report(const ReportRun& o, const run::Context& context) {
     if (fs::is_directory(path)) folders.back().folds = read_folds(path, teacher.spec());  // a GGUF file has no scales of AWQ
   }
   const auto tokenizer = text::Tokenizer::open(teacher_files.files());
-  const auto batches = o.text.batches(tokenizer, teacher.spec().vocab);
+  const auto batches = o.text.batches(tokenizer, teacher.spec());
   const auto part_rows = first_rows(batches, o.alone_rows);
 
   evaluate::Report report;

@@ -31,6 +31,9 @@ QUANTIZED = {
     "nvfp4": ("qwen3", 16, 4, "nvfp4", None),
     "experts": ("qwen3-moe", 64, 4, "affine", None),
     "experts-mxfp4": ("qwen3-moe", 32, 4, "mxfp4", None),
+    "by-head": ("gpt_neox", 64, 4, "affine", None),
+    "positions": ("gpt2", 64, 4, "affine", None),
+    "advised": ("granite-untied-biases-yarn", 32, 4, "mxfp4", None),
     "overrides": (
         "llama-untied-biases",
         64,

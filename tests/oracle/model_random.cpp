@@ -14,6 +14,11 @@ namespace mx = mlx::core;
 using nlohmann::json;
 
 json tiny_config(const std::string& model_type) {
+  if (const auto target = model::run_as(model_type); target != model_type && model_type != "mistral") {
+    auto config = tiny_config(target);
+    config["model_type"] = model_type;
+    return config;
+  }
   json config = {{"model_type", model_type}, {"hidden_size", 64},
                  {"num_hidden_layers", 2},   {"intermediate_size", 96},
                  {"num_attention_heads", 4}, {"num_key_value_heads", 2},
@@ -30,6 +35,21 @@ json tiny_config(const std::string& model_type) {
     if (model_type == untied) config.update({{"tie_word_embeddings", false}, {"attention_bias", true}});
   if (model_type == "helium") config["mlp_bias"] = true;
   if (model_type == "glm4") config["partial_rotary_factor"] = 0.5;
+  if (model_type == "gemma") config["num_key_value_heads"] = 1;
+  if (model_type == "glm") config["attention_bias"] = true;
+  if (model_type == "exaone") config.update({{"num_layers", 2}, {"layer_norm_epsilon", 1e-5}, {"mlp_bias", true}});
+  if (model_type == "exaone4") config.update({{"rope_scaling", nullptr}, {"sliding_window", 5}, {"sliding_window_pattern", "LG"}});
+  if (model_type == "minicpm")
+    config.update({{"tie_word_embeddings", false}, {"dim_model_base", 24}, {"scale_depth", 1.4}, {"scale_emb", 3.0}});
+  if (model_type == "hunyuan_v1_dense") config["rope_scaling"] = {{"type", "dynamic"}, {"alpha", 50.0}, {"factor", 1.0}};
+  if (model_type == "qwen") config.update({{"kv_channels", 16}, {"layer_norm_epsilon", 1e-5}, {"no_bias", false}});
+  if (model_type == "lille-130m")
+    config.update({{"block_size", 128}, {"layer_norm_eps", 1e-5}, {"n_embd", 64}, {"n_head", 4}, {"n_kv_heads", 2}, {"n_layer", 2}});
+  if (model_type == "openelm") {
+    config.update({{"model_dim", 64}, {"num_transformer_layers", 2}, {"ffn_dim_divisor", 16}});
+    config.update({{"num_query_heads", {4, 6}}, {"num_kv_heads", {2, 3}}, {"ffn_multipliers", {0.5, 1.5}}});
+  }
+  if (model_type == "plamo") config["n_shared_head"] = 2;
   if (model_type == "gemma2") config["query_pre_attn_scalar"] = 24, config["attn_logit_softcapping"] = 5.0, config["final_logit_softcapping"] = 8.0;
   if (model_type == "gemma3_text") config["sliding_window"] = 5, config["sliding_window_pattern"] = 2, config["query_pre_attn_scalar"] = 24;
   if (model_type == "gemma4_text")
@@ -39,6 +59,21 @@ json tiny_config(const std::string& model_type) {
     config.update({{"num_experts", 5}, {"num_experts_per_tok", 2}, {"moe_intermediate_size", 32}, {"decoder_sparse_step", 1}});
     config.update({{"mlp_only_layers", json::array()}, {"norm_topk_prob", true}});
   }
+  // Sizes, norms and positions of models that name them otherwise.
+  config.update({{"layer_norm_eps", 1e-5}, {"norm_epsilon", 1e-5}, {"norm_eps", 1e-5}, {"layer_norm_epsilon", 1e-5}});
+  config.update({{"n_embd", 64}, {"n_layer", 2}, {"n_head", 4}, {"n_positions", 32}, {"n_ctx", 32}, {"n_inner", 96}});
+  if (model_type == "cohere") config.update({{"use_qk_norm", true}, {"layer_norm_bias", true}, {"attention_bias", true}, {"logit_scale", 0.25}});
+  if (model_type == "cohere2") config.update({{"sliding_window", 5}, {"sliding_window_pattern", 2}, {"logit_scale", 0.25}});
+  if (model_type == "olmo2") config.update({{"attention_bias", true}, {"mlp_bias", true}, {"tie_word_embeddings", false}});
+  if (model_type == "olmo3") config.update({{"sliding_window", 5}, {"layer_types", {"sliding_attention", "full_attention"}}});
+  if (model_type == "phi") config["partial_rotary_factor"] = 0.5;
+  if (model_type == "stablelm") config.update({{"partial_rotary_factor", 0.25}, {"use_qkv_bias", true}, {"qk_layernorm", true}});
+  if (model_type == "granite") {
+    config.update({{"attention_bias", true}, {"mlp_bias", false}, {"tie_word_embeddings", false}, {"logits_scaling", 3.0}});
+    config.update({{"attention_multiplier", 0.2}, {"embedding_multiplier", 1.5}, {"residual_multiplier", 0.7}});
+  }
+  if (model_type == "gpt_neox") config.update({{"rotary_emb_base", 10000}, {"rotary_pct", 0.5}});
+  if (model_type == "nemotron") config.update({{"hidden_act", "relu2"}, {"attention_bias", true}, {"mlp_bias", true}});
   return config;
 }
 
@@ -69,6 +104,11 @@ model::Tensors random_tensors(const model::ModelSpec& spec, std::uint64_t seed) 
   for (const auto* norm : spec.outer_norms()) add_norm(*norm);
   for (auto& [name, value] : tensors) value.eval();
   return tensors;
+}
+
+std::string name_of(std::string model_type) {
+  std::replace(model_type.begin(), model_type.end(), '-', '_');
+  return model_type;
 }
 
 std::string name_of(mx::Dtype dtype) { return dtype == mx::float32 ? "f32" : dtype == mx::bfloat16 ? "bf16" : "f16"; }

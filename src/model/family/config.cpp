@@ -23,6 +23,23 @@ double Config::number(const char* key) const { return field(key).number(); }
 
 bool Config::flag(const char* key) const { return field(key).flag(); }
 
+Config Config::with(const nlohmann::json& changes) const {
+  auto fields = fields_;
+  fields.update(changes);
+  settled_->update(changes);
+  return {std::make_shared<const nlohmann::json>(std::move(fields)), settled_};
+}
+
+Config Config::filled(const nlohmann::json& defaults) const {
+  auto fields = fields_;
+  for (const auto& [key, value] : defaults.items()) {
+    if (has(key.c_str())) continue;
+    if (is_null(key.c_str())) settle(key.c_str(), value);
+    fields[key] = value;
+  }
+  return {std::make_shared<const nlohmann::json>(std::move(fields)), settled_};
+}
+
 std::vector<JsonView> Config::entries(const char* key, int size) const {
   const auto list = field(key);
   std::vector<JsonView> all;
@@ -35,6 +52,12 @@ std::vector<JsonView> Config::entries(const char* key, int size) const {
 std::vector<int> Config::counts(const char* key, int size) const {
   std::vector<int> values;
   for (const auto& entry : entries(key, size)) values.push_back(static_cast<int>(entry.whole(INT32_MIN, INT32_MAX)));
+  return values;
+}
+
+std::vector<double> Config::numbers(const char* key, int size) const {
+  std::vector<double> values;
+  for (const auto& entry : entries(key, size)) values.push_back(entry.number());
   return values;
 }
 
@@ -52,6 +75,35 @@ nlohmann::json rope_scaling(const Config& config, const char* key) {
   for (auto field = scaling.begin(); field != scaling.end();) field = field->is_null() ? scaling.erase(field) : std::next(field);
   if (scaling.size() != before) config.settle(key, scaling);
   return scaling;
+}
+
+Config with_flat_positions(const Config& config, const char* theta, const char* part) {
+  auto nested = rope_scaling(config, "rope_parameters");
+  if (config.has(theta) || !nested.is_object()) return config;
+  nlohmann::json changes = nlohmann::json::object();
+  const auto move = [&](const char* from, const char* to) {
+    if (!nested.contains(from)) return;
+    changes[to] = nested[from];
+    nested.erase(from);
+  };
+  move("rope_theta", theta);
+  move("partial_rotary_factor", part);
+  const bool plain = !nested.contains("rope_type") || nested["rope_type"] == "default";
+  if (!plain && !config.has("rope_scaling")) changes["rope_scaling"] = nested;
+  return config.with(changes);
+}
+
+int sliding_window_pattern(const Config& config, int layers, int otherwise) {
+  const char* key = "sliding_window_pattern";
+  if (config.has(key) || !config.has("layer_types")) return config.count_or(key, otherwise);
+  const auto types = config.texts("layer_types", layers);
+  int pattern = 1;
+  while (pattern <= layers && types[pattern - 1] != "full_attention") ++pattern;
+  for (int i = 0; i < layers; ++i)
+    if ((types[i] == "full_attention") != ((i + 1) % pattern == 0))
+      fail("model", "config.json: \"layer_types\" repeats no pattern of one full_attention behind others, and mlx_lm knows no other order of layers here");
+  if (pattern != otherwise) config.settle(key, pattern);
+  return pattern;
 }
 
 int rotated_features(const Config& config, int head_dim, std::optional<double> otherwise, const char* key) {

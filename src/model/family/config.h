@@ -18,6 +18,10 @@ inline constexpr const char* kMend = "take the config.json of the original model
 class Config {
  public:
   explicit Config(const nlohmann::json& fields) : fields_(fields) {}
+  /// The same fields with these in place of theirs; they are settled too.
+  Config with(const nlohmann::json& changes) const;
+  /// The same fields with these where it has none, as mlx_lm fills them in itself; only where null stood are they settled.
+  Config filled(const nlohmann::json& defaults) const;
   /// For ModelSpec::settled.
   const nlohmann::json& settled() const { return *settled_; }
   void settle(const char* key, nlohmann::json value) const { (*settled_)[key] = std::move(value); }
@@ -36,10 +40,14 @@ class Config {
   nlohmann::json value(const char* key) const { return has(key) ? fields_.at(key) : nlohmann::json(); }
   /// A list of whole numbers of this length; of any length when `size` is 0.
   std::vector<int> counts(const char* key, int size = 0) const;
+  /// A list of numbers of this length.
+  std::vector<double> numbers(const char* key, int size) const;
   /// A list of texts of this length.
   std::vector<std::string> texts(const char* key, int size) const;
 
  private:
+  Config(std::shared_ptr<const nlohmann::json> owned, std::shared_ptr<nlohmann::json> settled)
+      : owned_(std::move(owned)), fields_(*owned_), settled_(std::move(settled)) {}
   /// The field, which must be there; its failures name it.
   JsonView field(const char* key) const;
   std::vector<JsonView> entries(const char* key, int size) const;
@@ -48,12 +56,21 @@ class Config {
     if (is_null(key)) settle(key, value);
     return value;
   }
+  std::shared_ptr<const nlohmann::json> owned_ = nullptr;  ///< the fields, where they are not the caller's
   const nlohmann::json& fields_;
   std::shared_ptr<nlohmann::json> settled_ = std::make_shared<nlohmann::json>(nlohmann::json::object());
 };
 
 /// "rope_scaling" as mlx_lm's initialize_rope reads it: keys that are null make way, so that they are absent there too.
 nlohmann::json rope_scaling(const Config& config, const char* key = "rope_scaling");
+
+/// transformers 5 keeps in "rope_parameters" what stood in fields of their own. For models that mlx_lm does not open without these: the config with
+/// them, settled. A config that has a field called `theta` is as it was.
+Config with_flat_positions(const Config& config, const char* theta = "rope_theta", const char* part = "partial_rotary_factor");
+
+/// "sliding_window_pattern": of so many layers the last sees everything, the others a window. transformers 5 lists "layer_types" instead, whose pattern
+/// is settled; a list without one is refused.
+int sliding_window_pattern(const Config& config, int layers, int otherwise);
 
 /// How many features of a head of `head_dim` turn: "partial_rotary_factor" of them, `otherwise` where there is none; it must be there when that is null.
 int rotated_features(const Config& config, int head_dim, std::optional<double> otherwise, const char* key = "partial_rotary_factor");

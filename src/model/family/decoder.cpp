@@ -41,6 +41,15 @@ void Decoder::read_tie(const Config& config, std::optional<bool> otherwise, cons
   }
 }
 
+void Decoder::always_tied(const Config& config) {
+  tied = true;
+  drops_head = config.flag_or("tie_word_embeddings", true);
+}
+
+void Decoder::require_even_heads() const {
+  if (hidden % heads != 0) fail("model", "config.json: a hidden size of {} cannot be cut into {} heads; {}", hidden, heads, kMend);
+}
+
 namespace {
 
 std::vector<LeftOut> usual_left_out(bool tied, const std::string& head) {
@@ -88,8 +97,8 @@ BlockSpec Layer::block() const {
   BlockSpec block;
   if (parallel) {
     Step step;
-    step.before = attention_norm;
-    step.branches = {{.op = mixing, .after = attention_post_norm, .scale = scale}, {.op = mlp, .after = mlp_post_norm, .scale = scale}};
+    if (!mlp_norm) step.before = attention_norm;
+    step.branches = {{mlp_norm ? attention_norm : std::nullopt, mixing, attention_post_norm, scale}, {mlp_norm, mlp, mlp_post_norm, scale}};
     block.steps = {step};
   } else {
     block.steps = {{.branches = {{attention_norm, mixing, attention_post_norm, scale}}}, {.branches = {{mlp_norm, mlp, mlp_post_norm, scale}}}};
@@ -178,7 +187,7 @@ ModelSpec Decoder::outer(const std::string& family) const {
   spec.embedding = {.path = names.embedding, .role = Role::embed, .out = vocab, .in = hidden};
   spec.final_norm = norm_at(names.final_norm);
   spec.head_if_present = head_if_present;
-  spec.left_out = usual_left_out(tied, names.head);
+  spec.left_out = usual_left_out(tied && drops_head, names.head);
   if (!tied) spec.head = LinearSpec{.path = names.head, .role = Role::head, .out = vocab, .in = hidden, .bias = head_bias};
   return spec;
 }

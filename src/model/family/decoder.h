@@ -53,7 +53,7 @@ struct Layer {
   std::shared_ptr<const Op> mixer;  ///< in place of attention, when there is one
   std::shared_ptr<const Op> mlp;
   float scale = 1;        ///< of both branches
-  bool parallel = false;  ///< both read one norm, attention_norm, and one residual
+  bool parallel = false;  ///< both read one residual, and without an mlp_norm one norm, attention_norm
 
   BlockSpec block() const;
 };
@@ -68,6 +68,7 @@ struct Decoder {
   float eps = 1e-6f, norm_offset = 0;
   bool tied = true;
   bool head_if_present = false;  ///< the config leaves open whether it is tied
+  bool drops_head = true;        ///< a tied model's checkpoint may hold a head all the same, which is left out
   bool qkv_bias = false, o_bias = false, mlp_bias = false, head_bias = false;
   Fused fused_attention = Fused::apart;
   bool fused_mlp = false;  ///< gate and up in one linear, gate first
@@ -83,6 +84,10 @@ struct Decoder {
   /// tie_word_embeddings, which must be there when there is no default. In Python null is false: a head of the checkpoint's own is used; where it has
   /// none the model can only be tied.
   void read_tie(const Config& config, std::optional<bool> otherwise, const char* key = "tie_word_embeddings");
+  /// mlx_lm ties the head whatever tie_word_embeddings says. A head that is not tied by the config either is refused, not dropped.
+  void always_tied(const Config& config);
+  /// Where mlx_lm runs no heads that do not divide the hidden size.
+  void require_even_heads() const;
 
   /// A norm over the hidden states under this whole name.
   NormSpec norm_at(const std::string& name) const;

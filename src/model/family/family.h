@@ -8,6 +8,18 @@
 // ModelArgs, since its output must mean the same there), fills a Decoder, and changes in the layers what is its own.
 namespace lquant::model::family {
 
+ModelSpec cohere(const Config& config);
+ModelSpec cohere2(const Config& config);
+ModelSpec gpt2(const Config& config);
+ModelSpec gpt_bigcode(const Config& config);
+ModelSpec gpt_neox(const Config& config);
+ModelSpec granite(const Config& config);
+ModelSpec nemotron(const Config& config);
+ModelSpec olmo2(const Config& config);
+ModelSpec olmo3(const Config& config);
+ModelSpec phi(const Config& config);
+ModelSpec stablelm(const Config& config);
+ModelSpec starcoder2(const Config& config);
 ModelSpec ernie4_5(const Config& config);
 ModelSpec glm4(const Config& config);
 ModelSpec helium(const Config& config);
@@ -25,6 +37,19 @@ ModelSpec qwen3_moe(const Config& config);
 ModelSpec phi3(const Config& config);
 ModelSpec gemma2(const Config& config);
 ModelSpec gemma3_text(const Config& config);
+ModelSpec gemma3n(const Config& config);
+ModelSpec exaone(const Config& config);
+ModelSpec exaone4(const Config& config);
+ModelSpec glm(const Config& config);
+ModelSpec hunyuan_v1_dense(const Config& config);
+ModelSpec internlm2(const Config& config);
+ModelSpec lille_130m(const Config& config);
+ModelSpec minicpm(const Config& config);
+ModelSpec nanochat(const Config& config);
+ModelSpec openelm(const Config& config);
+ModelSpec plamo(const Config& config);
+ModelSpec qwen(const Config& config);
+ModelSpec gemma(const Config& config);
 ModelSpec gemma4_text(const Config& config);
 
 }  // namespace lquant::model::family

@@ -1,5 +1,6 @@
-// Gemma 2 (arXiv 2408.00118) and the text part of Gemma 3 (arXiv 2503.19786): norms on both sides of each sub-layer with weight
-// 1 + w, tanh-GELU, embeddings times sqrt(hidden). Gemma 2 caps scores and logits softly; mlx_lm gives all its layers the
+// Gemma (arXiv 2403.08295), Gemma 2 (arXiv 2408.00118) and the text part of Gemma 3 (arXiv 2503.19786): norms with weight 1 + w, from Gemma 2 on
+// on both sides of each sub-layer, and embeddings times sqrt(hidden). The activation is GELU, in Gemma 1 the exact one as in mlx_lm (Hugging Face runs
+// its tanh form there, as in the others). Gemma 2 caps scores and logits softly; mlx_lm gives all its layers the
 // whole context. Gemma 3 norms q and k and alternates local layers, with a rope base of their own, with global ones.
 #include <mlx/types/bf16.h>
 
@@ -18,7 +19,7 @@ float scale_of(const Config& config, double otherwise) {
   return static_cast<float>(1 / std::sqrt(divisor));
 }
 
-Decoder gemma(const Config& config) {
+Decoder sandwiched(const Config& config) {
   auto decoder = Decoder::read(config);
   decoder.names = Names::sandwich();
   decoder.norm_offset = 1;
@@ -28,11 +29,21 @@ Decoder gemma(const Config& config) {
 
 }  // namespace
 
-ModelSpec gemma2(const Config& config) {
-  auto decoder = gemma(config);
+ModelSpec gemma(const Config& config) {
+  auto decoder = Decoder::read(config);
   decoder.head_dim = config.count("head_dim");
-  // Whatever the config says, mlx_lm ties the head; a head of its own then has no use, which the table of tensors left out does not allow.
-  const bool tied = config.flag_or("tie_word_embeddings", true);
+  decoder.always_tied(config);
+  decoder.norm_offset = 1;
+  decoder.activation = kernels::Activation::gelu;
+  auto spec = decoder.build("gemma", make_rope(decoder.head_dim, config.number_or("rope_theta", 10000), config.flag_or("rope_traditional", false), nullptr, 0));
+  spec.embedding_multiplier = std::sqrt(static_cast<float>(decoder.hidden));
+  return spec;
+}
+
+ModelSpec gemma2(const Config& config) {
+  auto decoder = sandwiched(config);
+  decoder.head_dim = config.count("head_dim");
+  decoder.always_tied(config);
   for (const char* key : {"attn_logit_softcapping", "final_logit_softcapping"})
     if (config.is_null(key)) fail("model", "config.json: \"{}\" is null, and mlx_lm does not run Gemma 2 without it", key);
   decoder.scale = scale_of(config, 144);
@@ -40,7 +51,6 @@ ModelSpec gemma2(const Config& config) {
   auto spec = decoder.build(
       "gemma2", make_rope(decoder.head_dim, config.number_or("rope_theta", 10000), config.flag_or("rope_traditional", false), nullptr, 0),
       [&](Layer& layer) { layer.attention.softcap = softcap; });
-  if (!tied) std::erase_if(spec.left_out, [](const auto& row) { return row.pattern.starts_with("lm_head."); });
   spec.embedding_multiplier = std::sqrt(static_cast<float>(decoder.hidden));
   spec.logit_softcap = static_cast<float>(config.number_or("final_logit_softcapping", 30));
   return spec;
@@ -48,15 +58,9 @@ ModelSpec gemma2(const Config& config) {
 
 ModelSpec gemma3_text(const Config& config) {
   // Published files leave out what equals the 1B model's values.
-  nlohmann::json fields = {{"hidden_size", 1152}, {"num_hidden_layers", 26}, {"intermediate_size", 6912}, {"num_attention_heads", 4},
-                           {"head_dim", 256},     {"rms_norm_eps", 1e-6},    {"vocab_size", 262144},      {"num_key_value_heads", 1}};
-  for (auto& [key, value] : fields.items()) {
-    if (config.has(key.c_str())) value = config.value(key.c_str());
-    if (config.is_null(key.c_str())) config.settle(key.c_str(), value);
-  }
-  const Config filled(fields);
-  auto decoder = gemma(filled);
-  for (const auto& [key, value] : filled.settled().items()) config.settle(key.c_str(), value);
+  const auto filled = config.filled({{"hidden_size", 1152}, {"num_hidden_layers", 26}, {"intermediate_size", 6912}, {"num_attention_heads", 4},
+                                     {"head_dim", 256}, {"rms_norm_eps", 1e-6}, {"vocab_size", 262144}, {"num_key_value_heads", 1}});
+  auto decoder = sandwiched(filled);
   decoder.tied = false;
   decoder.qk_norm = true;
   decoder.scale = scale_of(config, 256);

@@ -12,7 +12,8 @@ ModelSpec glm4(const Config& config) {
   decoder.fused_mlp = true;
   decoder.names.attention_post_norm = "post_self_attn_layernorm";
   decoder.names.mlp_post_norm = "post_mlp_layernorm";
-  auto spec = decoder.build("glm4", make_rope(rotated_features(config, decoder.head_dim, std::nullopt), config.number("rope_theta"),
+  const auto flat = with_flat_positions(config);
+  auto spec = decoder.build("glm4", make_rope(rotated_features(flat, decoder.head_dim, std::nullopt), flat.number("rope_theta"),
                                               config.flag_or("rope_traditional", true), nullptr, 0));
   spec.left_out.push_back({"model.layers." + std::to_string(decoder.layers) + ".*", kNotRun});
   return spec;

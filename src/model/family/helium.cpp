@@ -12,7 +12,7 @@ ModelSpec helium(const Config& config) {
   decoder.qkv_bias = config.flag("attention_bias");
   decoder.mlp_bias = config.flag("mlp_bias");
   for (const char* unused : {"head_dim", "max_position_embeddings"}) config.count(unused);  // mlx_lm opens no model without them
-  return decoder.build("helium", make_rope(decoder.head_dim, config.number("rope_theta"), true, nullptr, 0));
+  return decoder.build("helium", make_rope(decoder.head_dim, with_flat_positions(config).number("rope_theta"), true, nullptr, 0));
 }
 
 }  // namespace lquant::model::family

@@ -43,8 +43,9 @@ std::vector<Part> parts_by_group(int kv_heads, int repeats, int head_dim) {
 
 void Attention::contents(int op, int first_stage, Contents& all) const {
   for (const auto& linear : inputs) all.readings.push_back({&linear, op, first_stage});
+  for (const auto& linear : unread) all.readings.push_back({&linear, op, first_stage});
   all.readings.push_back({&output, op, first_stage + 1});
-  for (const auto* norm : {&q_norm, &k_norm, &v_norm})
+  for (const auto* norm : {&q_norm, &k_norm, &v_norm, &unread_norm})
     if (*norm) all.norms.push_back(&**norm);
 }
 
@@ -119,8 +120,11 @@ Flow Attention::attend(const Scope& scope, const mx::array& h) const {
     v = split(scope.columns({shared->first + width, width}), kv_heads);
   }
   if (tiled) k = mx::tile(k, {1, 1, heads / kv_heads, 1}), v = mx::tile(v, {1, 1, heads / kv_heads, 1});
+  const auto dtype = q.dtype();
+  if (wide && dtype == mx::float16)
+    for (auto* x : {&q, &k, &v}) *x = mx::astype(*x, mx::float32);
   const auto out = kernels::attention(q, k, v, args, context.segments);
-  next.inputs.push_back(mx::reshape(out, {batch, length, heads * head_dim}));
+  next.inputs.push_back(mx::reshape(mx::astype(out, dtype), {batch, length, heads * head_dim}));
   return next;
 }
 

@@ -19,6 +19,7 @@ struct Attention final : Op {
   /// Over each head (size head_dim) or over all heads together (size heads · head_dim); a norm without weight is one too. v_norm is over each head.
   std::optional<NormSpec> q_norm, k_norm, v_norm;
   bool norms_behind_rope = false;          ///< Hunyuan, nanochat
+  bool wide = false;                       ///< queries and keys of f16 are taken to f32, for their products may not fit (Phi, StableLM)
   bool tiled = false;                      ///< query head i reads key and value head i mod kv_heads (PLaMo), not i / (heads / kv_heads)
   /// Keys and values are another block's, behind its norms and positions: those of `block`'s cache or, without one, these columns of the state. Then q is
   /// the only input.
@@ -31,6 +32,9 @@ struct Attention final : Op {
   /// q, k, v; or one linear with three parts, in this order.
   std::vector<LinearSpec> inputs;
   LinearSpec output;
+  /// Of an attention that reads another block's keys and values: what mlx_lm wants to be there all the same.
+  std::vector<LinearSpec> unread;
+  std::optional<NormSpec> unread_norm;
 
   void contents(int op, int first_stage, Contents& all) const override;
   int stages() const override { return 2; }
