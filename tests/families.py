@@ -293,6 +293,22 @@ REPRESENTATIVES = {
     "smollm3-listed": "layers without positions",
     "gemma2": "norms behind branches, norms of 1 + w, softcaps",
     "gemma3-untied-scaled": "windows by layer",
+    "gemma4": "inputs of each layer, keys and values of an earlier layer, norms without weights",
+    "gemma4-keys-as-values-untied": "values made of raw keys, heads whose width and number depend on the layer",
+    "internlm2": "queries, keys and values in one linear, group by group",
+    "openelm": "sizes by layer, paths of its own",
+    "nanochat": "norms without weights, relu² without a gate",
+    "cohere-qk-norms-biases": "two branches after one layer norm, norms by head",
+    "stablelm-parallel-qk-norms": "two branches, biases, a norm for each head",
+    "phi-grouped-heads": "two branches of plain linears",
+    "gpt_neox": "two branches with norms of their own, one linear head by head",
+    "gpt2": "an embedding of positions, fused linears stored transposed",
+    "gpt_bigcode": "one key and value head behind all queries in one linear",
+    "starcoder2": "a plain MLP with biases behind layer norms",
+    "nemotron": "layer norms of 1 + w, relu² between plain linears",
+    "olmo2": "norms behind branches alone",
+    "granite": "multipliers on branches, embeddings, scores and logits",
+    "plamo": "key and value heads shared by tiles, two branches",
     "glm4": "norms behind branches beside fused linears and biases",
     "apertus": "an activation with numbers of its own",
     "nemotron-nas": "blocks of other sizes each, a linear alone, blocks of nothing",
@@ -328,6 +344,8 @@ def build(name, seed, **changes):
     config = dict(dict(BASE, **FAMILIES[name]), **changes)
     unstacked, untied = config.pop("unstacked", False), config.pop("untied", False)
     wrapper = config.pop("wrapper", None)
+    if "vocab_size" in changes and "vocab_size_per_layer_input" in config:
+        config["vocab_size_per_layer_input"] = changes["vocab_size"]
     config = {k: v for k, v in config.items() if v is not None}
     if config["model_type"] == "qwen2":
         config.pop("head_dim")
