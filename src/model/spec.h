@@ -53,8 +53,9 @@ struct LinearSpec {
   std::optional<codec::Format> fixed_format = std::nullopt;
   /// That is advice (Granite's output projections), which methods that choose formats themselves are free to leave.
   bool only_advised = false;
-  /// mlx_lm wants it to be there and nothing ever reads it: it is written, rounded plainly where it is packed.
-  bool unread = false;
+  /// How often a block reads it (Gemma 3n's router: twice). 0: mlx_lm wants it to be there and nothing reads it; it is written, rounded plainly where it
+  /// is packed.
+  int reads = 1;
   /// Why it must stay dense, for mlx_lm could not run it packed; empty: it need not.
   std::string dense_why = {};
 
@@ -184,7 +185,7 @@ struct ModelSpec {
   bool head_if_present = false;
   float head_input_divisor = 1;  ///< of the normed hidden states, rounded there (MiniCPM)
   float logit_softcap = 0;
-  float logit_multiplier = 1;
+  float logit_multiplier = 1;  ///< not rounded to 16 bits, for it may stand for a division (Granite)
   std::vector<LeftOut> left_out;
   Imports imports;
   /// Fields of config.json that mlx_lm would read otherwise, or not at all, as they stand there (null, absent, 6.0 for 6), with the values that they

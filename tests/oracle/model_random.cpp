@@ -28,6 +28,23 @@ json tiny_config(const std::string& model_type) {
     config["model_type"] = model_type;
     return config;
   }
+  // Wrappers: the text model stands inside.
+  static const std::map<std::string, std::string> inner = {{"gemma3", "gemma3_text"}, {"gemma4", "gemma4_text"}, {"lfm2-vl", "lfm2"}, {"lfm2_vl", "lfm2"},
+                                                           {"llava", "llama"},        {"mistral3", "ministral3"}, {"pixtral", "mistral"},
+                                                           {"qwen2_vl", "qwen2"},     {"qwen3_vl", "qwen3"}};
+  if (const auto text = inner.find(model_type); text != inner.end()) {
+    auto config = tiny_config(text->second);
+    return {{"model_type", model_type}, {"text_config", config}, {"vocab_size", config.at("vocab_size")}};
+  }
+  if (model_type == "gemma3n") {
+    auto text = tiny_config("gemma3_text");
+    text.update({{"num_hidden_layers", 5}, {"intermediate_size", {96, 64, 96, 96, 64}}, {"num_kv_shared_layers", 2}, {"sliding_window", 5}});
+    text.update({{"layer_types", {"full_attention", "sliding_attention", "full_attention", "sliding_attention", "full_attention"}}});
+    text.update({{"activation_sparsity_pattern", {0.9, 0.0, 0.6, 0.0, 0.0}}, {"hidden_size_per_layer_input", 32}, {"vocab_size_per_layer_input", 40}});
+    text.update({{"altup_num_inputs", 3}, {"altup_coef_clip", 1.0}, {"altup_correct_scale", true}, {"altup_active_idx", 0}, {"laurel_rank", 32}});
+    text.update({{"rope_local_base_freq", 1000.0}, {"final_logit_softcapping", 8.0}});
+    return {{"model_type", model_type}, {"text_config", text}};
+  }
   json config = {{"model_type", model_type}, {"hidden_size", 64},
                  {"num_hidden_layers", 2},   {"intermediate_size", 96},
                  {"num_attention_heads", 4}, {"num_key_value_heads", 2},
@@ -51,7 +68,7 @@ json tiny_config(const std::string& model_type) {
   if (model_type == "minicpm")
     config.update({{"tie_word_embeddings", false}, {"dim_model_base", 24}, {"scale_depth", 1.4}, {"scale_emb", 3.0}});
   if (model_type == "hunyuan_v1_dense") config["rope_scaling"] = {{"type", "dynamic"}, {"alpha", 50.0}, {"factor", 1.0}};
-  if (model_type == "qwen") config.update({{"kv_channels", 16}, {"layer_norm_epsilon", 1e-5}, {"no_bias", false}});
+  if (model_type == "qwen") config.update({{"intermediate_size", 128}, {"kv_channels", 16}, {"layer_norm_epsilon", 1e-5}, {"no_bias", false}});
   if (model_type == "lille-130m")
     config.update({{"block_size", 128}, {"layer_norm_eps", 1e-5}, {"n_embd", 64}, {"n_head", 4}, {"n_kv_heads", 2}, {"n_layer", 2}});
   if (model_type == "openelm") {
@@ -136,6 +153,7 @@ model::Tensors random_tensors(const model::ModelSpec& spec, std::uint64_t seed) 
 }
 
 std::string name_of(std::string model_type) {
+  std::erase(model_type, '-');
   std::erase(model_type, '-');  // "lfm2_vl" is another type than "lfm2-vl"
   return model_type;
 }

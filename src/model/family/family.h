@@ -8,9 +8,6 @@
 // ModelArgs, since its output must mean the same there), fills a Decoder, and changes in the layers what is its own.
 namespace lquant::model::family {
 
-/// The spec of a text model of this type, by the table of families; for wrappers, whose text_config names one. Throws Error for a type that is not there.
-ModelSpec spec_of_type(const std::string& type, const Config& config);
-
 ModelSpec apertus(const Config& config);
 ModelSpec baichuan_m1(const Config& config);
 ModelSpec cohere(const Config& config);
@@ -67,5 +64,11 @@ ModelSpec smollm3(const Config& config);
 ModelSpec stablelm(const Config& config);
 ModelSpec starcoder2(const Config& config);
 ModelSpec telechat3(const Config& config);
+
+/// The spec of a text model of this type, by the table of families; for wrappers, whose text_config names one. Throws Error for a type that is not there.
+ModelSpec spec_of_type(const std::string& type, const Config& config);
+
+/// Llama with something of its own in each layer.
+ModelSpec llama_like(const Config& config, const std::string& family, const std::function<void(Layer&)>& change);
 
 }  // namespace lquant::model::family
