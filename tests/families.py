@@ -258,21 +258,6 @@ FAMILIES = {
     "nemotron": dict(NEMOTRON, tie_word_embeddings=False),
     "nemotron-tied-biases-linear": dict(
         NEMOTRON, attention_bias=True, mlp_bias=True, partial_rotary_factor=0.75, rope_scaling=dict(type="linear", factor=2.0)
-    "ministral3": MINISTRAL,
-    "ministral3-windows-untied": dict(
-        MINISTRAL, tie_word_embeddings=False, head_dim=64, sliding_window=8, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
-    ),
-    "apertus": dict(APERTUS, tie_word_embeddings=False, rope_scaling=LLAMA3),
-    "apertus-tied-biases": dict(APERTUS, mlp_bias=True),
-    "nemotron-nas": dict(model_type="nemotron-nas", tie_word_embeddings=False, num_hidden_layers=5, block_configs=NEMOTRON_BLOCKS, rope_scaling=LLAMA3),
-    "nemotron-nas-linear-first-biases": dict(
-        model_type="nemotron-nas", num_hidden_layers=4, block_configs=NEMOTRON_BLOCKS[1:], hidden_act="gelu_new", attention_bias=True, mlp_bias=True
-    ),
-    "baichuan_m1": BAICHUAN,
-    "baichuan_m1-no-windows": dict(BAICHUAN, sliding_window_layers=[], num_key_value_heads=4),
-    "lfm2": LFM2,
-    "lfm2-biases-adjusted": dict(
-        LFM2, conv_bias=True, conv_L_cache=4, block_auto_adjust_ff_dim=True, block_ff_dim=600, block_ffn_dim_multiplier=0.7, full_attn_idxs=[2]
     ),
     "qwen3-moe": MOE,
     "qwen3-moe-unstacked": dict(MOE, unstacked=True),
