@@ -33,7 +33,7 @@ std::vector<std::pair<std::string, mx::Dtype>> models() {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, DtypesTest, testing::ValuesIn(models()),
-                         [](const auto& info) { return info.param.first + "_" + oracle::name_of(info.param.second); });
+                         [](const auto& info) { return oracle::name_of(info.param.first) + "_" + oracle::name_of(info.param.second); });
 
 TEST_P(DtypesTest, LogitsAreThoseOfSinglePrecision) {
   const auto logits = forward(spec, tensors, {}, ids, dtype);

@@ -42,7 +42,7 @@ json tiny_config(const std::string& model_type) {
   if (model_type == "minicpm")
     config.update({{"tie_word_embeddings", false}, {"dim_model_base", 24}, {"scale_depth", 1.4}, {"scale_emb", 3.0}});
   if (model_type == "hunyuan_v1_dense") config["rope_scaling"] = {{"type", "dynamic"}, {"alpha", 50.0}, {"factor", 1.0}};
-  if (model_type == "qwen") config.update({{"kv_channels", 16}, {"layer_norm_epsilon", 1e-5}, {"no_bias", false}});
+  if (model_type == "qwen") config.update({{"intermediate_size", 192}, {"kv_channels", 16}, {"layer_norm_epsilon", 1e-5}, {"no_bias", false}});
   if (model_type == "lille-130m")
     config.update({{"block_size", 128}, {"layer_norm_eps", 1e-5}, {"n_embd", 64}, {"n_head", 4}, {"n_kv_heads", 2}, {"n_layer", 2}});
   if (model_type == "openelm") {
@@ -106,9 +106,10 @@ model::Tensors random_tensors(const model::ModelSpec& spec, std::uint64_t seed) 
   return tensors;
 }
 
-std::string name_of(std::string model_type) {
-  std::replace(model_type.begin(), model_type.end(), '-', '_');
-  return model_type;
+std::string name_of(const std::string& model_type) {
+  auto name = model_type;
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
 }
 
 std::string name_of(mx::Dtype dtype) { return dtype == mx::float32 ? "f32" : dtype == mx::bfloat16 ? "bf16" : "f16"; }
