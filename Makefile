@@ -1,5 +1,5 @@
 # The front door. `make demo` and `make test` do all their set-up themselves.
-.PHONY: all build hub demo test test-shared bench install format lint asan ubsan fuzz fuzz-mutations setup clean
+.PHONY: all build hub demo test test-shared families bench install format lint asan ubsan fuzz fuzz-mutations setup clean
 CMAKE ?= cmake
 # The environment's tools are found first, so that a machine's other pythons play no part.
 export PATH := $(CURDIR)/.venv/bin:$(PATH):$(HOME)/.cargo/bin
@@ -23,11 +23,20 @@ hub: setup
 demo: build
 	@./build/lquant demo
 
+# Items of ctest run side by side (ctest -N lists them, ctest -L awq runs one subject), the longest first: one a core, and no more than four, for each
+# may hold a model.
+JOBS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 4 ? cores : 4)))
 test:
 	@scripts/setup test
 	@$(CMAKE) --preset release --log-level=WARNING
 	@$(CMAKE) --build --preset release --target lquant_tests
-	@ctest --test-dir build --output-on-failure
+	@ctest --test-dir build --output-on-failure -j $(JOBS)
+
+# docs/families.md and the README's number of model types, from a run of the tests that they tell of.
+families: build
+	@scripts/setup test
+	@LQUANT=$(CURDIR)/build/lquant python -m pytest -q --families-page tests/model/test_mlx_lm_parity.py tests/cli/test_convert.py \
+	  tests/cli/test_awq.py tests/cli/test_gptq.py tests/cli/test_dwq.py tests/cli/test_dynamic.py
 
 # What needs measured models and texts that a clone lacks: make test-shared SHARED=folder
 test-shared: build

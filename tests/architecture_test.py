@@ -112,6 +112,17 @@ def test_the_table_shows_the_rooms():
     assert shown == {room: uses - {"base"} for room, uses in rooms().items()}
 
 
+def test_every_test_file_is_in_one_item():
+    """tests/CMakeLists.txt names pytest's files one by one and the rooms that have GoogleTest files; what it forgets would never run."""
+    listed = (ROOT / "tests" / "CMakeLists.txt").read_text(encoding="utf-8")
+    named = [name for row in re.findall(r"^lquant_pytest\(\w+ +\d+ ([^)]+)\)", listed, re.MULTILINE) for name in row.split()]
+    assert len(named) == len(set(named)), f"in two items: {sorted({name for name in named if named.count(name) > 1})}"
+    there = [p.relative_to(ROOT / "tests") for p in (ROOT / "tests").rglob("*.py") if re.fullmatch(r"test_.*|.*_test", p.stem)]
+    assert set(named) == {p.as_posix() for p in there if p.parts[0] != "shared"}, "tests/CMakeLists.txt gives each file of tests an lquant_pytest row"
+    with_binary = re.search(r"^foreach\(room (base [^)]*)\)", listed, re.MULTILINE).group(1).split()
+    assert {p.relative_to(ROOT / "tests").parts[0] for p in code("tests") if p.stem.endswith("_test")} <= set(with_binary)
+
+
 def test_files_are_small():
     long = {str(p.relative_to(ROOT)): n for p in code("src", "include") if (n := len(p.read_text(encoding="utf-8").splitlines())) > LONGEST_FILE}
     assert not long

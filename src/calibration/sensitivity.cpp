@@ -61,7 +61,7 @@ void block_sensitivities(const model::Model& model, const std::vector<mx::array>
     for (std::size_t b = 0; b < ids.size(); ++b) {
       const auto [next, counts] = next_tokens(ids[b], segments.empty() ? nullptr : &segments[b]);
       const auto loss = [&, next = next, counts = counts](const std::vector<mx::array>& x) {
-        const auto h = mx::reshape(model::final_norm(spec, outer, x[0]), {-1, x[0].shape(-1)});
+        const auto h = mx::reshape(model::final_norm(spec, outer, x[0]), {-1, spec.hidden});
         return std::vector<mx::array>{kernels::cross_entropy_loss(h, head.weight, head.bias, next, counts, args, true, false)};
       };
       gradients[b] = kernels::loss_gradients(loss, {gradients[b]}, dtype).gradients[0];
@@ -70,9 +70,10 @@ void block_sensitivities(const model::Model& model, const std::vector<mx::array>
     }
   }
   for (int i = blocks - 1; i >= 0; --i) {
-    auto sum = mx::zeros({spec.hidden, spec.hidden}, mx::float32);
+    const int width = spec.streams * spec.hidden;
+    auto sum = mx::zeros({width, width}, mx::float32);
     for (const auto& gradient : gradients) {
-      sum = mx::add(sum, kernels::gram(gradient));
+      sum = mx::add(sum, kernels::gram(mx::contiguous(model::residual_of(spec, gradient))));
       sum.eval();
     }
     take(i, mx::divide(sum, mx::array(static_cast<float>(std::max(1.0, tokens)))));

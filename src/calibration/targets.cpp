@@ -86,7 +86,7 @@ struct Outer {
 
 /// One batch's targets, as they are stored. `states` [R, L, H]: behind the last block.
 Arrays targets_of(const TargetCache& cache, const model::Model& teacher, const Outer& outer, const mx::array& states) {
-  const auto hidden = model::final_norm(teacher.spec(), outer.tensors, states);
+  const auto hidden = model::final_norm(teacher.spec(), outer.tensors, states, teacher.formats());
   if (cache.kind == TargetKind::hidden) return {{"hidden", hidden}};
   std::vector<mx::array> kept, where;  // row by row: full logits of a whole batch need not fit
   for (int r = 0; r < hidden.shape(0); ++r) {

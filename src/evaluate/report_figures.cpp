@@ -50,17 +50,19 @@ struct Cell {
 std::string map(const std::vector<Cell>& cells, int blocks, const std::string& id, const std::string& title, const std::string& description,
                 const std::vector<std::pair<std::string, std::string>>& legend) {
   std::vector<std::string> columns;
-  bool embedding = false, head = false;
+  bool head = false;
+  int embeddings = 0, drawn = 0;  // of tokens and, in some models, of positions: side by side
   for (const auto& cell : cells) {
-    embedding |= cell.role == "embed", head |= cell.role == "head";
+    embeddings += cell.role == "embed";
+    head |= cell.role == "head";
     if (cell.block >= 0 && std::find(columns.begin(), columns.end(), cell.role) == columns.end()) columns.push_back(cell.role);
   }
   const auto count = std::max<std::size_t>(columns.size(), 1);
   const double width = std::min((kMapWidth - kMargin) / static_cast<double>(count), 260.0), all = width * static_cast<double>(count);
-  const double first = 22 + (embedding ? kRow : 0), below = first + blocks * kRow + (head ? kRow : 0);
+  const double first = 22 + (embeddings > 0 ? kRow : 0), below = first + blocks * kRow + (head ? kRow : 0);
   std::string out = opening(id, "img", kMapWidth, below + 40, title, description);
   for (std::size_t c = 0; c < columns.size(); ++c) out += text(kMargin + (static_cast<double>(c) + 0.5) * width, 14, columns[c], "middle", "quiet");
-  if (embedding) out += text(kMargin - 10, 22 + kRow - 8, "embedding", "end", "quiet");
+  if (embeddings > 0) out += text(kMargin - 10, 22 + kRow - 8, "embedding", "end", "quiet");
   for (int b = 0; b < blocks; ++b) out += text(kMargin - 10, first + (b + 1) * kRow - 8, fmt::format("block {}", b), "end", "quiet");
   if (head) out += text(kMargin - 10, below - 8, "head", "end", "quiet");
   const auto box = [&](double x, double y, double w, const std::string& style, const std::string& label, const std::string& hint) {
@@ -72,7 +74,10 @@ std::string map(const std::vector<Cell>& cells, int blocks, const std::string& i
   for (const auto& cell : cells) {
     const auto column = std::find(columns.begin(), columns.end(), cell.role) - columns.begin();
     const double y = cell.role == "embed" ? 22 : cell.role == "head" ? below - kRow : first + cell.block * kRow;
-    if (cell.block < 0)
+    const double share = all / std::max(1, embeddings);
+    if (cell.role == "embed")
+      box(kMargin + drawn++ * share, y, share, cell.style, cell.label, cell.title);
+    else if (cell.block < 0)
       box(kMargin, y, all, cell.style, cell.label, cell.title);
     else
       box(kMargin + static_cast<double>(column) * width, y, width, cell.style, cell.label, cell.title);

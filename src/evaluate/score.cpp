@@ -95,7 +95,7 @@ mx::array hidden_at(const LoadedModel& m, const mx::array& ids, const mx::array&
   for (int stage = mixed + 1; stage < stages; ++stage)
     halted = model::advance(m.spec, last, stage, m.tensors, m.formats, halted, narrowed ? model::Context{} : context);
   x = model::leave(m.spec, last, m.tensors, m.formats, halted);
-  const auto hidden = model::final_norm(m.spec, m.tensors, narrowed ? x : mx::take(x, at, 1));
+  const auto hidden = model::final_norm(m.spec, m.tensors, narrowed ? x : mx::take(x, at, 1), m.formats);
   return mx::reshape(hidden, {static_cast<int>(at.size()), hidden.shape(-1)});
 }
 

@@ -16,7 +16,7 @@ Answers stream_answers(const model::Model& model, const std::vector<calibration:
   auto states = model::stream_blocks(model, ids, options);
   const auto tensors = model.load_final();
   for (auto& x : states) {
-    x = mx::reshape(model::final_norm(model.spec(), tensors, x), {-1, x.shape(-1)});
+    x = mx::reshape(model::final_norm(model.spec(), tensors, x, model.formats()), {-1, model.spec().hidden});
     x.eval();
   }
   auto head = model::head(model.spec(), tensors, model.formats(), model.compute_dtype());

@@ -98,7 +98,11 @@ mx::array close(Scope scope, const Step& step, const Halted& at) {
   return step.drops.all() ? x : without_columns(x, step.drops);
 }
 
-const BlockSpec& block_of(const ModelSpec& spec, int i) { return i < 0 ? spec.front.value() : spec.blocks.at(i); }
+/// A block, the front (−1), or the tail (behind the last block).
+const BlockSpec& block_of(const ModelSpec& spec, int i) {
+  if (i < 0) return spec.front.value();
+  return i == static_cast<int>(spec.blocks.size()) ? spec.tail.value() : spec.blocks.at(i);
+}
 
 }  // namespace
 

@@ -35,7 +35,7 @@ int mixed_by(const BlockSpec& block);
 /// Keeps the tokens at the places `at`, int32 [M], alone: [B, M, …]. False, and nothing is changed, where something that is on its way is not a row a token.
 bool narrow(Halted& halted, const mx::array& at);
 
-/// Brings block i (−1: the front) from stage − 1 (for stage 0: from the state before it, which is `at.residual`) to `stage`. The observer is told of the linears that
+/// Brings block i (−1: the front; behind the last one: the tail) from stage − 1 (for stage 0: from the state before it, which is `at.residual`) to `stage`. The observer is told of the linears that
 /// come next.
 Halted advance(const ModelSpec& spec, int i, int stage, const Tensors& tensors, const Formats& formats, const Halted& at, const Context& context = {});
 

@@ -9,25 +9,11 @@
 #include "kernels/linear.h"
 #include "model/norm.h"
 #include "model/op.h"
+#include "model/segments.h"
 #include "model/weights.h"
 
 namespace lquant::model {
 namespace {
-
-/// Positions of the tokens, int32 [B, T]: counted from each segment's first token; those of branches go on from their text's end.
-mx::array positions_of(const mx::array& ids, const Context& context) {
-  if (context.branches) return context.branches->positions;
-  const int offset = context.cache ? context.cache->length() : context.offset;
-  const auto places = mx::add(mx::arange(ids.shape(1), mx::int32), mx::array(offset, mx::int32));
-  if (!context.segments) return mx::broadcast_to(places, ids.shape());
-  // Where a number differs from the one before it a segment begins; the largest beginning so far is a token's own.
-  const auto& numbers = *context.segments;
-  const auto before = mx::slice(numbers, {0, 0}, {numbers.shape(0), numbers.shape(1) - 1}), after = mx::slice(numbers, {0, 1}, numbers.shape());
-  const auto first = mx::zeros({numbers.shape(0), 1}, mx::int32);
-  const auto begins = mx::concatenate({first, mx::where(mx::not_equal(before, after), mx::slice(mx::broadcast_to(places, ids.shape()), {0, 1}, ids.shape()),
-                                                        mx::array(0, mx::int32))}, 1);
-  return mx::subtract(places, mx::cummax(begins, 1));
-}
 
 mx::array rows_of(const LinearSpec& table, const Tensors& tensors, const Formats& formats, const mx::array& ids, mx::Dtype dtype, float multiplier) {
   const auto packed = formats.find(table.path);
@@ -71,7 +57,11 @@ mx::array embed(const ModelSpec& spec, const Tensors& tensors, const Formats& fo
   // A Python scalar meets an array in the array's dtype in MLX; rounding it so keeps our embeddings equal to mlx_lm's.
   const float multiplier = spec.embedding_multiplier == 1 ? 1 : mx::astype(mx::array(spec.embedding_multiplier, dtype), mx::float32).item<float>();
   auto x = rows_of(spec.embedding, tensors, formats, ids, dtype, multiplier);
-  if (spec.position_embedding) x = kernels::add(x, rows_of(*spec.position_embedding, tensors, formats, positions_of(ids, context), dtype, 1));
+  if (const auto& table = spec.position_embedding) {
+    // Texts fit, but padding may go on behind the last row of the table.
+    const auto positions = mx::minimum(model::positions(context, ids.shape(0), ids.shape(1)), mx::array(table->out - 1, mx::int32));
+    x = kernels::add(x, rows_of(*table, tensors, formats, positions, dtype, 1));
+  }
   if (spec.embedding_norm) x = normed(tensors, *spec.embedding_norm, x);
   if (!spec.front) return x;
   auto with_ids = context;
@@ -79,11 +69,16 @@ mx::array embed(const ModelSpec& spec, const Tensors& tensors, const Formats& fo
   return block(spec, -1, tensors, formats, x, with_ids);
 }
 
-mx::array final_norm(const ModelSpec& spec, const Tensors& tensors, const mx::array& x) {
-  // Behind the first columns, the residual, stand what blocks gave to each other.
+mx::array residual_of(const ModelSpec& spec, const mx::array& x) {
   auto stop = x.shape();
-  stop.back() = spec.hidden;
-  auto h = normed(tensors, spec.final_norm, x.shape(-1) == spec.hidden ? x : mx::slice(x, mx::Shape(x.ndim(), 0), stop));
+  stop.back() = spec.streams * spec.hidden;
+  return stop == x.shape() ? x : mx::slice(x, mx::Shape(x.ndim(), 0), stop);
+}
+
+mx::array final_norm(const ModelSpec& spec, const Tensors& tensors, const mx::array& x, const Formats& formats) {
+  auto state = residual_of(spec, x);
+  if (spec.tail) state = block(spec, static_cast<int>(spec.blocks.size()), tensors, formats, state);
+  auto h = normed(tensors, spec.final_norm, state);
   return spec.head_input_divisor == 1 ? h : mx::divide(h, mx::array(spec.head_input_divisor, h.dtype()));
 }
 
@@ -113,7 +108,7 @@ mx::array hidden_states(const ModelSpec& spec, const Tensors& tensors, const For
   auto x = embed(spec, tensors, formats, ids, dtype, context);
   for (int i = 0; i < static_cast<int>(spec.blocks.size()); ++i) x = block(spec, i, tensors, formats, x, context);
   if (context.cache) context.cache->advance(ids.shape(1));
-  return final_norm(spec, tensors, x);
+  return final_norm(spec, tensors, x, formats);
 }
 
 mx::array forward(const ModelSpec& spec, const Tensors& tensors, const Formats& formats, const mx::array& ids, mx::Dtype dtype,

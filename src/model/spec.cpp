@@ -83,6 +83,15 @@ std::vector<const NormSpec*> BlockSpec::norms() const { return contents().norms;
 
 std::vector<const ParameterSpec*> BlockSpec::parameters() const { return contents().parameters; }
 
+int ModelSpec::positions() const {
+  int least = position_embedding ? position_embedding->out : 0;
+  for (const auto& block : blocks)
+    for (const auto& step : block.steps)
+      for (const auto& branch : step.branches)
+        if (const int own = branch.op->traits().positions; own > 0) least = least > 0 ? std::min(least, own) : own;
+  return least;
+}
+
 std::vector<const LinearSpec*> ModelSpec::linears() const {
   std::vector<const LinearSpec*> all = {&embedding};
   for (const auto* linear : further_linears()) all.push_back(linear);
@@ -97,6 +106,8 @@ std::vector<const LinearSpec*> ModelSpec::further_linears() const {
   if (position_embedding) all.push_back(&*position_embedding);
   if (front)
     for (const auto* linear : front->linears()) all.push_back(linear);
+  if (tail)
+    for (const auto* linear : tail->linears()) all.push_back(linear);
   return all;
 }
 
@@ -105,6 +116,8 @@ std::vector<const NormSpec*> ModelSpec::outer_norms() const {
   if (embedding_norm) all.push_back(&*embedding_norm);
   if (front)
     for (const auto* norm : front->norms()) all.push_back(norm);
+  if (tail)
+    for (const auto* norm : tail->norms()) all.push_back(norm);
   all.push_back(&final_norm);
   return all;
 }

@@ -53,6 +53,9 @@ struct LinearSpec {
   std::optional<codec::Format> fixed_format = std::nullopt;
   /// That is advice (Granite's output projections), which methods that choose formats themselves are free to leave.
   bool only_advised = false;
+  /// How often a block reads it (Gemma 3n's router: twice). 0: mlx_lm wants it to be there and nothing reads it; it is written, rounded plainly where it
+  /// is packed.
+  int reads = 1;
   /// Why it must stay dense, for mlx_lm could not run it packed; empty: it need not.
   std::string dense_why = {};
 
@@ -175,6 +178,7 @@ struct ModelSpec {
   std::optional<NormSpec> embedding_norm;        ///< behind the embedding (nanochat)
   std::optional<BlockSpec> front;                ///< steps that make the state of the embedded tokens; its linears have no block
   std::vector<BlockSpec> blocks;
+  std::optional<BlockSpec> tail;                 ///< steps between the last block and the final norm, which leave [B, T, hidden]
   NormSpec final_norm;
   std::optional<LinearSpec> head;  ///< none: tied to the embedding
   /// The checkpoint, not its config, says whether there is a head of its own (Gemma 3): Model::open ties it when it has none.
@@ -187,11 +191,17 @@ struct ModelSpec {
   /// Fields of config.json that mlx_lm would read otherwise, or not at all, as they stand there (null, absent, 6.0 for 6), with the values that they
   /// were read as here: an output's config.json has these.
   nlohmann::json settled = nlohmann::json::object();
+  std::vector<std::string> removed;  ///< fields of config.json that an output's does not have
+  std::string text_config;           ///< where a wrapper's config.json describes the text model: "text_config"; empty: at its top
+
+  int streams = 1;  ///< the first streams · hidden columns of the state are the residual
 
   bool tied() const { return !head; }
+  /// Positions that the model knows, from the first token of a text on; 0: any number.
+  int positions() const;
   /// Every linear in the order of the forward pass: embedding, blocks, head. They are this spec's own.
   std::vector<const LinearSpec*> linears() const;
-  /// Those of the front and its like that are outside the blocks and are neither the embedding nor the head.
+  /// Those of front and tail and their like: outside the blocks, and neither the embedding nor the head.
   std::vector<const LinearSpec*> further_linears() const;
   /// Norms outside the blocks.
   std::vector<const NormSpec*> outer_norms() const;

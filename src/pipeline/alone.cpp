@@ -106,6 +106,8 @@ void Walker::all() {
     if (spec_.tied()) end.insert_or_assign(name, first.at(name));
     return answers(rest(0, embedded(first)), end);
   });
+  if (spec_.position_embedding)
+    outer(*spec_.position_embedding, [&](const AlonePart& part) { return answers(rest(0, embedded(changed(part, embedding))), last); });
   if (spec_.head) outer(*spec_.head, [&](const AlonePart& part) { return answers(behind, changed(part, last)); });
 
   auto states = before;

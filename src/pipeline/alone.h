@@ -14,7 +14,7 @@ namespace mx = mlx::core;
 /// What is replaced at one time while the rest of the model stays as it is: one linear, or all of a block's.
 struct AlonePart {
   std::string name;  ///< unlike all others
-  int block = -1;    ///< that the linears belong to; −1: the embedding or the head
+  int block = -1;    ///< that the linears belong to; −1: an embedding or the head
   std::vector<const model::LinearSpec*> linears;
 };
 
@@ -35,7 +35,7 @@ struct AloneRun {
 
 /// Replaces each part alone and takes the divergence on `batches`. What enters a block is the same for all of its parts, so that the whole costs half
 /// of (parts × blocks) passes of a block. Of the model one block is in memory at a time, of activations those of all batches a few times. Parts are
-/// measured in this order: embedding, head, blocks.
+/// measured in this order: embedding, that of positions, head, blocks.
 void measure_alone(const model::Model& model, const std::vector<calibration::Batch>& batches, const AloneRun& run);
 
 }  // namespace lquant::pipeline

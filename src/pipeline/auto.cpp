@@ -20,6 +20,7 @@
 #include "pipeline/folds.h"
 #include "pipeline/gptq.h"
 #include "pipeline/output.h"
+#include "pipeline/rows.h"
 #include "run/run_folder.h"
 #include "pipeline/self_data.h"
 
@@ -303,6 +304,7 @@ AutoResult auto_quantize(const AutoRun& given, const run::Context& context) {
   o.target = target_or_default(allocation_of(o), kDefault, model.spec(), dense_bytes, context);
   check_target(allocation_of(o), model.spec(), dense_bytes);
   const auto tokenizer = text::Tokenizer::open(checkpoint.files());
+  check_positions(model.spec(), o.sequence_length);
   const auto expected = expect(o, model);
   tell(expected, o, model, context);
   if (o.dry_run) {

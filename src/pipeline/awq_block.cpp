@@ -54,11 +54,12 @@ const codec::Format* AwqBlock::format_of(const std::string& path) const {
 }
 
 void AwqBlock::add_distance(RowErrors& errors, std::size_t judge, const mx::array& states, const mx::array& reference) const {
-  // Padding belongs to no text.
+  // Padding belongs to no text. What blocks carry to each other beside the residual is judged where it is used.
   const auto counts = mx::astype(mx::greater_equal(in_.rows.segments[in_.judges[judge]], mx::array(0)), mx::float32);
   // Every reader of the states norms them first, so a token's error counts relative to the token: a few huge ones would outvote all others.
-  const auto size = mx::maximum(mx::sum(mx::square(f32(reference)), -1), mx::array(1e-20f));
-  const auto squares = mx::divide(mx::sum(mx::square(mx::subtract(f32(states), f32(reference))), -1), size);
+  const auto made = f32(model::residual_of(spec_, states)), wanted = f32(model::residual_of(spec_, reference));
+  const auto size = mx::maximum(mx::sum(mx::square(wanted), -1), mx::array(1e-20f));
+  const auto squares = mx::divide(mx::sum(mx::square(mx::subtract(made, wanted)), -1), size);
   auto rows = mx::contiguous(mx::copy(mx::sum(mx::multiply(squares, counts), -1), mx::Device::cpu), false, mx::Device::cpu);
   rows.eval();
   errors.insert(errors.end(), rows.data<float>(), rows.data<float>() + rows.size());
@@ -111,7 +112,7 @@ const AwqBlock::Quantized& AwqBlock::quantized(const model::LinearSpec& linear, 
   const auto& weight = folded.at(linear.path + ".weight");
   const auto dtype = in_.model.stored_dtype();
   codec::Packed packed{mx::array(0), mx::array(0), std::nullopt};
-  if (parts.clip && format.mode == codec::Mode::affine) {
+  if (parts.clip && format.mode == codec::Mode::affine && linear.reads > 0) {
     auto importance = mean_squares(weighing.at(linear.path));
     // What reads x/s weighs its columns with the square of that.
     if (columns) importance = mx::divide(importance, mx::square(*columns));

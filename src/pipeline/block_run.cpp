@@ -47,16 +47,21 @@ void BlockRun::begin(json options, const json& more) {
                 {"model", checkpoint_.fingerprint()},
                 {"device", mx::default_device() == mx::Device::gpu ? "gpu" : "cpu"}};
   identity.update(more);
-  RowSource source(in_.rows, tokenizer_, model_.spec().vocab);
+  RowSource source(in_.rows, tokenizer_, model_.spec());
   source.identify(identity);
   folder_.emplace(in_.output, identity, in_.fresh, context_);
   heeding_.emplace(context_.stop());
   rows_ = source.read(model_, *folder_, context_);
 }
 
+bool BlockRun::has_front() const {
+  const auto& spec = model_.spec();
+  return !spec.tied() || spec.position_embedding || spec.embedding_norm;
+}
+
 std::vector<std::string> BlockRun::units() const {
   std::vector<std::string> names;
-  if (!model_.spec().tied()) names.push_back("embedding");
+  if (has_front()) names.push_back("embedding");
   for (int i = 0; i < static_cast<int>(model_.spec().blocks.size()); ++i) names.push_back(unit_of(i));
   names.push_back("final");
   return names;
@@ -67,12 +72,19 @@ void BlockRun::embed(BlockMethod& method) {
   const auto original = model::dense_tensors(model_, model_.load_embedding(model_.stored_dtype()));
   auto embedding = original;
   model::Formats formats;
-  if (!spec.tied()) {
-    if (const auto planned = plan_.formats.find(spec.embedding.path); planned != plan_.formats.end()) {
-      model::put_packed(embedding, planned->first, method.pack_embedding(embedding.at(planned->first + ".weight"), planned->second));
-      formats.insert(*planned);
-    }
-    folder_->save("embedding", embedding);
+  const auto pack = [&](const model::LinearSpec& table) {
+    const auto planned = plan_.formats.find(table.path);
+    if (planned == plan_.formats.end()) return;
+    model::put_packed(embedding, planned->first, method.pack_embedding(embedding.at(planned->first + ".weight"), planned->second));
+    formats.insert(*planned);
+  };
+  if (!spec.tied()) pack(spec.embedding);
+  if (spec.position_embedding) pack(*spec.position_embedding);
+  if (has_front()) {
+    auto written = embedding;
+    // An embedding that serves as the head is quantized and written with the final unit.
+    if (spec.tied()) std::erase_if(written, [&](const auto& entry) { return entry.first.starts_with(spec.embedding.path + "."); });
+    folder_->save("embedding", written);
   }
   student_.emplace(spec, rows_.ids, rows_.segments, embedding, formats, model_.compute_dtype());
   if (method.needs_teacher()) teacher_.emplace(spec, rows_.ids, rows_.segments, original, model::Formats{}, model_.compute_dtype());

@@ -29,7 +29,7 @@ class BlockMethod {
   virtual ~BlockMethod() = default;
   /// Whether the full-precision model's walk is needed beside the student's.
   virtual bool needs_teacher() const = 0;
-  /// An untied embedding. Its rows are looked up, not multiplied: nothing weighs one of its columns above another.
+  /// An untied embedding, or one of positions. Its rows are looked up, not multiplied: nothing weighs one of its columns above another.
   virtual codec::Packed pack_embedding(const mx::array& weight, const codec::Format& format) = 0;
   struct Turn {
     run::RunFolder::Unit unit;  ///< the block as it is written
@@ -80,6 +80,8 @@ class BlockRun {
   Walk* teacher() { return teacher_ ? &*teacher_ : nullptr; }
 
  private:
+  /// Whether something stands before the blocks that is not written with the head.
+  bool has_front() const;
   std::vector<std::string> units() const;
   void embed(BlockMethod& method);
 

@@ -33,7 +33,7 @@ quantize::OutputLoss BlockTraining::loss_of(int block) {
       if (!is_last(i)) run_.folder().save(unit_of(i), {{"fisher", fisher}});
     });
   }
-  return quantize::weighted_squares(run_.folder().need(unit_of(block)).tensors.at("fisher"));
+  return quantize::weighted_squares(run_.folder().need(unit_of(block)).tensors.at("fisher"), model.spec().streams * model.spec().hidden);
 }
 
 quantize::BlockwiseResult BlockTraining::train(int block, const model::Tensors& dense, const Walk& before, model::Tensors& tensors) {

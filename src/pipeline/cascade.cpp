@@ -22,7 +22,7 @@ json identity_of(const Cascade& c) {
                 {"options", awq_options(c.awq)},
                 {"model", checkpoint.fingerprint()},
                 {"device", mx::default_device() == mx::Device::gpu ? "gpu" : "cpu"}};
-  RowSource(c.awq.rows, text::Tokenizer::open(checkpoint.files()), model::Model::open(checkpoint).spec().vocab).identify(identity);
+  RowSource(c.awq.rows, text::Tokenizer::open(checkpoint.files()), model::Model::open(checkpoint).spec()).identify(identity);
   return identity;
 }
 

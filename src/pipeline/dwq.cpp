@@ -15,6 +15,7 @@
 #include "pipeline/folds.h"
 #include "pipeline/memory.h"
 #include "pipeline/output.h"
+#include "pipeline/rows.h"
 #include "run/run_folder.h"
 #include "pipeline/self_data.h"
 #include "pipeline/start.h"
@@ -178,6 +179,7 @@ Inputs open_inputs(const DwqRun& o, int ranks, const run::Context& context) {
   const std::optional<json> overrides = o.plan ? std::optional(read_plan(*o.plan)) : std::nullopt;
   const auto teacher_files = checkpoint::Checkpoint::open(o.model);
   Inputs in{teacher_files, model::Model::open(teacher_files), std::nullopt, std::nullopt, {}, {}, text::Tokenizer::open(teacher_files.files()), {}};
+  check_positions(in.teacher.spec(), o.data == "self" ? std::min(o.max_seq_length, kSelfTokens) : o.max_seq_length, "--max-seq-length");
   if (o.quantized_model) {
     in.student_files = checkpoint::Checkpoint::open(*o.quantized_model);
     in.student = model::Model::open(*in.student_files);

@@ -248,7 +248,7 @@ DynamicResult dynamic_quant(const DynamicRun& given_run, const run::Context& con
                 {"options", evidence_of(o)},
                 {"model", checkpoint.fingerprint()},
                 {"device", mx::default_device() == mx::Device::gpu ? "gpu" : "cpu"}};
-  RowSource source(o.rows, tokenizer, model.spec().vocab);
+  RowSource source(o.rows, tokenizer, model.spec());
   source.identify(identity);
   std::optional<Sensitivities> given;
   if (o.sensitivities) {

@@ -15,6 +15,7 @@
 #include "pipeline/evaluate_prompts.h"
 #include "pipeline/evaluate_report.h"
 #include "pipeline/output.h"
+#include "pipeline/rows.h"
 #include "run/run_folder.h"
 
 namespace lquant::pipeline {
@@ -49,8 +50,14 @@ struct Side {
   std::vector<std::vector<std::pair<std::size_t, std::size_t>>> batches;  ///< of each task
 };
 
-int max_tokens(const EvaluateRun& run, const nlohmann::json& config) {
-  if (run.max_tokens) return *run.max_tokens;
+int max_tokens(const EvaluateRun& run, const model::Model& model) {
+  const int positions = model.spec().positions();
+  if (run.max_tokens) {
+    check_positions(model.spec(), *run.max_tokens, "--max-tokens");
+    return *run.max_tokens;
+  }
+  if (positions > 0) return positions;
+  const auto& config = model.checkpoint().config();
   for (const auto* at : {&config, config.contains("text_config") ? &config.at("text_config") : nullptr})
     if (at && at->contains("max_position_embeddings") && at->at("max_position_embeddings").is_number_integer())
       return static_cast<int>(std::clamp(at->at("max_position_embeddings").get<double>(), 1.0, 1e9));
@@ -78,7 +85,8 @@ evaluate::Chat chat_of(const text::Tokenizer& tokenizer, const EvaluateRun& run,
 Side open_side(const std::string& folder, const std::string& prefix, const std::vector<const evaluate::Task*>& tasks, const EvaluateRun& run,
                std::optional<bool>& chat, std::vector<TaskRows>& rows, const run::Context& context) {
   const auto checkpoint = checkpoint::Checkpoint::open(folder);
-  Side side{prefix, model::Model::open(checkpoint), max_tokens(run, checkpoint.config()), {}, {}};
+  Side side{prefix, model::Model::open(checkpoint), 0, {}, {}};
+  side.max_tokens = max_tokens(run, side.model);
   const auto tokenizer = text::Tokenizer::open(checkpoint.files());
   if (!chat) chat = tokenizer.has_chat_template();
   if (*chat && !tokenizer.has_chat_template())

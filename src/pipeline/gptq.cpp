@@ -297,6 +297,9 @@ BlockMethod::Turn Gptq::turn(int block, const model::Tensors& stored, const mode
     model::fold_producer(edge, chosen_.at(edge.producer), tensors, model_.stored_dtype());
     model::fold_consumers(edge, chosen_.at(edge.producer), tensors);
   }
+  for (const auto* linear : linears)
+    if (const auto planned = plan_.formats.find(linear->path); linear->reads == 0 && planned != plan_.formats.end())
+      model::put_packed(tensors, linear->path, codec::quantize(tensors.at(linear->path + ".weight"), planned->second));
   for (auto& [name, tensor] : tensors)
     if (tensor.dtype() == mx::float32) tensor = mx::astype(tensor, model_.stored_dtype());
   result_.forward_time += seconds_since(start);
@@ -327,7 +330,7 @@ model::Tensors Gptq::finish() {
   auto tensors = model::dense_tensors(model_, model_.load_final(model_.stored_dtype()));
   const auto outer = model_.load_final(model_.compute_dtype());
   for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
-    const auto input = [&](const mx::array& states) { return model::final_norm(spec_, outer, states); };
+    const auto input = [&](const mx::array& states) { return model::final_norm(spec_, outer, states, model_.formats()); };
     const std::optional<mx::array> reference = paired_ ? std::optional(input(run_.teacher()->states(b))) : std::nullopt;
     observe(linear.path, input(run_.student().states(b)), nullptr, b, reference ? &*reference : nullptr);
   }

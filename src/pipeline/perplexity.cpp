@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "pipeline/output.h"
+#include "pipeline/rows.h"
 
 namespace lquant::pipeline {
 namespace {
@@ -33,10 +34,11 @@ std::filesystem::path ScoredText::file() const {
   return std::filesystem::is_directory(path) ? path / "train.jsonl" : path;
 }
 
-std::vector<calibration::Batch> ScoredText::batches(const text::Tokenizer& tokenizer, int vocab) const {
+std::vector<calibration::Batch> ScoredText::batches(const text::Tokenizer& tokenizer, const model::ModelSpec& spec) const {
+  check_positions(spec, sequence_length);
   const std::int64_t most = num_samples < 0 ? std::numeric_limits<std::int64_t>::max() : num_samples * sequence_length;
   std::string place;
-  const auto tokens = read_tokens(place, *this, tokenizer, vocab);
+  const auto tokens = read_tokens(place, *this, tokenizer, spec.vocab);
   return with_place([&] { return place; }, [&] { return calibration::text_rows(tokens, sequence_length, batch_size, most); });
 }
 
@@ -50,7 +52,7 @@ evaluate::Quality perplexity(const PerplexityOptions& o, const run::Context& con
     teacher = evaluate::LoadedModel::load(model::Model::open(*teacher_checkpoint));
   }
   const auto tokenizer = text::Tokenizer::open(checkpoint.files());
-  const auto batches = o.batches(tokenizer, model.spec().vocab);
+  const auto batches = o.batches(tokenizer, model.spec());
   std::int64_t total = 0, before = 0;
   for (const auto& batch : batches) total += static_cast<std::int64_t>(batch.tokens);
   const auto student = evaluate::LoadedModel::load(model);

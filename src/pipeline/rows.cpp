@@ -2,6 +2,7 @@
 
 #include <mlx/mlx.h>
 
+#include "base/error.h"
 #include "calibration/batches.h"
 #include "pipeline/self_data.h"
 
@@ -56,10 +57,16 @@ Rows Rows::first(double least) const {
   return some;
 }
 
-RowSource::RowSource(const RowOptions& options, const text::Tokenizer& tokenizer, int vocab) : options_(options), tokenizer_(tokenizer) {
+void check_positions(const model::ModelSpec& spec, int tokens, const char* flag) {
+  if (const int most = spec.positions(); most > 0 && tokens > most)
+    fail("pipeline", "rows of {} tokens are longer than the {} positions that the model knows; give {} {} or less", tokens, most, flag, most);
+}
+
+RowSource::RowSource(const RowOptions& options, const text::Tokenizer& tokenizer, const model::ModelSpec& spec) : options_(options), tokenizer_(tokenizer) {
   const auto& o = options_;
+  check_positions(spec, o.sequence_length);
   if (o.data == std::vector<std::string>{"self"}) return;
-  drawn_ = calibration::draw_examples({o.data.begin(), o.data.end()}, tokenizer_, {o.sequence_length, false, vocab}, o.num_samples, o.seed);
+  drawn_ = calibration::draw_examples({o.data.begin(), o.data.end()}, tokenizer_, {o.sequence_length, false, spec.vocab}, o.num_samples, o.seed);
 }
 
 void RowSource::identify(json& identity) const {

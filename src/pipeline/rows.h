@@ -28,6 +28,9 @@ struct RowOptions {
   std::uint64_t seed = 123;
 };
 
+/// Throws Error, naming the flag, when rows of so many tokens are longer than the positions that the model knows.
+void check_positions(const model::ModelSpec& spec, int tokens, const char* flag = "--sequence-length");
+
 /// Batches of eight packed rows.
 struct Rows {
   std::vector<calibration::Batch> batches;
@@ -51,9 +54,9 @@ std::optional<mx::array> counted_tokens(const calibration::Batch& batch);
 /// model itself after, for samples are kept in it.
 class RowSource {
  public:
-  /// Reads the files, for a model with a table of `vocab` tokens. Throws Error naming the file, and the row where there is one, when it cannot be
-  /// read, holds no text or has a token outside the table.
-  RowSource(const RowOptions& options, const text::Tokenizer& tokenizer, int vocab);
+  /// Reads the files, for a model that knows so many tokens and positions. Throws Error naming the file, and the row where there is one, when it
+  /// cannot be read, holds no text or has a token outside the table; and as check_positions does.
+  RowSource(const RowOptions& options, const text::Tokenizer& tokenizer, const model::ModelSpec& spec);
   /// Adds what the rows depend on.
   void identify(nlohmann::json& identity) const;
   Rows read(const model::Model& model, run::RunFolder& run, const run::Context& context);

@@ -1,5 +1,6 @@
 // Forward: what enters each block is written down. Backward: each block is computed again from what entered it, a few rows at a time, the loss's
 // gradient is taken through it, and the squares of its weights' gradients are summed; then the block's formats are judged and all of it is dropped.
+#include "model/segments.h"
 #include "pipeline/sensitivities.h"
 
 #include <mlx/mlx.h>
@@ -172,12 +173,17 @@ States Sweep::head(const States& states) {
   return gradients;
 }
 
-/// The embedding's rows that were looked up; those of a tied head are there already.
+/// The embeddings' rows that were looked up; those of a tied head are there already.
 void Sweep::embedding(const States& gradients) {
   for (std::size_t b = 0; b < gradients.size(); ++b)
     in_parts(b, [&](int begin, int end) {
       const auto scaled = mx::multiply(mx::astype(cut(gradients[b], begin, end), mx::float32), mx::array(spec_.embedding_multiplier));
       fisher_.add_lookups(spec_.embedding.path, spec_.embedding.out, cut(rows_.ids[b], begin, end), scaled);
+      if (!spec_.position_embedding) return;
+      model::Context context;
+      context.segments = cut(rows_.segments[b], begin, end);
+      fisher_.add_lookups(spec_.position_embedding->path, spec_.position_embedding->out, model::positions(context, end - begin, rows_.ids[b].shape(1)),
+                          cut(gradients[b], begin, end));
     });
 }
 
@@ -239,7 +245,9 @@ json Sweep::all() {
   }
   embedding(gradients);
   if (spec_.tied()) fisher_.put(spec_.embedding.path, mx::add(fisher_.of(spec_.embedding.path), run_.need("head").tensors.at("fisher")));
-  costs.update(judge({&spec_.embedding}, dense(model_.load_embedding(model_.stored_dtype()))));
+  std::vector<const model::LinearSpec*> tables{&spec_.embedding};
+  if (spec_.position_embedding) tables.push_back(&*spec_.position_embedding);
+  costs.update(judge(tables, dense(model_.load_embedding(model_.stored_dtype()))));
   fisher_.clear();
   step();
   progress_.finish();

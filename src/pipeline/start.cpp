@@ -84,7 +84,7 @@ void search(const model::Model& model, const plan::QuantPlan& plan, const std::v
   const auto states = model::stream_blocks(model, ids, options);
   const auto final_tensors = model.load_final();
   for (std::size_t b = 0; b < states.size(); ++b)
-    observer(b, spec.head ? spec.head->path : spec.embedding.path, model::final_norm(spec, final_tensors, states[b]), nullptr);
+    observer(b, spec.head ? spec.head->path : spec.embedding.path, model::final_norm(spec, final_tensors, states[b], model.formats()), nullptr);
   finish(blocks, [&] {
     auto tensors = model.load_embedding(dtype);
     tensors.merge(model.load_final(dtype));

@@ -154,10 +154,15 @@ class BlockTrainer {
 
 }  // namespace
 
-OutputLoss weighted_squares(const std::optional<mx::array>& fisher) {
+OutputLoss weighted_squares(const std::optional<mx::array>& fisher, int columns) {
   const auto factor = fisher ? factor_of(*fisher) : std::nullopt;
-  return [factor](const mx::array& outputs, const BlockRows& rows) {
-    auto error = mx::subtract(f32(outputs), f32(rows.targets));
+  return [factor, columns](const mx::array& outputs, const BlockRows& rows) {
+    const auto some = [&](const mx::array& x) {
+      auto stop = x.shape();
+      if (columns > 0) stop.back() = columns;
+      return f32(mx::slice(x, mx::Shape(x.ndim(), 0), stop));
+    };
+    auto error = mx::subtract(some(outputs), some(rows.targets));
     // The difference is taken in f32; its product with the factor may be as coarse as the outputs are, but not leave f16's range.
     if (factor) {
       const auto dtype = outputs.dtype() == mx::float16 ? mx::float32 : outputs.dtype();
@@ -173,7 +178,7 @@ OutputLoss divergence(const model::ModelSpec& spec, const model::Tensors& outer,
   args.softcap = args.teacher_softcap = head.softcap;
   args.multiplier = args.teacher_multiplier = head.multiplier;
   return [&spec, outer, head, args](const mx::array& outputs, const BlockRows& rows) {
-    const auto hidden = [&](const mx::array& states) { return mx::reshape(model::final_norm(spec, outer, states), {-1, states.shape(-1)}); };
+    const auto hidden = [&](const mx::array& states) { return mx::reshape(model::final_norm(spec, outer, states), {-1, spec.hidden}); };
     const kernels::TeacherHidden teacher{hidden(mx::astype(rows.targets, outputs.dtype())), head.weight, head.bias};
     return kernels::kl_loss(hidden(outputs), head.weight, head.bias, teacher, mx::reshape(counting(rows), {-1}), args, true, false);
   };

@@ -37,7 +37,8 @@ using OutputLoss = std::function<mx::array(const mx::array& outputs, const Block
 
 /// Σ δᵀ F δ with δ = output − target in f32; F is `fisher` f32 [H, H] (calibration::block_sensitivities) divided by the mean of its diagonal, plus a
 /// tenth of the identity. Without one, or with one that is not finite or not above zero, Σ δᵀ δ.
-OutputLoss weighted_squares(const std::optional<mx::array>& fisher);
+/// `columns` of the outputs count, the first ones; 0: all.
+OutputLoss weighted_squares(const std::optional<mx::array>& fisher, int columns = 0);
 
 /// Behind the last block nothing need be guessed: Σ KL(softmax of the target's logits ‖ softmax of the output's) in nats, temperature 1.
 /// `outer` holds the final norm and the head, dense.

@@ -67,7 +67,7 @@ mx::array DwqTrainer::loss(const std::vector<mx::array>& weights, const calibrat
         return std::vector<mx::array>{model::block(spec_, i, own, formats, in[0], context)};
       })(inputs)[0];
     }
-    hidden = model::final_norm(spec_, tensors, hidden);
+    hidden = model::final_norm(spec_, tensors, hidden, formats);
   } else {
     hidden = model::hidden_states(spec_, tensors, formats, part.ids, dtype_, context);
   }

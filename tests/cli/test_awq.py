@@ -1,4 +1,4 @@
-"""`lquant awq`: what it writes, on every family, and what its options change."""
+"""`lquant awq`: what it writes, on every op and topology, and what its options change."""
 
 import json
 
@@ -200,8 +200,8 @@ def family(name, folder):
     return families.family_folder(folder, name, seed=4, vocab_size=8192, **({} if listed else dict(num_hidden_layers=2)))
 
 
-@pytest.mark.parametrize("name", families.FAMILIES)
-def test_every_family(name, tmp_path):
+@pytest.mark.parametrize("name", families.REPRESENTATIVES)
+def test_every_op_and_topology(name, tmp_path, ran):
     """What is written is what mlx_lm computes with, and its logits are nearer to the original's than those of plain rounding."""
     source = family(name, tmp_path / "source")
     rows = text_rows(tmp_path / "rows.jsonl", count=32)
@@ -214,6 +214,7 @@ def test_every_family(name, tmp_path):
     exact, found, plain = (families.mlx_lm_logits(f, ids, mx.float32) for f in (source, tmp_path / "awq", tmp_path / "plain"))
     families.assert_close(families.lquant_logits(tmp_path / "awq", ids, "float32"), found)
     assert np.square(found - exact).mean() < np.square(plain - exact).mean()
+    ran("awq", name)
 
 
 def test_experts_without_tokens(tmp_path):

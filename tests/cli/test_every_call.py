@@ -91,25 +91,23 @@ def killed_at(injector, call, folder, at):
 COMMANDS = ["convert", "gptq", "gptq, trained", "awq, then gptq", "dwq", "dynamic_quant", "auto"]
 
 
-def number_of_calls(injector, call, folder):
-    """By halving: a run with fewer calls than N ends well."""
-    low, high = 1, 4096
-    while low < high:
-        middle = (low + high) // 2
-        place = folder / f"count-{middle}"
-        place.mkdir()
-        if killed_at(injector, call, place, middle) == 0:
-            high = middle
-        else:
-            low = middle + 1
-        shutil.rmtree(place)
-    return low - 1
+@pytest.fixture(scope="module")
+def counts(injector, commands, tmp_path_factory):
+    """command: how many calls it makes when nothing disturbs it."""
+    found = {}
+    for command, ((call, expected), _) in commands.items():
+        folder = tmp_path_factory.mktemp("count")
+        environment = dict(OFTEN, LD_PRELOAD=str(injector), INJECT_UNDER=".lquant-run", INJECT_COUNT=str(folder / "count"))
+        subprocess.run([*call, "--mlx-path", "result"], cwd=folder, env=environment, capture_output=True, check=True)
+        assert tree(folder / "result") == expected
+        found[command] = int((folder / "count").read_text())
+    return found
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_kill_at_every_call(injector, commands, tmp_path, command):
+def test_a_kill_at_every_call(injector, commands, counts, tmp_path, command):
     (call, expected), (other_call, other) = commands[command]
-    count = number_of_calls(injector, call, tmp_path)
+    count = counts[command]
     assert count >= 10, "the calls are not seen"
     chosen = range(1, count + 1)
     if not ALL:
@@ -130,10 +128,10 @@ def test_a_kill_at_every_call(injector, commands, tmp_path, command):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_byte_changed_in_any_file(injector, commands, tmp_path, command):
+def test_a_byte_changed_in_any_file(injector, commands, counts, tmp_path, command):
     """What a killed run left, one byte of one file changed: found and said, or harmless."""
     (call, expected), _ = commands[command]
-    count = number_of_calls(injector, call, tmp_path)
+    count = counts[command]
     rng = random.Random(f"bytes {command} {count}")
     moments = range(2, count, 7) if ALL else rng.sample(range(count // 3, count), 2)
     for at in moments:

@@ -1,4 +1,4 @@
-"""`lquant gptq`: what it writes, on every family, and what it does with strange data and wishes."""
+"""`lquant gptq`: what it writes, on every op and topology, and what it does with strange data and wishes."""
 
 import json
 import shutil
@@ -76,8 +76,8 @@ def test_options_change_what_they_say(model, rows, quantized, tmp_path):
         assert kl(model, output, held_out) < worst, switch
 
 
-@pytest.mark.parametrize("name", families.FAMILIES)
-def test_every_family(name, tmp_path):
+@pytest.mark.parametrize("name", families.REPRESENTATIVES)
+def test_every_op_and_topology(name, tmp_path, ran):
     """Random models are quantized and load; logits are nearer to the original's than those of plain rounding."""
     source = families.family_folder(tmp_path / "source", name, seed=4, vocab_size=8192)
     rows = text_rows(tmp_path / "rows.jsonl", count=64)
@@ -93,6 +93,7 @@ def test_every_family(name, tmp_path):
     run(*gptq, "--train-blocks", 1, "--mlx-path", tmp_path / "trained")
     trained = families.mlx_lm_logits(tmp_path / "trained", ids, mx.float32)
     assert np.square(trained - exact).mean() < np.square(plain - exact).mean()
+    ran("gptq", name)
 
 
 def test_starved_experts_are_named(tmp_path):

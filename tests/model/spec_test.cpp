@@ -212,8 +212,7 @@ TEST(Spec, FamiliesNearLlamaDifferWhereTheyShould) {
   EXPECT_EQ(internlm2.inputs[0].parts[2].row(128), (6 + 5) * 128);  // the second value head: behind the second group's four query heads and its key head
 
   // Layers with a window have positions, the others see everything and have none.
-  auto config = oracle::tiny_config("exaone4");
-  const auto exaone4 = spec_from_config(config);
+  const auto exaone4 = spec_from_config(oracle::tiny_config("exaone4"));
   EXPECT_EQ(attention_of(exaone4, 0).window, 5);
   EXPECT_TRUE(attention_of(exaone4, 0).rope);
   EXPECT_EQ(attention_of(exaone4, 1).window, 0);
@@ -358,6 +357,68 @@ TEST(Spec, WhatADamagedFieldHoldsIsShownShortened) {
   }
 }
 
+TEST(Spec, WhatMlxLmDoesNotRunIsRefused) {
+  const std::vector<std::tuple<const char*, json, const char*>> faults = {
+      {"cohere2", {{"head_dim", 8}}, "are not the hidden size 64"},
+      {"cohere2", {{"sliding_window_pattern", 3}}, "exceeds \"num_hidden_layers\" 2"},
+      {"cohere2", {{"sliding_window_pattern", nullptr}, {"layer_types", {"sliding_attention", "sliding_attention"}}}, "exceeds"},
+      {"cohere2", {{"sliding_window_pattern", nullptr}, {"layer_types", {"full_attention", "sliding_attention"}}}, "repeats no pattern"},
+      {"olmo3", {{"layer_types", {"full_attention", "full_attention"}}}, "has no sliding_attention"},
+      {"olmo3", {{"layer_types", nullptr}}, "has no full_attention"},
+      {"phi", {{"num_attention_heads", 3}, {"num_key_value_heads", 3}}, "cannot be cut into 3 heads"},
+      {"phi", {{"qk_layernorm", true}}, "norms of q and k"},
+      {"granite", {{"logits_scaling", 0}}, "logits are divided by it"},
+      {"gpt_bigcode", {{"multi_query", false}}, "head by head"},
+      {"nemotron", {{"rope_scaling", {{"type", "yarn"}, {"factor", 2.0}}}}, "not linear, which is what mlx_lm knows"},
+      {"nemotron", {{"rope_scaling", {{"type", "linear"}}}}, "\"factor\""},
+  };
+  for (const auto& [type, changes, part] : faults) {
+    auto config = oracle::tiny_config(type);
+    config.update(changes);
+    try {
+      spec_from_config(config);
+      ADD_FAILURE() << "accepted: " << type << " " << changes.dump();
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find(part), std::string::npos) << e.what();
+    }
+  }
+}
+
+// transformers 5 has no fields of these names. mlx_lm demands them, so that it opens no such config; what is written says them.
+TEST(Spec, FieldsThatMlxLmDemandsAreSettled) {
+  const auto settled = [](const char* type, const json& changes, const std::vector<const char*>& absent) {
+    auto config = oracle::tiny_config(type);
+    for (const auto* key : absent) config.erase(key);
+    config.update(changes);
+    return spec_from_config(config).settled;
+  };
+  const json plain{{"rope_type", "default"}, {"rope_theta", 5000.0}, {"partial_rotary_factor", 0.5}};
+  const json yarn{{"rope_type", "yarn"}, {"factor", 2.0}, {"original_max_position_embeddings", 64}};
+  auto with_base = yarn;
+  with_base["rope_theta"] = 5000.0;
+  EXPECT_EQ(settled("stablelm", {{"rope_parameters", plain}}, {"rope_theta", "partial_rotary_factor"}),
+            (json{{"rope_theta", 5000.0}, {"partial_rotary_factor", 0.5}}));
+  EXPECT_EQ(settled("gpt_neox", {{"rope_parameters", plain}}, {"rotary_emb_base", "rotary_pct"}), (json{{"rotary_emb_base", 5000.0}, {"rotary_pct", 0.5}}));
+  EXPECT_EQ(settled("granite", {{"rope_parameters", with_base}}, {"rope_theta"}), (json{{"rope_theta", 5000.0}, {"rope_scaling", yarn}}));
+  const json kinds{{"full_attention", with_base}, {"sliding_attention", plain}};
+  EXPECT_EQ(settled("olmo3", {{"rope_parameters", kinds}}, {"rope_theta"}), (json{{"rope_theta", 5000.0}, {"rope_scaling", yarn}}));
+  // A field that is there counts, as in mlx_lm.
+  EXPECT_EQ(settled("granite", {{"rope_parameters", with_base}}, {}), json::object());
+  EXPECT_EQ(settled("cohere2", {{"layer_types", {"sliding_attention", "full_attention"}}}, {"sliding_window_pattern"}), (json{{"sliding_window_pattern", 2}}));
+  EXPECT_EQ(settled("gpt2", json::object(), {"n_ctx"}), (json{{"n_ctx", 32}}));
+  EXPECT_EQ(settled("gpt_bigcode", {{"n_inner", nullptr}}, {}), (json{{"n_inner", 256}}));
+  EXPECT_EQ(settled("nemotron", json::object(), {"hidden_act"}), (json{{"hidden_act", "relu2"}}));
+  EXPECT_EQ(settled("nemotron", {{"rope_scaling", {{"rope_type", "linear"}, {"factor", 2}}}}, {}),
+            (json{{"rope_scaling", {{"rope_type", "linear"}, {"type", "linear"}, {"factor", 2.0}}}}));
+  EXPECT_EQ(settled("nemotron", {{"rope_scaling", {{"rope_type", "default"}}}}, {}), (json{{"rope_scaling", nullptr}}));
+  EXPECT_EQ(settled("phi", {{"vocab_size", nullptr}, {"layer_norm_eps", nullptr}}, {}), (json{{"vocab_size", 51200}, {"layer_norm_eps", 1e-5}}));
+}
+
+TEST(Spec, AbsolutePositionsAreBounded) {
+  EXPECT_EQ(published_spec("gpt2").positions(), 1024);
+  EXPECT_EQ(published_spec("phi").positions(), 0);
+}
+
 // What mlx_lm would read otherwise from the same file: its dataclasses take null for a value and have no default for every key.
 TEST(Spec, FieldsThatMlxLmWouldReadOtherwiseAreSettled) {
   const auto settled = [](const char* type, const json& changes) {
@@ -402,6 +463,57 @@ TEST(Spec, FieldsThatMlxLmWouldReadOtherwiseAreSettled) {
   const auto linear = settled("phi3", {{"rope_scaling", {{"type", "linear"}, {"factor", 2}, {"long_factor", 1.0}}}});
   EXPECT_TRUE(linear.at("rope_scaling").at("factor").is_number_float());
   EXPECT_EQ(settled("phi3", {{"rope_scaling", {{"type", "yarn"}, {"factor", 2.0}}}}), (json{{"rope_scaling", nullptr}}));
+}
+
+// A wrapper's text model is described inside; what is settled of it is settled there, as the whole object.
+TEST(Spec, WrappersSettleWithinTheirTextConfig) {
+  auto config = oracle::tiny_config("gemma3");
+  const auto text = config.at("text_config");
+  EXPECT_EQ(spec_from_config(config).settled, json::object());
+  EXPECT_EQ(spec_from_config(config).text_config, "text_config");
+  EXPECT_EQ(spec_from_config(config).embedding.path, "language_model.model.embed_tokens");
+  config["text_config"].erase("num_key_value_heads");
+  auto expected = text;
+  expected["num_key_value_heads"] = 4;
+  EXPECT_EQ(spec_from_config(config).settled, (json{{"text_config", expected}}));
+  config["vocab_size"] = 32;  // which counts, whatever stands inside
+  EXPECT_EQ(spec_from_config(config).vocab, 32);
+  config.erase("vocab_size");
+  config["text_config"].erase("vocab_size");
+  EXPECT_EQ(spec_from_config(config).settled.at("vocab_size"), 262208);
+
+  config = oracle::tiny_config("qwen3_vl");
+  config["text_config"].erase("tie_word_embeddings");
+  for (const bool tied : {true, false}) {
+    config["tie_word_embeddings"] = tied;
+    EXPECT_EQ(spec_from_config(config).settled.at("text_config").at("tie_word_embeddings"), tied);
+  }
+
+  // Of Qwen2-VL the text's fields are written at the top, where all its readers look.
+  const auto flat = spec_from_config(oracle::tiny_config("qwen2_vl"));
+  EXPECT_EQ(flat.removed, std::vector<std::string>{"text_config"});
+  EXPECT_EQ(flat.settled.at("hidden_size"), 64);
+  EXPECT_FALSE(flat.settled.contains("model_type"));
+}
+
+TEST(Spec, PixtralIsWrittenUnderItsOwnName) {
+  auto config = oracle::tiny_config("llava");
+  config["vision_config"] = {{"model_type", "pixtral"}};
+  config["text_config"]["tie_word_embeddings"] = false;
+  EXPECT_EQ(spec_from_config(config).settled.at("model_type"), "pixtral");
+  config["vision_config"]["model_type"] = "clip_vision_model";
+  EXPECT_FALSE(spec_from_config(config).settled.contains("model_type"));
+}
+
+TEST(Spec, MessagesNameTheFieldInsideAWrapper) {
+  auto config = oracle::tiny_config("mistral3");
+  config["text_config"]["num_hidden_layers"] = "many";
+  try {
+    spec_from_config(config);
+    FAIL();
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("\"text_config.num_hidden_layers\" is \"many\""), std::string::npos) << e.what();
+  }
 }
 
 TEST(Spec, DynamicRopeGrowsItsBaseBeyondTheTrainedLength) {

@@ -42,12 +42,18 @@ RUNS = {
     "phi",
     "stablelm",
     "starcoder2",
+    "apertus",
+    "lfm2",
+    "lfm2_vl",
+    "ministral3",
     "ernie4_5",
     "exaone4",
     "gemma",
     "gemma2",
+    "gemma3",
     "gemma3_text",
     "glm",
+    "gemma4",
     "gemma4_text",
     "glm4",
     "helium",
@@ -55,15 +61,21 @@ RUNS = {
     "internlm3",
     "iquestcoder",
     "llama",
+    "llava",
     "mistral",
     "nanochat",
+    "mistral3",
     "phi3",
+    "pixtral",
     "qwen2",
+    "qwen2_5_vl",
+    "qwen2_vl",
     "qwen3",
+    "qwen3_vl",
     "seed_oss",
     "smollm3",
 }
-RUNS_AS_SAVED = RUNS - {"gemma3_text"}
+RUNS_AS_SAVED = RUNS
 
 # mlx_lm does not load these with the config.json of transformers 5: a required field is missing there, or a default does not fit.
 REFUSED_AS_SAVED = {

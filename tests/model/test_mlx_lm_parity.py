@@ -5,14 +5,17 @@ mlx_lm builds the model and its random weights, writes the folder, loads it back
 """
 
 import json
+import re
 import shutil
 import subprocess
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from families import ENVIRONMENT, FAMILIES, LQUANT, TINY, assert_close, build, lquant_logits, mlx_lm_logits, save, token_ids
-from mlx_lm import utils
+from families import ENVIRONMENT, FAMILIES, LQUANT, TINY, assert_close, build, family_folder, lquant_logits, mlx_lm_logits, save, token_ids
+from families_page import EXPECTED
+from mlx_lm import generate, load, utils
+from mlx_lm.generate import generate_step
 
 # name: (family, group size, bits, mode, what quantizes a path: None for mlx_lm's own choice)
 QUANTIZED = {
@@ -43,15 +46,21 @@ QUANTIZED = {
         ),
     ),
 }
-SIXTEEN_BIT = ["cohere", "cohere2", "olmo2", "phi", "stablelm-parallel-qk-norms", "granite-untied-biases-yarn", "gpt_neox", "gpt2", "nemotron"]
+
+
+def program(*arguments):
+    """What the command prints."""
+    done = subprocess.run([str(a) for a in (LQUANT, *arguments)], capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_float32(name, tmp_path):
+def test_float32(name, tmp_path, ran):
     model, config, unstacked, untied = build(name, seed=1)
     save(tmp_path, model, config, unstacked, untied)
     ids = token_ids(config["vocab_size"])
-    assert_close(lquant_logits(tmp_path, ids, "float32"), mlx_lm_logits(tmp_path, ids))
+    ran("logits f32", name, assert_close(lquant_logits(tmp_path, ids, "float32"), mlx_lm_logits(tmp_path, ids)))
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
@@ -66,8 +75,8 @@ def test_quantized(name, tmp_path):
     assert_close(lquant_logits(tmp_path, ids, "float32"), mlx_lm_logits(tmp_path, ids))
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-yarn", "qwen2", "qwen3", "smollm3", "phi3-partial-longrope", "gemma2", "gemma3", *SIXTEEN_BIT])
-def test_bfloat16(name, tmp_path):
+@pytest.mark.parametrize("name", EXPECTED["logits bf16"])
+def test_bfloat16(name, tmp_path, ran):
     """Two sound bf16 computations err equally: independent roundings of relative size 2^-9, as many in each.
 
     The root mean square over some thousand logits knows that size to a few per cent; half as much again is allowed for
@@ -78,8 +87,56 @@ def test_bfloat16(name, tmp_path):
     save(tmp_path, model, config, unstacked, untied)
     ids = token_ids(config["vocab_size"])
     exact = mlx_lm_logits(tmp_path, ids, mx.float32)
-    rms = lambda x: np.sqrt(np.mean(np.square(x)))
-    assert rms(lquant_logits(tmp_path, ids, "bfloat16") - exact) <= 1.5 * rms(mlx_lm_logits(tmp_path, ids) - exact)
+    rms = lambda x: float(np.sqrt(np.mean(np.square(x))))
+    error = rms(lquant_logits(tmp_path, ids, "bfloat16") - exact)
+    assert error <= 1.5 * rms(mlx_lm_logits(tmp_path, ids) - exact)
+    ran("logits bf16", name, error / float(np.ptp(exact)))
+
+
+PROMPT = "the winter light walks over old stone and the quiet river under a house"
+TEXT = " ".join([PROMPT, "where bread grows with every letter she read"] * 3)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return utils.load_tokenizer(TINY)
+
+
+def talkative(name, folder, tokenizer):
+    """A model in f32, loaded in mlx_lm, and what it says: texts of many tokens, which depend on what its cache holds. Where embeddings outweigh the
+    blocks, a tied model says its last token for ever; where norms blow up what attention has averaged, all tokens look alike to it."""
+    family_folder(folder, name, seed=5, vocab_size=8192)
+    stored = mx.load(str(folder / "model.safetensors"))
+    for scale in (0.02, 0.01, 0.05, 0.1, 0.2, 0.4):
+        weights = {path: scale * weight if "embed" in path else weight for path, weight in stored.items()}
+        mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
+        model, _ = utils.load_model(folder)
+        tokens = [int(token) for token, _ in generate_step(mx.array(tokenizer.encode(PROMPT)), model, max_tokens=24)]
+        tokens = tokens[: tokens.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in tokens else tokens
+        if len(set(tokens)) > 8:
+            return model, tokens
+    raise AssertionError(f"{name} says the same at any scale of its embeddings")
+
+
+@pytest.mark.parametrize("name", EXPECTED["generate"])
+def test_generate_and_perplexity(name, tmp_path, tokenizer, ran):
+    """A text token by token with a cache, from a prompt longer than the windows (8), and the mean log-probability of rows, both in f32."""
+    model, tokens = talkative(name, tmp_path, tokenizer)
+    said = program("generate", "--model", tmp_path, "-p", PROMPT, "-m", 24, "--ignore-chat-template", "--verbose", "F")
+    # Random tokens are not always whole characters: what stands for the rest stands there once.
+    assert re.sub("\ufffd+", "\ufffd", said) == re.sub("\ufffd+", "\ufffd", tokenizer.decode(tokens)) + "\n"
+    ran("generate", name)
+
+    (tmp_path / "text.txt").write_text(TEXT)
+    ids = np.array(tokenizer.encode(TEXT))
+    inputs, targets = mx.array(ids[:64].reshape(4, 16)), ids[1:65].reshape(4, 16, 1)
+    logits = np.array(model(inputs).astype(mx.float32)).astype(np.float64)
+    logs = logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)) - logits.max(-1, keepdims=True)
+    found = json.loads(program("perplexity", "--model", tmp_path, "--data-path", tmp_path / "text.txt", "--sequence-length", 16, "--num-samples", 4, "--json"))
+    assert found["tokens"] == 64
+    # Logits that agree to d give log-probabilities that agree to 2 d; d is what assert_close allows.
+    assert abs(found["nll"] + np.take_along_axis(logs, targets, -1).mean()) <= 2e-4 * np.ptp(logits)
+    ran("perplexity", name)
 
 
 def test_embedded_model(tmp_path):
@@ -93,15 +150,10 @@ def test_generate_says_what_mlx_lm_says(tmp_path):
     shutil.copytree(TINY, tmp_path, dirs_exist_ok=True)
     weights = mx.load(str(TINY / "model.safetensors"))
     mx.save_safetensors(str(tmp_path / "model.safetensors"), {k: v.astype(mx.float32) for k, v in weights.items()}, metadata={"format": "mlx"})
-    from mlx_lm import generate, load
-
     model, tokenizer = load(str(tmp_path))
     prompt = "Once upon a time"
     theirs = generate(model, tokenizer, tokenizer.encode(prompt), max_tokens=24)
-    command = [LQUANT, "generate", "--model", str(tmp_path), "-p", prompt, "-m", "24", "--ignore-chat-template", "--verbose", "F"]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == theirs + "\n"
+    assert program("generate", "--model", tmp_path, "-p", prompt, "-m", 24, "--ignore-chat-template", "--verbose", "F") == theirs + "\n"
 
 
 def test_unknown_family_is_named(tmp_path):

@@ -18,8 +18,8 @@ model::Tensors random_tensors(const model::ModelSpec& spec, std::uint64_t seed);
 /// f32, bf16 and f16: every dtype that a checkpoint's numbers may have; and their names, for names of tests.
 inline const std::vector<mlx::core::Dtype> kDtypes = {mlx::core::float32, mlx::core::bfloat16, mlx::core::float16};
 std::string name_of(mlx::core::Dtype dtype);
-/// A model type as gtest takes it for a test's name, without hyphens.
-std::string name_of(const std::string& model_type);
+/// A model_type as a part of a test's name, which has no hyphens.
+std::string name_of(std::string model_type);
 
 /// Half the distance from 1 to the next number of a dtype.
 double unit_of(mlx::core::Dtype dtype);

@@ -13,6 +13,13 @@ const Part& part_of(const LinearSpec& fused, Role role) {
   return *std::find_if(fused.parts.begin(), fused.parts.end(), [&](const Part& part) { return part.role == role; });
 }
 
+mx::array sparse(const mx::array& gate, float above) {
+  const auto mean = mx::mean(gate, -1, /*keepdims=*/true);
+  const auto deviation = mx::sqrt(mx::var(gate, -1, /*keepdims=*/true));
+  const auto cutoff = mx::add(mean, mx::multiply(deviation, mx::array(above, deviation.dtype())));
+  return mx::maximum(mx::subtract(gate, cutoff), mx::array(0.0f, gate.dtype()));
+}
+
 }  // namespace
 
 Edge gated_edge(const LinearSpec& up, const Part& rows, const LinearSpec& down) {
@@ -38,6 +45,10 @@ Flow GatedMlp::start(const Scope& scope, const mx::array& normed, const mx::arra
 Flow GatedMlp::advance(const Scope& scope, int, const Flow& at) const {
   const auto& h = at.inputs[0];
   const auto product = [&] {
+    if (sparse_above) {
+      const auto both = kernels::linears(h, {scope.weight(inputs[0]), scope.weight(inputs[1])});
+      return kernels::gated(sparse(both[0], *sparse_above), both[1], activation);
+    }
     if (inputs.size() == 1 && inputs[0].parts[0].role == Role::gate && inputs[0].parts[0].contiguous())
       return kernels::gated_fused(kernels::linear(h, scope.weight(inputs[0])), activation);
     const auto both = inputs.size() == 1 ? kernels::linears(h, {scope.weight(inputs[0], part_of(inputs[0], Role::gate)),

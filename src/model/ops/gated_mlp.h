@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,8 @@ namespace lquant::model {
 /// down(activation(gate(x)) · up(x)) (GLU variants, arXiv 2002.05202). Stage 0: gate, up; stage 1: down.
 struct GatedMlp final : Op {
   kernels::Activation activation = kernels::Activation::silu;
+  /// Only what exceeds mean + sparse_above · deviation of the token's gates passes, less that (Gemma 3n).
+  std::optional<float> sparse_above;
   /// gate, up; or one linear with these two parts, gate first or up first.
   std::vector<LinearSpec> inputs;
   LinearSpec down;

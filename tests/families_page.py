@@ -1,0 +1,124 @@
+"""docs/families.md: which model types the program knows and what the tests ran on each.
+
+Tests tell what they have shown by the fixture `ran`; `make families` (pytest --families-page) gathers it and writes the page, and the number in the
+README. tests/families_test.py holds the committed page to the program and to the tests' own lists.
+"""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import families
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "families.md"
+README = ROOT / "README.md"
+COUNT = re.compile(r"\[(\d+) model types\]\(docs/families\.md\)")
+
+# Every column of what was run, with the rows of families.FAMILIES on which the tests run it: {column: names}.
+EXPECTED = {
+    "logits f32": list(families.FAMILIES),
+    "logits bf16": [name for name in families.FIRST if families.FAMILIES[name]["model_type"] not in families.FLOAT32_ALONE]
+    + ["llama-yarn", "phi3-partial-longrope"],
+    "generate": families.FIRST,
+    "perplexity": families.FIRST,
+    "convert": list(families.FAMILIES),
+    "awq": list(families.REPRESENTATIVES),
+    "gptq": list(families.REPRESENTATIVES),
+    "dwq": list(families.REPRESENTATIVES),
+    "dynamic_quant": list(families.REPRESENTATIVES),
+}
+COMMANDS = [column for column in EXPECTED if not column.startswith("logits")]
+
+TEXT = """# Model families
+
+The values of `model_type` in `config.json` that lquant knows, and what its tests run on each: small models of random weights, made by mlx_lm's own code in every
+configuration that the table names (`tests/families.py`). `make families` runs these tests and writes this page.
+
+- **f32**: the largest difference between a logit of `lquant logits` and mlx_lm's, as a part of the logits' range, over all configurations; rounded up to a power of ten, at least 1e-6. The tests allow 1e-4.
+- **bf16**: the root mean square of the logits' error in bf16 against mlx_lm's in f32, as a part of the range, for one configuration or two; rounded up likewise, at least 1e-2. The tests allow 1.5 times the error of mlx_lm's own
+  bf16. "f32 alone": MLX has no mixtures of experts in 16 bits on a CPU, so there is nothing to compare with.
+- **generate**: with a cache, token by token, the text that mlx_lm generates. **perplexity**: the mean of mlx_lm's log-probabilities. **convert**: `lquant convert -q` writes mlx_lm's tensors bit for bit, with its mixed recipes too.
+- **awq**, **gptq**, **dwq**, **dynamic_quant**: a run on the type itself; for the first three, the logits are nearer to the original's than those of plain rounding to the same formats.
+
+The methods work on every type. They know ops and the edges between them, not families, so they are run on one representative of each op and topology:
+
+{representatives}
+
+{count} model types:
+
+{table}
+"""
+
+
+def known_model_types(folder):
+    """As the program's own sentence about an unknown type lists them; `folder` is one to make a model of such a type in."""
+    shutil.copytree(families.TINY, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(dict(config, model_type="abacus")))
+    (folder / "ids.json").write_text("[[1]]")
+    command = [families.LQUANT, "logits", "--model", folder, "--ids", folder / "ids.json", "--output", folder / "logits.safetensors"]
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=families.ENVIRONMENT)
+    found = re.search(r'model_type "abacus" is not supported; supported: (.*)', done.stderr)
+    assert done.returncode == 1 and found, done.stderr
+    return found.group(1).split(", ")
+
+
+# The least that is told. What f32 sums of some hundred products, and bf16's own rounding (2^-8), leave is a part of this that depends on the machine.
+LEAST = {"logits f32": 1e-6, "logits bf16": 1e-2}
+
+
+def power_of_ten(column, figure):
+    """The smallest power of ten that is no less: 3e-6 is told as 1e-5, on any machine alike."""
+    return f"1e{math.ceil(math.log10(max(figure, LEAST[column])) - 1e-9)}"
+
+
+def cell(column, names, figure):
+    """What stands in a column of a type of which the tests named `names` ran this: its largest figure, a mark, or a dash."""
+    ran = [name for name in names if name in EXPECTED[column]]
+    if column == "logits bf16" and not ran:
+        return "f32 alone"
+    if not ran:
+        return "–"
+    return figure if column.startswith("logits") else "✓"
+
+
+def render(figures):
+    """The page; figures: {(column, model type): what stands there} for the columns that have figures."""
+    types = families.by_model_type()
+    lines = ["| " + " | ".join(("model_type", "configurations", "f32", "bf16", *COMMANDS, "notes")) + " |", "| " + "--- | " * (5 + len(COMMANDS))]
+    for kind, names in sorted(types.items()):
+        cells = [cell(column, names, figures.get((column, kind))) for column in EXPECTED]
+        lines.append("| " + " | ".join((f"`{kind}`", ", ".join(names), *cells, families.NOTES.get(kind, ""))) + " |")
+    stand = [f"- `{families.FAMILIES[name]['model_type']}` ({name}): {what}" for name, what in families.REPRESENTATIVES.items()]
+    return TEXT.format(representatives="\n".join(stand), count=len(types), table="\n".join(line.rstrip() for line in lines))
+
+
+def figures_of(page):
+    """What render() was given, read back from a page: {(column, model type): text}."""
+    found = {}
+    for line in page.splitlines():
+        if match := re.match(r"\| `(\w[\w.-]*)` \|", line):
+            cells = [text.strip() for text in line.strip("|").split("|")]
+            found |= {(column, match.group(1)): text for column, text in zip(EXPECTED, cells[2:]) if column.startswith("logits") and text != "f32 alone"}
+    return found
+
+
+def write(records):
+    """Writes the page and the README's number; records: (column, name, figure or None) of each test that passed. Returns what is missing, for a page is
+    written of a whole run alone."""
+    missing = {(column, name) for column, names in EXPECTED.items() for name in names} - {(column, name) for column, name, _ in records}
+    if missing:
+        return missing
+    largest = {}
+    for column, name, figure in records:
+        if figure is not None:
+            key = column, families.FAMILIES[name]["model_type"]
+            largest[key] = max(figure, largest.get(key, 0.0))
+    PAGE.write_text(render({key: power_of_ten(key[0], figure) for key, figure in largest.items()}), encoding="utf-8")
+    count = len(families.by_model_type())
+    README.write_text(COUNT.sub(f"[{count} model types](docs/families.md)", README.read_text(encoding="utf-8")), encoding="utf-8")
+    return missing
