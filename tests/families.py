@@ -278,6 +278,9 @@ REPRESENTATIVES = {
     "gemma2": "norms behind branches, norms of 1 + w, softcaps",
     "gemma3-untied-scaled": "windows by layer",
     "glm4": "norms behind branches beside fused linears and biases",
+    "internlm2-biases-linear": "a fused linear whose rows come group by group",
+    "plamo": "a norm that attention and MLP read together, key and value heads in turn",
+    "nanochat": "norms without weights, one behind the embedding, norms behind the rotation, relu² without a gate",
     "qwen3-moe": "mixture of experts in stacks",
     "qwen3-moe-unstacked": "experts stored one by one",
     "qwen3-moe-some-dense-raw-probabilities": "mixtures and dense blocks in one model",
@@ -286,6 +289,9 @@ REPRESENTATIVES = {
 FLOAT32_ALONE = {"qwen3_moe"}
 # What a reader of docs/families.md should know of a model type beside the table's figures.
 NOTES = {
+    "gemma": "exact GELU, as mlx_lm runs it; transformers runs its tanh form",
+    "glm": "whole heads turn, as in mlx_lm; in transformers half of each",
+    "nanochat": "transformers' names are read; eps and the logits' bound are mlx_lm's",
     "iquestcoder": "Llama's code in mlx_lm too",
     "mistral": "Llama's code in mlx_lm too",
     "xverse": "Llama's code in mlx_lm too",
