@@ -242,6 +242,7 @@ FAMILIES = {
     "nemotron": dict(NEMOTRON, tie_word_embeddings=False),
     "nemotron-tied-biases-linear": dict(
         NEMOTRON, attention_bias=True, mlp_bias=True, partial_rotary_factor=0.75, rope_scaling=dict(type="linear", factor=2.0)
+    ),
     "ministral3": MINISTRAL,
     "ministral3-windows-untied": dict(
         MINISTRAL, tie_word_embeddings=False, head_dim=64, sliding_window=8, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
