@@ -307,6 +307,9 @@ REPRESENTATIVES = {
 FLOAT32_ALONE = {"qwen3_moe"}
 # What a reader of docs/families.md should know of a model type beside the table's figures.
 NOTES = {
+    "gemma": "exact GELU, as mlx_lm runs it; transformers runs its tanh form",
+    "glm": "whole heads turn, as in mlx_lm; in transformers half of each",
+    "nanochat": "transformers' names are read; eps and the logits' bound are mlx_lm's",
     "iquestcoder": "Llama's code in mlx_lm too",
     "mistral": "Llama's code in mlx_lm too",
     "xverse": "Llama's code in mlx_lm too",

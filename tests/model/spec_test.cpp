@@ -224,8 +224,7 @@ TEST(Spec, FamiliesNearLlamaDifferWhereTheyShould) {
   EXPECT_EQ(internlm2.inputs[0].parts[2].row(128), (6 + 5) * 128);  // the second value head: behind the second group's four query heads and its key head
 
   // Layers with a window have positions, the others see everything and have none.
-  auto config = oracle::tiny_config("exaone4");
-  const auto exaone4 = spec_from_config(config);
+  const auto exaone4 = spec_from_config(oracle::tiny_config("exaone4"));
   EXPECT_EQ(attention_of(exaone4, 0).window, 5);
   EXPECT_TRUE(attention_of(exaone4, 0).rope);
   EXPECT_EQ(attention_of(exaone4, 1).window, 0);
