@@ -170,22 +170,6 @@ FAMILIES = {
     "ernie4_5-biases-untied": dict(model_type="ernie4_5", use_bias=True, tie_word_embeddings=False, head_dim=64),
     "helium": dict(model_type="helium", attention_bias=True, mlp_bias=True, tie_word_embeddings=False),
     "glm4": dict(model_type="glm4", attention_bias=True, partial_rotary_factor=0.5, tie_word_embeddings=False),
-    "ministral3": MINISTRAL,
-    "ministral3-windows-untied": dict(
-        MINISTRAL, tie_word_embeddings=False, head_dim=64, sliding_window=8, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
-    ),
-    "apertus": dict(APERTUS, tie_word_embeddings=False, rope_scaling=LLAMA3),
-    "apertus-tied-biases": dict(APERTUS, mlp_bias=True),
-    "nemotron-nas": dict(model_type="nemotron-nas", tie_word_embeddings=False, num_hidden_layers=5, block_configs=NEMOTRON_BLOCKS, rope_scaling=LLAMA3),
-    "nemotron-nas-linear-first-biases": dict(
-        model_type="nemotron-nas", num_hidden_layers=4, block_configs=NEMOTRON_BLOCKS[1:], hidden_act="gelu_new", attention_bias=True, mlp_bias=True
-    ),
-    "baichuan_m1": BAICHUAN,
-    "baichuan_m1-no-windows": dict(BAICHUAN, sliding_window_layers=[], num_key_value_heads=4),
-    "lfm2": LFM2,
-    "lfm2-biases-adjusted": dict(
-        LFM2, conv_bias=True, conv_L_cache=4, block_auto_adjust_ff_dim=True, block_ff_dim=600, block_ffn_dim_multiplier=0.7, full_attn_idxs=[2]
-    ),
     "xverse": dict(model_type="xverse", num_key_value_heads=4, tie_word_embeddings=False),
     "iquestcoder": dict(model_type="iquestcoder", tie_word_embeddings=False),
     "glm": dict(model_type="glm", attention_bias=True, tie_word_embeddings=False),
@@ -259,8 +243,26 @@ FAMILIES = {
     "nemotron-tied-biases-linear": dict(
         NEMOTRON, attention_bias=True, mlp_bias=True, partial_rotary_factor=0.75, rope_scaling=dict(type="linear", factor=2.0)
     ),
+    "ministral3": MINISTRAL,
+    "ministral3-windows-untied": dict(
+        MINISTRAL, tie_word_embeddings=False, head_dim=64, sliding_window=8, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
+    ),
+    "apertus": dict(APERTUS, tie_word_embeddings=False, rope_scaling=LLAMA3),
+    "apertus-tied-biases": dict(APERTUS, mlp_bias=True),
+    "nemotron-nas": dict(model_type="nemotron-nas", tie_word_embeddings=False, num_hidden_layers=5, block_configs=NEMOTRON_BLOCKS, rope_scaling=LLAMA3),
+    "nemotron-nas-linear-first-biases": dict(
+        model_type="nemotron-nas", num_hidden_layers=4, block_configs=NEMOTRON_BLOCKS[1:], hidden_act="gelu_new", attention_bias=True, mlp_bias=True
+    ),
+    "baichuan_m1": BAICHUAN,
+    "baichuan_m1-no-windows": dict(BAICHUAN, sliding_window_layers=[], num_key_value_heads=4),
+    "lfm2": LFM2,
+    "lfm2-biases-adjusted": dict(
+        LFM2, conv_bias=True, conv_L_cache=4, block_auto_adjust_ff_dim=True, block_ff_dim=600, block_ffn_dim_multiplier=0.7, full_attn_idxs=[2]
+    ),
     "qwen3-moe": MOE,
     "qwen3-moe-unstacked": dict(MOE, unstacked=True),
+    "gemma3-wrapper": dict(model_type="gemma3_text", wrapper="gemma3", sliding_window=8, sliding_window_pattern=2, query_pre_attn_scalar=48.0),
+    "mistral3": dict(MINISTRAL, wrapper="mistral3", tie_word_embeddings=False, head_dim=64),
     "qwen3-moe-some-dense-raw-probabilities": dict(MOE, mlp_only_layers=[1], norm_topk_prob=False, tie_word_embeddings=False),
 }
 
@@ -310,9 +312,12 @@ def build(name, seed, **changes):
     """A random model: products keep the size of their input, norms and biases are far from 1 and 0."""
     config = dict(dict(BASE, **FAMILIES[name]), **changes)
     unstacked, untied = config.pop("unstacked", False), config.pop("untied", False)
+    wrapper = config.pop("wrapper", None)
     config = {k: v for k, v in config.items() if v is not None}
     if config["model_type"] == "qwen2":
         config.pop("head_dim")
+    if wrapper:  # a model that sees has its text model's fields inside; what stands at the top too is what tests ask for
+        config = dict(model_type=wrapper, text_config=config, vocab_size=config["vocab_size"])
     model_class, args_class = utils._get_classes(config)
     model = model_class(args_class.from_dict(config))
     rng = np.random.default_rng(seed)
@@ -334,8 +339,8 @@ def build(name, seed, **changes):
 
 def save(folder, model, config, unstacked=False, untied=False):
     weights = dict(tree_flatten(model.parameters()))
-    if config["model_type"] == "gemma3_text" and not untied:
-        weights = {k: v for k, v in weights.items() if not k.startswith("lm_head")}
+    if config["model_type"].startswith("gemma3") and not untied:
+        weights = {k: v for k, v in weights.items() if "lm_head" not in k}
     if unstacked:
         for name in [n for n in weights if "switch_mlp" in n]:
             for e, w in enumerate(weights.pop(name)):

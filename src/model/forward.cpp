@@ -53,16 +53,14 @@ Observer of_batch(const BatchObserver* observer, std::size_t batch) {
   return [observer, batch](const std::string& path, const mx::array& input, const ExpertRows* experts) { (*observer)(batch, path, input, experts); };
 }
 
-mx::array positions_of(const mx::array& ids, const Context& context) { return positions(context, ids.shape(0), ids.shape(1)); }
-
 mx::array embed(const ModelSpec& spec, const Tensors& tensors, const Formats& formats, const mx::array& ids, mx::Dtype dtype, const Context& context) {
   // A Python scalar meets an array in the array's dtype in MLX; rounding it so keeps our embeddings equal to mlx_lm's.
   const float multiplier = spec.embedding_multiplier == 1 ? 1 : mx::astype(mx::array(spec.embedding_multiplier, dtype), mx::float32).item<float>();
   auto x = rows_of(spec.embedding, tensors, formats, ids, dtype, multiplier);
   if (const auto& table = spec.position_embedding) {
     // Texts fit, but padding may go on behind the last row of the table.
-    const auto places = mx::minimum(positions_of(ids, context), mx::array(table->out - 1, mx::int32));
-    x = kernels::add(x, rows_of(*table, tensors, formats, places, dtype, 1));
+    const auto positions = mx::minimum(model::positions(context, ids.shape(0), ids.shape(1)), mx::array(table->out - 1, mx::int32));
+    x = kernels::add(x, rows_of(*table, tensors, formats, positions, dtype, 1));
   }
   if (spec.embedding_norm) x = normed(tensors, *spec.embedding_norm, x);
   if (!spec.front) return x;

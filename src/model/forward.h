@@ -81,9 +81,6 @@ struct Context {
   const mx::array* ids = nullptr;  ///< of the tokens, int32 [B, T]; embed() gives them to the front
 };
 
-/// Positions of the tokens, int32 [B, T]: counted from each segment's first token; those of branches go on from their text's end.
-mx::array positions_of(const mx::array& ids, const Context& context);
-
 /// ids int32 [B, T] → x [B, T, H] of `dtype`; of models with a front the state that it makes, with more columns. The context tells where each token
 /// stands, for models with an embedding of positions.
 mx::array embed(const ModelSpec& spec, const Tensors& tensors, const Formats& formats, const mx::array& ids, mx::Dtype dtype, const Context& context = {});

@@ -192,6 +192,23 @@ TEST(ModelOpen, EveryTensorIsTakenOrLeftOutForAReason) {
   EXPECT_EQ(count, 6u);
 }
 
+TEST(ModelOpen, TowersAreKeptUnderTheNamesThatAnOutputHas) {
+  Parts parts("gemma3");
+  for (const char* name : {"model.vision_tower.vision_model.a", "vision_tower.b", "vision_tower.vision_model.c", "model.multi_modal_projector.d"})
+    parts.tensors.emplace(name, mx::ones({8}));
+  parts.tensors.emplace("model.layers.0.self_attn.rotary_emb.inv_freq", mx::ones({8}));
+  const oracle::Folder folder(parts.config, parts.tensors);
+  const auto model = Model::open(checkpoint::Checkpoint::open(folder.path()));
+  std::map<std::string, std::string> kept;
+  for (const auto& tensor : model.kept()) kept[tensor.name] = tensor.as;
+  EXPECT_EQ(kept, (std::map<std::string, std::string>{{"model.multi_modal_projector.d", "multi_modal_projector.d"},
+                                                      {"model.vision_tower.vision_model.a", "vision_tower.vision_model.a"},
+                                                      {"vision_tower.b", "vision_tower.vision_model.b"},
+                                                      {"vision_tower.vision_model.c", "vision_tower.vision_model.c"}}));
+  EXPECT_EQ(model.kept_bytes(), (std::map<std::string, std::int64_t>{{"the projector", 32}, {"the vision tower", 96}}));
+  EXPECT_EQ(model.unused_names(), std::vector<std::string>{"model.layers.0.self_attn.rotary_emb.inv_freq"});
+}
+
 TEST(ModelOpen, TensorsThatNobodyKnowsAreRefusedByName) {
   for (const char* name : {"model.layers.0.self_attn.q_proj.bias", "model.layers.2.mlp.up_proj.weight", "model.layers.0.self_attn.rotary_emb.inv_freq.x",
                            "vision_tower.patch.weight", "lm_head.bias", "model.norm.bias"}) {

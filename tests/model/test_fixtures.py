@@ -37,7 +37,9 @@ RUNS = {
     "exaone4",
     "gemma",
     "gemma2",
+    "gemma3",
     "gemma3_text",
+    "gemma4",
     "gemma4_text",
     "glm",
     "glm4",
@@ -50,23 +52,30 @@ RUNS = {
     "internlm3",
     "iquestcoder",
     "lfm2",
+    "lfm2_vl",
     "llama",
+    "llava",
     "ministral3",
     "mistral",
+    "mistral3",
     "nanochat",
     "nemotron",
     "olmo2",
     "olmo3",
     "phi",
     "phi3",
+    "pixtral",
     "qwen2",
+    "qwen2_5_vl",
+    "qwen2_vl",
     "qwen3",
+    "qwen3_vl",
     "seed_oss",
     "smollm3",
     "stablelm",
     "starcoder2",
 }
-RUNS_AS_SAVED = RUNS - {"ernie4_5", "gemma3_text", "glm4", "helium"}
+RUNS_AS_SAVED = RUNS - {"ernie4_5", "glm4", "helium"}
 
 # mlx_lm does not load these with the config.json of transformers 5: a required field is missing there, or a default does not fit.
 REFUSED_AS_SAVED = {

@@ -119,9 +119,14 @@ Flow Attention::attend(const Scope& scope, const mx::array& h) const {
   const int longest = branches ? branches->longest : offset + length;
   if (rope) {
     const auto inv_freq = inverse_frequencies(*rope, longest);
-    const auto positions = branches ? std::optional(branches->positions) : std::nullopt;
-    q = kernels::rope(q, inv_freq, offset, rope->magnitude, rope->interleaved, positions);
-    if (!shared) k = kernels::rope(k, inv_freq, offset, rope->magnitude, rope->interleaved, positions);
+    // Scores of rotated heads know distances alone. A norm's weights behind the rotation know places, so there each text counts its own.
+    std::optional<mx::array> places;
+    if (branches)
+      places = branches->positions;
+    else if (context.segments && norms_behind_rope)
+      places = positions(context, batch, length);
+    q = kernels::rope(q, inv_freq, offset, rope->magnitude, rope->interleaved, places);
+    if (!shared) k = kernels::rope(k, inv_freq, offset, rope->magnitude, rope->interleaved, places);
   }
   if (norms_behind_rope) {
     q = by_head(q_norm, q);
