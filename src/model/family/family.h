@@ -36,8 +36,6 @@ ModelSpec lfm2(const Config& config);
 ModelSpec lfm2_vl(const Config& config);
 ModelSpec lille_130m(const Config& config);
 ModelSpec llama(const Config& config);
-/// Llama with something of its own in each layer.
-ModelSpec llama_like(const Config& config, const std::string& family, const std::function<void(Layer&)>& change);
 ModelSpec llava(const Config& config);
 ModelSpec mimo(const Config& config);
 ModelSpec minicpm(const Config& config);
@@ -61,10 +59,14 @@ ModelSpec qwen3_moe(const Config& config);
 ModelSpec qwen3_vl(const Config& config);
 ModelSpec seed_oss(const Config& config);
 ModelSpec smollm3(const Config& config);
-/// The spec of a text model of this type, by the table of families; for wrappers, whose text_config names one. Throws Error for a type that is not there.
-ModelSpec spec_of_type(const std::string& type, const Config& config);
 ModelSpec stablelm(const Config& config);
 ModelSpec starcoder2(const Config& config);
 ModelSpec telechat3(const Config& config);
+
+/// The spec of a text model of this type, by the table of families; for wrappers, whose text_config names one. Throws Error for a type that is not there.
+ModelSpec spec_of_type(const std::string& type, const Config& config);
+
+/// Llama with something of its own in each layer.
+ModelSpec llama_like(const Config& config, const std::string& family, const std::function<void(Layer&)>& change);
 
 }  // namespace lquant::model::family
