@@ -346,16 +346,8 @@ def build(name, seed, **changes):
 
     def draw(path, old):
         noise = rng.standard_normal(old.shape).astype(np.float32)
-        norm = ("norm" in path or "ln_" in path) and path.endswith("weight")
-        if old.ndim == 1 or norm:
-            return mx.array((1.0 if norm and not offset else 0.0) + 0.3 * noise)
-        return mx.array(noise * (1.0 if "embed" in path or "wte" in path or "wpe" in path else 1.2 / np.sqrt(old.shape[-1])))
         if old.ndim == 0:  # numbers of an activation: a trained one is not far from its first; a limit stays
             return old if path.endswith("eps") else old + 0.2 * mx.array(noise)
-        if old.ndim == 1:
-            centre = 1.0 if "norm" in path and not gemma else 0.0
-            return mx.array(centre + 0.3 * noise)
-        return mx.array(noise * (1.0 if "embed" in path else 1.2 / np.sqrt(old.shape[-1])))
         norm = ("norm" in path or "ln_" in path) and path.endswith("weight")
         if old.ndim == 1 or norm:
             return mx.array((1.0 if norm and not offset else 0.0) + 0.3 * noise)
