@@ -146,6 +146,14 @@ std::string cell(std::string text) {
   return text;
 }
 
+/// Parts that are not quantized and that size, parameters and bits per weight do not count.
+std::string kept(const json& record) {
+  std::string words;
+  for (const auto& [what, bytes] : record.at("kept").items())
+    words += fmt::format("{}{}, {}", words.empty() ? "" : "; ", cell(what), format_bytes(bytes.get<double>()));
+  return words;
+}
+
 std::string measured(const json& record) {
   std::string rows;
   const auto quality = record.value("quality", json::object());
@@ -211,6 +219,7 @@ std::string model_card(const json& record, const json& config, const CardNames& 
                       record.at("lquant").get<std::string>());
   card += row("bits per weight", fmt::format("{:.3f}", record.at("bits_per_weight").get<double>()));
   card += row("size of the weights", format_bytes(record.at("bytes").get<double>()));
+  if (record.contains("kept")) card += row("beside it, as they are", kept(record));
   card += row("parameters", fmt::format("{:.1f} million", record.at("parameters").get<double>() / 1e6));
   card += row("method", method(record));
   if (record.contains("formats")) card += row("format", formats(record));

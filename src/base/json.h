@@ -24,9 +24,11 @@ extern template nlohmann::ordered_json parse_json(std::string_view);
 /// "config.json: \"rope_scaling.factor\" is \"x\", not a number". All failures are an Error with the tag `room`.
 class JsonView {
  public:
-  /// `file` is how messages name the file, `mend` what they advise. `value` must outlive the view.
-  JsonView(const char* room, std::string file, const nlohmann::json& value, const char* mend = "mend the file or get it again")
-      : room_(room), file_(std::move(file)), mend_(mend), value_(&value) {}
+  /// `file` is how messages name the file, `mend` what they advise. `value` must outlive the view; `path`
+  /// is its place in the file when it is not the whole ("text_config").
+  JsonView(const char* room, std::string file, const nlohmann::json& value, const char* mend = "mend the file or get it again",
+           std::string path = {})
+      : room_(room), file_(std::move(file)), mend_(mend), value_(&value), path_(std::move(path)) {}
 
   /// Whether the object has the key with a value other than null. Fails when this is no object.
   bool has(const std::string& key) const;

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <optional>
 #include <set>
+#include <stdexcept>
 
 #include "base/error.h"
 #include "base/files.h"
@@ -215,6 +216,11 @@ mx::array Checkpoint::load(const std::string& name, CheckFinite check) const {
   return value;
 }
 
+const File& Checkpoint::file_of(const std::string& name) const {
+  if (state_->gguf) throw std::invalid_argument("[checkpoint] " + name + " lies in a GGUF file");
+  return state_->files.at(info(name).file.filename().string());
+}
+
 std::string Checkpoint::fingerprint() const {
   const std::lock_guard lock(state_->fingerprint_mutex);
   if (!state_->fingerprint.empty()) return state_->fingerprint;
@@ -242,7 +248,8 @@ std::uint64_t Checkpoint::bytes() const {
 const std::vector<std::string>& copied_files() {
   static const std::vector<std::string> names = [] {
     auto all = tokenizer_files();
-    all.push_back("generation_config.json");
+    for (const char* name : {"generation_config.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"})
+      all.push_back(name);
     return all;
   }();
   return names;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/file_set.h"
+#include "checkpoint/file.h"
 #include "checkpoint/safetensors.h"
 
 namespace lquant::checkpoint {
@@ -53,6 +54,9 @@ class Checkpoint {
   /// file has changed, or, by default, it holds a NaN or an infinity.
   mx::array load(const std::string& name, CheckFinite check = CheckFinite::yes) const;
 
+  /// The open file in which the tensor's bytes lie (info().begin, info().end). A tensor of a GGUF file has none: std::invalid_argument.
+  const File& file_of(const std::string& name) const;
+
   /// SHA-256 in hexadecimal over all that a result can depend on: names and bytes of config.json, of the tokenizer's files
   /// and of the safetensors files, or of the GGUF file's pieces. Reads all of them once (1–2 GB/s) and remembers the answer.
   std::string fingerprint() const;
@@ -68,7 +72,8 @@ class Checkpoint {
 /// A tokenizer.json of 262,144 tokens has 33 MB; what is 15 times that is none.
 constexpr std::size_t kLargestCopied = std::size_t{1} << 29;
 
-/// Names of the files that a quantized copy carries along as they are: the tokenizer's and generation_config.json.
+/// Names of the files that a quantized copy carries along as they are: the tokenizer's, generation_config.json, and what prepares pictures, sounds and
+/// films for the towers of a model that has such.
 const std::vector<std::string>& copied_files();
 /// Throws Error naming a file among them that says it is JSON and is not, is larger than kLargestCopied, or is no file of the folder (find_file).
 void check_copied_files(const FileSet& files);

@@ -13,12 +13,14 @@ namespace {
 // Large enough that the disk sees long transfers, small beside any model's tensor.
 constexpr std::size_t kCopyBlock = std::size_t{8} << 20;
 
-void copy(const File& from, File& to) {
-  std::vector<char> block(static_cast<std::size_t>(std::min<std::uint64_t>(kCopyBlock, from.size())));
-  for (std::uint64_t place = 0; place < from.size();) {
-    const auto n = static_cast<std::size_t>(std::min<std::uint64_t>(block.size(), from.size() - place));
+/// Hands bytes [begin, end) of the file to `take` in pieces.
+template <class Take>
+void in_pieces(const File& from, std::uint64_t begin, std::uint64_t end, const Take& take) {
+  std::vector<char> block(static_cast<std::size_t>(std::min<std::uint64_t>(kCopyBlock, end - begin)));
+  for (auto place = begin; place < end;) {
+    const auto n = static_cast<std::size_t>(std::min<std::uint64_t>(block.size(), end - place));
     from.read(place, block.data(), n);
-    to.append(block.data(), n);
+    take(block.data(), n);
     place += n;
   }
 }
@@ -27,15 +29,26 @@ void copy(const File& from, File& to) {
 
 Shard::Shard(fs::path path) : path_(std::move(path)), data_(File::create(path_.string() + ".data")) {}
 
-void Shard::add(const std::string& name, const mx::array& value) {
-  const auto shape = nlohmann::json(std::vector<int>(value.shape().begin(), value.shape().end())).dump();
-  entries_ += fmt::format(R"(,{}:{{"dtype":"{}","shape":{},"data_offsets":[{},{}]}})", nlohmann::json(name).dump(), stored_name(value.dtype()), shape,
-                          bytes_, bytes_ + value.nbytes());
+void Shard::enter(const std::string& name, const std::string& stored, const mx::Shape& shape, std::uint64_t bytes) {
+  const auto lengths = nlohmann::json(std::vector<int>(shape.begin(), shape.end())).dump();
+  entries_ += fmt::format(R"(,{}:{{"dtype":"{}","shape":{},"data_offsets":[{},{}]}})", nlohmann::json(name).dump(), stored, lengths, bytes_, bytes_ + bytes);
   names_.push_back(name);
+  bytes_ += bytes;
+}
+
+void Shard::add(const std::string& name, const mx::array& value) {
+  enter(name, stored_name(value.dtype()), value.shape(), value.nbytes());
   if (value.nbytes() == 0) return;
   hash_.update(value.data<char>(), value.nbytes());
   data_->append(value.data<char>(), value.nbytes());
-  bytes_ += value.nbytes();
+}
+
+void Shard::copy(const std::string& name, const TensorInfo& info, const File& from) {
+  enter(name, info.stored, info.shape, info.end - info.begin);
+  in_pieces(from, info.begin, info.end, [&](const char* bytes, std::size_t n) {
+    hash_.update(bytes, n);
+    data_->append(bytes, n);
+  });
 }
 
 void Shard::finish() {
@@ -45,7 +58,7 @@ void Shard::finish() {
   header_ = length_bytes(text.size()) + text;
   auto file = File::create(path_);
   file.append(header_);
-  copy(*data_, file);
+  in_pieces(*data_, 0, data_->size(), [&](const char* bytes, std::size_t n) { file.append(bytes, n); });
   file.sync();
   const auto data_path = data_->path();
   data_.reset();

@@ -21,6 +21,8 @@ class Shard {
 
   /// Appends one tensor; `value` is evaluated and row-major.
   void add(const std::string& name, const mx::array& value);
+  /// Appends the bytes of a tensor as they lie in a file, a piece at a time.
+  void copy(const std::string& name, const TensorInfo& info, const File& from);
   /// Writes the header (metadata {"format": "mlx"}, tensors in the order added, padded with spaces to a multiple of 8 bytes) and the
   /// data to the final file and removes the other.
   void finish();
@@ -34,6 +36,8 @@ class Shard {
   std::uint64_t data_bytes() const { return bytes_; }
 
  private:
+  void enter(const std::string& name, const std::string& stored, const mx::Shape& shape, std::uint64_t bytes);
+
   std::filesystem::path path_;
   std::optional<File> data_;
   Sha256 hash_;

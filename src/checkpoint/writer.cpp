@@ -33,6 +33,7 @@ struct Writer::State {
   bool committed = false;
 
   void claim(const std::string& file);
+  void claim_tensor(const std::string& name);
   Shard& shard_for(std::uint64_t bytes);
   void name_shards();
   nlohmann::ordered_json index() const;
@@ -92,14 +93,25 @@ void Writer::State::verify() const {
 Writer::Writer(const fs::path& output, std::uint64_t shard_bytes) : state_(std::make_unique<State>(output, shard_bytes)) {}
 Writer::~Writer() = default;
 
+void Writer::State::claim_tensor(const std::string& name) {
+  if (committed) throw std::invalid_argument("[checkpoint] " + name + " added after commit");
+  if (name == "__metadata__" || !tensors.insert(name).second) throw std::invalid_argument("[checkpoint] " + name + " added twice, or reserved");
+}
+
 void Writer::add(const std::string& name, const mx::array& value) {
-  if (state_->committed) throw std::invalid_argument("[checkpoint] " + name + " added after commit");
-  if (name == "__metadata__" || !state_->tensors.insert(name).second)
-    throw std::invalid_argument("[checkpoint] " + name + " added twice, or reserved");
+  state_->claim_tensor(name);
   const auto rows = mx::contiguous(value);
   mx::eval(rows);
   state_->shard_for(rows.nbytes()).add(name, rows);
   state_->elements += rows.size();
+}
+
+void Writer::copy(const std::string& name, const TensorInfo& info, const File& from) {
+  state_->claim_tensor(name);
+  state_->shard_for(info.end - info.begin).copy(name, info, from);
+  std::uint64_t elements = 1;
+  for (const auto length : info.shape) elements *= static_cast<std::uint64_t>(length);
+  state_->elements += elements;
 }
 
 void Writer::write_text(const std::string& file, std::string_view content) {

@@ -11,6 +11,9 @@
 #include <utility>
 #include <vector>
 
+#include "checkpoint/file.h"
+#include "checkpoint/safetensors.h"
+
 namespace lquant::checkpoint {
 
 namespace mx = mlx::core;
@@ -28,6 +31,8 @@ class Writer {
 
   /// Evaluates and appends a tensor. Dtypes are all of MLX's but complex64.
   void add(const std::string& name, const mx::array& value);
+  /// Appends a tensor of another file byte for byte, under this name; a few megabytes of it are in memory at a time.
+  void copy(const std::string& name, const TensorInfo& info, const File& from);
   /// A further file of the folder; `file` is a plain name.
   void write_text(const std::string& file, std::string_view content);
   /// As Python's json.dump(value, indent=4) writes it: the objects of an ordered_json keep their order, those of a json are sorted.

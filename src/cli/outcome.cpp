@@ -13,6 +13,14 @@ namespace {
 /// A path or name as a word of a shell that no command takes for an option.
 std::string word(const std::string& path) { return shell_quoted(path.starts_with('-') ? "./" + path : path); }
 
+/// Size and bits are those of what was quantized; what stands beside it is told apart.
+std::string kept_words(const nlohmann::json& record) {
+  std::string words;
+  if (const auto kept = record.find("kept"); kept != record.end() && kept->is_object())
+    for (const auto& [what, bytes] : kept->items()) words += fmt::format("{}{}, {}", words.empty() ? "; beside it, as they are: " : "; ", what, format_bytes(bytes.get<double>()));
+  return words;
+}
+
 }  // namespace
 
 std::string kl_words(double kl, const std::string& before, std::optional<double> before_kl) {
@@ -24,8 +32,8 @@ std::string kl_words(double kl, const std::string& before, std::optional<double>
 void tell_outcome(const Outcome& outcome, const run::Context& context) {
   const auto record = artifact::record_of(FileSet::of_folder(outcome.output));
   const auto folder = word(outcome.output.string());
-  context.line(fmt::format("saved to {}: {}, {:.3f} bits per weight", outcome.output.string(), format_bytes(record.value("bytes", 0.0)),
-                           record.value("bits_per_weight", 0.0)));
+  context.line(fmt::format("saved to {}: {}, {:.3f} bits per weight{}", outcome.output.string(), format_bytes(record.value("bytes", 0.0)),
+                           record.value("bits_per_weight", 0.0), kept_words(record)));
   if (!outcome.quality.empty()) context.line(outcome.quality);
   context.line(fmt::format("try it:                 lquant generate --model {} --prompt 'Once upon a time'", folder));
   context.line(fmt::format("measure it on a text:   lquant perplexity --model {} --teacher {} --data-path text.txt", folder, word(outcome.original)));

@@ -1,4 +1,5 @@
-// Keys and values of decoding: one buffer a block, written in place while nobody else holds it (MLX donates it to the update).
+// Keys and values of decoding: one buffer a block, written in place while nobody else holds it (MLX donates it to the update). What else is kept has a
+// fixed size and is replaced as a whole.
 #include <mlx/mlx.h>
 
 #include <stdexcept>
@@ -41,6 +42,14 @@ std::pair<mx::array, mx::array> Cache::append(int block, const mx::array& k, con
   return {std::move(keys), write(layer.v, v, length_)};
 }
 
+void Cache::keep(int block, const std::string& name, const mx::array& value) { layers_.at(block).kept.insert_or_assign(name, value); }
+
+std::optional<mx::array> Cache::kept(int block, const std::string& name) const {
+  const auto& all = layers_.at(block).kept;
+  const auto found = all.find(name);
+  return found == all.end() ? std::nullopt : std::optional(found->second);
+}
+
 std::pair<mx::array, mx::array> Cache::appended(int block, int positions) const {
   const auto& layer = layers_.at(block);
   if (!layer.k) throw std::invalid_argument("[model] a block reads keys and values of one that has none yet");
@@ -54,6 +63,7 @@ std::pair<mx::array, mx::array> Cache::appended(int block, int positions) const 
 
 void Cache::select(const mx::array& rows) {
   for (auto& layer : layers_) {
+    for (auto& [name, value] : layer.kept) value = mx::take(value, rows, 0);
     if (!layer.k) continue;
     layer.k = mx::take(*layer.k, rows, 0);
     layer.v = mx::take(*layer.v, rows, 0);
@@ -63,6 +73,7 @@ void Cache::select(const mx::array& rows) {
 std::vector<mx::array> Cache::arrays() const {
   std::vector<mx::array> all;
   for (const auto& layer : layers_) {
+    for (const auto& [name, value] : layer.kept) all.push_back(value);
     if (!layer.k) continue;
     all.push_back(*layer.k);
     all.push_back(*layer.v);

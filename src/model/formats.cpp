@@ -15,6 +15,9 @@ using nlohmann::json;
 
 const json& block_of(const json& config) {
   static const json none = json::object();
+  // As mlx_lm has it: the text model's own block where the wrapper has none.
+  if (!config.contains("quantization") && !config.contains("quantization_config") && config.contains("text_config"))
+    if (const auto& text = config["text_config"]; text.is_object() && text.contains("quantization_config")) return block_of(text);
   if (config.contains("quantization") && config["quantization"].is_object()) return config["quantization"];
   if (config.contains("quantization_config") && config["quantization_config"].is_object()) {
     const auto& block = config["quantization_config"];

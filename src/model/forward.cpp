@@ -9,6 +9,7 @@
 #include "kernels/linear.h"
 #include "model/norm.h"
 #include "model/op.h"
+#include "model/segments.h"
 #include "model/weights.h"
 
 namespace lquant::model {
@@ -52,27 +53,13 @@ Observer of_batch(const BatchObserver* observer, std::size_t batch) {
   return [observer, batch](const std::string& path, const mx::array& input, const ExpertRows* experts) { (*observer)(batch, path, input, experts); };
 }
 
-mx::array positions_of(const mx::array& ids, const Context& context) {
-  if (context.branches) return context.branches->positions;
-  const int offset = context.cache ? context.cache->length() : context.offset;
-  const auto places = mx::add(mx::arange(ids.shape(1), mx::int32), mx::array(offset, mx::int32));
-  if (!context.segments) return mx::broadcast_to(places, ids.shape());
-  // Where a number differs from the one before it a segment begins; the largest beginning so far is a token's own.
-  const auto& numbers = *context.segments;
-  const auto before = mx::slice(numbers, {0, 0}, {numbers.shape(0), numbers.shape(1) - 1}), after = mx::slice(numbers, {0, 1}, numbers.shape());
-  const auto first = mx::zeros({numbers.shape(0), 1}, mx::int32);
-  const auto begins = mx::concatenate({first, mx::where(mx::not_equal(before, after), mx::slice(mx::broadcast_to(places, ids.shape()), {0, 1}, ids.shape()),
-                                                        mx::array(0, mx::int32))}, 1);
-  return mx::subtract(places, mx::cummax(begins, 1));
-}
-
 mx::array embed(const ModelSpec& spec, const Tensors& tensors, const Formats& formats, const mx::array& ids, mx::Dtype dtype, const Context& context) {
   // A Python scalar meets an array in the array's dtype in MLX; rounding it so keeps our embeddings equal to mlx_lm's.
   const float multiplier = spec.embedding_multiplier == 1 ? 1 : mx::astype(mx::array(spec.embedding_multiplier, dtype), mx::float32).item<float>();
   auto x = rows_of(spec.embedding, tensors, formats, ids, dtype, multiplier);
   if (const auto& table = spec.position_embedding) {
     // Texts fit, but padding may go on behind the last row of the table.
-    const auto positions = mx::minimum(positions_of(ids, context), mx::array(table->out - 1, mx::int32));
+    const auto positions = mx::minimum(model::positions(context, ids.shape(0), ids.shape(1)), mx::array(table->out - 1, mx::int32));
     x = kernels::add(x, rows_of(*table, tensors, formats, positions, dtype, 1));
   }
   if (spec.embedding_norm) x = normed(tensors, *spec.embedding_norm, x);

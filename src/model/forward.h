@@ -3,6 +3,7 @@
 #include <mlx/array.h>
 
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -30,8 +31,8 @@ using BatchObserver = std::function<void(std::size_t batch, const std::string& l
 /// What tells `observer` of one batch; null when there is none. `observer` outlives it.
 Observer of_batch(const BatchObserver* observer, std::size_t batch);
 
-/// Keys and values of the positions seen so far, of each block [B, capacity, Hkv, D]; memory grows by steps. Give one to every block
-/// call in Context and call advance(T) after the last block.
+/// Keys and values of the positions seen so far, of each block [B, capacity, Hkv, D]; memory grows by steps. Beside them what else a block's ops keep
+/// from one call to the next, by name. Give one to every block call in Context and call advance(T) after the last block.
 class Cache {
  public:
   explicit Cache(int blocks) : layers_(blocks) {}
@@ -41,6 +42,10 @@ class Cache {
   std::pair<mx::array, mx::array> append(int block, const mx::array& k, const mx::array& v);
   /// What append() returned last for this block, which must have been called in this step.
   std::pair<mx::array, mx::array> appended(int block, int positions) const;
+  /// An array [B, …] that an op keeps for its next call, in place of the one before: the last inputs of a convolution, a recurrent state.
+  void keep(int block, const std::string& name, const mx::array& value);
+  /// None before the first call.
+  std::optional<mx::array> kept(int block, const std::string& name) const;
   /// Keeps only these rows of the batch, in this order (int32 [B′]).
   void select(const mx::array& rows);
   /// What to evaluate so that no graph grows from step to step.
@@ -49,6 +54,7 @@ class Cache {
  private:
   struct Layer {
     std::optional<mx::array> k, v;
+    std::map<std::string, mx::array> kept;
   };
   std::vector<Layer> layers_;
   int length_ = 0;
@@ -74,9 +80,6 @@ struct Context {
   const Observer* observer = nullptr;
   const mx::array* ids = nullptr;  ///< of the tokens, int32 [B, T]; embed() gives them to the front
 };
-
-/// Positions of the tokens, int32 [B, T]: counted from each segment's first token; those of branches go on from their text's end.
-mx::array positions_of(const mx::array& ids, const Context& context);
 
 /// ids int32 [B, T] → x [B, T, H] of `dtype`; of models with a front the state that it makes, with more columns. The context tells where each token
 /// stands, for models with an embedding of positions.

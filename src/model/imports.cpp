@@ -2,6 +2,7 @@
 // refused from its headers alone.
 #include "model/imports.h"
 
+#include <fnmatch.h>
 #include <mlx/mlx.h>
 
 #include <algorithm>
@@ -102,13 +103,31 @@ mx::array value_after(const Change& change, const mx::array& x) {
 
 }  // namespace
 
+bool fits(const std::string& pattern, const std::string& name) { return ::fnmatch(pattern.c_str(), name.c_str(), FNM_NOESCAPE) == 0; }
+
+bool Kept::fits(const std::string& name) const { return model::fits(pattern, name); }
+
+std::string Kept::written(const std::string& name) const { return name.starts_with(from) ? to + name.substr(from.size()) : name; }
+
+std::vector<std::string> our_names(const Imports& imports, const std::string& name) {
+  std::vector<std::string> names = {name};
+  for (const auto& rename : imports.renames)
+    if (name.starts_with(rename.theirs)) names.push_back(rename.ours + name.substr(rename.theirs.size()));
+  return names;
+}
+
 std::optional<Source> find_source(const Imports& imports, const std::string& name, const std::function<bool(const std::string&)>& has) {
-  if (auto own = located(imports, name, has)) return Source{{std::move(*own)}, {}};
+  const auto own = located(imports, name, has);
   for (const auto& row : imports.rows) {
     if (!name.starts_with(row.target)) continue;
     const auto rest = name.substr(row.target.size());
     if (!rest.empty() && rest.front() != '.') continue;
-    if (row.sources.empty()) return Source{{}, row.changes};
+    if (row.sources.empty()) {
+      if (own) continue;
+      return Source{{}, row.changes};
+    }
+    if (own && row.sources.front() != row.target) continue;
+    if (!row.unless.empty() && located(imports, row.unless, has)) continue;
     const auto first = located(imports, row.sources.front() + rest, has);
     if (!first) continue;
     Source source{{*first}, row.changes};
@@ -118,6 +137,7 @@ std::optional<Source> find_source(const Imports& imports, const std::string& nam
     }
     return source;
   }
+  if (own) return Source{{*own}, {}};
   return std::nullopt;
 }
 

@@ -33,11 +33,13 @@ struct Change {
 };
 
 /// One row: the tensors of `target` come from those of `sources`. Both are whole names or paths of linears ("model.layers.0.mlp.switch_mlp.up_proj"),
-/// whose tensors (".weight", ".scales", ".bias", …) are meant then. Without sources the row is for zeros. A checkpoint that has a target under its own name needs no row.
+/// whose tensors (".weight", ".scales", ".bias", …) are meant then. Without sources the row is for zeros. A checkpoint that has a target under its own name needs no row, unless the row's first
+/// source is the target itself: such a row changes a tensor that keeps its name.
 struct Import {
   std::string target;
   std::vector<std::string> sources;
   std::vector<Change> changes = {};
+  std::string unless = {};  ///< a tensor that, where it is there, says that the target needs no such change
 };
 
 /// Names that begin with `ours` stand in some checkpoints under `theirs` ("language_model.model." under "model.language_model.").
@@ -45,12 +47,15 @@ struct Rename {
   std::string ours, theirs;
 };
 
-/// Tensors that lquant does not run and that travel byte for byte: towers, projectors. '*' in `pattern` stands for any characters; a name that begins with
-/// `from` is written beginning with `to`.
+/// Tensors that lquant does not run and that travel byte for byte: towers, projectors. '*' in `pattern` stands for any characters; the first row that
+/// fits a name counts. A name that begins with `from` is written beginning with `to`.
 struct Kept {
   std::string pattern;
   std::string what;  ///< "the vision tower"
   std::string from = {}, to = {};
+
+  bool fits(const std::string& name) const;
+  std::string written(const std::string& name) const;
 };
 
 struct Imports {
@@ -58,6 +63,12 @@ struct Imports {
   std::vector<Rename> renames;
   std::vector<Kept> kept;
 };
+
+/// The names that a checkpoint's own `name` can stand for: itself, and what the renames make of it.
+std::vector<std::string> our_names(const Imports& imports, const std::string& name);
+
+/// Whether a name fits a pattern, in which '*' stands for any characters.
+bool fits(const std::string& pattern, const std::string& name);
 
 /// One tensor's sources in a checkpoint, and what is done with them.
 struct Source {

@@ -2,7 +2,6 @@
 // that can be wrong with a folder is found here, before any work begins; loading afterwards only fetches and casts.
 #include "model/model.h"
 
-#include <fnmatch.h>
 #include <mlx/mlx.h>
 
 #include <algorithm>
@@ -102,8 +101,10 @@ std::vector<std::string> names_of(const std::vector<Expected>& all) {
 }
 
 const LeftOut* row_of(const ModelSpec& spec, const std::string& name) {
-  const auto row = std::find_if(spec.left_out.begin(), spec.left_out.end(),
-                                [&](const auto& r) { return ::fnmatch(r.pattern.c_str(), name.c_str(), FNM_NOESCAPE) == 0; });
+  const auto names = our_names(spec.imports, name);
+  const auto row = std::find_if(spec.left_out.begin(), spec.left_out.end(), [&](const auto& r) {
+    return std::any_of(names.begin(), names.end(), [&](const auto& one) { return fits(r.pattern, one); });
+  });
   return row == spec.left_out.end() ? nullptr : &*row;
 }
 
@@ -130,6 +131,12 @@ mx::Dtype float_dtype_of(const checkpoint::Checkpoint& checkpoint, const ModelSp
   return mx::bfloat16;
 }
 
+/// What is settled of the text model's fields; null when nothing is.
+nlohmann::json* settled_text(ModelSpec& spec) {
+  if (spec.text_config.empty()) return &spec.settled;
+  return spec.settled.contains(spec.text_config) ? &spec.settled.at(spec.text_config) : nullptr;
+}
+
 }  // namespace
 
 Model Model::open(const checkpoint::Checkpoint& checkpoint) {
@@ -137,11 +144,12 @@ Model Model::open(const checkpoint::Checkpoint& checkpoint) {
   model.spec_ = spec_from_config(checkpoint.config());
   auto& spec = model.spec_;
   if (spec.head_if_present && spec.head && !source_of(checkpoint, spec, spec.head->path + ".weight")) spec.head.reset();
-  if (spec.settled.contains("tie_word_embeddings")) spec.settled["tie_word_embeddings"] = spec.tied();
+  if (auto* settled = settled_text(spec); settled && settled->contains("tie_word_embeddings")) (*settled)["tie_word_embeddings"] = spec.tied();
   model.formats_ = read_formats(checkpoint, spec);
   for (const auto& expected : expected_outside(spec, model.formats_)) check(checkpoint, spec, expected);
   for (const auto& block : spec.blocks)
     for (const auto& expected : expected_of(block, model.formats_)) check(checkpoint, spec, expected);
+  model.account();
   refuse_unknown(checkpoint, spec, model.unused_names());
   model.stored_dtype_ = float_dtype_of(checkpoint, spec);
   return model;
@@ -187,7 +195,8 @@ std::vector<std::string> Model::block_names(int i) const { return names_of(expec
 
 std::vector<std::string> Model::outer_names() const { return names_of(expected_outside(spec_, formats_)); }
 
-std::vector<std::string> Model::unused_names() const {
+/// Every tensor is used, kept or left over.
+void Model::account() {
   std::unordered_set<std::string> used;
   const auto use = [&](const Expected& expected) {
     if (const auto source = source_of(checkpoint_, spec_, expected.name)) used.insert(source->names.begin(), source->names.end());
@@ -195,11 +204,31 @@ std::vector<std::string> Model::unused_names() const {
   for (const auto& expected : expected_outside(spec_, formats_)) use(expected);
   for (const auto& block : spec_.blocks)
     for (const auto& expected : expected_of(block, formats_)) use(expected);
-  std::vector<std::string> unused;
-  for (const auto& name : checkpoint_.names())
-    if (!used.count(name)) unused.push_back(name);
-  std::sort(unused.begin(), unused.end());
-  return unused;
+  std::map<std::string, std::string> written;
+  for (const auto& name : checkpoint_.names()) {
+    if (used.count(name)) continue;
+    const auto& rows = spec_.imports.kept;
+    const auto row = std::find_if(rows.begin(), rows.end(), [&](const auto& r) { return r.fits(name); });
+    if (row == rows.end()) {
+      unused_.push_back(name);
+      continue;
+    }
+    const auto as = row->written(name);
+    if (const auto [other, is_new] = written.emplace(as, name); !is_new)
+      fail("model", "{}: tensors {} and {} are both called {} in an output; the folder holds the same part twice, so remove one of them",
+           checkpoint_.folder().string(), checkpoint::in_quotes(other->second), checkpoint::in_quotes(name), checkpoint::in_quotes(as));
+    kept_.push_back({name, as, row->what});
+  }
+  std::sort(unused_.begin(), unused_.end());
+}
+
+std::map<std::string, std::int64_t> Model::kept_bytes() const {
+  std::map<std::string, std::int64_t> bytes;
+  for (const auto& tensor : kept_) {
+    const auto& info = checkpoint_.info(tensor.name);
+    bytes[tensor.what] += static_cast<std::int64_t>(info.end - info.begin);
+  }
+  return bytes;
 }
 
 std::map<std::string, std::vector<std::string>> Model::left_out() const {

@@ -15,11 +15,17 @@
 
 namespace lquant::model {
 
+/// A tensor that an output has byte for byte.
+struct KeptTensor {
+  std::string name, as;  ///< in the checkpoint, in an output
+  std::string what;      ///< "the vision tower"
+};
+
 /// A checkpoint understood: its architecture, the number format of each linear, and loading by parts. Holds no tensor; cheap to copy.
 class Model {
  public:
   /// Reads config.json and the tensors' headers; checks that every tensor of the architecture is there and has its shape, and that every tensor that
-  /// is there is the architecture's or one that it leaves out for a stated reason (ModelSpec::left_out).
+  /// is there is the architecture's, one that it keeps (Imports::kept) or one that it leaves out for a stated reason (ModelSpec::left_out).
   /// Formats come from the "quantization" block (global, per path, or false) and, where it says nothing, from the shapes of codes and
   /// scales, as mlx_lm does. Throws Error naming the tensor: missing, of another shape, in a format that cannot be, or unknown.
   static Model open(const checkpoint::Checkpoint& checkpoint);
@@ -44,18 +50,25 @@ class Model {
   /// Names that load_block(i) gives, and those of load_embedding and load_final together.
   std::vector<std::string> block_names(int i) const;
   std::vector<std::string> outer_names() const;
+  /// Tensors of the checkpoint that an output has as they are, sorted.
+  const std::vector<KeptTensor>& kept() const { return kept_; }
+  /// Their bytes, by what they are.
+  std::map<std::string, std::int64_t> kept_bytes() const;
   /// Tensors of the checkpoint that the architecture has no use for, sorted: all of them match a row of spec().left_out.
-  std::vector<std::string> unused_names() const;
+  const std::vector<std::string>& unused_names() const { return unused_; }
   /// The same by the rows' reasons.
   std::map<std::string, std::vector<std::string>> left_out() const;
 
  private:
   explicit Model(checkpoint::Checkpoint checkpoint) : checkpoint_(std::move(checkpoint)) {}
+  void account();
   Tensors load(const std::vector<std::string>& names, std::optional<mx::Dtype> dtype) const;
 
   checkpoint::Checkpoint checkpoint_;
   ModelSpec spec_;
   Formats formats_;
+  std::vector<KeptTensor> kept_;
+  std::vector<std::string> unused_;
   mx::Dtype stored_dtype_ = mx::bfloat16;
 };
 

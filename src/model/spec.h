@@ -53,8 +53,9 @@ struct LinearSpec {
   std::optional<codec::Format> fixed_format = std::nullopt;
   /// That is advice (Granite's output projections), which methods that choose formats themselves are free to leave.
   bool only_advised = false;
-  /// mlx_lm wants it to be there and nothing ever reads it: it is written, rounded plainly where it is packed.
-  bool unread = false;
+  /// How often a block reads it (Gemma 3n's router: twice). 0: mlx_lm wants it to be there and nothing reads it; it is written, rounded plainly where it
+  /// is packed.
+  int reads = 1;
   /// Why it must stay dense, for mlx_lm could not run it packed; empty: it need not.
   std::string dense_why = {};
 
@@ -190,6 +191,8 @@ struct ModelSpec {
   /// Fields of config.json that mlx_lm would read otherwise, or not at all, as they stand there (null, absent, 6.0 for 6), with the values that they
   /// were read as here: an output's config.json has these.
   nlohmann::json settled = nlohmann::json::object();
+  std::vector<std::string> removed;  ///< fields of config.json that an output's does not have
+  std::string text_config;           ///< where a wrapper's config.json describes the text model: "text_config"; empty: at its top
 
   int streams = 1;  ///< the first streams · hidden columns of the state are the residual
 

@@ -112,7 +112,7 @@ const AwqBlock::Quantized& AwqBlock::quantized(const model::LinearSpec& linear, 
   const auto& weight = folded.at(linear.path + ".weight");
   const auto dtype = in_.model.stored_dtype();
   codec::Packed packed{mx::array(0), mx::array(0), std::nullopt};
-  if (parts.clip && format.mode == codec::Mode::affine && !linear.unread) {
+  if (parts.clip && format.mode == codec::Mode::affine && linear.reads > 0) {
     auto importance = mean_squares(weighing.at(linear.path));
     // What reads x/s weighs its columns with the square of that.
     if (columns) importance = mx::divide(importance, mx::square(*columns));

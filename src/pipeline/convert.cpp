@@ -26,9 +26,10 @@ mx::Dtype parse_dtype(const std::string& name) {
 /// What the model is converted to when nobody says: what its config.json asks for, as mlx_lm has it. Files of float32 that ask for bfloat16 exist.
 mx::Dtype default_dtype(const model::Model& model) {
   const auto& config = model.checkpoint().config();
-  if (config.contains("torch_dtype") && config.at("torch_dtype").is_string())
-    for (const auto dtype : {mx::bfloat16, mx::float16, mx::float32})
-      if (config.at("torch_dtype") == dtype_name(dtype)) return dtype;
+  auto named = config.value("torch_dtype", json());
+  if (const auto& text = model.spec().text_config; named.is_null() && !text.empty()) named = config.at(text).value("dtype", json());
+  for (const auto dtype : {mx::bfloat16, mx::float16, mx::float32})
+    if (named == dtype_name(dtype)) return dtype;
   return model.stored_dtype();
 }
 

@@ -298,7 +298,7 @@ BlockMethod::Turn Gptq::turn(int block, const model::Tensors& stored, const mode
     model::fold_consumers(edge, chosen_.at(edge.producer), tensors);
   }
   for (const auto* linear : linears)
-    if (const auto planned = plan_.formats.find(linear->path); linear->unread && planned != plan_.formats.end())
+    if (const auto planned = plan_.formats.find(linear->path); linear->reads == 0 && planned != plan_.formats.end())
       model::put_packed(tensors, linear->path, codec::quantize(tensors.at(linear->path + ".weight"), planned->second));
   for (auto& [name, tensor] : tensors)
     if (tensor.dtype() == mx::float32) tensor = mx::astype(tensor, model_.stored_dtype());

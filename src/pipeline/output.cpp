@@ -3,10 +3,13 @@
 #include <mlx/version.h>
 
 #include <algorithm>
+#include <functional>
+#include <numeric>
 
 #include "artifact/card.h"
 #include "artifact/record.h"
 #include "base/error.h"
+#include "base/figures.h"
 #include "base/files.h"
 #include "base/json.h"
 #include "base/words.h"
@@ -29,11 +32,20 @@ constexpr std::size_t kMostPlan = 100'000'000;
 /// The model's config with our formats: keys of the source's own quantization make way, all else is kept.
 json output_config(const model::Model& source, const plan::QuantPlan* plan, mx::Dtype dtype) {
   json config = source.checkpoint().config();
-  for (const char* key : {"quantization", "quantization_config", "_name_or_path", "vision_config"}) config.erase(key);
-  for (const char* key : {"dtype", "torch_dtype"})
-    if (config.contains(key)) config[key] = dtype_name(dtype);
-  if (!config.contains("dtype") && !config.contains("torch_dtype")) config["torch_dtype"] = dtype_name(dtype);
+  for (const char* key : {"quantization", "quantization_config", "_name_or_path"}) config.erase(key);
+  if (source.kept().empty()) config.erase("vision_config");  // a model without its tower; mlx_lm removes it as well
   config.update(source.spec().settled);  // what mlx_lm would read otherwise than it was read here
+  for (const auto& key : source.spec().removed) config.erase(key);
+  const auto name_dtype = [&](json& fields) {
+    for (const char* key : {"dtype", "torch_dtype"})
+      if (fields.contains(key)) fields[key] = dtype_name(dtype);
+  };
+  name_dtype(config);
+  if (const auto& text = source.spec().text_config; !text.empty()) {
+    name_dtype(config.at(text));
+    config.at(text).erase("quantization_config");
+  }
+  if (!config.contains("dtype") && !config.contains("torch_dtype")) config["torch_dtype"] = dtype_name(dtype);
   if (plan) config["quantization"] = config["quantization_config"] = plan::quantization_block(source.spec(), *plan);
   return config;
 }
@@ -79,6 +91,7 @@ json record_json(const model::Model& source, const plan::QuantPlan* plan, const 
     out["formats"] = formats_json(*plan);
   }
   if (const auto left_out = source.left_out(); !left_out.empty()) out["left_out"] = left_out;
+  for (const auto& [what, bytes] : source.kept_bytes()) out["kept"][what] = bytes;
   if (!record.data.is_null()) out["data"] = record.data;
   if (!record.quality.is_null()) out["quality"] = record.quality;
   return out;
@@ -102,6 +115,12 @@ void check_output(const fs::path& output) {
 
 void check_source(const model::Model& source, const run::Context& context) {
   checkpoint::check_copied_files(source.checkpoint().files());
+  for (const auto& tensor : source.kept())
+    if (tensor.name.ends_with(".scales"))
+      fail("pipeline", "{}: {} is quantized itself ({}), which an output could not say; start from the original", source.checkpoint().folder().string(),
+           tensor.what, checkpoint::in_quotes(tensor.name));
+  for (const auto& [what, bytes] : source.kept_bytes())
+    context.line(fmt::format("kept as they are: {}, {}", what, format_bytes(static_cast<double>(bytes))));
   for (const auto& [why, names] : source.left_out())
     context.line(fmt::format("left out: {}{}: {}", names[0], names.size() > 1 ? fmt::format(" and {} more", names.size() - 1) : "", why));
 }
@@ -132,7 +151,13 @@ void ModelWriter::finish(const plan::QuantPlan* plan, mx::Dtype dtype, const Rec
   const plan::QuantPlan dense;
   const auto size = plan::size_of(source_.spec(), plan ? *plan : dense, static_cast<int>(mx::size_of(dtype)));
   const auto& checkpoint = source_.checkpoint();
-  writer_.set_total_parameters(size.parameters);
+  auto parameters = size.parameters;
+  for (const auto& tensor : source_.kept()) {
+    const auto& info = checkpoint.info(tensor.name);
+    writer_.copy(tensor.as, info, checkpoint.file_of(tensor.name));
+    parameters += std::accumulate(info.shape.begin(), info.shape.end(), std::int64_t{1}, std::multiplies<>());
+  }
+  writer_.set_total_parameters(parameters);
   const auto config = output_config(source_, plan, dtype);
   const auto made = record_json(source_, plan, size, record);
   writer_.write_json("config.json", config);

@@ -29,13 +29,14 @@ struct Record {
 void check_output(const std::filesystem::path& output);
 
 /// Of a model that an output is made from, before any work: throws Error when a file that would be copied is not what it should be
-/// (checkpoint::check_copied_files), and says which tensors are left out, and why.
+/// (checkpoint::check_copied_files), and says which tensors are left out, and why, and which are
+/// kept as they are; a kept part that is packed is refused, since an output's config.json would not say how.
 void check_source(const model::Model& source, const run::Context& context);
 
 /// The JSON of a --plan file (plan::apply_overrides). Throws Error naming the file when it cannot be read, is no regular file or not JSON.
 nlohmann::json read_plan(const std::filesystem::path& file);
 
-/// One output folder: tensors in the order added, then config.json, lquant.json, README.md and the tokenizer's files of `source`.
+/// One output folder: tensors in the order added, those that `source` keeps as they are, then config.json, lquant.json, README.md and the tokenizer's files of `source`.
 /// All or nothing appears under the output's name (checkpoint::Writer).
 class ModelWriter {
  public:

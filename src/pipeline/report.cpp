@@ -40,6 +40,13 @@ struct Folder {
   model::Folds folds;
 };
 
+/// Of the tensors that are compared, without a tower that is kept as it is.
+std::int64_t own_bytes(const model::Model& model) {
+  auto bytes = static_cast<std::int64_t>(model.checkpoint().bytes());
+  for (const auto& [what, kept] : model.kept_bytes()) bytes -= kept;
+  return bytes;
+}
+
 /// The folders' own names or, where two are alike, the paths as they were given.
 std::vector<std::string> names_of(const std::vector<Folder>& folders) {
   std::map<std::string, int> seen;
@@ -225,7 +232,7 @@ evaluate::Report report(const ReportRun& o, const run::Context& context) {
   evaluate::Report report;
   report.lquant = LQUANT_VERSION;
   report.teacher = teacher_files.name(), report.teacher_sha256 = teacher_files.fingerprint();
-  report.teacher_bytes = static_cast<std::int64_t>(teacher_files.bytes());
+  report.teacher_bytes = own_bytes(teacher);
   report.data = utf8(o.text.file().filename()), report.data_sha256 = sha256_file(o.text.file());
   report.sequence_length = o.text.sequence_length;
   report.blocks = static_cast<int>(teacher.spec().blocks.size());
@@ -248,7 +255,7 @@ evaluate::Report report(const ReportRun& o, const run::Context& context) {
   for (std::size_t f = 0; f < folders.size(); ++f) {
     evaluate::FolderReport folder;
     folder.name = names[f], folder.sha256 = folders[f].files.fingerprint();
-    folder.bytes = static_cast<std::int64_t>(folders[f].files.bytes());
+    folder.bytes = own_bytes(folders[f].model);
     folder.parameters = plan::size_of(teacher.spec(), {}).parameters;
     folder.linears = stored_linears(folders[f].model);
     read_record(o.folders[f], folder);

@@ -1,5 +1,6 @@
 // Forward: what enters each block is written down. Backward: each block is computed again from what entered it, a few rows at a time, the loss's
 // gradient is taken through it, and the squares of its weights' gradients are summed; then the block's formats are judged and all of it is dropped.
+#include "model/segments.h"
 #include "pipeline/sensitivities.h"
 
 #include <mlx/mlx.h>
@@ -181,7 +182,7 @@ void Sweep::embedding(const States& gradients) {
       if (!spec_.position_embedding) return;
       model::Context context;
       context.segments = cut(rows_.segments[b], begin, end);
-      fisher_.add_lookups(spec_.position_embedding->path, spec_.position_embedding->out, model::positions_of(cut(rows_.ids[b], begin, end), context),
+      fisher_.add_lookups(spec_.position_embedding->path, spec_.position_embedding->out, model::positions(context, end - begin, rows_.ids[b].shape(1)),
                           cut(gradients[b], begin, end));
     });
 }

@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include <csignal>
+#include <limits>
 
 #include "checkpoint/checkpoint.h"
 #include "support.h"
@@ -69,6 +70,31 @@ TEST(Writer, IsReadBackByCheckpoint) {
 }
 
 // Four-byte words and shards of at most 40 bytes: 4 + 6 words fill one exactly, 1 starts the next, 11 are too many for any.
+TEST(Writer, CopiesTensorsByteForByte) {
+  const Folder folder;
+  Writer first(folder / "first");
+  first.write_json("config.json", {{"model_type", "x"}});
+  first.add("a", words(5));
+  first.add("b", mx::full({3, 4}, std::numeric_limits<float>::quiet_NaN()));
+  first.add("none", mx::zeros({0, 3}));
+  first.commit();
+  const auto source = Checkpoint::open(folder / "first");
+  Writer writer(folder / "out", 60);
+  writer.write_json("config.json", {{"model_type", "x"}});
+  for (const char* name : {"a", "b", "none"}) writer.copy(std::string("tower.") + name, source.info(name), source.file_of(name));
+  EXPECT_THROW(writer.copy("tower.a", source.info("a"), source.file_of("a")), std::invalid_argument);
+  writer.commit();
+  const auto copy = Checkpoint::open(folder / "out");
+  EXPECT_EQ(copy.names(), (Names{"tower.a", "tower.b", "tower.none"}));
+  EXPECT_NE(copy.info("tower.a").file, copy.info("tower.b").file);  // shards as for any tensor
+  for (const char* name : {"a", "b", "none"}) {
+    const auto &from = source.info(name), &to = copy.info(std::string("tower.") + name);
+    EXPECT_EQ(from.shape, to.shape);
+    EXPECT_EQ(from.stored, to.stored);
+    EXPECT_EQ(sha256_from(source.file_of(name), from.begin, from.end), sha256_from(copy.file_of(std::string("tower.") + name), to.begin, to.end)) << name;
+  }
+}
+
 TEST(Writer, StartsAShardWhenTheNextTensorDoesNotFit) {
   const Folder folder;
   Writer writer(folder / "out", 40);

@@ -8,6 +8,7 @@
 #include "kernels/head_loss.h"
 #include "kernels/scaled_vjp.h"
 #include "model/forward.h"
+#include "model/ops/gated_mlp.h"
 #include "model/generate.h"
 #include "oracle/model_random.h"
 
@@ -33,7 +34,7 @@ std::vector<std::pair<std::string, mx::Dtype>> models() {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, DtypesTest, testing::ValuesIn(models()),
-                         [](const auto& info) { return info.param.first + "_" + oracle::name_of(info.param.second); });
+                         [](const auto& info) { return oracle::name_of(info.param.first) + "_" + oracle::name_of(info.param.second); });
 
 TEST_P(DtypesTest, LogitsAreThoseOfSinglePrecision) {
   const auto logits = forward(spec, tensors, {}, ids, dtype);
@@ -75,8 +76,13 @@ TEST_P(DtypesTest, GradientsAreThoseOfSinglePrecision) {
   };
   const auto got = gradients(tensors, dtype), want = gradients(wide, mx::float32);
   // The backward pass leaves about twice as many tensors in 16 bits as the forward pass.
-  for (std::size_t i = 0; i < got.size(); ++i)
-    EXPECT_LT(oracle::distance_between(got[i], want[i]), oracle::rounding_of(3 * blocks, dtype)) << spec.linears()[i]->path;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    const auto& linear = *spec.linears()[i];
+    const auto* mlp = linear.block < 0 ? nullptr : find_op<GatedMlp>(spec.blocks[linear.block]);
+    // Rounding decides which gates pass a threshold, and unread tensors have no gradient.
+    if (linear.reads == 0 || (linear.role == Role::gate && mlp && mlp->sparse_above)) continue;
+    EXPECT_LT(oracle::distance_between(got[i], want[i]), oracle::rounding_of(3 * blocks, dtype)) << linear.path;
+  }
 }
 
 TEST_P(DtypesTest, Samples) {

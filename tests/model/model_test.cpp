@@ -51,7 +51,10 @@ TEST(ModelOpen, LoadsWhatWasSaved) {
     EXPECT_TRUE(model.formats().empty());
     EXPECT_TRUE(model.unused_names().empty());
     EXPECT_EQ(loaded.size(), parts.tensors.size()) << type;
-    for (const auto& [name, value] : parts.tensors) EXPECT_TRUE(mx::array_equal(loaded.at(name), value).item<bool>()) << name;
+    for (const auto& [name, value] : parts.tensors) {
+      const auto source = find_source(parts.spec.imports, name, [&](const std::string& other) { return parts.tensors.contains(other); });
+      EXPECT_TRUE(mx::array_equal(loaded.at(name), changed(source->changes, {value})).item<bool>()) << name;
+    }
     EXPECT_EQ(model.spec().tied(), parts.spec.tied()) << type;
   }
 }
@@ -187,6 +190,23 @@ TEST(ModelOpen, EveryTensorIsTakenOrLeftOutForAReason) {
   for (const auto& [why, names] : left_out) count += names.size();
   EXPECT_EQ(left_out.size(), 4u);
   EXPECT_EQ(count, 6u);
+}
+
+TEST(ModelOpen, TowersAreKeptUnderTheNamesThatAnOutputHas) {
+  Parts parts("gemma3");
+  for (const char* name : {"model.vision_tower.vision_model.a", "vision_tower.b", "vision_tower.vision_model.c", "model.multi_modal_projector.d"})
+    parts.tensors.emplace(name, mx::ones({8}));
+  parts.tensors.emplace("model.layers.0.self_attn.rotary_emb.inv_freq", mx::ones({8}));
+  const oracle::Folder folder(parts.config, parts.tensors);
+  const auto model = Model::open(checkpoint::Checkpoint::open(folder.path()));
+  std::map<std::string, std::string> kept;
+  for (const auto& tensor : model.kept()) kept[tensor.name] = tensor.as;
+  EXPECT_EQ(kept, (std::map<std::string, std::string>{{"model.multi_modal_projector.d", "multi_modal_projector.d"},
+                                                      {"model.vision_tower.vision_model.a", "vision_tower.vision_model.a"},
+                                                      {"vision_tower.b", "vision_tower.vision_model.b"},
+                                                      {"vision_tower.vision_model.c", "vision_tower.vision_model.c"}}));
+  EXPECT_EQ(model.kept_bytes(), (std::map<std::string, std::int64_t>{{"the projector", 32}, {"the vision tower", 96}}));
+  EXPECT_EQ(model.unused_names(), std::vector<std::string>{"model.layers.0.self_attn.rotary_emb.inv_freq"});
 }
 
 TEST(ModelOpen, TensorsThatNobodyKnowsAreRefusedByName) {

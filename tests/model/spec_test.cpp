@@ -350,6 +350,57 @@ TEST(Spec, FieldsThatMlxLmWouldReadOtherwiseAreSettled) {
   EXPECT_EQ(settled("phi3", {{"rope_scaling", {{"type", "yarn"}, {"factor", 2.0}}}}), (json{{"rope_scaling", nullptr}}));
 }
 
+// A wrapper's text model is described inside; what is settled of it is settled there, as the whole object.
+TEST(Spec, WrappersSettleWithinTheirTextConfig) {
+  auto config = oracle::tiny_config("gemma3");
+  const auto text = config.at("text_config");
+  EXPECT_EQ(spec_from_config(config).settled, json::object());
+  EXPECT_EQ(spec_from_config(config).text_config, "text_config");
+  EXPECT_EQ(spec_from_config(config).embedding.path, "language_model.model.embed_tokens");
+  config["text_config"].erase("num_key_value_heads");
+  auto expected = text;
+  expected["num_key_value_heads"] = 4;
+  EXPECT_EQ(spec_from_config(config).settled, (json{{"text_config", expected}}));
+  config["vocab_size"] = 32;  // which counts, whatever stands inside
+  EXPECT_EQ(spec_from_config(config).vocab, 32);
+  config.erase("vocab_size");
+  config["text_config"].erase("vocab_size");
+  EXPECT_EQ(spec_from_config(config).settled.at("vocab_size"), 262208);
+
+  config = oracle::tiny_config("qwen3_vl");
+  config["text_config"].erase("tie_word_embeddings");
+  for (const bool tied : {true, false}) {
+    config["tie_word_embeddings"] = tied;
+    EXPECT_EQ(spec_from_config(config).settled.at("text_config").at("tie_word_embeddings"), tied);
+  }
+
+  // Of Qwen2-VL the text's fields are written at the top, where all its readers look.
+  const auto flat = spec_from_config(oracle::tiny_config("qwen2_vl"));
+  EXPECT_EQ(flat.removed, std::vector<std::string>{"text_config"});
+  EXPECT_EQ(flat.settled.at("hidden_size"), 64);
+  EXPECT_FALSE(flat.settled.contains("model_type"));
+}
+
+TEST(Spec, PixtralIsWrittenUnderItsOwnName) {
+  auto config = oracle::tiny_config("llava");
+  config["vision_config"] = {{"model_type", "pixtral"}};
+  config["text_config"]["tie_word_embeddings"] = false;
+  EXPECT_EQ(spec_from_config(config).settled.at("model_type"), "pixtral");
+  config["vision_config"]["model_type"] = "clip_vision_model";
+  EXPECT_FALSE(spec_from_config(config).settled.contains("model_type"));
+}
+
+TEST(Spec, MessagesNameTheFieldInsideAWrapper) {
+  auto config = oracle::tiny_config("mistral3");
+  config["text_config"]["num_hidden_layers"] = "many";
+  try {
+    spec_from_config(config);
+    FAIL();
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("\"text_config.num_hidden_layers\" is \"many\""), std::string::npos) << e.what();
+  }
+}
+
 TEST(Spec, DynamicRopeGrowsItsBaseBeyondTheTrainedLength) {
   const auto rope = make_rope(8, 100, false, {{"type", "dynamic"}, {"factor", 2.0}}, 16);
   const auto within = inverse_frequencies(rope, 16), beyond = inverse_frequencies(rope, 32);

@@ -6,38 +6,98 @@
 
 namespace lquant::model::family {
 
+using nlohmann::json;
+
+Config::Config(const json& fields) : fields_(std::make_shared<const json>(fields)), state_(std::make_shared<State>()) { state_->original = fields; }
+
+json Config::State::written() const {
+  auto all = original;
+  all.update(settled);
+  for (const auto& key : removed) all.erase(key);
+  return all;
+}
+
+void Config::State::tell_parent() const {
+  if (!parent) return;
+  parent->settled[key] = written();
+  parent->tell_parent();
+}
+
+Config Config::child(const char* key, const json& given, const json& otherwise) const {
+  const auto& inner = field(key).value();
+  if (!inner.is_object()) fail("model", "config.json: \"{}\" is {}, not an object; {}", place(key), shown_json(inner), kMend);
+  Config child(inner);
+  child.state_->parent = state_;
+  child.state_->key = key;
+  child.state_->path = place(key);
+  auto fields = inner;
+  const auto set = [&](const std::string& name, const json& value) {
+    fields[name] = value;
+    child.settle(name.c_str(), value);
+  };
+  for (const auto& [name, value] : given.items())
+    if (!inner.contains(name) || inner.at(name) != value) set(name, value);
+  for (const auto& [name, value] : otherwise.items())
+    if (!fields.contains(name) || fields.at(name).is_null()) set(name, value);
+  child.fields_ = std::make_shared<const json>(std::move(fields));
+  return child;
+}
+
+Config Config::filled(const json& otherwise) const {
+  auto fields = *fields_;
+  auto same = *this;
+  for (const auto& [name, value] : otherwise.items()) {
+    if (has(name.c_str())) continue;
+    fields[name] = value;
+    if (is_null(name.c_str())) settle(name.c_str(), value);
+  }
+  same.fields_ = std::make_shared<const json>(std::move(fields));
+  return same;
+}
+
+Config Config::under(const std::string& prefix) const {
+  auto same = *this;
+  same.prefix_ = prefix;
+  return same;
+}
+
+void Config::settle(const char* key, json value) const {
+  state_->settled[key] = std::move(value);
+  state_->tell_parent();
+}
+
+void Config::remove(const char* key) const {
+  state_->removed.emplace_back(key);
+  state_->settled.erase(key);
+  state_->tell_parent();
+}
+
 JsonView Config::field(const char* key) const {
-  const JsonView view("model", "config.json", fields_, kMend);
-  if (!has(key)) fail("model", "config.json: \"{}\" is missing; {}", key, kMend);
+  const JsonView view("model", "config.json", *fields_, kMend, state_->path);
+  if (!has(key)) fail("model", "config.json: \"{}\" is missing; {}", place(key), kMend);
   return view.at(key);
 }
 
 int Config::count(const char* key, int least) const {
   // Above a thousand million no model has layers, heads or vocabulary, and products of two such sizes still fit in 64 bits.
   const auto value = static_cast<int>(field(key).whole(least, 1'000'000'000));
-  if (!fields_.at(key).is_number_integer()) settle(key, value);
+  if (!fields_->at(key).is_number_integer()) settle(key, value);
   return value;
 }
+
+std::string Config::text(const char* key) const { return field(key).text(); }
 
 double Config::number(const char* key) const { return field(key).number(); }
 
 bool Config::flag(const char* key) const { return field(key).flag(); }
 
-Config Config::with(const nlohmann::json& changes) const {
-  auto fields = fields_;
+Config Config::with(const json& changes) const {
+  auto fields = *fields_;
   fields.update(changes);
-  settled_->update(changes);
-  return {std::make_shared<const nlohmann::json>(std::move(fields)), settled_};
-}
-
-Config Config::filled(const nlohmann::json& defaults) const {
-  auto fields = fields_;
-  for (const auto& [key, value] : defaults.items()) {
-    if (has(key.c_str())) continue;
-    if (is_null(key.c_str())) settle(key.c_str(), value);
-    fields[key] = value;
-  }
-  return {std::make_shared<const nlohmann::json>(std::move(fields)), settled_};
+  for (const auto& [name, value] : changes.items()) settle(name.c_str(), value);
+  auto same = *this;
+  same.fields_ = std::make_shared<const json>(std::move(fields));
+  return same;
 }
 
 std::vector<JsonView> Config::entries(const char* key, int size) const {
@@ -45,7 +105,7 @@ std::vector<JsonView> Config::entries(const char* key, int size) const {
   std::vector<JsonView> all;
   for (std::size_t i = 0; i < list.size(); ++i) all.push_back(list.at(i));
   if (size > 0 && static_cast<int>(all.size()) != size)
-    fail("model", "config.json: \"{}\" has {} entries where the model has {} layers", key, all.size(), size);
+    fail("model", "config.json: \"{}\" has {} entries where the model has {} layers", place(key), all.size(), size);
   return all;
 }
 
@@ -70,7 +130,7 @@ std::vector<std::string> Config::texts(const char* key, int size) const {
 nlohmann::json rope_scaling(const Config& config, const char* key) {
   auto scaling = config.value(key);
   if (scaling.is_null()) return scaling;
-  if (!scaling.is_object()) fail("model", "config.json: \"{}\" is {}, not an object; {}", key, shown_json(scaling), kMend);
+  if (!scaling.is_object()) fail("model", "config.json: \"{}\" is {}, not an object; {}", config.place(key), shown_json(scaling), kMend);
   const auto before = scaling.size();
   for (auto field = scaling.begin(); field != scaling.end();) field = field->is_null() ? scaling.erase(field) : std::next(field);
   if (scaling.size() != before) config.settle(key, scaling);
@@ -106,9 +166,21 @@ int sliding_window_pattern(const Config& config, int layers, int otherwise) {
   return pattern;
 }
 
+Rotary flat_rotary(const Config& config) {
+  if (config.has("rope_theta") || !config.has("rope_parameters")) return {config.number("rope_theta"), rope_scaling(config)};
+  auto nested = rope_scaling(config, "rope_parameters");
+  const Rotary rotary{Config(nested).number("rope_theta"), [&] {
+                        nested.erase("rope_theta");
+                        return nested == nlohmann::json{{"rope_type", "default"}} || nested.empty() ? nlohmann::json() : nested;
+                      }()};
+  config.settle("rope_theta", rotary.theta);
+  config.settle("rope_scaling", rotary.scaling);
+  return rotary;
+}
+
 int rotated_features(const Config& config, int head_dim, std::optional<double> otherwise, const char* key) {
   const double part = otherwise ? config.number_or(key, *otherwise) : config.number(key);
-  if (!(part > 0 && part <= 1)) fail("model", "config.json: \"{}\" is {}, not a share above 0 and up to 1; {}", key, part, kMend);
+  if (!(part > 0 && part <= 1)) fail("model", "config.json: \"{}\" is {}, not a share above 0 and up to 1; {}", config.place(key), part, kMend);
   return static_cast<int>(head_dim * part);
 }
 

@@ -14,19 +14,36 @@ namespace lquant::model::family {
 inline constexpr const char* kMend = "take the config.json of the original model";
 
 /// config.json's fields with a type and a range; null counts as absent. Throws Error naming the field. Where mlx_lm, which has the written file as
-/// it stands, would not read the same (a null, 6.0 for a count), the value that was read is kept in settled().
+/// it stands, would not read the same (a null, 6.0 for a count), the value that was read is kept in settled(). Copies share what is settled.
 class Config {
  public:
-  explicit Config(const nlohmann::json& fields) : fields_(fields) {}
-  /// The same fields with these in place of theirs; they are settled too.
+  explicit Config(const nlohmann::json& fields);
+
+  /// The object under `key` as a config of its own, whose messages say "key.x". What is settled there is settled here too: settled()[key] is then the
+  /// whole object as an output's config.json is to have it. A wrapper gives values of its own: `given` ones take the place of the object's,
+  /// `otherwise` ones stand where it has none (or null); both are settled.
+  Config child(const char* key, const nlohmann::json& given = nlohmann::json::object(), const nlohmann::json& otherwise = nlohmann::json::object()) const;
+  /// The same config with these values in place of its own; they are settled too.
   Config with(const nlohmann::json& changes) const;
-  /// The same fields with these where it has none, as mlx_lm fills them in itself; only where null stood are they settled.
-  Config filled(const nlohmann::json& defaults) const;
-  /// For ModelSpec::settled.
-  const nlohmann::json& settled() const { return *settled_; }
-  void settle(const char* key, nlohmann::json value) const { (*settled_)[key] = std::move(value); }
-  bool is_null(const char* key) const { return fields_.contains(key) && fields_.at(key).is_null(); }
-  bool has(const char* key) const { return fields_.contains(key) && !fields_.at(key).is_null(); }
+  /// The same config with these values where it has none, as mlx_lm fills them in itself; only where null stood are they settled.
+  Config filled(const nlohmann::json& otherwise) const;
+  /// The same config of a model whose tensors' names begin with `prefix`.
+  Config under(const std::string& prefix) const;
+  const std::string& prefix() const { return prefix_; }
+
+  /// For ModelSpec::settled and ModelSpec::removed.
+  const nlohmann::json& settled() const { return state_->settled; }
+  const std::vector<std::string>& removed() const { return state_->removed; }
+  void settle(const char* key, nlohmann::json value) const;
+  /// An output's config.json has no such field.
+  void remove(const char* key) const;
+  /// All fields as an output's config.json is to have them.
+  nlohmann::json written() const { return state_->written(); }
+
+  /// The field's place in the file, for messages: "text_config.hidden_size".
+  std::string place(const char* key) const { return state_->path.empty() ? key : state_->path + "." + key; }
+  bool is_null(const char* key) const { return fields_->contains(key) && fields_->at(key).is_null(); }
+  bool has(const char* key) const { return fields_->contains(key) && !fields_->at(key).is_null(); }
   /// A size or count, at least 1 (`least` 0 where zero has a meaning).
   int count(const char* key, int least = 1) const;
   int count_or(const char* key, int otherwise, int least = 1) const { return has(key) ? count(key, least) : otherwise_of(key, otherwise); }
@@ -36,8 +53,9 @@ class Config {
   double number_or(const char* key, double otherwise) const { return has(key) ? number(key) : otherwise_of(key, otherwise); }
   bool flag(const char* key) const;
   bool flag_or(const char* key, bool otherwise) const { return has(key) ? flag(key) : otherwise_of(key, otherwise); }
+  std::string text(const char* key) const;
   /// Any value; null when absent.
-  nlohmann::json value(const char* key) const { return has(key) ? fields_.at(key) : nlohmann::json(); }
+  nlohmann::json value(const char* key) const { return has(key) ? fields_->at(key) : nlohmann::json(); }
   /// A list of whole numbers of this length; of any length when `size` is 0.
   std::vector<int> counts(const char* key, int size = 0) const;
   /// A list of numbers of this length.
@@ -46,8 +64,15 @@ class Config {
   std::vector<std::string> texts(const char* key, int size) const;
 
  private:
-  Config(std::shared_ptr<const nlohmann::json> owned, std::shared_ptr<nlohmann::json> settled)
-      : owned_(std::move(owned)), fields_(*owned_), settled_(std::move(settled)) {}
+  struct State {
+    nlohmann::json original;  ///< the object as it stands in the file
+    nlohmann::json settled = nlohmann::json::object();
+    std::vector<std::string> removed;
+    std::shared_ptr<State> parent;
+    std::string key, path;  ///< in the parent and in the file: "text_config"
+    nlohmann::json written() const;
+    void tell_parent() const;
+  };
   /// The field, which must be there; its failures name it.
   JsonView field(const char* key) const;
   std::vector<JsonView> entries(const char* key, int size) const;
@@ -56,9 +81,9 @@ class Config {
     if (is_null(key)) settle(key, value);
     return value;
   }
-  std::shared_ptr<const nlohmann::json> owned_ = nullptr;  ///< the fields, where they are not the caller's
-  const nlohmann::json& fields_;
-  std::shared_ptr<nlohmann::json> settled_ = std::make_shared<nlohmann::json>(nlohmann::json::object());
+  std::shared_ptr<const nlohmann::json> fields_;
+  std::shared_ptr<State> state_;
+  std::string prefix_;
 };
 
 /// "rope_scaling" as mlx_lm's initialize_rope reads it: keys that are null make way, so that they are absent there too.
@@ -71,6 +96,13 @@ Config with_flat_positions(const Config& config, const char* theta = "rope_theta
 /// "sliding_window_pattern": of so many layers the last sees everything, the others a window. transformers 5 lists "layer_types" instead, whose pattern
 /// is settled; a list without one is refused.
 int sliding_window_pattern(const Config& config, int layers, int otherwise);
+struct Rotary {
+  double theta = 0;
+  nlohmann::json scaling;  ///< for make_rope
+};
+/// "rope_theta" and "rope_scaling"; without the former those of "rope_parameters", as transformers 5 writes them, which are then settled in the flat fields:
+/// of families whose class in mlx_lm demands "rope_theta".
+Rotary flat_rotary(const Config& config);
 
 /// How many features of a head of `head_dim` turn: "partial_rotary_factor" of them, `otherwise` where there is none; it must be there when that is null.
 int rotated_features(const Config& config, int head_dim, std::optional<double> otherwise, const char* key = "partial_rotary_factor");

@@ -11,10 +11,11 @@ namespace lquant::model::family {
 
 Decoder Decoder::read(const Config& config, const Keys& keys) {
   Decoder d;
+  d.prefix = config.prefix();
   d.hidden = config.count(keys.hidden);
   d.layers = config.count(keys.layers);
   // The deepest published decoders have some two hundred layers; a file that claims more than this is damaged.
-  if (d.layers > 10000) fail("model", "config.json: \"{}\" is {}; {}", keys.layers, d.layers, kMend);
+  if (d.layers > 10000) fail("model", "config.json: \"{}\" is {}; {}", config.place(keys.layers), d.layers, kMend);
   if (keys.intermediate) d.intermediate = config.count(keys.intermediate);
   d.heads = config.count(keys.heads);
   d.kv_heads = keys.kv_heads && config.has(keys.kv_heads) ? config.count(keys.kv_heads) : d.heads;
@@ -23,9 +24,9 @@ Decoder Decoder::read(const Config& config, const Keys& keys) {
   d.eps = static_cast<float>(config.number(keys.eps));
   if (keys.head_dim) d.head_dim = config.count_or_none(keys.head_dim, 0);
   if (d.head_dim == 0) d.head_dim = d.hidden / d.heads;
-  if (d.head_dim == 0) fail("model", "config.json: \"{}\" {} exceeds \"{}\" {}", keys.heads, d.heads, keys.hidden, d.hidden);
+  if (d.head_dim == 0) fail("model", "config.json: \"{}\" {} exceeds \"{}\" {}", config.place(keys.heads), d.heads, config.place(keys.hidden), d.hidden);
   if (d.heads % d.kv_heads != 0)
-    fail("model", "config.json: \"{}\" {} is no multiple of \"{}\" {}", keys.heads, d.heads, keys.kv_heads ? keys.kv_heads : "", d.kv_heads);
+    fail("model", "config.json: \"{}\" {} is no multiple of \"{}\" {}", config.place(keys.heads), d.heads, config.place(keys.kv_heads), d.kv_heads);
   if (std::int64_t{1} * d.heads * d.head_dim > std::numeric_limits<int>::max() / 4)
     fail("model", "config.json: {} heads of {} features are too many", d.heads, d.head_dim);
   return d;
@@ -121,7 +122,7 @@ NormSpec Decoder::norm_at(const std::string& name) const {
 Layer Decoder::layer(int i, const std::optional<RopeSpec>& rope) const {
   Layer layer;
   layer.index = i;
-  layer.prefix = names.layers + std::to_string(i) + ".";
+  layer.prefix = prefix + names.layers + std::to_string(i) + ".";
   layer.scale = branch_scale;
   layer.parallel = parallel;
   const auto at = [&](const std::string& name) { return name.empty() ? std::nullopt : std::optional(norm_at(layer.prefix + name)); };
@@ -180,15 +181,16 @@ Layer Decoder::layer(int i, const std::optional<RopeSpec>& rope) const {
 }
 
 ModelSpec Decoder::outer(const std::string& family) const {
+  const auto own = names.under(prefix);
   ModelSpec spec;
   spec.family = family;
   spec.hidden = hidden;
   spec.vocab = vocab;
-  spec.embedding = {.path = names.embedding, .role = Role::embed, .out = vocab, .in = hidden};
-  spec.final_norm = norm_at(names.final_norm);
+  spec.embedding = {.path = own.embedding, .role = Role::embed, .out = vocab, .in = hidden};
+  spec.final_norm = norm_at(own.final_norm);
   spec.head_if_present = head_if_present;
-  spec.left_out = usual_left_out(tied && drops_head, names.head);
-  if (!tied) spec.head = LinearSpec{.path = names.head, .role = Role::head, .out = vocab, .in = hidden, .bias = head_bias};
+  spec.left_out = usual_left_out(tied && drops_head, own.head);
+  if (!tied) spec.head = LinearSpec{.path = own.head, .role = Role::head, .out = vocab, .in = hidden, .bias = head_bias};
   return spec;
 }
 

@@ -62,7 +62,8 @@ struct Decoder {
   enum class Fused { apart, in_order, by_group };  ///< q, k, v: three linears, or one with parts
 
   int hidden = 0, layers = 0, intermediate = 0, heads = 0, kv_heads = 0, head_dim = 0, vocab = 0;
-  Names names;
+  Names names;         ///< without the prefix
+  std::string prefix;  ///< of all names (Config::prefix)
   NormSpec::Kind norm = NormSpec::Kind::rms;
   bool norm_weight = true, norm_bias = false;
   float eps = 1e-6f, norm_offset = 0;

@@ -17,6 +17,8 @@ using Family = ModelSpec (*)(const family::Config&);
 
 const std::map<std::string, Family>& families() {
   static const std::map<std::string, Family> table = {
+      {"apertus", family::apertus},
+      {"baichuan_m1", family::baichuan_m1},
       {"cohere", family::cohere},
       {"cohere2", family::cohere2},
       {"ernie4_5", family::ernie4_5},
@@ -24,8 +26,10 @@ const std::map<std::string, Family>& families() {
       {"exaone4", family::exaone4},
       {"gemma", family::gemma},
       {"gemma2", family::gemma2},
+      {"gemma3", family::gemma3},
       {"gemma3_text", family::gemma3_text},
       {"gemma3n", family::gemma3n},
+      {"gemma4", family::gemma4},
       {"gemma4_text", family::gemma4_text},
       {"glm", family::glm},
       {"glm4", family::glm4},
@@ -37,23 +41,32 @@ const std::map<std::string, Family>& families() {
       {"hunyuan_v1_dense", family::hunyuan_v1_dense},
       {"internlm2", family::internlm2},
       {"internlm3", family::internlm3},
+      {"lfm2", family::lfm2},
+      {"lfm2-vl", family::lfm2_vl},
+      {"lfm2_vl", family::lfm2_vl},
       {"lille-130m", family::lille_130m},
       {"llama", family::llama},
+      {"llava", family::llava},
       {"mimo", family::mimo},
       {"minicpm", family::minicpm},
-      {"mistral", family::llama},
+      {"ministral3", family::ministral3},
+      {"mistral3", family::mistral3},
       {"nanochat", family::nanochat},
       {"nemotron", family::nemotron},
+      {"nemotron-nas", family::nemotron_nas},
       {"olmo2", family::olmo2},
       {"olmo3", family::olmo3},
       {"openelm", family::openelm},
       {"phi", family::phi},
       {"phi3", family::phi3},
+      {"pixtral", family::pixtral},
       {"plamo", family::plamo},
       {"qwen", family::qwen},
       {"qwen2", family::qwen2},
+      {"qwen2_vl", family::qwen2_vl},
       {"qwen3", family::qwen3},
       {"qwen3_moe", family::qwen3_moe},
+      {"qwen3_vl", family::qwen3_vl},
       {"seed_oss", family::seed_oss},
       {"smollm3", family::smollm3},
       {"stablelm", family::stablelm},
@@ -98,20 +111,23 @@ std::string run_as(const std::string& model_type) {
   return families().contains(model_type) || alias == aliases().end() ? model_type : alias->second;
 }
 
+ModelSpec family::spec_of_type(const std::string& type, const Config& config) {
+  const auto row = families().find(run_as(type));
+  if (row != families().end()) return row->second(config);
+  std::string known;
+  for (const auto& name : known_model_types()) known += (known.empty() ? "" : ", ") + name;
+  fail("model", "config.json: {} \"{}\" is not supported; supported: {}", config.place("model_type"), shown(type), known);
+}
+
 ModelSpec spec_from_config(const nlohmann::json& config) {
   if (!config.is_object()) fail("model", "config.json: not an object; take the config.json of the original model");
-  const auto type = JsonView("model", "config.json", config, family::kMend).at("model_type").text();
-  const auto row = families().find(run_as(type));
-  if (row == families().end()) {
-    std::string known;
-    for (const auto& name : known_model_types()) known += (known.empty() ? "" : ", ") + name;
-    fail("model", "config.json: model_type \"{}\" is not supported; supported: {}", shown(type), known);
-  }
   const family::Config fields(config);
+  const auto type = fields.text("model_type");
   if (fields.has("model_file"))
     fail("model", "config.json: \"model_file\" names program code as the model's architecture, which lquant does not run; give a model of a known type");
-  auto spec = row->second(fields);
+  auto spec = family::spec_of_type(type, fields);
   spec.settled = fields.settled();
+  spec.removed = fields.removed();
   return spec;
 }
 

@@ -8,48 +8,65 @@
 // ModelArgs, since its output must mean the same there), fills a Decoder, and changes in the layers what is its own.
 namespace lquant::model::family {
 
+ModelSpec apertus(const Config& config);
+ModelSpec baichuan_m1(const Config& config);
 ModelSpec cohere(const Config& config);
 ModelSpec cohere2(const Config& config);
+ModelSpec ernie4_5(const Config& config);
+ModelSpec exaone(const Config& config);
+ModelSpec exaone4(const Config& config);
+ModelSpec gemma(const Config& config);
+ModelSpec gemma2(const Config& config);
+ModelSpec gemma3(const Config& config);
+ModelSpec gemma3_text(const Config& config);
+ModelSpec gemma3n(const Config& config);
+ModelSpec gemma4(const Config& config);
+ModelSpec gemma4_text(const Config& config);
+ModelSpec glm(const Config& config);
+ModelSpec glm4(const Config& config);
 ModelSpec gpt2(const Config& config);
 ModelSpec gpt_bigcode(const Config& config);
 ModelSpec gpt_neox(const Config& config);
 ModelSpec granite(const Config& config);
-ModelSpec nemotron(const Config& config);
-ModelSpec olmo2(const Config& config);
-ModelSpec olmo3(const Config& config);
-ModelSpec phi(const Config& config);
-ModelSpec stablelm(const Config& config);
-ModelSpec starcoder2(const Config& config);
-ModelSpec ernie4_5(const Config& config);
-ModelSpec glm4(const Config& config);
 ModelSpec helium(const Config& config);
-ModelSpec internlm3(const Config& config);
-ModelSpec llama(const Config& config);
-/// Llama with something of its own in each layer.
-ModelSpec llama_like(const Config& config, const std::string& family, const std::function<void(Layer&)>& change);
-ModelSpec mimo(const Config& config);
-ModelSpec seed_oss(const Config& config);
-ModelSpec telechat3(const Config& config);
-ModelSpec smollm3(const Config& config);
-ModelSpec qwen2(const Config& config);
-ModelSpec qwen3(const Config& config);
-ModelSpec qwen3_moe(const Config& config);
-ModelSpec phi3(const Config& config);
-ModelSpec gemma2(const Config& config);
-ModelSpec gemma3_text(const Config& config);
-ModelSpec gemma3n(const Config& config);
-ModelSpec exaone(const Config& config);
-ModelSpec exaone4(const Config& config);
-ModelSpec glm(const Config& config);
 ModelSpec hunyuan_v1_dense(const Config& config);
 ModelSpec internlm2(const Config& config);
+ModelSpec internlm3(const Config& config);
+ModelSpec lfm2(const Config& config);
+ModelSpec lfm2_vl(const Config& config);
 ModelSpec lille_130m(const Config& config);
+ModelSpec llama(const Config& config);
+ModelSpec llava(const Config& config);
+ModelSpec mimo(const Config& config);
 ModelSpec minicpm(const Config& config);
+ModelSpec ministral3(const Config& config);
+ModelSpec mistral3(const Config& config);
 ModelSpec nanochat(const Config& config);
+ModelSpec nemotron(const Config& config);
+ModelSpec nemotron_nas(const Config& config);
+ModelSpec olmo2(const Config& config);
+ModelSpec olmo3(const Config& config);
 ModelSpec openelm(const Config& config);
+ModelSpec phi(const Config& config);
+ModelSpec phi3(const Config& config);
+ModelSpec pixtral(const Config& config);
 ModelSpec plamo(const Config& config);
 ModelSpec qwen(const Config& config);
-ModelSpec gemma(const Config& config);
-ModelSpec gemma4_text(const Config& config);
+ModelSpec qwen2(const Config& config);
+ModelSpec qwen2_vl(const Config& config);
+ModelSpec qwen3(const Config& config);
+ModelSpec qwen3_moe(const Config& config);
+ModelSpec qwen3_vl(const Config& config);
+ModelSpec seed_oss(const Config& config);
+ModelSpec smollm3(const Config& config);
+ModelSpec stablelm(const Config& config);
+ModelSpec starcoder2(const Config& config);
+ModelSpec telechat3(const Config& config);
+
+/// The spec of a text model of this type, by the table of families; for wrappers, whose text_config names one. Throws Error for a type that is not there.
+ModelSpec spec_of_type(const std::string& type, const Config& config);
+
+/// Llama with something of its own in each layer.
+ModelSpec llama_like(const Config& config, const std::string& family, const std::function<void(Layer&)>& change);
 
 }  // namespace lquant::model::family

@@ -4,7 +4,9 @@
 // whole context. Gemma 3 norms q and k and alternates local layers, with a rope base of their own, with global ones.
 #include <mlx/types/bf16.h>
 
+#include <algorithm>
 #include <cmath>
+#include <tuple>
 
 #include "base/error.h"
 #include "model/family/family.h"
@@ -17,6 +19,28 @@ float scale_of(const Config& config, double otherwise) {
   const double divisor = config.number_or("query_pre_attn_scalar", otherwise);
   if (!(divisor > 0)) fail("model", "config.json: \"query_pre_attn_scalar\" is {}, not above 0; {}", divisor, kMend);
   return static_cast<float>(1 / std::sqrt(divisor));
+}
+
+/// What transformers 5 says in "layer_types" and "rope_parameters", in the words that mlx_lm reads: every how many-th layer is global.
+int settle_layers(const Config& config, int layers) {
+  const auto types = config.texts("layer_types", layers);
+  const auto first = std::find(types.begin(), types.end(), "full_attention");
+  const int pattern = static_cast<int>(first - types.begin()) + 1;
+  for (int i = 0; i < layers; ++i)
+    if (pattern > layers || (types[i] == "full_attention") != ((i + 1) % pattern == 0))
+      fail("model", "config.json: \"{}\" names \"full_attention\" not in every so many-th layer, and mlx_lm runs no such model", config.place("layer_types"));
+  config.settle("sliding_window_pattern", pattern);
+  return pattern;
+}
+
+/// The rotary positions of one kind of layer where transformers 5 writes them, flat: base and scaling.
+std::pair<double, nlohmann::json> nested_rope(const Config& config, const char* kind, const char* base_key) {
+  const auto all = config.child("rope_parameters");
+  auto scaling = rope_scaling(all, kind);
+  const double base = all.child(kind).number("rope_theta");
+  scaling.erase("rope_theta");
+  config.settle(base_key, base);
+  return {base, scaling};
 }
 
 Decoder sandwiched(const Config& config) {
@@ -58,17 +82,26 @@ ModelSpec gemma2(const Config& config) {
 
 ModelSpec gemma3_text(const Config& config) {
   // Published files leave out what equals the 1B model's values.
-  const auto filled = config.filled({{"hidden_size", 1152}, {"num_hidden_layers", 26}, {"intermediate_size", 6912}, {"num_attention_heads", 4},
-                                     {"head_dim", 256}, {"rms_norm_eps", 1e-6}, {"vocab_size", 262144}, {"num_key_value_heads", 1}});
-  auto decoder = sandwiched(filled);
+  auto decoder = sandwiched(config.filled({{"hidden_size", 1152}, {"num_hidden_layers", 26}, {"intermediate_size", 6912}, {"num_attention_heads", 4},
+                                      {"head_dim", 256},     {"rms_norm_eps", 1e-6},    {"vocab_size", 262144},      {"num_key_value_heads", 1}}));
   decoder.tied = false;
   decoder.qk_norm = true;
   decoder.scale = scale_of(config, 256);
-  const auto global = make_rope(decoder.head_dim, config.number_or("rope_theta", 1e6), false, rope_scaling(config),
-                                config.count_or("max_position_embeddings", 32768));
-  const auto local = make_rope(decoder.head_dim, config.number_or("rope_local_base_freq", 1e4), false, nullptr, 0);
-
-  const int window = config.count_or("sliding_window", 512), pattern = config.count_or("sliding_window_pattern", 6);
+  const int window = config.count_or("sliding_window", 512);
+  int pattern = config.count_or("sliding_window_pattern", 6);
+  double global_base = config.number_or("rope_theta", 1e6), local_base = config.number_or("rope_local_base_freq", 1e4);
+  auto scaling = rope_scaling(config);
+  // mlx_lm reads none of what transformers 5 writes instead. It is read here where mlx_lm could not run the model without it.
+  if (pattern > decoder.layers && !config.has("sliding_window_pattern") && config.has("layer_types")) {
+    pattern = settle_layers(config, decoder.layers);
+    if (!config.has("rope_theta") && config.has("rope_parameters")) {
+      std::tie(global_base, scaling) = nested_rope(config, "full_attention", "rope_theta");
+      local_base = nested_rope(config, "sliding_attention", "rope_local_base_freq").first;
+      config.settle("rope_scaling", scaling);
+    }
+  }
+  const auto global = make_rope(decoder.head_dim, global_base, false, scaling, config.count_or("max_position_embeddings", 32768));
+  const auto local = make_rope(decoder.head_dim, local_base, false, nullptr, 0);
   if (pattern > decoder.layers)
     fail("model", "config.json: \"sliding_window_pattern\" {} exceeds \"num_hidden_layers\" {}, and mlx_lm runs no such model", pattern, decoder.layers);
   auto spec = decoder.build("gemma3_text", global, [&](Layer& layer) {

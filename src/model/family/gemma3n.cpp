@@ -107,7 +107,7 @@ ModelSpec gemma3n(const Config& config) {
       attention.unread_norm = over_head("self_attn.k_norm");
       attention.unread.assign(attention.inputs.begin() + 1, attention.inputs.end());
       for (auto& linear : attention.unread) {
-        linear.unread = true;
+        linear.reads = 0;
         spec.imports.rows.push_back({linear.path + ".weight", {}, {{.kind = Change::Kind::zeros, .shape = {linear.out, linear.in}}}});
       }
       spec.imports.rows.push_back({layer.prefix + "self_attn.k_norm.weight", {}, {{.kind = Change::Kind::zeros, .shape = {decoder.head_dim}}}});
@@ -122,6 +122,7 @@ ModelSpec gemma3n(const Config& config) {
     auto predict = altup;
     predict.router_norm = norm_over(layer.prefix + "altup.router_norm", H, decoder.eps);
     predict.router = block_linear(i, layer.prefix + "altup.modality_router", Role::other, streams, H);
+    predict.router.reads = 2;
     predict.weights = {layer.prefix + "altup.prediction_coefs.weight", {streams * streams, streams}};
     auto correct = predict;
     correct.weights = {layer.prefix + "altup.correction_coefs.weight", {streams, streams}};

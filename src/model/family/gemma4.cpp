@@ -65,15 +65,9 @@ NormSpec over_head(const std::string& path, int size, float eps, bool weight = t
 }  // namespace
 
 ModelSpec gemma4_text(const Config& config) {
-  nlohmann::json fields = {{"hidden_size", 1536},   {"num_hidden_layers", 35}, {"intermediate_size", 6144}, {"num_attention_heads", 8}, {"head_dim", 256},
-                           {"rms_norm_eps", 1e-6}, {"vocab_size", 262144},    {"num_key_value_heads", 1}};
-  for (auto& [key, value] : fields.items()) {
-    if (config.has(key.c_str())) value = config.value(key.c_str());
-    if (config.is_null(key.c_str())) config.settle(key.c_str(), value);
-  }
-  const Config filled(fields);
-  auto decoder = Decoder::read(filled);
-  for (const auto& [key, value] : filled.settled().items()) config.settle(key.c_str(), value);
+  auto decoder = Decoder::read(config.filled({{"hidden_size", 1536},       {"num_hidden_layers", 35}, {"intermediate_size", 6144},
+                                              {"num_attention_heads", 8}, {"head_dim", 256},         {"rms_norm_eps", 1e-6},
+                                              {"vocab_size", 262144},     {"num_key_value_heads", 1}}));
   if (config.flag_or("enable_moe_block", false)) fail("model", "config.json: \"enable_moe_block\" is true, and Gemma 4's mixtures of experts are not supported yet; take a dense model");
   if (config.has("use_bidirectional_attention") && config.value("use_bidirectional_attention") == "all")
     fail("model", "config.json: \"use_bidirectional_attention\" is \"all\": this is no model that goes on with a text; give a causal one");
@@ -175,9 +169,9 @@ ModelSpec gemma4_text(const Config& config) {
     inputs.layers = decoder.layers;
     inputs.size = size;
     inputs.x = {0, decoder.hidden};
-    inputs.projection = {.path = "model.per_layer_model_projection", .role = Role::other, .out = decoder.layers * size, .in = decoder.hidden};
-    inputs.table = {.path = "model.embed_tokens_per_layer", .role = Role::embed, .out = config.count_or("vocab_size_per_layer_input", 262144), .in = decoder.layers * size};
-    inputs.norm = over_head("model.per_layer_projection_norm", size, decoder.eps);
+    inputs.projection = {.path = decoder.prefix + "model.per_layer_model_projection", .role = Role::other, .out = decoder.layers * size, .in = decoder.hidden};
+    inputs.table = {.path = decoder.prefix + "model.embed_tokens_per_layer", .role = Role::embed, .out = config.count_or("vocab_size_per_layer_input", 262144), .in = decoder.layers * size};
+    inputs.norm = over_head(decoder.prefix + "model.per_layer_projection_norm", size, decoder.eps);
     inputs.factor = 1 / std::sqrt(static_cast<float>(decoder.hidden));
     inputs.table_factor = std::sqrt(static_cast<float>(size));
     inputs.scale = std::sqrt(0.5f);

@@ -9,6 +9,7 @@
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
 #include "model/norm.h"
+#include "model/segments.h"
 
 namespace lquant::model {
 namespace {
@@ -26,6 +27,23 @@ mx::array columns_of(const mx::array& y, const Part& part) {
   stop.back() = part.first + part.run;
   shape.back() = part.rows;
   return mx::reshape(mx::slice(groups, start, stop), shape);
+}
+
+/// w0 · the token before + w1 · the token itself; x [B, T, Hkv, D].
+mx::array tapped(const Scope& scope, const ParameterSpec& taps, const mx::array& x) {
+  const auto weights = mx::astype(mx::reshape(scope.tensor(taps.path), {x.shape(2), 2}), x.dtype());
+  const auto tap = [&](int i) { return mx::slice(weights, {0, i}, {x.shape(2), i + 1}); };
+  const auto both = preceding(scope.context, scope.block, taps.path, x, 1);
+  return mx::add(mx::multiply(both[1], tap(0)), mx::multiply(both[0], tap(1)));
+}
+
+/// Nothing where the factor is 1 for all positions below `longest`.
+mx::array heated(const Scope& scope, const QueryTemperature& temperature, const mx::array& q, int longest) {
+  if (longest <= temperature.period) return q;
+  const auto places = mx::astype(positions(scope.context, q.shape(0), q.shape(1)), mx::float32);
+  const auto periods = mx::floor(mx::divide(places, mx::array(static_cast<float>(temperature.period))));
+  const auto factor = mx::add(mx::array(1.0f), mx::multiply(mx::array(temperature.beta), mx::log(mx::add(mx::array(1.0f), periods))));
+  return mx::multiply(q, mx::reshape(mx::astype(factor, q.dtype()), {q.shape(0), q.shape(1), 1, 1}));
 }
 
 }  // namespace
@@ -47,6 +65,8 @@ void Attention::contents(int op, int first_stage, Contents& all) const {
   all.readings.push_back({&output, op, first_stage + 1});
   for (const auto* norm : {&q_norm, &k_norm, &v_norm, &unread_norm})
     if (*norm) all.norms.push_back(&**norm);
+  for (const auto* taps : {&k_taps, &v_taps})
+    if (*taps) all.parameters.push_back(&**taps);
 }
 
 std::vector<mx::array> Attention::project(const Scope& scope, const mx::array& h) const {
@@ -86,23 +106,33 @@ Flow Attention::attend(const Scope& scope, const mx::array& h) const {
   auto q = split(whole(q_norm, projected[0]), heads);
   const int of_keys = shared ? 0 : 1, of_values = values_from_keys ? of_keys : shared ? 0 : 2;
   // Those of another block need no more but to be fetched.
-  auto k = shared ? q : split(whole(k_norm, projected[of_keys]), kv_heads), v = shared ? q : by_head(v_norm, split(projected[of_values], kv_heads));
+  auto k = shared ? q : split(whole(k_norm, projected[of_keys]), kv_heads), v = shared ? q : split(projected[of_values], kv_heads);
+  if (k_taps) k = tapped(scope, *k_taps, k);
+  if (v_taps) v = tapped(scope, *v_taps, v);
+  if (!shared) v = by_head(v_norm, v);
   if (!norms_behind_rope) {
     q = by_head(q_norm, q);
     if (!shared) k = by_head(k_norm, k);
   }
 
   const int offset = context.cache ? context.cache->length() : context.offset;
+  const int longest = branches ? branches->longest : offset + length;
   if (rope) {
-    const auto inv_freq = inverse_frequencies(*rope, branches ? branches->longest : offset + length);
-    const auto positions = branches ? std::optional(branches->positions) : std::nullopt;
-    q = kernels::rope(q, inv_freq, offset, rope->magnitude, rope->interleaved, positions);
-    if (!shared) k = kernels::rope(k, inv_freq, offset, rope->magnitude, rope->interleaved, positions);
+    const auto inv_freq = inverse_frequencies(*rope, longest);
+    // Scores of rotated heads know distances alone. A norm's weights behind the rotation know places, so there each text counts its own.
+    std::optional<mx::array> places;
+    if (branches)
+      places = branches->positions;
+    else if (context.segments && norms_behind_rope)
+      places = positions(context, batch, length);
+    q = kernels::rope(q, inv_freq, offset, rope->magnitude, rope->interleaved, places);
+    if (!shared) k = kernels::rope(k, inv_freq, offset, rope->magnitude, rope->interleaved, places);
   }
   if (norms_behind_rope) {
     q = by_head(q_norm, q);
     if (!shared) k = by_head(k_norm, k);
   }
+  if (temperature) q = heated(scope, *temperature, q, longest);
   Flow next;
   const int width = kv_heads * head_dim;
   if (gives)

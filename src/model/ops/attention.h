@@ -9,6 +9,13 @@
 
 namespace lquant::model {
 
+/// A factor of a query that grows with its position p: 1 + beta · ln(1 + floor(p / period)), made in f32 and rounded to the compute dtype (Llama 4,
+/// Ministral 3). Positions count from the beginning of a text.
+struct QueryTemperature {
+  float beta = 0;
+  int period = 1;
+};
+
 /// Grouped-head causal attention (arXiv 2305.13245) with rotary positions. Stage 0: q, k, v; stage 1: o.
 struct Attention final : Op {
   int heads = 0, kv_heads = 0, head_dim = 0;
@@ -29,6 +36,9 @@ struct Attention final : Op {
   std::optional<Shared> shared;
   bool gives = false;             ///< they are carried to later blocks: keys, then values
   bool values_from_keys = false;  ///< values are the keys' product before norm and positions: inputs are q and k (Gemma 4)
+  std::optional<QueryTemperature> temperature;  ///< behind rope
+  /// [1, 1, kv_heads, 1, 2]: w0 of the token before and w1 of the token itself, for each head of keys and of values, before rope (Baichuan M1).
+  std::optional<ParameterSpec> k_taps, v_taps;
   /// q, k, v; or one linear with three parts, in this order.
   std::vector<LinearSpec> inputs;
   LinearSpec output;

@@ -1,0 +1,64 @@
+// Qwen2-VL (arXiv 2409.12191), Qwen2.5-VL (arXiv 2502.13923) and Qwen3-VL: Qwen2 and Qwen3 behind a tower. Their rotary positions have three axes, which
+// agree for text. Qwen2's fields stand at the top of config.json in most files and, since transformers 5, in text_config.
+#include "model/family/wrapper.h"
+
+namespace lquant::model::family {
+namespace {
+
+std::vector<Part> tower() { return {{"the vision tower", "vision_tower.", {"visual.", "model.visual.", "model.vision_tower."}}}; }
+
+/// text_config, with the tie that transformers 5 writes beside it. Where neither says it the checkpoint tells.
+Config tied_as_told(const Config& config) {
+  auto given = nlohmann::json::object();
+  if (!config.child("text_config").has("tie_word_embeddings")) given["tie_word_embeddings"] = config.value("tie_word_embeddings");
+  return text_of(config, given, {{"model_type", config.text("model_type") + "_text"}});
+}
+
+/// "rope_scaling" in the words of transformers 4, which mlx-vlm asks for, of the "rope_parameters" of transformers 5.
+void settle_sections(const Config& text) {
+  const auto nested = text.value("rope_parameters");
+  if (text.has("rope_scaling") || !nested.is_object() || !nested.contains("mrope_section")) return;
+  text.settle("rope_scaling", {{"type", "mrope"}, {"mrope_section", nested.at("mrope_section")}});
+}
+
+/// transformers 5 gives the tower's type an ending that mlx-vlm does not know.
+void settle_tower(const Config& config) {
+  if (!config.has("vision_config")) return;
+  const auto vision = config.child("vision_config");
+  const auto type = config.text("model_type");
+  if (vision.value("model_type") == type + "_vision") vision.settle("model_type", type);
+}
+
+}  // namespace
+
+ModelSpec qwen2_vl(const Config& config) {
+  settle_tower(config);
+  if (!config.has("text_config")) {
+    auto spec = wrapped(qwen2(config.under(kTextPrefix)), tower());
+    spec.text_config.clear();
+    return spec;
+  }
+  const auto text = tied_as_told(config);
+  auto spec = wrapped(qwen2(text), tower());
+  settle_sections(text);
+  // mlx-vlm reads these fields at the top alone, and mlx_lm there when there is no text_config.
+  const auto fields = text.written();
+  for (const auto& [key, value] : fields.items())
+    if (key != "model_type" && key != "architectures") config.settle(key.c_str(), value);
+  config.remove("text_config");
+  spec.text_config.clear();
+  return spec;
+}
+
+ModelSpec qwen3_vl(const Config& config) {
+  settle_tower(config);
+  const auto text = tied_as_told(config);
+  auto spec = wrapped(qwen3(text), tower());
+  // Nested they mean the same to mlx_lm; mlx-vlm reads them at the top of text_config alone.
+  const auto nested = text.value("rope_parameters");
+  if (!text.has("rope_theta") && nested.is_object()) text.settle("rope_theta", nested.at("rope_theta"));
+  settle_sections(text);
+  return spec;
+}
+
+}  // namespace lquant::model::family
