@@ -75,9 +75,9 @@ mx::array residual_of(const ModelSpec& spec, const mx::array& x) {
   return stop == x.shape() ? x : mx::slice(x, mx::Shape(x.ndim(), 0), stop);
 }
 
-mx::array final_norm(const ModelSpec& spec, const Tensors& tensors, const mx::array& x, const Formats& formats) {
+mx::array final_norm(const ModelSpec& spec, const Tensors& tensors, const mx::array& x, const Formats& formats, const Context& context) {
   auto state = residual_of(spec, x);
-  if (spec.tail) state = block(spec, static_cast<int>(spec.blocks.size()), tensors, formats, state);
+  if (spec.tail) state = block(spec, static_cast<int>(spec.blocks.size()), tensors, formats, state, context);
   auto h = normed(tensors, spec.final_norm, state);
   return spec.head_input_divisor == 1 ? h : mx::divide(h, mx::array(spec.head_input_divisor, h.dtype()));
 }
@@ -108,7 +108,7 @@ mx::array hidden_states(const ModelSpec& spec, const Tensors& tensors, const For
   auto x = embed(spec, tensors, formats, ids, dtype, context);
   for (int i = 0; i < static_cast<int>(spec.blocks.size()); ++i) x = block(spec, i, tensors, formats, x, context);
   if (context.cache) context.cache->advance(ids.shape(1));
-  return final_norm(spec, tensors, x, formats);
+  return final_norm(spec, tensors, x, formats, context);
 }
 
 mx::array forward(const ModelSpec& spec, const Tensors& tensors, const Formats& formats, const mx::array& ids, mx::Dtype dtype,

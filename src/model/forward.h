@@ -89,7 +89,7 @@ mx::array embed(const ModelSpec& spec, const Tensors& tensors, const Formats& fo
 mx::array block(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const mx::array& x, const Context& context = {});
 
 /// The norm before the head, and what stands between it and the head.
-mx::array final_norm(const ModelSpec& spec, const Tensors& tensors, const mx::array& x, const Formats& formats = {});
+mx::array final_norm(const ModelSpec& spec, const Tensors& tensors, const mx::array& x, const Formats& formats = {}, const Context& context = {});
 
 /// Of a state [B, T, width] the columns that are the residual.
 mx::array residual_of(const ModelSpec& spec, const mx::array& x);

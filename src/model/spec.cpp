@@ -94,22 +94,23 @@ int ModelSpec::positions() const {
 
 std::vector<const LinearSpec*> ModelSpec::linears() const {
   std::vector<const LinearSpec*> all = {&embedding};
-  for (const auto* linear : further_linears()) all.push_back(linear);
+  for (const auto* linear : front_linears()) all.push_back(linear);
   for (const auto& block : blocks)
     for (const auto* linear : block.linears()) all.push_back(linear);
+  for (const auto* linear : tail_linears()) all.push_back(linear);
   if (head) all.push_back(&*head);
   return all;
 }
 
-std::vector<const LinearSpec*> ModelSpec::further_linears() const {
+std::vector<const LinearSpec*> ModelSpec::front_linears() const {
   std::vector<const LinearSpec*> all;
   if (position_embedding) all.push_back(&*position_embedding);
   if (front)
     for (const auto* linear : front->linears()) all.push_back(linear);
-  if (tail)
-    for (const auto* linear : tail->linears()) all.push_back(linear);
   return all;
 }
+
+std::vector<const LinearSpec*> ModelSpec::tail_linears() const { return tail ? tail->linears() : std::vector<const LinearSpec*>{}; }
 
 std::vector<const NormSpec*> ModelSpec::outer_norms() const {
   std::vector<const NormSpec*> all;
@@ -123,9 +124,10 @@ std::vector<const NormSpec*> ModelSpec::outer_norms() const {
 }
 
 std::vector<std::vector<const LinearSpec*>> ModelSpec::shared_inputs() const {
-  // What stands beside the embedding before the first block goes with it.
+  // What stands outside the blocks goes with the embedding.
   std::vector<std::vector<const LinearSpec*>> groups = {{&embedding}};
-  for (const auto* linear : further_linears()) groups.front().push_back(linear);
+  for (const auto* linear : front_linears()) groups.front().push_back(linear);
+  for (const auto* linear : tail_linears()) groups.front().push_back(linear);
   for (const auto& block : blocks) {
     std::optional<Reading> last;
     for (const auto& reading : block.contents().readings) {

@@ -201,8 +201,9 @@ struct ModelSpec {
   int positions() const;
   /// Every linear in the order of the forward pass: embedding, blocks, head. They are this spec's own.
   std::vector<const LinearSpec*> linears() const;
-  /// Those of front and tail and their like: outside the blocks, and neither the embedding nor the head.
-  std::vector<const LinearSpec*> further_linears() const;
+  /// Those before the first block but the embedding, and those behind the last one but the head.
+  std::vector<const LinearSpec*> front_linears() const;
+  std::vector<const LinearSpec*> tail_linears() const;
   /// Norms outside the blocks.
   std::vector<const NormSpec*> outer_norms() const;
   /// Of each group of linears that read one input, in the order of the forward pass; embedding and head are groups of their own.

@@ -212,6 +212,9 @@ model::Tensors Awq::finish() {
          linear.path);
   if (const auto planned = plan_.formats.find(linear.path); planned != plan_.formats.end())
     model::put_packed(tensors, linear.path, packed(tensors.at(linear.path + ".weight"), planned->second, calibration::mean_squares(h)));
+  for (const auto* other : spec_.tail_linears())
+    if (const auto planned = plan_.formats.find(other->path); planned != plan_.formats.end())
+      model::put_packed(tensors, other->path, packed(tensors.at(other->path + ".weight"), planned->second, std::nullopt));
   return tensors;
 }
 

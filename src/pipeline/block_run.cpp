@@ -56,7 +56,7 @@ void BlockRun::begin(json options, const json& more) {
 
 bool BlockRun::has_front() const {
   const auto& spec = model_.spec();
-  return !spec.tied() || spec.position_embedding || spec.embedding_norm;
+  return !spec.tied() || spec.position_embedding || spec.embedding_norm || spec.front;
 }
 
 std::vector<std::string> BlockRun::units() const {
@@ -79,7 +79,7 @@ void BlockRun::embed(BlockMethod& method) {
     formats.insert(*planned);
   };
   if (!spec.tied()) pack(spec.embedding);
-  if (spec.position_embedding) pack(*spec.position_embedding);
+  for (const auto* linear : spec.front_linears()) pack(*linear);
   if (has_front()) {
     auto written = embedding;
     // An embedding that serves as the head is quantized and written with the final unit.

@@ -336,6 +336,9 @@ model::Tensors Gptq::finish() {
   }
   model::Tensors unused;
   quantize_seen({&linear}, tensors, unused);
+  for (const auto* other : spec_.tail_linears())
+    if (const auto planned = plan_.formats.find(other->path); planned != plan_.formats.end())
+      model::put_packed(tensors, other->path, pack_embedding(tensors.at(other->path + ".weight"), planned->second));
   return tensors;
 }
 

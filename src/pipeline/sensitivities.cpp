@@ -76,6 +76,7 @@ class Sweep {
   States through(int block, const model::Tensors& tensors, const States& states, const States& gradients);
   States head(const States& states);
   void embedding(const States& gradients);
+  mx::array embedded_part(const mx::array& gradient) const;
   json judge(const std::vector<const model::LinearSpec*>& linears, const model::Tensors& tensors);
   /// Calls work(begin, end) for parts of a batch's rows.
   template <class Work>
@@ -173,11 +174,18 @@ States Sweep::head(const States& states) {
   return gradients;
 }
 
+/// Of a state's gradient the columns of the embedded tokens. What a front makes of them besides is left out.
+mx::array Sweep::embedded_part(const mx::array& gradient) const {
+  auto stop = gradient.shape();
+  stop.back() = spec_.hidden;
+  return stop == gradient.shape() ? gradient : mx::slice(gradient, mx::Shape(gradient.ndim(), 0), stop);
+}
+
 /// The embeddings' rows that were looked up; those of a tied head are there already.
 void Sweep::embedding(const States& gradients) {
   for (std::size_t b = 0; b < gradients.size(); ++b)
     in_parts(b, [&](int begin, int end) {
-      const auto scaled = mx::multiply(mx::astype(cut(gradients[b], begin, end), mx::float32), mx::array(spec_.embedding_multiplier));
+      const auto scaled = mx::multiply(mx::astype(embedded_part(cut(gradients[b], begin, end)), mx::float32), mx::array(spec_.embedding_multiplier));
       fisher_.add_lookups(spec_.embedding.path, spec_.embedding.out, cut(rows_.ids[b], begin, end), scaled);
       if (!spec_.position_embedding) return;
       model::Context context;
@@ -248,6 +256,13 @@ json Sweep::all() {
   std::vector<const model::LinearSpec*> tables{&spec_.embedding};
   if (spec_.position_embedding) tables.push_back(&*spec_.position_embedding);
   costs.update(judge(tables, dense(model_.load_embedding(model_.stored_dtype()))));
+  // What else stands outside the blocks has the embedding's format, and costs nothing of its own.
+  for (const auto& outside : {spec_.front_linears(), spec_.tail_linears()})
+    for (const auto* linear : outside)
+      if (!costs.contains(linear->path)) {
+        auto& entry = costs[linear->path] = json::array();
+        for (const auto& format : formats_) entry.push_back(linear->in % format.group_size == 0 ? json(0.0) : json(nullptr));
+      }
   fisher_.clear();
   step();
   progress_.finish();

@@ -541,9 +541,9 @@ TEST(Spec, FieldsThatMlxLmWouldReadOtherwiseAreSettled) {
   EXPECT_EQ(settled("phi3", {{"rope_scaling", {{"type", "yarn"}, {"factor", 2.0}}}}), (json{{"rope_scaling", nullptr}}));
   // transformers 5 leaves out what mlx_lm demands of these.
   const json scaling{{"rope_type", "linear"}, {"factor", 2.0}};
-  auto nested = scaling;
-  nested["rope_theta"] = 500.0;
-  EXPECT_EQ(settled("apertus", {{"rope_theta", "absent"}, {"rope_parameters", nested}, {"post_norm", "absent"}, {"qk_norm", "absent"}}),
+  auto within = scaling;
+  within["rope_theta"] = 500.0;
+  EXPECT_EQ(settled("apertus", {{"rope_theta", "absent"}, {"rope_parameters", within}, {"post_norm", "absent"}, {"qk_norm", "absent"}}),
             (json{{"rope_theta", 500.0}, {"rope_scaling", scaling}, {"post_norm", false}, {"qk_norm", true}}));
   EXPECT_EQ(settled("lfm2", {{"block_dim", "absent"}}), (json{{"block_dim", 64}}));
   EXPECT_EQ(settled("nemotron-nas", {{"rope_scaling", {{"rope_type", "default"}}}}), (json{{"rope_scaling", nullptr}}));
