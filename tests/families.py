@@ -170,6 +170,22 @@ FAMILIES = {
     "ernie4_5-biases-untied": dict(model_type="ernie4_5", use_bias=True, tie_word_embeddings=False, head_dim=64),
     "helium": dict(model_type="helium", attention_bias=True, mlp_bias=True, tie_word_embeddings=False),
     "glm4": dict(model_type="glm4", attention_bias=True, partial_rotary_factor=0.5, tie_word_embeddings=False),
+    "ministral3": MINISTRAL,
+    "ministral3-windows-untied": dict(
+        MINISTRAL, tie_word_embeddings=False, head_dim=64, sliding_window=8, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
+    ),
+    "apertus": dict(APERTUS, tie_word_embeddings=False, rope_scaling=LLAMA3),
+    "apertus-tied-biases": dict(APERTUS, mlp_bias=True),
+    "nemotron-nas": dict(model_type="nemotron-nas", tie_word_embeddings=False, num_hidden_layers=5, block_configs=NEMOTRON_BLOCKS, rope_scaling=LLAMA3),
+    "nemotron-nas-linear-first-biases": dict(
+        model_type="nemotron-nas", num_hidden_layers=4, block_configs=NEMOTRON_BLOCKS[1:], hidden_act="gelu_new", attention_bias=True, mlp_bias=True
+    ),
+    "baichuan_m1": BAICHUAN,
+    "baichuan_m1-no-windows": dict(BAICHUAN, sliding_window_layers=[], num_key_value_heads=4),
+    "lfm2": LFM2,
+    "lfm2-biases-adjusted": dict(
+        LFM2, conv_bias=True, conv_L_cache=4, block_auto_adjust_ff_dim=True, block_ff_dim=600, block_ffn_dim_multiplier=0.7, full_attn_idxs=[2]
+    ),
     "xverse": dict(model_type="xverse", num_key_value_heads=4, tie_word_embeddings=False),
     "iquestcoder": dict(model_type="iquestcoder", tie_word_embeddings=False),
     "glm": dict(model_type="glm", attention_bias=True, tie_word_embeddings=False),
@@ -278,10 +294,27 @@ REPRESENTATIVES = {
     "smollm3-listed": "layers without positions",
     "gemma2": "norms behind branches, norms of 1 + w, softcaps",
     "gemma3-untied-scaled": "windows by layer",
+    "gemma4": "inputs of each layer, keys and values of an earlier layer, norms without weights",
+    "gemma4-keys-as-values-untied": "values made of raw keys, heads whose width and number depend on the layer",
+    "internlm2": "queries, keys and values in one linear, group by group",
+    "openelm": "sizes by layer, paths of its own",
+    "nanochat": "norms without weights, relu² without a gate",
+    "cohere-qk-norms-biases": "two branches after one layer norm, norms by head",
+    "stablelm-parallel-qk-norms": "two branches, biases, a norm for each head",
+    "phi-grouped-heads": "two branches of plain linears",
+    "gpt_neox": "two branches with norms of their own, one linear head by head",
+    "gpt2": "an embedding of positions, fused linears stored transposed",
+    "gpt_bigcode": "one key and value head behind all queries in one linear",
+    "starcoder2": "a plain MLP with biases behind layer norms",
+    "nemotron": "layer norms of 1 + w, relu² between plain linears",
+    "olmo2": "norms behind branches alone",
+    "granite": "multipliers on branches, embeddings, scores and logits",
+    "plamo": "key and value heads shared by tiles, two branches",
     "glm4": "norms behind branches beside fused linears and biases",
-    "internlm2-biases-linear": "a fused linear whose rows come group by group",
-    "plamo": "a norm that attention and MLP read together, key and value heads in turn",
-    "nanochat": "norms without weights, one behind the embedding, norms behind the rotation, relu² without a gate",
+    "apertus": "an activation with numbers of its own",
+    "nemotron-nas": "blocks of other sizes each, a linear alone, blocks of nothing",
+    "baichuan_m1": "taps on keys and values, a head that is normed as it is read",
+    "lfm2": "short convolutions",
     "qwen3-moe": "mixture of experts in stacks",
     "qwen3-moe-unstacked": "experts stored one by one",
     "qwen3-moe-some-dense-raw-probabilities": "mixtures and dense blocks in one model",
@@ -315,6 +348,8 @@ def build(name, seed, **changes):
     config = dict(dict(BASE, **FAMILIES[name]), **changes)
     unstacked, untied = config.pop("unstacked", False), config.pop("untied", False)
     wrapper = config.pop("wrapper", None)
+    if "vocab_size" in changes and "vocab_size_per_layer_input" in config:
+        config["vocab_size_per_layer_input"] = changes["vocab_size"]
     config = {k: v for k, v in config.items() if v is not None}
     if config["model_type"] == "qwen2":
         config.pop("head_dim")
@@ -323,7 +358,7 @@ def build(name, seed, **changes):
     model_class, args_class = utils._get_classes(config)
     model = model_class(args_class.from_dict(config))
     rng = np.random.default_rng(seed)
-    offset = config["model_type"].startswith(("gemma", "nemotron"))  # norms whose weight in use is 1 + w
+    offset = config["model_type"].startswith("gemma") or config["model_type"] == "nemotron"  # norms whose weight in use is 1 + w
 
     def draw(path, old):
         noise = rng.standard_normal(old.shape).astype(np.float32)
@@ -337,6 +372,10 @@ def build(name, seed, **changes):
             centre = 1.0 if "norm" in path and not gemma else 0.0
             return mx.array(centre + 0.3 * noise)
         return mx.array(noise * (1.0 if "embed" in path else 1.2 / np.sqrt(old.shape[-1])))
+        norm = ("norm" in path or "ln_" in path) and path.endswith("weight")
+        if old.ndim == 1 or norm:
+            return mx.array((1.0 if norm and not offset else 0.0) + 0.3 * noise)
+        return mx.array(noise * (1.0 if "embed" in path or "wte" in path or "wpe" in path else 1.2 / np.sqrt(old.shape[-1])))
 
     weights = [(path, draw(path, old)) for path, old in tree_flatten(model.parameters())]
     model.load_weights(weights)

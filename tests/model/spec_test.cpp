@@ -89,6 +89,18 @@ const std::map<std::string, const char*>& published() {
       {"nemotron", R"({"model_type":"nemotron","hidden_size":3072,"num_hidden_layers":32,"intermediate_size":9216,"num_attention_heads":24,
         "num_key_value_heads":8,"head_dim":128,"norm_eps":1e-05,"vocab_size":256000,"hidden_act":"relu2","partial_rotary_factor":0.5,
         "rope_theta":10000.0,"tie_word_embeddings":false})"},
+      {"ministral3", R"({"model_type":"ministral3","hidden_size":3072,"num_hidden_layers":26,"intermediate_size":9216,"num_attention_heads":32,
+        "num_key_value_heads":8,"head_dim":128,"rms_norm_eps":1e-05,"vocab_size":131072,"max_position_embeddings":262144,"sliding_window":null,
+        "rope_parameters":{"beta_fast":32.0,"beta_slow":1.0,"factor":16.0,"llama_4_scaling_beta":0.1,"mscale":1.0,"mscale_all_dim":1.0,
+        "original_max_position_embeddings":16384,"rope_theta":1000000.0,"rope_type":"yarn","type":"yarn"},"tie_word_embeddings":true})"},
+      {"apertus", R"({"model_type":"apertus","hidden_size":4096,"num_hidden_layers":32,"intermediate_size":21504,"num_attention_heads":32,
+        "num_key_value_heads":8,"rms_norm_eps":1e-05,"vocab_size":131072,"max_position_embeddings":65536,"rope_theta":12000000,"attention_bias":false,
+        "mlp_bias":false,"post_norm":false,"qk_norm":true,"rope_scaling":{"factor":8.0,"high_freq_factor":4.0,"low_freq_factor":1.0,
+        "original_max_position_embeddings":8192,"rope_type":"llama3"},"tie_word_embeddings":false})"},
+      {"lfm2", R"({"model_type":"lfm2","hidden_size":2048,"num_hidden_layers":16,"num_attention_heads":32,"num_key_value_heads":8,"vocab_size":65536,
+        "max_position_embeddings":128000,"norm_eps":1e-05,"conv_bias":false,"conv_L_cache":3,"block_dim":2048,"block_ff_dim":12288,
+        "block_multiple_of":256,"block_ffn_dim_multiplier":1.0,"block_auto_adjust_ff_dim":true,"rope_theta":1000000.0,
+        "full_attn_idxs":[2,5,8,10,12,14]})"},
       {"gemma", R"({"model_type":"gemma","hidden_size":2048,"num_hidden_layers":18,"intermediate_size":16384,"num_attention_heads":8,
         "num_key_value_heads":1,"head_dim":256,"rms_norm_eps":1e-06,"vocab_size":256000,"rope_theta":10000.0,"hidden_act":"gelu"})"},
       {"glm", R"({"model_type":"glm","hidden_size":4096,"num_hidden_layers":40,"intermediate_size":13696,"num_attention_heads":32,
@@ -129,7 +141,7 @@ TEST(Spec, PublishedModelsHaveTheirPublishedSizes) {
   // Parameters of the linears alone (norms and biases are the small rest), from the models' own cards.
   const std::map<std::string, double> billions = {{"llama", 1.236},   {"mistral", 7.248}, {"qwen2", 0.494},  {"qwen3", 0.596},
                                                   {"smollm3", 3.075}, {"phi3", 3.821},    {"gemma2", 2.614}, {"qwen3_moe", 30.53},
-                                                  {"seed_oss", 36.15}, {"glm4", 9.40},
+                                                  {"seed_oss", 36.15}, {"glm4", 9.40},   {"ministral3", 3.429}, {"apertus", 8.053}, {"lfm2", 1.170},
                                                   {"cohere", 103.81}, {"cohere2", 8.028}, {"olmo2", 7.298}, {"olmo3", 7.297},
                                                   {"phi", 2.779}, {"stablelm", 12.14}, {"starcoder2", 3.029}, {"granite", 8.17},
                                                   {"gpt_neox", 6.856}, {"gpt2", 0.12432}, {"gpt_bigcode", 15.515}, {"nemotron", 4.19},
@@ -357,6 +369,70 @@ TEST(Spec, WhatADamagedFieldHoldsIsShownShortened) {
   }
 }
 
+TEST(Spec, BlocksOfNemotronNasAreOfManyKinds) {
+  const auto spec = spec_from_config(oracle::tiny_config("nemotron-nas"));
+  const auto paths = [&](int block) {
+    std::vector<std::string> all;
+    for (const auto* linear : spec.blocks[block].linears()) all.push_back(linear->path.substr(std::string("model.layers.0.").size()));
+    return all;
+  };
+  EXPECT_EQ(paths(0), (std::vector<std::string>{"self_attn.linear", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}));
+  EXPECT_TRUE(spec.blocks[2].steps.empty());
+  EXPECT_TRUE(spec.blocks[2].norms().empty());
+  EXPECT_EQ(paths(3).back(), "mlp.linear");
+  EXPECT_EQ(paths(4), (std::vector<std::string>{"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}));
+  EXPECT_EQ(attention_of(spec, 1).kv_heads, 2);
+  EXPECT_EQ(spec.blocks[1].linears().back()->in, 256);  // 2 · 2.0 · 64 / 3, up to a multiple of 256
+}
+
+TEST(Spec, HeadsOfBaichuanM1DifferByLayer) {
+  const auto spec = spec_from_config(oracle::tiny_config("baichuan_m1"));
+  EXPECT_EQ(attention_of(spec, 0).heads, 2);
+  EXPECT_EQ(attention_of(spec, 0).head_dim, 32);
+  EXPECT_EQ(attention_of(spec, 0).window, 5);
+  EXPECT_EQ(attention_of(spec, 1).heads, 4);
+  EXPECT_EQ(attention_of(spec, 1).window, 0);
+  EXPECT_EQ(attention_of(spec, 1).k_taps->shape, (mx::Shape{1, 1, 2, 1, 2}));
+}
+
+// What mlx_lm cannot run, or would run as something else.
+TEST(Spec, WhatMlxLmCannotRunIsRefused) {
+  const auto refused = [](const char* type, const json& changes, const std::string& part) {
+    auto config = oracle::tiny_config(type);
+    config.update(changes);
+    try {
+      spec_from_config(config);
+      ADD_FAILURE() << type << " accepted: " << changes.dump();
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find(part), std::string::npos) << e.what();
+    }
+  };
+  refused("ministral3", {{"rope_parameters", nullptr}}, "rope_parameters");
+  refused("ministral3", {{"rope_parameters", {{"rope_theta", 1e4}, {"original_max_position_embeddings", 4}}}}, "llama_4_scaling_beta");
+  refused("ministral3", {{"layer_types", {"sliding_attention", "sliding_attention"}}, {"sliding_window", 4}}, "full_attention");
+  refused("baichuan_m1", {{"tie_word_embeddings", true}}, "tie_word_embeddings");
+  refused("baichuan_m1", {{"conv_window", 3}}, "conv_window");
+  refused("baichuan_m1", {{"sliding_window_layers", {2}}}, "layer 2 of 2");
+  refused("baichuan_m1", {{"num_swa_attention_heads", 3}}, "no multiple of 3 attention heads");
+  refused("lfm2", {{"layer_types", {"conv", "conv"}}}, "layers of both kinds");
+  refused("lfm2", {{"layer_types", {"full_attention", "full_attention"}}}, "layers of both kinds");
+  refused("lfm2", {{"block_dim", 32}}, "block_dim");
+  refused("lfm2", {{"conv_L_cache", 1}}, "conv_L_cache");
+  const auto blocks = oracle::tiny_config("nemotron-nas").at("block_configs");
+  const auto changed = [&](int block, const char* half, const json& value) {
+    auto all = blocks;
+    all[block][half] = value;
+    return json{{"block_configs", all}};
+  };
+  refused("nemotron-nas", {{"block_configs", {blocks[0]}}}, "list of 5 entries");
+  refused("nemotron-nas", changed(1, "attention", {{"n_heads_in_group", 3}}), "n_heads_in_group");
+  refused("nemotron-nas", changed(1, "attention", {{"n_heads_in_group", 2}, {"mamba", true}}), "\"mamba\"");
+  refused("nemotron-nas", changed(1, "ffn", json::object()), "ffn_mult");
+  refused("nemotron-nas", changed(1, "ffn", {{"ffn_mult", -1}}), "ffn_mult");
+  refused("nemotron-nas", {{"hidden_act", "tanh"}}, "hidden_act");
+  refused("nemotron-nas", {{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}}}, "rope_type");
+}
+
 TEST(Spec, WhatMlxLmDoesNotRunIsRefused) {
   const std::vector<std::tuple<const char*, json, const char*>> faults = {
       {"cohere2", {{"head_dim", 8}}, "are not the hidden size 64"},
@@ -463,6 +539,14 @@ TEST(Spec, FieldsThatMlxLmWouldReadOtherwiseAreSettled) {
   const auto linear = settled("phi3", {{"rope_scaling", {{"type", "linear"}, {"factor", 2}, {"long_factor", 1.0}}}});
   EXPECT_TRUE(linear.at("rope_scaling").at("factor").is_number_float());
   EXPECT_EQ(settled("phi3", {{"rope_scaling", {{"type", "yarn"}, {"factor", 2.0}}}}), (json{{"rope_scaling", nullptr}}));
+  // transformers 5 leaves out what mlx_lm demands of these.
+  const json scaling{{"rope_type", "linear"}, {"factor", 2.0}};
+  auto nested = scaling;
+  nested["rope_theta"] = 500.0;
+  EXPECT_EQ(settled("apertus", {{"rope_theta", "absent"}, {"rope_parameters", nested}, {"post_norm", "absent"}, {"qk_norm", "absent"}}),
+            (json{{"rope_theta", 500.0}, {"rope_scaling", scaling}, {"post_norm", false}, {"qk_norm", true}}));
+  EXPECT_EQ(settled("lfm2", {{"block_dim", "absent"}}), (json{{"block_dim", 64}}));
+  EXPECT_EQ(settled("nemotron-nas", {{"rope_scaling", {{"rope_type", "default"}}}}), (json{{"rope_scaling", nullptr}}));
 }
 
 // A wrapper's text model is described inside; what is settled of it is settled there, as the whole object.
