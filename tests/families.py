@@ -259,22 +259,6 @@ FAMILIES = {
     "nemotron-tied-biases-linear": dict(
         NEMOTRON, attention_bias=True, mlp_bias=True, partial_rotary_factor=0.75, rope_scaling=dict(type="linear", factor=2.0)
     ),
-    "ministral3": MINISTRAL,
-    "ministral3-windows-untied": dict(
-        MINISTRAL, tie_word_embeddings=False, head_dim=64, sliding_window=8, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
-    ),
-    "apertus": dict(APERTUS, tie_word_embeddings=False, rope_scaling=LLAMA3),
-    "apertus-tied-biases": dict(APERTUS, mlp_bias=True),
-    "nemotron-nas": dict(model_type="nemotron-nas", tie_word_embeddings=False, num_hidden_layers=5, block_configs=NEMOTRON_BLOCKS, rope_scaling=LLAMA3),
-    "nemotron-nas-linear-first-biases": dict(
-        model_type="nemotron-nas", num_hidden_layers=4, block_configs=NEMOTRON_BLOCKS[1:], hidden_act="gelu_new", attention_bias=True, mlp_bias=True
-    ),
-    "baichuan_m1": BAICHUAN,
-    "baichuan_m1-no-windows": dict(BAICHUAN, sliding_window_layers=[], num_key_value_heads=4),
-    "lfm2": LFM2,
-    "lfm2-biases-adjusted": dict(
-        LFM2, conv_bias=True, conv_L_cache=4, block_auto_adjust_ff_dim=True, block_ff_dim=600, block_ffn_dim_multiplier=0.7, full_attn_idxs=[2]
-    ),
     "qwen3-moe": MOE,
     "qwen3-moe-unstacked": dict(MOE, unstacked=True),
     "gemma3-wrapper": dict(model_type="gemma3_text", wrapper="gemma3", sliding_window=8, sliding_window_pattern=2, query_pre_attn_scalar=48.0),
@@ -362,16 +346,8 @@ def build(name, seed, **changes):
 
     def draw(path, old):
         noise = rng.standard_normal(old.shape).astype(np.float32)
-        norm = ("norm" in path or "ln_" in path) and path.endswith("weight")
-        if old.ndim == 1 or norm:
-            return mx.array((1.0 if norm and not offset else 0.0) + 0.3 * noise)
-        return mx.array(noise * (1.0 if "embed" in path or "wte" in path or "wpe" in path else 1.2 / np.sqrt(old.shape[-1])))
         if old.ndim == 0:  # numbers of an activation: a trained one is not far from its first; a limit stays
             return old if path.endswith("eps") else old + 0.2 * mx.array(noise)
-        if old.ndim == 1:
-            centre = 1.0 if "norm" in path and not gemma else 0.0
-            return mx.array(centre + 0.3 * noise)
-        return mx.array(noise * (1.0 if "embed" in path else 1.2 / np.sqrt(old.shape[-1])))
         norm = ("norm" in path or "ln_" in path) and path.endswith("weight")
         if old.ndim == 1 or norm:
             return mx.array((1.0 if norm and not offset else 0.0) + 0.3 * noise)

@@ -39,6 +39,7 @@ RUNS = {
     "gemma2",
     "gemma3",
     "gemma3_text",
+    "gemma3n",
     "gemma4",
     "gemma4_text",
     "glm",
@@ -75,7 +76,7 @@ RUNS = {
     "stablelm",
     "starcoder2",
 }
-RUNS_AS_SAVED = RUNS
+RUNS_AS_SAVED = RUNS - {"gemma3n"}
 
 # mlx_lm does not load these with the config.json of transformers 5: a required field is missing there, or a default does not fit.
 REFUSED_AS_SAVED = {

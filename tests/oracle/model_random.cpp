@@ -28,14 +28,6 @@ json tiny_config(const std::string& model_type) {
     config["model_type"] = model_type;
     return config;
   }
-  // Wrappers: the text model stands inside.
-  static const std::map<std::string, std::string> inner = {{"gemma3", "gemma3_text"}, {"gemma4", "gemma4_text"}, {"lfm2-vl", "lfm2"}, {"lfm2_vl", "lfm2"},
-                                                           {"llava", "llama"},        {"mistral3", "ministral3"}, {"pixtral", "mistral"},
-                                                           {"qwen2_vl", "qwen2"},     {"qwen3_vl", "qwen3"}};
-  if (const auto text = inner.find(model_type); text != inner.end()) {
-    auto config = tiny_config(text->second);
-    return {{"model_type", model_type}, {"text_config", config}, {"vocab_size", config.at("vocab_size")}};
-  }
   if (model_type == "gemma3n") {
     auto text = tiny_config("gemma3_text");
     text.update({{"num_hidden_layers", 5}, {"intermediate_size", {96, 64, 96, 96, 64}}, {"num_kv_shared_layers", 2}, {"sliding_window", 5}});

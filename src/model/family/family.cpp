@@ -50,7 +50,6 @@ const std::map<std::string, Family>& families() {
       {"mimo", family::mimo},
       {"minicpm", family::minicpm},
       {"ministral3", family::ministral3},
-      {"mistral", family::llama},
       {"mistral3", family::mistral3},
       {"nanochat", family::nanochat},
       {"nemotron", family::nemotron},

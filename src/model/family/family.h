@@ -36,8 +36,6 @@ ModelSpec lfm2(const Config& config);
 ModelSpec lfm2_vl(const Config& config);
 ModelSpec lille_130m(const Config& config);
 ModelSpec llama(const Config& config);
-/// Llama with something of its own in each layer.
-ModelSpec llama_like(const Config& config, const std::string& family, const std::function<void(Layer&)>& change);
 ModelSpec llava(const Config& config);
 ModelSpec mimo(const Config& config);
 ModelSpec minicpm(const Config& config);
