@@ -35,7 +35,7 @@ test:
 # docs/families.md and the README's number of model types, from a run of the tests that they tell of.
 families: build
 	@scripts/setup test
-	@LQUANT=$(CURDIR)/build/lquant python -m pytest -q --families-page tests/model/test_mlx_lm_parity.py tests/cli/test_convert.py \
+	@LQUANT=$(CURDIR)/build/lquant python -m pytest -q --families-page tests/model tests/cli/test_convert.py \
 	  tests/cli/test_awq.py tests/cli/test_gptq.py tests/cli/test_dwq.py tests/cli/test_dynamic.py
 
 # What needs measured models and texts that a clone lacks: make test-shared SHARED=folder

@@ -310,30 +310,36 @@ NOTES = {
     "gemma": "exact GELU, as mlx_lm runs it; transformers runs its tanh form",
     "glm": "whole heads turn, as in mlx_lm; in transformers half of each",
     "nanochat": "transformers' names are read; eps and the logits' bound are mlx_lm's",
-    "iquestcoder": "Llama's code in mlx_lm too",
-    "mistral": "Llama's code in mlx_lm too",
-    "xverse": "Llama's code in mlx_lm too",
 }
+
+
+def model_type(name):
+    """That of config.json, where a model that sees has its text model's inside."""
+    return FAMILIES[name].get("wrapper", FAMILIES[name]["model_type"])
 
 
 def by_model_type():
     """{model type: its rows of FAMILIES}, the first of which stands for it where one row is enough."""
     types = {}
-    for name, row in FAMILIES.items():
-        types.setdefault(row["model_type"], []).append(name)
+    for name in FAMILIES:
+        types.setdefault(model_type(name), []).append(name)
     return types
 
 
 FIRST = [names[0] for names in by_model_type().values()]
 
 
+def is_embedding(path):
+    return "embed" in path or "wte" in path or "wpe" in path
+
+
 def build(name, seed, **changes):
     """A random model: products keep the size of their input, norms and biases are far from 1 and 0."""
     config = dict(dict(BASE, **FAMILIES[name]), **changes)
     unstacked, untied = config.pop("unstacked", False), config.pop("untied", False)
-    wrapper = config.pop("wrapper", None)
     if "vocab_size" in changes and "vocab_size_per_layer_input" in config:
         config["vocab_size_per_layer_input"] = changes["vocab_size"]
+    wrapper = config.pop("wrapper", None)
     config = {k: v for k, v in config.items() if v is not None}
     if config["model_type"] == "qwen2":
         config.pop("head_dim")
@@ -351,7 +357,7 @@ def build(name, seed, **changes):
         norm = ("norm" in path or "ln_" in path) and path.endswith("weight")
         if old.ndim == 1 or norm:
             return mx.array((1.0 if norm and not offset else 0.0) + 0.3 * noise)
-        return mx.array(noise * (1.0 if "embed" in path or "wte" in path or "wpe" in path else 1.2 / np.sqrt(old.shape[-1])))
+        return mx.array(noise * (1.0 if is_embedding(path) else 1.2 / np.sqrt(old.shape[-1])))
 
     weights = [(path, draw(path, old)) for path, old in tree_flatten(model.parameters())]
     model.load_weights(weights)

@@ -9,20 +9,27 @@ import math
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import families
+from mlx_lm.utils import MODEL_REMAPPING
+
+sys.path.append(str(Path(__file__).parent / "model"))
+from test_fixtures import FIXTURES, RUNS  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "families.md"
 README = ROOT / "README.md"
 COUNT = re.compile(r"\[(\d+) model types\]\(docs/families\.md\)")
 
-# Every column of what was run, with the rows of families.FAMILIES on which the tests run it: {column: names}.
+# Every column of what was run, with the rows of families.FAMILIES on which the tests run it: {column: names}; for
+# "transformers" it is folders of tests/model/fixtures.
 EXPECTED = {
     "logits f32": list(families.FAMILIES),
-    "logits bf16": [name for name in families.FIRST if families.FAMILIES[name]["model_type"] not in families.FLOAT32_ALONE]
+    "logits bf16": [name for name in families.FIRST if families.model_type(name) not in families.FLOAT32_ALONE]
     + ["llama-yarn", "phi3-partial-longrope"],
+    "transformers": sorted(RUNS),
     "generate": families.FIRST,
     "perplexity": families.FIRST,
     "convert": list(families.FAMILIES),
@@ -31,7 +38,7 @@ EXPECTED = {
     "dwq": list(families.REPRESENTATIVES),
     "dynamic_quant": list(families.REPRESENTATIVES),
 }
-COMMANDS = [column for column in EXPECTED if not column.startswith("logits")]
+MARKS = [column for column in EXPECTED if not column.startswith("logits")]
 
 TEXT = """# Model families
 
@@ -41,6 +48,7 @@ configuration that the table names (`tests/families.py`). `make families` runs t
 - **f32**: the largest difference between a logit of `lquant logits` and mlx_lm's, as a part of the logits' range, over all configurations; rounded up to a power of ten, at least 1e-6. The tests allow 1e-4.
 - **bf16**: the root mean square of the logits' error in bf16 against mlx_lm's in f32, as a part of the range, for one configuration or two; rounded up likewise, at least 1e-2. The tests allow 1.5 times the error of mlx_lm's own
   bf16. "f32 alone": MLX has no mixtures of experts in 16 bits on a CPU, so there is nothing to compare with.
+- **transformers**: a checkpoint that transformers itself wrote (`tests/model/fixtures`), with mlx_lm's logits as well.
 - **generate**: with a cache, token by token, the text that mlx_lm generates. **perplexity**: the mean of mlx_lm's log-probabilities. **convert**: `lquant convert -q` writes mlx_lm's tensors bit for bit, with its mixed recipes too.
 - **awq**, **gptq**, **dwq**, **dynamic_quant**: a run on the type itself; for the first three, the logits are nearer to the original's than those of plain rounding to the same formats.
 
@@ -76,25 +84,40 @@ def power_of_ten(column, figure):
     return f"1e{math.ceil(math.log10(max(figure, LEAST[column])) - 1e-9)}"
 
 
-def cell(column, names, figure):
-    """What stands in a column of a type of which the tests named `names` ran this: its largest figure, a mark, or a dash."""
-    ran = [name for name in names if name in EXPECTED[column]]
-    if column == "logits bf16" and not ran:
+def type_of(column, name):
+    """The model type of a row of FAMILIES or, in the column "transformers", of a fixture."""
+    return json.loads((FIXTURES / name / "config.json").read_text())["model_type"] if column == "transformers" else families.model_type(name)
+
+
+def types():
+    """All that the tests know: {model type: rows of FAMILIES}, none where a fixture of transformers is all there is."""
+    rows = families.by_model_type()
+    return {kind: rows.get(kind, []) for kind in sorted(rows.keys() | {type_of("transformers", name) for name in RUNS})}
+
+
+def cell(column, kind, figure):
+    """What stands in a column of a type: a figure, a mark where the tests run it, or a dash."""
+    if column == "logits bf16" and kind in families.FLOAT32_ALONE:
         return "f32 alone"
-    if not ran:
-        return "–"
-    return figure if column.startswith("logits") else "✓"
+    ran = any(type_of(column, name) == kind for name in EXPECTED[column])
+    if column.startswith("logits"):
+        return figure or ("not run" if ran else "–")
+    return "✓" if ran else "–"
+
+
+def note(kind):
+    shared = f"as `{MODEL_REMAPPING[kind]}`, in mlx_lm too" if kind in MODEL_REMAPPING else ""
+    return "; ".join(text for text in (shared, families.NOTES.get(kind, "")) if text)
 
 
 def render(figures):
     """The page; figures: {(column, model type): what stands there} for the columns that have figures."""
-    types = families.by_model_type()
-    lines = ["| " + " | ".join(("model_type", "configurations", "f32", "bf16", *COMMANDS, "notes")) + " |", "| " + "--- | " * (5 + len(COMMANDS))]
-    for kind, names in sorted(types.items()):
-        cells = [cell(column, names, figures.get((column, kind))) for column in EXPECTED]
-        lines.append("| " + " | ".join((f"`{kind}`", ", ".join(names), *cells, families.NOTES.get(kind, ""))) + " |")
-    stand = [f"- `{families.FAMILIES[name]['model_type']}` ({name}): {what}" for name, what in families.REPRESENTATIVES.items()]
-    return TEXT.format(representatives="\n".join(stand), count=len(types), table="\n".join(line.rstrip() for line in lines))
+    lines = ["| " + " | ".join(("model_type", "configurations", "f32", "bf16", *MARKS, "notes")) + " |", "| " + "--- | " * (5 + len(MARKS))]
+    for kind, names in types().items():
+        cells = [cell(column, kind, figures.get((column, kind))) for column in EXPECTED]
+        lines.append("| " + " | ".join((f"`{kind}`", ", ".join(names) or "–", *cells, note(kind))) + " |")
+    stand = [f"- `{families.model_type(name)}` ({name}): {what}" for name, what in families.REPRESENTATIVES.items()]
+    return TEXT.format(representatives="\n".join(stand), count=len(types()), table="\n".join(line.rstrip() for line in lines))
 
 
 def figures_of(page):
@@ -103,7 +126,7 @@ def figures_of(page):
     for line in page.splitlines():
         if match := re.match(r"\| `(\w[\w.-]*)` \|", line):
             cells = [text.strip() for text in line.strip("|").split("|")]
-            found |= {(column, match.group(1)): text for column, text in zip(EXPECTED, cells[2:]) if column.startswith("logits") and text != "f32 alone"}
+            found |= {(column, match.group(1)): text for column, text in zip(EXPECTED, cells[2:]) if re.fullmatch(r"1e-\d+", text)}
     return found
 
 
@@ -116,9 +139,9 @@ def write(records):
     largest = {}
     for column, name, figure in records:
         if figure is not None:
-            key = column, families.FAMILIES[name]["model_type"]
+            key = "logits f32" if column == "transformers" else column, type_of(column, name)
             largest[key] = max(figure, largest.get(key, 0.0))
     PAGE.write_text(render({key: power_of_ten(key[0], figure) for key, figure in largest.items()}), encoding="utf-8")
-    count = len(families.by_model_type())
+    count = len(types())
     README.write_text(COUNT.sub(f"[{count} model types](docs/families.md)", README.read_text(encoding="utf-8")), encoding="utf-8")
     return missing

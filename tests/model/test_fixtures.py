@@ -258,8 +258,9 @@ def compare(name, folder, reference, listed, where, scratch):
         assert not refusal, refusal
     elif refusal:
         pytest.skip(refusal)
-    assert_close(logits, theirs(reference, ids))
+    error = assert_close(logits, theirs(reference, ids))
     assert name in listed, f"{name} runs now: add it to {where}"
+    return error
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -269,10 +270,10 @@ def test_as_saved(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_flat(name, tmp_path):
+def test_flat(name, tmp_path, ran):
     folder = copied(name, flat_config(name), tmp_path / "flat")
     reference = for_mlx_lm(name, tmp_path / "mlx_lm") if name in MLX_LM or name in WEIGHTS else folder
-    compare(name, folder, reference, RUNS, "RUNS", tmp_path)
+    ran("transformers", name, compare(name, folder, reference, RUNS, "RUNS", tmp_path))
 
 
 @pytest.mark.parametrize("name", NAMES)
