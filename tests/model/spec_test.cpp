@@ -516,8 +516,8 @@ TEST(Spec, FieldsThatMlxLmWouldReadOtherwiseAreSettled) {
   EXPECT_EQ(settled("minicpm", {{"tie_word_embeddings", true}}), (json{{"tie_word_embeddings", false}}));
   EXPECT_EQ(settled("openelm", {{"share_input_output_layers", nullptr}}), (json{{"share_input_output_layers", false}}));
   // What transformers 5 says otherwise, where mlx_lm opens no model without these.
-  const json nested{{"rope_type", "llama3"}, {"rope_theta", 5000.0}, {"factor", 8.0}};
-  EXPECT_EQ(settled("exaone", {{"rope_theta", "absent"}, {"rope_parameters", nested}}),
+  const json positions{{"rope_type", "llama3"}, {"rope_theta", 5000.0}, {"factor", 8.0}};
+  EXPECT_EQ(settled("exaone", {{"rope_theta", "absent"}, {"rope_parameters", positions}}),
             (json{{"rope_theta", 5000.0}, {"rope_scaling", {{"rope_type", "llama3"}, {"factor", 8.0}}}}));
   EXPECT_EQ(settled("glm4", {{"rope_theta", "absent"}, {"partial_rotary_factor", "absent"},
                              {"rope_parameters", {{"rope_type", "default"}, {"rope_theta", 5000.0}, {"partial_rotary_factor", 0.5}}}}),

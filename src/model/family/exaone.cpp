@@ -27,8 +27,9 @@ ModelSpec exaone(const Config& config) {
   decoder.qkv_bias = decoder.o_bias = config.flag_or("attention_bias", false);
   decoder.mlp_bias = config.flag_or("mlp_bias", false);
   const auto flat = with_flat_positions(config);
-  auto spec = decoder.build("exaone", make_rope(decoder.head_dim, flat.number("rope_theta"), config.flag_or("rope_traditional", false), rope_scaling(flat),
-                                                config.count_or_none("max_position_embeddings")));
+  const auto rope = make_rope(decoder.head_dim, flat.number("rope_theta"), config.flag_or("rope_traditional", false), rope_scaling(flat),
+                              config.count_or_none("max_position_embeddings"));
+  auto spec = decoder.build("exaone", rope);
   spec.left_out.push_back({"*.rotary.inv_freq", "rotary tables, which follow from config.json"});
   return spec;
 }

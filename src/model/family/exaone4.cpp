@@ -1,6 +1,6 @@
-// EXAONE 4 (arXiv 2507.11407): no norm before attention and MLP but one behind each, norms over each head of q and k. "sliding_window_pattern" is a text
-// that is repeated over the layers: L is a layer with a window and rotary positions, G one that sees everything and knows no positions. Without it every
-// layer sees everything and has positions.
+// EXAONE 4 (arXiv 2507.11407): no norm before attention and MLP but one behind each, norms over each head of q and k. "sliding_window_pattern" is a
+// text that is repeated over the layers: L is a layer with a window and rotary positions, G one that sees everything and knows no positions.
+// Without it every layer sees everything and has positions.
 #include "base/error.h"
 #include "base/shown.h"
 #include "model/family/family.h"
@@ -28,7 +28,7 @@ std::string pattern_of(const Config& config, int layers) {
   }
   for (const char kind : {'L', 'G'})
     if (pattern.find(kind) >= static_cast<std::size_t>(layers))  // npos is one of these
-      fail("model", "config.json: sliding_window_pattern \"{}\" makes no layer {} of {}, and mlx_lm runs EXAONE 4 with layers of both kinds or without a pattern",
+      fail("model", "config.json: sliding_window_pattern \"{}\" makes no layer {} of {}, and mlx_lm runs EXAONE 4 with both kinds or no pattern",
            shown(pattern), kind, layers);
   return pattern;
 }
@@ -47,7 +47,8 @@ ModelSpec exaone4(const Config& config) {
   const auto scaling = rope_scaling(flat);
   if (scaling.is_null()) config.settle("rope_scaling", nullptr);  // mlx_lm wants these to be there
   if (!config.has("sliding_window")) config.settle("sliding_window", nullptr);
-  return decoder.build("exaone4", make_rope(decoder.head_dim, flat.number("rope_theta"), false, scaling, config.count("max_position_embeddings")), [&](Layer& layer) {
+  const auto rope = make_rope(decoder.head_dim, flat.number("rope_theta"), false, scaling, config.count("max_position_embeddings"));
+  return decoder.build("exaone4", rope, [&](Layer& layer) {
     if (pattern.empty()) return;
     if (pattern[layer.index % pattern.size()] == 'L') {
       layer.attention.window = config.count("sliding_window");

@@ -1,7 +1,7 @@
-// Gemma (arXiv 2403.08295), Gemma 2 (arXiv 2408.00118) and the text part of Gemma 3 (arXiv 2503.19786): norms with weight 1 + w, from Gemma 2 on
-// on both sides of each sub-layer, and embeddings times sqrt(hidden). The activation is GELU, in Gemma 1 the exact one as in mlx_lm (Hugging Face runs
-// its tanh form there, as in the others). Gemma 2 caps scores and logits softly; mlx_lm gives all its layers the
-// whole context. Gemma 3 norms q and k and alternates local layers, with a rope base of their own, with global ones.
+// Gemma (arXiv 2403.08295), Gemma 2 (arXiv 2408.00118) and the text part of Gemma 3 (arXiv 2503.19786): norms with weight 1 + w, from Gemma 2 on on
+// both sides of each sub-layer, and embeddings times sqrt(hidden). The activation is GELU, in Gemma 1 the exact one as in mlx_lm (Hugging Face runs
+// its tanh form there, as in the others). Gemma 2 caps scores and logits softly; mlx_lm gives all its layers the whole context. Gemma 3 norms q and
+// k and alternates local layers, with a rope base of their own, with global ones.
 #include <mlx/types/bf16.h>
 
 #include <algorithm>
@@ -59,7 +59,8 @@ ModelSpec gemma(const Config& config) {
   decoder.always_tied(config);
   decoder.norm_offset = 1;
   decoder.activation = kernels::Activation::gelu;
-  auto spec = decoder.build("gemma", make_rope(decoder.head_dim, config.number_or("rope_theta", 10000), config.flag_or("rope_traditional", false), nullptr, 0));
+  const auto rope = make_rope(decoder.head_dim, config.number_or("rope_theta", 10000), config.flag_or("rope_traditional", false), nullptr, 0);
+  auto spec = decoder.build("gemma", rope);
   spec.embedding_multiplier = std::sqrt(static_cast<float>(decoder.hidden));
   return spec;
 }

@@ -1,5 +1,5 @@
-// GLM-4-9B as transformers saves it (glm-4-9b-hf; arXiv 2406.12793): Llama with gate and up in one linear and biases on q, k and v. mlx_lm turns the whole
-// of each head, in neighbouring pairs, where Hugging Face turns half of it (partial_rotary_factor).
+// GLM-4-9B as transformers saves it (glm-4-9b-hf; arXiv 2406.12793): Llama with gate and up in one linear and biases on q, k and v. mlx_lm turns
+// the whole of each head, in neighbouring pairs, where Hugging Face turns half of it (partial_rotary_factor).
 #include "model/family/family.h"
 
 namespace lquant::model::family {

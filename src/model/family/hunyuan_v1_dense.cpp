@@ -1,5 +1,5 @@
-// Hunyuan's dense models: Llama with norms over each head of q and k behind the rotation. "rope_scaling" has an alpha by which the base grows, once and
-// for all lengths.
+// Hunyuan's dense models: Llama with norms over each head of q and k behind the rotation. "rope_scaling" has an alpha by which the base grows, once
+// and for all lengths.
 #include <cmath>
 
 #include "base/error.h"

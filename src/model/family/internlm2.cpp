@@ -1,5 +1,5 @@
-// InternLM 2 (arXiv 2403.17297): Llama under other names, with q, k and v in one linear whose rows come group by group: the query heads that share a key
-// head, that head, its value head. Positions are plain, linear or dynamic.
+// InternLM 2 (arXiv 2403.17297): Llama under other names, with q, k and v in one linear whose rows come group by group: the query heads that share
+// a key head, that head, its value head. Positions are plain, linear or dynamic.
 #include "base/error.h"
 #include "model/family/family.h"
 
@@ -28,8 +28,9 @@ ModelSpec internlm2(const Config& config) {
     if (type != "linear" && type != "dynamic") view.at("type").refuse("linear or dynamic, which are what mlx_lm knows of InternLM 2");
     view.at("factor").number();
   }
-  auto spec = decoder.build("internlm2", make_rope(decoder.head_dim, config.number_or("rope_theta", 10000), config.flag_or("rope_traditional", false), scaling,
-                                                   config.count_or("max_position_embeddings", 32768)));
+  const auto rope = make_rope(decoder.head_dim, config.number_or("rope_theta", 10000), config.flag_or("rope_traditional", false), scaling,
+                              config.count_or("max_position_embeddings", 32768));
+  auto spec = decoder.build("internlm2", rope);
   spec.left_out.push_back({"*.attention.rope.inv_freq", "rotary tables, which follow from config.json"});
   return spec;
 }

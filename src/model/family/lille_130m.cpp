@@ -1,4 +1,5 @@
-// Lille 130M: Llama under names of its own, q, k and v in one linear, neighbouring features turn together, and the MLP's width follows from the residual's.
+// Lille 130M: Llama under names of its own, q, k and v in one linear, neighbouring features turn together, and the MLP's width follows from the
+// residual's.
 #include <cmath>
 
 #include "base/error.h"

@@ -1,5 +1,6 @@
-// MiniCPM (arXiv 2404.06395) and MiniCPM 4 (arXiv 2506.07900): Llama with embeddings, branches and the head's input scaled by numbers of the config. A
-// head that is tied to the embedding has a copy of it here: mlx_lm makes one whatever the config says, and opens no model that says it is tied.
+// MiniCPM (arXiv 2404.06395) and MiniCPM 4 (arXiv 2506.07900): Llama with embeddings, branches and the head's input scaled by numbers of the
+// config. A head that is tied to the embedding has a copy of it here: mlx_lm makes one whatever the config says, and opens no model that says it is
+// tied.
 #include <cmath>
 
 #include "base/error.h"

@@ -10,7 +10,8 @@ ModelSpec nanochat(const Config& config) {
                                      {"vocab_size", 65536}, {"intermediate_size", 5120}, {"rms_norm_eps", 1e-5}});
   auto decoder = Decoder::read(filled, {.head_dim = nullptr});
   if (decoder.heads * decoder.head_dim != decoder.hidden)
-    fail("model", "config.json: \"hidden_size\" {} is no multiple of \"num_attention_heads\" {}, and mlx_lm runs no such model", decoder.hidden, decoder.heads);
+    fail("model", "config.json: \"hidden_size\" {} is no multiple of \"num_attention_heads\" {}, and mlx_lm runs no such model", decoder.hidden,
+         decoder.heads);
   decoder.eps = 1e-5f;
   decoder.norm_weight = false;
   decoder.tied = false;

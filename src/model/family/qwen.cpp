@@ -15,8 +15,8 @@ ModelSpec qwen(const Config& config) {
   // What attention gives is read as hidden_size numbers, and its heads turn as if they had hidden_size / heads features.
   const int channels = filled.count("kv_channels");
   if (std::int64_t{1} * channels * decoder.heads != decoder.hidden)
-    fail("model", "config.json: {} heads of \"kv_channels\" {} are not \"hidden_size\" {}, and mlx_lm runs no Qwen model where they are not", decoder.heads,
-         channels, decoder.hidden);
+    fail("model", "config.json: {} heads of \"kv_channels\" {} are not \"hidden_size\" {}, and mlx_lm runs no Qwen model of such sizes",
+         decoder.heads, channels, decoder.hidden);
   auto& names = decoder.names;
   names.embedding = "transformer.wte";
   names.final_norm = "transformer.ln_f";
