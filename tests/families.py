@@ -242,6 +242,7 @@ FAMILIES = {
     "nemotron": dict(NEMOTRON, tie_word_embeddings=False),
     "nemotron-tied-biases-linear": dict(
         NEMOTRON, attention_bias=True, mlp_bias=True, partial_rotary_factor=0.75, rope_scaling=dict(type="linear", factor=2.0)
+    ),
     "ministral3": MINISTRAL,
     "ministral3-windows-untied": dict(
         MINISTRAL, tie_word_embeddings=False, head_dim=64, sliding_window=8, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
@@ -293,6 +294,12 @@ REPRESENTATIVES = {
     "olmo2": "norms behind branches alone",
     "granite": "multipliers on branches, embeddings, scores and logits",
     "plamo": "key and value heads shared by tiles, two branches",
+    "ministral3": "queries scaled by their position",
+    "apertus": "xIELU, whose numbers are parameters, norms on queries and keys",
+    "nemotron-nas": "blocks without attention or MLP, or with a linear in its place",
+    "lfm2": "short convolutions between attention blocks",
+    "baichuan_m1": "taps on keys and values, a head that is normed",
+    "gemma3-wrapper": "a text model under a prefix",
     "glm4": "norms behind branches beside fused linears and biases",
     "qwen3-moe": "mixture of experts in stacks",
     "qwen3-moe-unstacked": "experts stored one by one",

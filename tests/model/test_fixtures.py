@@ -52,6 +52,7 @@ RUNS = {
     "gemma2",
     "gemma3",
     "gemma3_text",
+    "gemma3n",
     "glm",
     "gemma4",
     "gemma4_text",
@@ -75,7 +76,7 @@ RUNS = {
     "seed_oss",
     "smollm3",
 }
-RUNS_AS_SAVED = RUNS - {"ernie4_5", "glm4", "helium"}
+RUNS_AS_SAVED = RUNS
 
 # mlx_lm does not load these with the config.json of transformers 5: a required field is missing there, or a default does not fit.
 REFUSED_AS_SAVED = {

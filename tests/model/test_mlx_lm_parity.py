@@ -108,7 +108,7 @@ def talkative(name, folder, tokenizer):
     family_folder(folder, name, seed=5, vocab_size=8192)
     stored = mx.load(str(folder / "model.safetensors"))
     for scale in (0.02, 0.01, 0.05, 0.1, 0.2, 0.4):
-        weights = {path: scale * weight if is_embedding(path) else weight for path, weight in stored.items()}
+        weights = {path: scale * weight if is_embedding(path) and "wpe" not in path else weight for path, weight in stored.items()}
         mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
         model, _ = utils.load_model(folder)
         tokens = [int(token) for token, _ in generate_step(mx.array(tokenizer.encode(PROMPT)), model, max_tokens=24)]
