@@ -170,6 +170,22 @@ FAMILIES = {
     "ernie4_5-biases-untied": dict(model_type="ernie4_5", use_bias=True, tie_word_embeddings=False, head_dim=64),
     "helium": dict(model_type="helium", attention_bias=True, mlp_bias=True, tie_word_embeddings=False),
     "glm4": dict(model_type="glm4", attention_bias=True, partial_rotary_factor=0.5, tie_word_embeddings=False),
+    "ministral3": MINISTRAL,
+    "ministral3-windows-untied": dict(
+        MINISTRAL, tie_word_embeddings=False, head_dim=64, sliding_window=8, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
+    ),
+    "apertus": dict(APERTUS, tie_word_embeddings=False, rope_scaling=LLAMA3),
+    "apertus-tied-biases": dict(APERTUS, mlp_bias=True),
+    "nemotron-nas": dict(model_type="nemotron-nas", tie_word_embeddings=False, num_hidden_layers=5, block_configs=NEMOTRON_BLOCKS, rope_scaling=LLAMA3),
+    "nemotron-nas-linear-first-biases": dict(
+        model_type="nemotron-nas", num_hidden_layers=4, block_configs=NEMOTRON_BLOCKS[1:], hidden_act="gelu_new", attention_bias=True, mlp_bias=True
+    ),
+    "baichuan_m1": BAICHUAN,
+    "baichuan_m1-no-windows": dict(BAICHUAN, sliding_window_layers=[], num_key_value_heads=4),
+    "lfm2": LFM2,
+    "lfm2-biases-adjusted": dict(
+        LFM2, conv_bias=True, conv_L_cache=4, block_auto_adjust_ff_dim=True, block_ff_dim=600, block_ffn_dim_multiplier=0.7, full_attn_idxs=[2]
+    ),
     "xverse": dict(model_type="xverse", num_key_value_heads=4, tie_word_embeddings=False),
     "iquestcoder": dict(model_type="iquestcoder", tie_word_embeddings=False),
     "glm": dict(model_type="glm", attention_bias=True, tie_word_embeddings=False),
@@ -243,26 +259,21 @@ FAMILIES = {
     "nemotron-tied-biases-linear": dict(
         NEMOTRON, attention_bias=True, mlp_bias=True, partial_rotary_factor=0.75, rope_scaling=dict(type="linear", factor=2.0)
     ),
-    "ministral3": MINISTRAL,
-    "ministral3-windows-untied": dict(
-        MINISTRAL, tie_word_embeddings=False, head_dim=64, sliding_window=8, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
-    ),
-    "apertus": dict(APERTUS, tie_word_embeddings=False, rope_scaling=LLAMA3),
-    "apertus-tied-biases": dict(APERTUS, mlp_bias=True),
-    "nemotron-nas": dict(model_type="nemotron-nas", tie_word_embeddings=False, num_hidden_layers=5, block_configs=NEMOTRON_BLOCKS, rope_scaling=LLAMA3),
-    "nemotron-nas-linear-first-biases": dict(
-        model_type="nemotron-nas", num_hidden_layers=4, block_configs=NEMOTRON_BLOCKS[1:], hidden_act="gelu_new", attention_bias=True, mlp_bias=True
-    ),
-    "baichuan_m1": BAICHUAN,
-    "baichuan_m1-no-windows": dict(BAICHUAN, sliding_window_layers=[], num_key_value_heads=4),
-    "lfm2": LFM2,
-    "lfm2-biases-adjusted": dict(
-        LFM2, conv_bias=True, conv_L_cache=4, block_auto_adjust_ff_dim=True, block_ff_dim=600, block_ffn_dim_multiplier=0.7, full_attn_idxs=[2]
-    ),
     "qwen3-moe": MOE,
     "qwen3-moe-unstacked": dict(MOE, unstacked=True),
     "gemma3-wrapper": dict(model_type="gemma3_text", wrapper="gemma3", sliding_window=8, sliding_window_pattern=2, query_pre_attn_scalar=48.0),
     "mistral3": dict(MINISTRAL, wrapper="mistral3", tie_word_embeddings=False, head_dim=64),
+    "pixtral": dict(model_type="llama", wrapper="pixtral", tie_word_embeddings=False),
+    "lfm2-vl": dict(LFM2, wrapper="lfm2-vl"),
+    "gemma4-unified": dict(
+        model_type="gemma4_text",
+        wrapper="gemma4_unified",
+        num_kv_shared_layers=0,
+        sliding_window=8,
+        sliding_window_pattern=2,
+        global_head_dim=64,
+        hidden_size_per_layer_input=0,
+    ),
     "qwen3-moe-some-dense-raw-probabilities": dict(MOE, mlp_only_layers=[1], norm_topk_prob=False, tie_word_embeddings=False),
 }
 
@@ -295,12 +306,12 @@ REPRESENTATIVES = {
     "granite": "multipliers on branches, embeddings, scores and logits",
     "plamo": "key and value heads shared by tiles, two branches",
     "ministral3": "queries scaled by their position",
-    "apertus": "xIELU, whose numbers are parameters, norms on queries and keys",
-    "nemotron-nas": "blocks without attention or MLP, or with a linear in its place",
-    "lfm2": "short convolutions between attention blocks",
-    "baichuan_m1": "taps on keys and values, a head that is normed",
     "gemma3-wrapper": "a text model under a prefix",
     "glm4": "norms behind branches beside fused linears and biases",
+    "apertus": "an activation with numbers of its own",
+    "nemotron-nas": "blocks of other sizes each, a linear alone, blocks of nothing",
+    "baichuan_m1": "taps on keys and values, a head that is normed as it is read",
+    "lfm2": "short convolutions",
     "qwen3-moe": "mixture of experts in stacks",
     "qwen3-moe-unstacked": "experts stored one by one",
     "qwen3-moe-some-dense-raw-probabilities": "mixtures and dense blocks in one model",
@@ -308,7 +319,11 @@ REPRESENTATIVES = {
 # Model types whose 16-bit pass mlx_lm cannot do on a CPU: MLX has no mixtures in 16 bits there.
 FLOAT32_ALONE = {"qwen3_moe"}
 # What a reader of docs/families.md should know of a model type beside the table's figures.
-NOTES = {}
+NOTES = {
+    "gemma": "exact GELU, as mlx_lm runs it; transformers runs its tanh form",
+    "glm": "whole heads turn, as in mlx_lm; in transformers half of each",
+    "nanochat": "transformers' names are read; eps and the logits' bound are mlx_lm's",
+}
 
 
 def model_type(name):
@@ -346,7 +361,7 @@ def build(name, seed, **changes):
     model_class, args_class = utils._get_classes(config)
     model = model_class(args_class.from_dict(config))
     rng = np.random.default_rng(seed)
-    offset = config["model_type"].startswith(("gemma", "nemotron"))  # norms whose weight in use is 1 + w
+    offset = config["model_type"].startswith("gemma") or config["model_type"] == "nemotron"  # norms whose weight in use is 1 + w
 
     def draw(path, old):
         noise = rng.standard_normal(old.shape).astype(np.float32)

@@ -34,7 +34,8 @@ using TensorOf = std::function<const mx::array*(const std::string& suffix)>;
 bool check_shapes(const Foreign& foreign, const std::string& path, const StoredOf& stored, int out, int in, int stack = 0);
 
 /// The weight [out, in] or [stack, out, in] in `dtype`: float32, bfloat16 or float16 (else std::invalid_argument). Calls check_shapes. The arithmetic:
-/// - fp8 beside weight_scale_inv: number · scale in the wider of bfloat16 and the scale's dtype, as mlx_lm's sanitize does; in bfloat16 equal to it bit for bit.
+/// - fp8 beside weight_scale_inv: number · scale in the wider of bfloat16 and the scale's dtype, as mlx_lm's sanitize does; in bfloat16 equal to it
+///   bit for bit. (mlx_lm's ministral3 multiplies bytes that it has not decoded; here they are decoded.)
 /// - compressed-tensors: (code − zero point) · scale in the scale's dtype; the scale of nvfp4 is first divided by the global one, in float32.
 /// - AWQ: as the affine weights that mlx_lm makes of it: scale · code + bias, rounded after each in the scale's dtype.
 /// - GPTQ: (code − zero point) · scale in the scale's dtype.

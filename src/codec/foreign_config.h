@@ -53,8 +53,9 @@ struct Foreign {
 };
 
 /// Reads quantization_config (of text_config where the outer config has none, as mlx_lm does). None when there is no such block, or when it describes
-/// MLX's own tensors. With the methods mxfp4 and mxfp8 these are written too: a linear that has path.scales is MLX's, which the caller looks for first. Throws Error, one sentence that names the field, for methods and formats that cannot be decoded (bitsandbytes among them) and
-/// for values of the wrong type or out of range.
+/// MLX's own tensors. MLX's are also written with the methods mxfp4 and mxfp8: a linear that has path.scales is MLX's, which the caller looks for first.
+/// Throws Error, one sentence that names the field, for methods and formats that cannot be decoded (bitsandbytes among them) and for values of the
+/// wrong type or out of range.
 std::optional<Foreign> foreign_of(const nlohmann::json& config);
 
 /// What the description says of one linear: null when it lists it among those that it left alone, or no scheme is meant for it. An exact name goes

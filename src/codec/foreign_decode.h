@@ -15,8 +15,8 @@ mx::array e4m3(const mx::array& numbers, mx::Dtype dtype);
 /// Powers of two by their exponent + 127 (e8m0, u8) as float32; 255 is NaN.
 mx::array e8m0(const mx::array& exponents);
 
-/// numbers [..., out, in] times scales that repeat over blocks: [..., R, C] with blocks of `rows` × `columns`, R = ⌈out/rows⌉ or more, C likewise. Computed and
-/// given in the wider of the two dtypes.
+/// numbers [..., out, in] times scales that repeat over blocks: [..., R, C] with blocks of `rows` × `columns`, R = ⌈out/rows⌉ or more, C likewise.
+/// Computed and given in the wider of the two dtypes.
 mx::array times_blocks(const mx::array& numbers, const mx::array& scales, int rows, int columns);
 
 /// Little-endian codes of 2, 3, 4 or 8 bits without gaps: [..., words] i32 or u32 → u8 [..., count].
@@ -29,8 +29,9 @@ mx::array unpack_e2m1(const mx::array& bytes, mx::Dtype dtype);
 /// [groups, words] → u8 [groups, count].
 mx::array gptq_zeros(const mx::array& words, int bits, int count, bool less_one);
 
-/// (codes − zeros) · scales, in the dtype of the scales. codes [..., out, in] u8 or i8; scales and zeros [..., out, G], with G groups of `group` neighbouring inputs (the last
-/// may be short), or [..., 1, 1]; with `order` i32 [in], input i belongs to group order[i]. `zero` is the zero point where there are none.
+/// (codes − zeros) · scales, in the dtype of the scales. codes [..., out, in] u8 or i8; scales and zeros [..., out, G], with G groups of `group`
+/// neighbouring inputs (the last may be short), or [..., 1, 1]; with `order` i32 [in], input i belongs to group order[i]. `zero` is the zero point where
+/// there are none.
 mx::array times_groups(const mx::array& codes, const std::optional<mx::array>& zeros, int zero, const mx::array& scales, int group,
                        const std::optional<mx::array>& order);
 

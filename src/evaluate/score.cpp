@@ -122,13 +122,17 @@ void run(const LoadedModel& model, const model::Head& head, const Row& row, bool
   for (std::size_t i = 0; i < row.owner.size(); ++i) result[row.owner[i].first][row.owner[i].second] -= negative.data<float>()[i];
 }
 
-int smallest_window(const model::ModelSpec& spec) {
-  int window = std::numeric_limits<int>::max();
+/// Tokens of the longest sequence whose beginning can be shared: the smallest window, or none at all where some op cannot go on from a text computed once.
+int longest_shared(const model::ModelSpec& spec) {
+  int longest = std::numeric_limits<int>::max();
   for (const auto& block : spec.blocks)
     for (const auto& step : block.steps)
-      for (const auto& branch : step.branches)
-        if (const int own = branch.op->traits().window; own > 0) window = std::min(window, own);
-  return window;
+      for (const auto& branch : step.branches) {
+        const auto traits = branch.op->traits();
+        if (!traits.branches) return 0;
+        if (traits.window > 0) longest = std::min(longest, traits.window);
+      }
+  return longest;
 }
 
 }  // namespace
@@ -159,13 +163,13 @@ std::vector<std::pair<std::size_t, std::size_t>> batches(std::span<const Encoded
 std::vector<Likelihoods> score(const LoadedModel& model, const model::Head& head, std::span<const Encoded> questions) {
   std::vector<Likelihoods> result;
   Row packed;
-  const auto window = static_cast<std::size_t>(smallest_window(model.spec));
+  const auto shared = static_cast<std::size_t>(longest_shared(model.spec));
   for (const auto& question : questions) {
     Likelihoods none;
     for (const auto& s : question.sequences) none.push_back(s.tokens.empty() ? -std::numeric_limits<double>::infinity() : 0);
     result.push_back(std::move(none));
     const std::size_t number = result.size() - 1;
-    if (longest(question) <= window && question.sequences.size() <= kMostBranches) {
+    if (longest(question) <= shared && question.sequences.size() <= kMostBranches) {
       packed.add(question, number);
       continue;
     }

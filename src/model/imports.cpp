@@ -122,12 +122,9 @@ std::optional<Source> find_source(const Imports& imports, const std::string& nam
     if (!name.starts_with(row.target)) continue;
     const auto rest = name.substr(row.target.size());
     if (!rest.empty() && rest.front() != '.') continue;
-    if (row.sources.empty()) {
-      if (own) continue;
-      return Source{{}, row.changes};
-    }
-    if (own && row.sources.front() != row.target) continue;
+    if (own && (row.sources.empty() || row.sources.front() != row.target)) continue;
     if (!row.unless.empty() && located(imports, row.unless, has)) continue;
+    if (row.sources.empty()) return Source{{}, row.changes};
     const auto first = located(imports, row.sources.front() + rest, has);
     if (!first) continue;
     Source source{{*first}, row.changes};

@@ -185,7 +185,7 @@ struct ModelSpec {
   bool head_if_present = false;
   float head_input_divisor = 1;  ///< of the normed hidden states, rounded there (MiniCPM)
   float logit_softcap = 0;
-  float logit_multiplier = 1;
+  float logit_multiplier = 1;  ///< not rounded to 16 bits, for it may stand for a division (Granite)
   std::vector<LeftOut> left_out;
   Imports imports;
   /// Fields of config.json that mlx_lm would read otherwise, or not at all, as they stand there (null, absent, 6.0 for 6), with the values that they

@@ -23,12 +23,12 @@ OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_
 ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3", "qwen3_moe": "qwen3moe"}
 
 
-def gguf_name(name, gemma):
+def gguf_name(name, sandwich):
     path, suffix = name.rsplit(".", 1)
     if path in OUTSIDE:
         return f"{OUTSIDE[path]}.{suffix}"
     _, _, block, inner = path.split(".", 3)
-    names = {**BLOCK, **(SANDWICH if gemma else {"post_attention_layernorm": "ffn_norm"})}
+    names = {**BLOCK, **(SANDWICH if sandwich else {"post_attention_layernorm": "ffn_norm"})}
     return f"blk.{block}.{names[inner]}.{suffix}"
 
 
@@ -127,6 +127,7 @@ def write_gguf(folder, path, kind=None, pre="smollm", pieces=0, tokenizer_folder
     config = json.loads((folder / "config.json").read_text())
     model_type = config["model_type"]
     gemma, heads = model_type.startswith("gemma"), config["num_attention_heads"]
+    sandwich = gemma and model_type != "gemma"  # norms behind attention and MLP too
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     writer = GGUFWriter(path, ARCHITECTURES.get(model_type, model_type), split_max_tensors=pieces)
     add_config(writer, config, head_dim)
@@ -150,11 +151,11 @@ def write_gguf(folder, path, kind=None, pre="smollm", pieces=0, tokenizer_folder
         if gemma and name.endswith("norm.weight"):
             values = values + np.float32(1)
         if values.ndim == 1 or name.endswith(".mlp.gate.weight"):
-            writer.add_tensor(gguf_name(name, gemma), values)  # norms, biases and routers stay F32
+            writer.add_tensor(gguf_name(name, sandwich), values)  # norms, biases and routers stay F32
         elif stored is None:
-            writer.add_tensor(gguf_name(name, gemma), values.astype(np.float16) if array.dtype == mx.float16 else values)
+            writer.add_tensor(gguf_name(name, sandwich), values.astype(np.float16) if array.dtype == mx.float16 else values)
         else:
-            writer.add_tensor(gguf_name(name, gemma), quantize(values, stored), raw_dtype=stored)
+            writer.add_tensor(gguf_name(name, sandwich), quantize(values, stored), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

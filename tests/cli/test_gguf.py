@@ -18,7 +18,7 @@ MODELS = {
         name: families.FAMILIES[name]
         for name in (
             "llama llama-untied-biases llama-all-heads-default-dim llama-wide-heads llama-llama3 llama-yarn mistral qwen2 qwen2-untied-yarn "
-            "qwen3 qwen3-nested-rope smollm3 phi3 phi3-partial-longrope phi3-su qwen3-moe qwen3-moe-unstacked"
+            "gemma qwen3 qwen3-nested-rope smollm3 phi3 phi3-partial-longrope phi3-su qwen3-moe qwen3-moe-unstacked"
         ).split()
     },
     "gemma2": dict(families.FAMILIES["gemma2"], query_pre_attn_scalar=32.0),

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "evaluate/statistics.h"
 #include "model/forward.h"
+#include "model/op.h"
 #include "oracle/model_random.h"
 
 namespace lquant::evaluate {
@@ -94,6 +95,45 @@ TEST(Score, SharedBeginningsEqualWholeSequences) {
 TEST(Score, WindowsAreKept) {
   const auto config = oracle::tiny_config("gemma3_text");
   LoadedModel m{model::spec_from_config(config), {}, {}, mx::float32};
+  m.tensors = oracle::random_tensors(m.spec, 3);
+  expect_naive(m, questions(m.spec.vocab));
+}
+
+/// An op that cannot go on from a text computed once, as a recurrence that keeps no state a token.
+struct WholeTextsAlone final : model::Op {
+  std::shared_ptr<const model::Op> op;
+
+  void contents(int number, int first_stage, model::Contents& all) const override { op->contents(number, first_stage, all); }
+  int stages() const override { return op->stages(); }
+  model::Flow start(const model::Scope& scope, const mx::array& normed, const mx::array& raw) const override {
+    EXPECT_FALSE(scope.context.branches);
+    return op->start(scope, normed, raw);
+  }
+  model::Flow advance(const model::Scope& scope, int stage, const model::Flow& at) const override { return op->advance(scope, stage, at); }
+  mx::array finish(const model::Scope& scope, const model::Flow& at, const std::optional<mx::array>& residual) const override {
+    return op->finish(scope, at, residual);
+  }
+  std::vector<std::string> readers() const override { return op->readers(); }
+  std::vector<model::Edge> edges() const override { return op->edges(); }
+  model::Traits traits() const override {
+    auto traits = op->traits();
+    traits.branches = false;
+    return traits;
+  }
+};
+
+TEST(Score, OpsThatKnowNoBranchesGetWholeSequences) {
+  auto m = tiny();
+  auto alone = std::make_shared<WholeTextsAlone>();
+  auto& op = m.spec.blocks.back().steps.front().branches.front().op;
+  alone->op = op;
+  op = alone;
+  expect_naive(m, questions(m.spec.vocab));
+}
+
+// Taps reach from an ending into the text that it continues.
+TEST(Score, ConvolutionsShareBeginnings) {
+  LoadedModel m{model::spec_from_config(oracle::tiny_config("lfm2")), {}, {}, mx::float32};
   m.tensors = oracle::random_tensors(m.spec, 3);
   expect_naive(m, questions(m.spec.vocab));
 }

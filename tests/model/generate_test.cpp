@@ -91,6 +91,19 @@ TEST_F(SampleTest, RowsDoNotDependOnEachOther) {
   EXPECT_NE(together, run(prompts, options));
 }
 
+// What a convolution keeps of a row goes with the row when the batch is thinned.
+TEST_F(SampleTest, RowsOfConvolutionsDoNotDependOnEachOther) {
+  spec = spec_from_config(oracle::tiny_config("lfm2"));
+  tensors = oracle::random_tensors(spec, 31);
+  SampleOptions options;
+  options.max_tokens = 8;
+  const std::vector<std::vector<int>> prompts = {{1}, {2, 3, 4, 5, 6}, {7, 8}, {9, 9, 9}};
+  const auto together = run(prompts, options);
+  const auto alone = run(prompts, options, [](int row, int) { return row == 2; });
+  EXPECT_EQ(alone.at(2), together.at(2));
+  for (std::size_t row = 0; row < prompts.size(); ++row) EXPECT_EQ(together.at(row), run({prompts[row]}, options).at(0));
+}
+
 TEST_F(SampleTest, StopTokensEndTheirRowAndAreKept) {
   SampleOptions options;
   options.max_tokens = 8;

@@ -178,6 +178,15 @@ TEST(ModelOpen, TiedCopyOfTheHeadIsNotUsed) {
   EXPECT_EQ(Model::open(checkpoint::Checkpoint::open(folder.path())).unused_names(), std::vector<std::string>{"lm_head.weight"});
 }
 
+TEST(ModelOpen, AHeadThatIsNotThereIsACopyOfTheEmbedding) {
+  Parts parts("minicpm");
+  parts.tensors.erase("lm_head.weight");
+  const oracle::Folder folder(parts.config, parts.tensors);
+  const auto model = Model::open(checkpoint::Checkpoint::open(folder.path()));
+  EXPECT_FALSE(model.spec().tied());
+  EXPECT_TRUE(mx::array_equal(model.load_final().at("lm_head.weight"), parts.tensors.at("model.embed_tokens.weight")).item<bool>());
+}
+
 TEST(ModelOpen, EveryTensorIsTakenOrLeftOutForAReason) {
   Parts parts("llama");
   const auto buffer = mx::ones({8});

@@ -89,6 +89,45 @@ const std::map<std::string, const char*>& published() {
       {"nemotron", R"({"model_type":"nemotron","hidden_size":3072,"num_hidden_layers":32,"intermediate_size":9216,"num_attention_heads":24,
         "num_key_value_heads":8,"head_dim":128,"norm_eps":1e-05,"vocab_size":256000,"hidden_act":"relu2","partial_rotary_factor":0.5,
         "rope_theta":10000.0,"tie_word_embeddings":false})"},
+      {"ministral3", R"({"model_type":"ministral3","hidden_size":3072,"num_hidden_layers":26,"intermediate_size":9216,"num_attention_heads":32,
+        "num_key_value_heads":8,"head_dim":128,"rms_norm_eps":1e-05,"vocab_size":131072,"max_position_embeddings":262144,"sliding_window":null,
+        "rope_parameters":{"beta_fast":32.0,"beta_slow":1.0,"factor":16.0,"llama_4_scaling_beta":0.1,"mscale":1.0,"mscale_all_dim":1.0,
+        "original_max_position_embeddings":16384,"rope_theta":1000000.0,"rope_type":"yarn","type":"yarn"},"tie_word_embeddings":true})"},
+      {"apertus", R"({"model_type":"apertus","hidden_size":4096,"num_hidden_layers":32,"intermediate_size":21504,"num_attention_heads":32,
+        "num_key_value_heads":8,"rms_norm_eps":1e-05,"vocab_size":131072,"max_position_embeddings":65536,"rope_theta":12000000,"attention_bias":false,
+        "mlp_bias":false,"post_norm":false,"qk_norm":true,"rope_scaling":{"factor":8.0,"high_freq_factor":4.0,"low_freq_factor":1.0,
+        "original_max_position_embeddings":8192,"rope_type":"llama3"},"tie_word_embeddings":false})"},
+      {"lfm2", R"({"model_type":"lfm2","hidden_size":2048,"num_hidden_layers":16,"num_attention_heads":32,"num_key_value_heads":8,"vocab_size":65536,
+        "max_position_embeddings":128000,"norm_eps":1e-05,"conv_bias":false,"conv_L_cache":3,"block_dim":2048,"block_ff_dim":12288,
+        "block_multiple_of":256,"block_ffn_dim_multiplier":1.0,"block_auto_adjust_ff_dim":true,"rope_theta":1000000.0,
+        "full_attn_idxs":[2,5,8,10,12,14]})"},
+      {"gemma", R"({"model_type":"gemma","hidden_size":2048,"num_hidden_layers":18,"intermediate_size":16384,"num_attention_heads":8,
+        "num_key_value_heads":1,"head_dim":256,"rms_norm_eps":1e-06,"vocab_size":256000,"rope_theta":10000.0,"hidden_act":"gelu"})"},
+      {"glm", R"({"model_type":"glm","hidden_size":4096,"num_hidden_layers":40,"intermediate_size":13696,"num_attention_heads":32,
+        "num_key_value_heads":2,"head_dim":128,"rms_norm_eps":1.5625e-07,"vocab_size":151552,"max_position_embeddings":131072,"rope_theta":10000.0,
+        "partial_rotary_factor":0.5,"attention_bias":true,"tie_word_embeddings":false})"},
+      {"internlm2", R"({"model_type":"internlm2","hidden_size":4096,"num_hidden_layers":32,"intermediate_size":14336,"num_attention_heads":32,
+        "num_key_value_heads":8,"rms_norm_eps":1e-05,"vocab_size":92544,"max_position_embeddings":32768,"rope_theta":1000000,"bias":false,
+        "rope_scaling":{"type":"dynamic","factor":2.0},"tie_word_embeddings":false})"},
+      {"exaone", R"({"model_type":"exaone","hidden_size":2560,"num_layers":30,"intermediate_size":7168,"num_attention_heads":32,
+        "num_key_value_heads":8,"head_dim":80,"layer_norm_epsilon":1e-05,"vocab_size":102400,"max_position_embeddings":32768,"rope_theta":1000000.0,
+        "rope_scaling":{"factor":8.0,"high_freq_factor":4.0,"low_freq_factor":1.0,"original_max_position_embeddings":8192,"rope_type":"llama3"},
+        "tie_word_embeddings":true})"},
+      {"exaone4", R"({"model_type":"exaone4","hidden_size":2048,"num_hidden_layers":30,"intermediate_size":4096,"num_attention_heads":32,
+        "num_key_value_heads":8,"head_dim":64,"rms_norm_eps":1e-05,"vocab_size":102400,"max_position_embeddings":65536,"rope_theta":1000000,
+        "rope_scaling":{"factor":16.0,"high_freq_factor":4.0,"low_freq_factor":1.0,"original_max_position_embeddings":8192,"rope_type":"llama3"},
+        "sliding_window":null,"sliding_window_pattern":null,"tie_word_embeddings":true})"},
+      {"minicpm", R"({"model_type":"minicpm","hidden_size":2304,"num_hidden_layers":40,"intermediate_size":5760,"num_attention_heads":36,
+        "num_key_value_heads":36,"rms_norm_eps":1e-05,"vocab_size":122753,"max_position_embeddings":2048,"rope_theta":10000.0,"rope_scaling":null,
+        "scale_emb":12,"dim_model_base":256,"scale_depth":1.4})"},
+      {"qwen", R"({"model_type":"qwen","hidden_size":2048,"num_hidden_layers":24,"intermediate_size":11008,"num_attention_heads":16,"kv_channels":128,
+        "layer_norm_epsilon":1e-06,"vocab_size":151936,"no_bias":true,"rotary_emb_base":10000,"use_dynamic_ntk":true})"},
+      {"lille-130m", R"({"model_type":"lille-130m","block_size":512,"layer_norm_eps":1e-05,"n_embd":640,"n_head":10,"n_kv_heads":2,"n_layer":24,
+        "rope_theta":10000.0,"vocab_size":32768})"},
+      {"openelm", R"({"model_type":"openelm","model_dim":1280,"num_transformer_layers":16,"head_dim":64,"vocab_size":32000,"ffn_dim_divisor":256,
+        "num_query_heads":[12,12,12,12,12,16,16,16,16,16,16,16,20,20,20,20],"num_kv_heads":[3,3,3,3,3,4,4,4,4,4,4,4,5,5,5,5],
+        "ffn_multipliers":[0.5,0.73,0.97,1.2,1.43,1.67,1.9,2.13,2.37,2.6,2.83,3.07,3.3,3.53,3.77,4.0]})"},
+      {"nanochat", R"({"model_type":"nanochat"})"},
       {"glm4", R"({"model_type":"glm4","hidden_size":4096,"num_hidden_layers":40,"intermediate_size":13696,"num_attention_heads":32,
         "num_key_value_heads":2,"head_dim":128,"rms_norm_eps":1e-05,"vocab_size":151552,"max_position_embeddings":32768,"rope_theta":10000.0,
         "partial_rotary_factor":0.5,"attention_bias":true,"tie_word_embeddings":false})"},
@@ -102,10 +141,13 @@ TEST(Spec, PublishedModelsHaveTheirPublishedSizes) {
   // Parameters of the linears alone (norms and biases are the small rest), from the models' own cards.
   const std::map<std::string, double> billions = {{"llama", 1.236},   {"mistral", 7.248}, {"qwen2", 0.494},  {"qwen3", 0.596},
                                                   {"smollm3", 3.075}, {"phi3", 3.821},    {"gemma2", 2.614}, {"qwen3_moe", 30.53},
-                                                  {"seed_oss", 36.15}, {"glm4", 9.40},
+                                                  {"seed_oss", 36.15}, {"glm4", 9.40},   {"ministral3", 3.429}, {"apertus", 8.053}, {"lfm2", 1.170},
                                                   {"cohere", 103.81}, {"cohere2", 8.028}, {"olmo2", 7.298}, {"olmo3", 7.297},
                                                   {"phi", 2.779}, {"stablelm", 12.14}, {"starcoder2", 3.029}, {"granite", 8.17},
-                                                  {"gpt_neox", 6.856}, {"gpt2", 0.12432}, {"gpt_bigcode", 15.515}, {"nemotron", 4.19}};
+                                                  {"gpt_neox", 6.856}, {"gpt2", 0.12432}, {"gpt_bigcode", 15.515}, {"nemotron", 4.19},
+                                                  {"gemma", 2.506}, {"glm", 9.40}, {"internlm2", 7.738}, {"exaone", 2.405},
+                                                  {"exaone4", 1.279}, {"minicpm", 3.008}, {"qwen", 1.837}, {"lille-130m", 0.1272},
+                                                  {"openelm", 0.2715}, {"nanochat", 0.561}};
   for (const auto& [type, size] : billions) {
     const auto spec = published_spec(type);  // linears() points into it
     double total = 0;
@@ -173,6 +215,58 @@ TEST(Spec, FamiliesDifferWhereTheyShould) {
   EXPECT_EQ(experts.router.fixed_format->bits, 8);
 }
 
+TEST(Spec, FamiliesNearLlamaDifferWhereTheyShould) {
+  const auto gemma = published_spec("gemma");
+  EXPECT_TRUE(gemma.tied());
+  EXPECT_FALSE(gemma.blocks[0].steps[0].branches[0].after);
+
+  const auto internlm2 = attention_of(published_spec("internlm2"), 0);
+  EXPECT_EQ(internlm2.inputs[0].parts[2].row(128), (6 + 5) * 128);  // the second value head: behind the second group's four query heads and its key head
+
+  // Layers with a window have positions, the others see everything and have none.
+  const auto exaone4 = spec_from_config(oracle::tiny_config("exaone4"));
+  EXPECT_EQ(attention_of(exaone4, 0).window, 5);
+  EXPECT_TRUE(attention_of(exaone4, 0).rope);
+  EXPECT_EQ(attention_of(exaone4, 1).window, 0);
+  EXPECT_FALSE(attention_of(exaone4, 1).rope);
+  EXPECT_FALSE(exaone4.blocks[0].steps[0].branches[0].before);
+  EXPECT_TRUE(attention_of(published_spec("exaone4"), 7).rope);
+
+  const auto minicpm = published_spec("minicpm");
+  EXPECT_EQ(minicpm.head_input_divisor, 9);
+  EXPECT_FLOAT_EQ(minicpm.blocks[0].steps[1].branches[0].scale, 1.4 / std::sqrt(40.0));
+
+  const auto hunyuan = attention_of(spec_from_config(oracle::tiny_config("hunyuan_v1_dense")), 0);
+  EXPECT_TRUE(hunyuan.norms_behind_rope);
+  EXPECT_FLOAT_EQ(hunyuan.rope->inv_freq[1], std::pow(10000 * std::pow(50.0, 16.0 / 14), -2.0 / 16));
+
+  const auto qwen = published_spec("qwen");
+  EXPECT_EQ(qwen.blocks[0].linears()[2]->path, "transformer.h.0.mlp.w2");
+  EXPECT_EQ(qwen.blocks[0].linears()[2]->role, Role::gate);
+  EXPECT_TRUE(attention_of(qwen, 0).inputs[0].bias);
+  EXPECT_FALSE(qwen.head->bias);
+
+  const auto nanochat = published_spec("nanochat");
+  EXPECT_TRUE(nanochat.embedding_norm);
+  EXPECT_EQ(attention_of(nanochat, 0).rope->inv_freq[0], -1);
+  EXPECT_EQ(nanochat.logit_softcap, 15);
+  for (const auto* norm : nanochat.blocks[0].norms()) EXPECT_EQ(norm->parameters(), 0);
+
+  const auto plamo = spec_from_config(oracle::tiny_config("plamo"));
+  EXPECT_EQ(plamo.edges_of(0)[0].consumers.size(), 5u);
+}
+
+TEST(Spec, AliasesRunAsTheirTargets) {
+  const auto known = known_model_types();
+  for (const char* alias : {"iquestcoder", "mistral", "xverse"}) {
+    EXPECT_EQ(run_as(alias), "llama");
+    EXPECT_EQ(std::count(known.begin(), known.end(), alias), 1) << alias;
+  }
+  EXPECT_EQ(run_as("llama"), "llama");
+  EXPECT_EQ(run_as("abacus"), "abacus");
+  EXPECT_TRUE(std::is_sorted(known.begin(), known.end()));
+}
+
 TEST(Spec, WrongConfigsAreRefusedByName) {
   const auto refused = [](const json& config, const std::string& part) {
     try {
@@ -207,6 +301,24 @@ TEST(Spec, WrongConfigsAreRefusedByName) {
   refused(with("rope_scaling", {{"type", "mrope"}}), "mrope_section");
   refused(with("rope_scaling", {{"type", "longrope"}, {"original_max_position_embeddings", 64}, {"long_factor", 1.0}}), "short_factor");
   refused(with("model_file", "model.py"), "model_file");
+  const auto changed = [](const char* type, const json& changes) {
+    auto config = oracle::tiny_config(type);
+    config.update(changes);
+    return config;
+  };
+  refused(changed("internlm2", {{"rope_scaling", {{"type", "yarn"}, {"factor", 2.0}}}}), "linear or dynamic");
+  refused(changed("internlm2", {{"rope_scaling", {{"rope_type", "linear"}, {"factor", 2.0}}}}), "\"type\" is missing");
+  refused(changed("exaone", {{"head_dim", 8}}), "hidden_size");
+  refused(changed("exaone4", {{"sliding_window_pattern", "LLLG"}}), "makes no layer G of 2");
+  refused(changed("exaone4", {{"sliding_window_pattern", "G"}}), "makes no layer L");
+  refused(changed("exaone4", {{"sliding_window", nullptr}}), "sliding_window");
+  refused(changed("hunyuan_v1_dense", {{"rope_scaling", {{"rope_type", "dynamic"}, {"alpha", 2.0}, {"factor", 1.0}}}}), "\"type\" is missing");
+  refused(changed("hunyuan_v1_dense", {{"rope_scaling", {{"type", "dynamic"}, {"alpha", 0}, {"factor", 1.0}}}}), "above 0");
+  refused(changed("qwen", {{"kv_channels", 8}}), "kv_channels");
+  refused(changed("openelm", {{"ffn_multipliers", {0.5, -1}}}), "ffn_multipliers[1]");
+  refused(changed("openelm", {{"num_kv_heads", {2, 4}}}), "num_kv_heads");
+  refused(changed("plamo", {{"n_shared_head", 3}}), "n_shared_head");
+  refused(changed("nanochat", {{"num_attention_heads", 5}, {"num_key_value_heads", 5}}), "num_attention_heads");
   refused(with("rope_scaling", {{"type", "longrope"}, {"original_max_position_embeddings", 64}, {"long_factor", {1.0, 2.0}}}), "long_factor");
 }
 
@@ -255,6 +367,70 @@ TEST(Spec, WhatADamagedFieldHoldsIsShownShortened) {
     EXPECT_LT(text.substr(0, text.find("; supported: ")).size(), 400u) << text;
     for (const unsigned char c : text) EXPECT_GE(c, 0x20) << text;
   }
+}
+
+TEST(Spec, BlocksOfNemotronNasAreOfManyKinds) {
+  const auto spec = spec_from_config(oracle::tiny_config("nemotron-nas"));
+  const auto paths = [&](int block) {
+    std::vector<std::string> all;
+    for (const auto* linear : spec.blocks[block].linears()) all.push_back(linear->path.substr(std::string("model.layers.0.").size()));
+    return all;
+  };
+  EXPECT_EQ(paths(0), (std::vector<std::string>{"self_attn.linear", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}));
+  EXPECT_TRUE(spec.blocks[2].steps.empty());
+  EXPECT_TRUE(spec.blocks[2].norms().empty());
+  EXPECT_EQ(paths(3).back(), "mlp.linear");
+  EXPECT_EQ(paths(4), (std::vector<std::string>{"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}));
+  EXPECT_EQ(attention_of(spec, 1).kv_heads, 2);
+  EXPECT_EQ(spec.blocks[1].linears().back()->in, 256);  // 2 · 2.0 · 64 / 3, up to a multiple of 256
+}
+
+TEST(Spec, HeadsOfBaichuanM1DifferByLayer) {
+  const auto spec = spec_from_config(oracle::tiny_config("baichuan_m1"));
+  EXPECT_EQ(attention_of(spec, 0).heads, 2);
+  EXPECT_EQ(attention_of(spec, 0).head_dim, 32);
+  EXPECT_EQ(attention_of(spec, 0).window, 5);
+  EXPECT_EQ(attention_of(spec, 1).heads, 4);
+  EXPECT_EQ(attention_of(spec, 1).window, 0);
+  EXPECT_EQ(attention_of(spec, 1).k_taps->shape, (mx::Shape{1, 1, 2, 1, 2}));
+}
+
+// What mlx_lm cannot run, or would run as something else.
+TEST(Spec, WhatMlxLmCannotRunIsRefused) {
+  const auto refused = [](const char* type, const json& changes, const std::string& part) {
+    auto config = oracle::tiny_config(type);
+    config.update(changes);
+    try {
+      spec_from_config(config);
+      ADD_FAILURE() << type << " accepted: " << changes.dump();
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find(part), std::string::npos) << e.what();
+    }
+  };
+  refused("ministral3", {{"rope_parameters", nullptr}}, "rope_parameters");
+  refused("ministral3", {{"rope_parameters", {{"rope_theta", 1e4}, {"original_max_position_embeddings", 4}}}}, "llama_4_scaling_beta");
+  refused("ministral3", {{"layer_types", {"sliding_attention", "sliding_attention"}}, {"sliding_window", 4}}, "full_attention");
+  refused("baichuan_m1", {{"tie_word_embeddings", true}}, "tie_word_embeddings");
+  refused("baichuan_m1", {{"conv_window", 3}}, "conv_window");
+  refused("baichuan_m1", {{"sliding_window_layers", {2}}}, "layer 2 of 2");
+  refused("baichuan_m1", {{"num_swa_attention_heads", 3}}, "no multiple of 3 attention heads");
+  refused("lfm2", {{"layer_types", {"conv", "conv"}}}, "layers of both kinds");
+  refused("lfm2", {{"layer_types", {"full_attention", "full_attention"}}}, "layers of both kinds");
+  refused("lfm2", {{"block_dim", 32}}, "block_dim");
+  refused("lfm2", {{"conv_L_cache", 1}}, "conv_L_cache");
+  const auto blocks = oracle::tiny_config("nemotron-nas").at("block_configs");
+  const auto changed = [&](int block, const char* half, const json& value) {
+    auto all = blocks;
+    all[block][half] = value;
+    return json{{"block_configs", all}};
+  };
+  refused("nemotron-nas", {{"block_configs", {blocks[0]}}}, "list of 5 entries");
+  refused("nemotron-nas", changed(1, "attention", {{"n_heads_in_group", 3}}), "n_heads_in_group");
+  refused("nemotron-nas", changed(1, "attention", {{"n_heads_in_group", 2}, {"mamba", true}}), "\"mamba\"");
+  refused("nemotron-nas", changed(1, "ffn", json::object()), "ffn_mult");
+  refused("nemotron-nas", changed(1, "ffn", {{"ffn_mult", -1}}), "ffn_mult");
+  refused("nemotron-nas", {{"hidden_act", "tanh"}}, "hidden_act");
+  refused("nemotron-nas", {{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}}}, "rope_type");
 }
 
 TEST(Spec, WhatMlxLmDoesNotRunIsRefused) {
@@ -336,6 +512,21 @@ TEST(Spec, FieldsThatMlxLmWouldReadOtherwiseAreSettled) {
     EXPECT_EQ(settled(type, {{"num_key_value_heads", "absent"}}), (json{{"num_key_value_heads", 4}})) << type;
   EXPECT_EQ(settled("gemma3_text", {{"num_hidden_layers", nullptr}, {"sliding_window_pattern", nullptr}}),
             (json{{"num_hidden_layers", 26}, {"sliding_window_pattern", 6}}));
+  EXPECT_EQ(settled("qwen", {{"num_hidden_layers", nullptr}}), (json{{"num_hidden_layers", 24}}));
+  EXPECT_EQ(settled("minicpm", {{"tie_word_embeddings", true}}), (json{{"tie_word_embeddings", false}}));
+  EXPECT_EQ(settled("openelm", {{"share_input_output_layers", nullptr}}), (json{{"share_input_output_layers", false}}));
+  // What transformers 5 says otherwise, where mlx_lm opens no model without these.
+  const json nested{{"rope_type", "llama3"}, {"rope_theta", 5000.0}, {"factor", 8.0}};
+  EXPECT_EQ(settled("exaone", {{"rope_theta", "absent"}, {"rope_parameters", nested}}),
+            (json{{"rope_theta", 5000.0}, {"rope_scaling", {{"rope_type", "llama3"}, {"factor", 8.0}}}}));
+  EXPECT_EQ(settled("glm4", {{"rope_theta", "absent"}, {"partial_rotary_factor", "absent"},
+                             {"rope_parameters", {{"rope_type", "default"}, {"rope_theta", 5000.0}, {"partial_rotary_factor", 0.5}}}}),
+            (json{{"rope_theta", 5000.0}, {"partial_rotary_factor", 0.5}}));
+  EXPECT_EQ(settled("exaone4", {{"rope_scaling", "absent"}, {"sliding_window_pattern", 2}}), (json{{"rope_scaling", nullptr}, {"sliding_window_pattern", "LG"}}));
+  EXPECT_EQ(settled("exaone4", {{"rope_scaling", "absent"}, {"sliding_window_pattern", "absent"}, {"layer_types", {"full_attention", "sliding_attention"}}}),
+            (json{{"rope_scaling", nullptr}, {"sliding_window_pattern", "GL"}}));
+  EXPECT_EQ(settled("exaone4", {{"rope_scaling", "absent"}, {"sliding_window_pattern", "absent"}, {"sliding_window", "absent"}}),
+            (json{{"rope_scaling", nullptr}, {"sliding_window_pattern", nullptr}, {"sliding_window", nullptr}}));
   EXPECT_EQ(settled("qwen2", {{"rope_scaling", {{"type", "yarn"}, {"factor", 2.0}, {"beta_fast", nullptr}}}}),
             (json{{"rope_scaling", {{"type", "yarn"}, {"factor", 2.0}}}}));
   EXPECT_EQ(settled("llama", {{"rope_scaling", {{"type", nullptr}, {"rope_type", "linear"}, {"factor", 2}}}}),
@@ -348,6 +539,14 @@ TEST(Spec, FieldsThatMlxLmWouldReadOtherwiseAreSettled) {
   const auto linear = settled("phi3", {{"rope_scaling", {{"type", "linear"}, {"factor", 2}, {"long_factor", 1.0}}}});
   EXPECT_TRUE(linear.at("rope_scaling").at("factor").is_number_float());
   EXPECT_EQ(settled("phi3", {{"rope_scaling", {{"type", "yarn"}, {"factor", 2.0}}}}), (json{{"rope_scaling", nullptr}}));
+  // transformers 5 leaves out what mlx_lm demands of these.
+  const json scaling{{"rope_type", "linear"}, {"factor", 2.0}};
+  auto nested = scaling;
+  nested["rope_theta"] = 500.0;
+  EXPECT_EQ(settled("apertus", {{"rope_theta", "absent"}, {"rope_parameters", nested}, {"post_norm", "absent"}, {"qk_norm", "absent"}}),
+            (json{{"rope_theta", 500.0}, {"rope_scaling", scaling}, {"post_norm", false}, {"qk_norm", true}}));
+  EXPECT_EQ(settled("lfm2", {{"block_dim", "absent"}}), (json{{"block_dim", 64}}));
+  EXPECT_EQ(settled("nemotron-nas", {{"rope_scaling", {{"rope_type", "default"}}}}), (json{{"rope_scaling", nullptr}}));
 }
 
 // A wrapper's text model is described inside; what is settled of it is settled there, as the whole object.

@@ -15,18 +15,18 @@ namespace mx = mlx::core;
 using nlohmann::json;
 
 json tiny_config(const std::string& model_type) {
+  // Wrappers: the text model stands inside.
+  static const std::map<std::string, std::string> inner = {{"gemma3", "gemma3_text"},      {"gemma4", "gemma4_text"}, {"lfm2-vl", "lfm2"},
+                                                           {"lfm2_vl", "lfm2"},            {"llava", "llama"},        {"mistral3", "ministral3"},
+                                                           {"pixtral", "mistral"},         {"qwen2_vl", "qwen2"},     {"qwen3_vl", "qwen3"}};
+  if (const auto text = inner.find(model_type); text != inner.end()) {
+    const auto config = tiny_config(text->second);
+    return {{"model_type", model_type}, {"text_config", config}, {"vocab_size", config.at("vocab_size")}};
+  }
   if (const auto target = model::run_as(model_type); target != model_type && model_type != "mistral") {
     auto config = tiny_config(target);
     config["model_type"] = model_type;
     return config;
-  }
-  // Wrappers: the text model stands inside.
-  static const std::map<std::string, std::string> inner = {{"gemma3", "gemma3_text"}, {"gemma4", "gemma4_text"}, {"lfm2-vl", "lfm2"}, {"lfm2_vl", "lfm2"},
-                                                           {"llava", "llama"},        {"mistral3", "ministral3"}, {"pixtral", "mistral"},
-                                                           {"qwen2_vl", "qwen2"},     {"qwen3_vl", "qwen3"}};
-  if (const auto text = inner.find(model_type); text != inner.end()) {
-    auto config = tiny_config(text->second);
-    return {{"model_type", model_type}, {"text_config", config}, {"vocab_size", config.at("vocab_size")}};
   }
   if (model_type == "gemma3n") {
     auto text = tiny_config("gemma3_text");
@@ -70,9 +70,6 @@ json tiny_config(const std::string& model_type) {
   if (model_type == "plamo") config["n_shared_head"] = 2;
   if (model_type == "gemma2") config["query_pre_attn_scalar"] = 24, config["attn_logit_softcapping"] = 5.0, config["final_logit_softcapping"] = 8.0;
   if (model_type == "gemma3_text") config["sliding_window"] = 5, config["sliding_window_pattern"] = 2, config["query_pre_attn_scalar"] = 24;
-  if (model_type == "gemma4_text")
-    config.update({{"num_hidden_layers", 4}, {"num_kv_shared_layers", 2}, {"sliding_window", 5}, {"sliding_window_pattern", 2}, {"global_head_dim", 24},
-                   {"hidden_size_per_layer_input", 32}, {"vocab_size_per_layer_input", 40}});
   if (model_type == "ministral3")
     config["rope_parameters"] = {{"rope_type", "yarn"}, {"rope_theta", 10000.0}, {"factor", 4.0}, {"original_max_position_embeddings", 3},
                                  {"llama_4_scaling_beta", 0.4}};
@@ -90,6 +87,9 @@ json tiny_config(const std::string& model_type) {
     config.update({{"norm_eps", 1e-5}, {"conv_bias", true}, {"conv_L_cache", 4}, {"block_dim", 64}, {"block_ff_dim", 96}, {"block_multiple_of", 32}});
     config.update({{"block_ffn_dim_multiplier", 1.0}, {"block_auto_adjust_ff_dim", false}, {"layer_types", {"full_attention", "conv"}}});
   }
+  if (model_type == "gemma4_text")
+    config.update({{"num_hidden_layers", 4}, {"num_kv_shared_layers", 2}, {"sliding_window", 5}, {"sliding_window_pattern", 2}, {"global_head_dim", 24},
+                   {"hidden_size_per_layer_input", 32}, {"vocab_size_per_layer_input", 40}});
   if (model_type == "qwen3_moe") {
     config.update({{"num_experts", 5}, {"num_experts_per_tok", 2}, {"moe_intermediate_size", 32}, {"decoder_sparse_step", 1}});
     config.update({{"mlp_only_layers", json::array()}, {"norm_topk_prob", true}});
@@ -133,13 +133,10 @@ model::Tensors random_tensors(const model::ModelSpec& spec, std::uint64_t seed) 
   for (const auto& block : spec.blocks) {
     const auto contents = block.contents();
     for (const auto* norm : contents.norms) add_norm(*norm);
+    // A factor of a whole layer is near 1: near 0 the layers before it would not count. An activation's limit is where it would have a step elsewhere.
     for (const auto* parameter : contents.parameters) {
-      if (parameter->path.ends_with(".eps"))  // an activation's limit is where it would have a step elsewhere
-        tensors.emplace(parameter->path, mx::array(-1e-6f));
-      else if (parameter->shape == mx::Shape{1})  // a factor of a whole layer is near 1: near 0 the layers before it would not count
-        tensors.emplace(parameter->path, normal(parameter->shape, 1, 0.1f));
-      else
-        tensors.emplace(parameter->path, normal(parameter->shape, 0, 0.3f));
+      const bool factor = parameter->shape == mx::Shape{1}, limit = parameter->path.ends_with(".eps");
+      tensors.emplace(parameter->path, limit ? mx::array(-1e-6f) : normal(parameter->shape, factor ? 1 : 0, factor ? 0.1f : 0.3f));
     }
   }
   for (const auto* norm : spec.outer_norms()) add_norm(*norm);
@@ -149,6 +146,7 @@ model::Tensors random_tensors(const model::ModelSpec& spec, std::uint64_t seed) 
 
 std::string name_of(std::string model_type) {
   std::erase(model_type, '-');
+  std::erase(model_type, '-');  // "lfm2_vl" is another type than "lfm2-vl"
   return model_type;
 }
 

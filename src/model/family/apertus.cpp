@@ -14,8 +14,9 @@ ModelSpec apertus(const Config& config) {
   decoder.names.mlp_norm = "feedforward_layernorm";
   for (const auto& [key, value] : {std::pair{"attention_bias", false}, {"mlp_bias", false}, {"post_norm", false}, {"qk_norm", true}})
     if (!config.has(key)) config.settle(key, value);
-  const auto rotary = flat_rotary(config);
-  const auto rope = make_rope(decoder.head_dim, rotary.theta, config.flag_or("rope_traditional", false), rotary.scaling, config.count("max_position_embeddings"));
+  const auto flat = with_flat_positions(config);
+  const auto rope = make_rope(decoder.head_dim, flat.number("rope_theta"), flat.flag_or("rope_traditional", false), rope_scaling(flat),
+                              flat.count("max_position_embeddings"));
   Imports imports;
   auto spec = decoder.build("apertus", rope, [&](Layer& layer) {
     auto mlp = dynamic_cast<const PlainMlp&>(*layer.mlp);

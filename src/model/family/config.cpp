@@ -43,6 +43,17 @@ Config Config::child(const char* key, const json& given, const json& otherwise) 
   return child;
 }
 
+Config Config::with(const json& changes) const {
+  auto fields = *fields_;
+  auto same = *this;
+  for (const auto& [name, value] : changes.items()) {
+    fields[name] = value;
+    settle(name.c_str(), value);
+  }
+  same.fields_ = std::make_shared<const json>(std::move(fields));
+  return same;
+}
+
 Config Config::filled(const json& otherwise) const {
   auto fields = *fields_;
   auto same = *this;
@@ -90,15 +101,6 @@ std::string Config::text(const char* key) const { return field(key).text(); }
 double Config::number(const char* key) const { return field(key).number(); }
 
 bool Config::flag(const char* key) const { return field(key).flag(); }
-
-Config Config::with(const json& changes) const {
-  auto fields = *fields_;
-  fields.update(changes);
-  for (const auto& [name, value] : changes.items()) settle(name.c_str(), value);
-  auto same = *this;
-  same.fields_ = std::make_shared<const json>(std::move(fields));
-  return same;
-}
 
 std::vector<JsonView> Config::entries(const char* key, int size) const {
   const auto list = field(key);
@@ -164,18 +166,6 @@ int sliding_window_pattern(const Config& config, int layers, int otherwise) {
       fail("model", "config.json: \"layer_types\" repeats no pattern of one full_attention behind others, and mlx_lm knows no other order of layers here");
   if (pattern != otherwise) config.settle(key, pattern);
   return pattern;
-}
-
-Rotary flat_rotary(const Config& config) {
-  if (config.has("rope_theta") || !config.has("rope_parameters")) return {config.number("rope_theta"), rope_scaling(config)};
-  auto nested = rope_scaling(config, "rope_parameters");
-  const Rotary rotary{Config(nested).number("rope_theta"), [&] {
-                        nested.erase("rope_theta");
-                        return nested == nlohmann::json{{"rope_type", "default"}} || nested.empty() ? nlohmann::json() : nested;
-                      }()};
-  config.settle("rope_theta", rotary.theta);
-  config.settle("rope_scaling", rotary.scaling);
-  return rotary;
 }
 
 int rotated_features(const Config& config, int head_dim, std::optional<double> otherwise, const char* key) {

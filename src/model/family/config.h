@@ -23,9 +23,9 @@ class Config {
   /// whole object as an output's config.json is to have it. A wrapper gives values of its own: `given` ones take the place of the object's,
   /// `otherwise` ones stand where it has none (or null); both are settled.
   Config child(const char* key, const nlohmann::json& given = nlohmann::json::object(), const nlohmann::json& otherwise = nlohmann::json::object()) const;
-  /// The same config with these values in place of its own; they are settled too.
+  /// The same fields with these in place of theirs; they are settled too.
   Config with(const nlohmann::json& changes) const;
-  /// The same config with these values where it has none, as mlx_lm fills them in itself; only where null stood are they settled.
+  /// The same fields with these where it has none, as mlx_lm fills them in itself; only where null stood are they settled.
   Config filled(const nlohmann::json& otherwise) const;
   /// The same config of a model whose tensors' names begin with `prefix`.
   Config under(const std::string& prefix) const;
@@ -96,13 +96,6 @@ Config with_flat_positions(const Config& config, const char* theta = "rope_theta
 /// "sliding_window_pattern": of so many layers the last sees everything, the others a window. transformers 5 lists "layer_types" instead, whose pattern
 /// is settled; a list without one is refused.
 int sliding_window_pattern(const Config& config, int layers, int otherwise);
-struct Rotary {
-  double theta = 0;
-  nlohmann::json scaling;  ///< for make_rope
-};
-/// "rope_theta" and "rope_scaling"; without the former those of "rope_parameters", as transformers 5 writes them, which are then settled in the flat fields:
-/// of families whose class in mlx_lm demands "rope_theta".
-Rotary flat_rotary(const Config& config);
 
 /// How many features of a head of `head_dim` turn: "partial_rotary_factor" of them, `otherwise` where there is none; it must be there when that is null.
 int rotated_features(const Config& config, int head_dim, std::optional<double> otherwise, const char* key = "partial_rotary_factor");

@@ -8,7 +8,7 @@ ModelSpec exaone(const Config& config) {
   auto decoder = Decoder::read(config, {.layers = "num_layers", .eps = "layer_norm_epsilon"});
   // mlx_lm brings what attention gives into the shape of the residual before the closing product.
   if (decoder.heads * decoder.head_dim != decoder.hidden)
-    fail("model", "config.json: {} heads of {} features are not \"hidden_size\" {}, and mlx_lm runs no EXAONE model where they are not", decoder.heads,
+    fail("model", "config.json: {} heads of {} features are not \"hidden_size\" {}, and mlx_lm runs no EXAONE model of such sizes", decoder.heads,
          decoder.head_dim, decoder.hidden);
   auto& names = decoder.names;
   names.embedding = "transformer.wte";

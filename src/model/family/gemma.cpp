@@ -83,7 +83,7 @@ ModelSpec gemma2(const Config& config) {
 ModelSpec gemma3_text(const Config& config) {
   // Published files leave out what equals the 1B model's values.
   auto decoder = sandwiched(config.filled({{"hidden_size", 1152}, {"num_hidden_layers", 26}, {"intermediate_size", 6912}, {"num_attention_heads", 4},
-                                      {"head_dim", 256},     {"rms_norm_eps", 1e-6},    {"vocab_size", 262144},      {"num_key_value_heads", 1}}));
+                                           {"head_dim", 256}, {"rms_norm_eps", 1e-6}, {"vocab_size", 262144}, {"num_key_value_heads", 1}}));
   decoder.tied = false;
   decoder.qk_norm = true;
   decoder.scale = scale_of(config, 256);

@@ -41,9 +41,7 @@ int widest_of(const Config& text, const char* key, int layer, int layers) {
 }  // namespace
 
 ModelSpec gemma3n(const Config& config) {
-  const auto inner = config.value("text_config");
-  if (!inner.is_object()) fail("model", "config.json: \"text_config\" is missing or no object; {}", kMend);
-  const Config text(inner);
+  const auto text = config.child("text_config");
   const std::string root = "model.language_model.";
   auto decoder = Decoder::read(text, {.intermediate = nullptr});
   decoder.names = Names::sandwich();
@@ -187,6 +185,14 @@ ModelSpec gemma3n(const Config& config) {
                        {.branches = {{.op = std::make_shared<const PerLayerInputs>(inputs)}}, .replaces = true}};
   spec.tail = BlockSpec{};
   spec.tail->steps = {{.branches = {{.op = std::make_shared<const AltUpMerge>(merge)}}, .replaces = true}};
+  spec.text_config = "text_config";
+  // mlx_lm drops these below "model." alone, and wants the text model there too.
+  spec.imports.renames.push_back({root, "language_model."});
+  for (const auto& [name, what] : {std::pair{"vision_tower.", "the vision tower"}, {"audio_tower.", "the audio tower"},
+                                   {"embed_vision.", "the projector of pictures"}, {"embed_audio.", "the projector of sounds"}}) {
+    spec.imports.kept.push_back({"model." + std::string(name) + "*", what});
+    spec.imports.kept.push_back({std::string(name) + "*", what, name, "model." + std::string(name)});
+  }
   spec.embedding_multiplier = std::sqrt(static_cast<float>(H));
   spec.logit_softcap = text.is_null("final_logit_softcapping") ? 0 : static_cast<float>(text.number("final_logit_softcapping"));
   return spec;

@@ -39,6 +39,7 @@ ModelSpec nanochat(const Config& config) {
                                       {names.o, "self_attn.o_proj"}, {names.up, "mlp.fc1"}, {names.down, "mlp.fc2"}})
       imports.rows.push_back({layer.prefix + ours, {theirs + other}});
   });
+  spec.logit_softcap = 15;
   spec.embedding_norm = decoder.norm_at("transformer.norm");
   spec.imports = std::move(imports);
   return spec;

@@ -67,6 +67,10 @@ std::shared_ptr<const Op> linear_op(int block, const std::string& path, int hidd
 nlohmann::json scaling_of(const Config& config) {
   auto scaling = rope_scaling(config);
   if (!scaling.is_object() || scaling.empty()) return nullptr;
+  if (scaling == nlohmann::json{{"rope_type", "default"}}) {  // mlx_lm asks every scaling for a factor
+    config.settle("rope_scaling", nullptr);
+    return nullptr;
+  }
   const JsonView view("model", "config.json: rope_scaling", scaling, kMend);
   view.at("factor").number();
   view.at("rope_type").text();
@@ -76,13 +80,9 @@ nlohmann::json scaling_of(const Config& config) {
 }  // namespace
 
 ModelSpec nemotron_nas(const Config& config) {
-  Decoder decoder;
-  decoder.hidden = config.count_or("hidden_size", 8192);
-  decoder.layers = config.count_or("num_hidden_layers", 80);
-  decoder.heads = config.count_or("num_attention_heads", 64);
-  decoder.vocab = config.count_or("vocab_size", 128256);
-  decoder.eps = static_cast<float>(config.number_or("rms_norm_eps", 1e-5));
-  decoder.head_dim = decoder.hidden / decoder.heads;
+  const auto filled = config.filled(
+      {{"hidden_size", 8192}, {"num_hidden_layers", 80}, {"num_attention_heads", 64}, {"vocab_size", 128256}, {"rms_norm_eps", 1e-5}});
+  auto decoder = Decoder::read(filled, {.intermediate = nullptr, .kv_heads = nullptr, .head_dim = nullptr});
   if (decoder.head_dim * decoder.heads != decoder.hidden)
     fail("model", "config.json: \"hidden_size\" {} is no multiple of \"num_attention_heads\" {}", decoder.hidden, decoder.heads);
   decoder.read_tie(config, false);
