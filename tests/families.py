@@ -263,6 +263,17 @@ FAMILIES = {
     "qwen3-moe-unstacked": dict(MOE, unstacked=True),
     "gemma3-wrapper": dict(model_type="gemma3_text", wrapper="gemma3", sliding_window=8, sliding_window_pattern=2, query_pre_attn_scalar=48.0),
     "mistral3": dict(MINISTRAL, wrapper="mistral3", tie_word_embeddings=False, head_dim=64),
+    "pixtral": dict(model_type="llama", wrapper="pixtral", tie_word_embeddings=False),
+    "lfm2-vl": dict(LFM2, wrapper="lfm2-vl"),
+    "gemma4-unified": dict(
+        model_type="gemma4_text",
+        wrapper="gemma4_unified",
+        num_kv_shared_layers=0,
+        sliding_window=8,
+        sliding_window_pattern=2,
+        global_head_dim=64,
+        hidden_size_per_layer_input=0,
+    ),
     "qwen3-moe-some-dense-raw-probabilities": dict(MOE, mlp_only_layers=[1], norm_topk_prob=False, tie_word_embeddings=False),
 }
 
@@ -294,6 +305,8 @@ REPRESENTATIVES = {
     "olmo2": "norms behind branches alone",
     "granite": "multipliers on branches, embeddings, scores and logits",
     "plamo": "key and value heads shared by tiles, two branches",
+    "ministral3": "queries scaled by their position",
+    "gemma3-wrapper": "a text model under a prefix",
     "glm4": "norms behind branches beside fused linears and biases",
     "apertus": "an activation with numbers of its own",
     "nemotron-nas": "blocks of other sizes each, a linear alone, blocks of nothing",
