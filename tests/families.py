@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm import utils
+from mlx_lm.models.cache import make_prompt_cache
 
 LQUANT = os.environ.get("LQUANT", "lquant")
 # Threads that wait by spinning make tiny models crawl where the machine is shared, as test machines are.
@@ -262,6 +263,25 @@ FAMILIES = {
     "qwen3-moe": MOE,
     "qwen3-moe-unstacked": dict(MOE, unstacked=True),
     "gemma3-wrapper": dict(model_type="gemma3_text", wrapper="gemma3", sliding_window=8, sliding_window_pattern=2, query_pre_attn_scalar=48.0),
+    "gemma3n": dict(
+        model_type="gemma3n_text",
+        wrapper="gemma3n",
+        num_hidden_layers=5,
+        intermediate_size=[256, 128, 256, 256, 128],
+        num_kv_shared_layers=2,
+        sliding_window=8,
+        layer_types=["full_attention", "sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        activation_sparsity_pattern=[0.9, 0.0, 0.6, 0.0, 0.0],
+        hidden_size_per_layer_input=64,
+        vocab_size_per_layer_input=160,
+        altup_num_inputs=3,
+        altup_coef_clip=1.0,
+        altup_correct_scale=True,
+        altup_active_idx=0,
+        laurel_rank=64,
+        rope_local_base_freq=1000.0,
+        final_logit_softcapping=8.0,
+    ),
     "mistral3": dict(MINISTRAL, wrapper="mistral3", tie_word_embeddings=False, head_dim=64),
     "pixtral": dict(model_type="llama", wrapper="pixtral", tie_word_embeddings=False),
     "lfm2-vl": dict(LFM2, wrapper="lfm2-vl"),
@@ -290,6 +310,7 @@ REPRESENTATIVES = {
     "gemma2": "norms behind branches, norms of 1 + w, softcaps",
     "gemma3-untied-scaled": "windows by layer",
     "gemma4": "inputs of each layer, keys and values of an earlier layer, norms without weights",
+    "gemma3n": "streams of the residual, a layer of low rank, sparse gates, linears before the first block and behind the last",
     "gemma4-keys-as-values-untied": "values made of raw keys, heads whose width and number depend on the layer",
     "internlm2": "queries, keys and values in one linear, group by group",
     "openelm": "sizes by layer, paths of its own",
@@ -413,11 +434,16 @@ def lquant_logits(folder, ids, dtype):
     return np.array(mx.load(str(output))["logits"])
 
 
+def cache_for(model):
+    """What mlx_lm's model must be given to compute what it computes as it generates: without a cache its Gemma 3n gives layers that share keys others."""
+    return make_prompt_cache(model) if model.model_type == "gemma3n" else None
+
+
 def mlx_lm_logits(folder, ids, dtype=None):
     model, _ = utils.load_model(folder)
     if dtype is not None:
         model.update(tree_map(lambda p: p.astype(dtype) if mx.issubdtype(p.dtype, mx.floating) else p, model.parameters()))
-    return np.array(model(mx.array(ids)).astype(mx.float32))
+    return np.array(model(mx.array(ids), cache=cache_for(model)).astype(mx.float32))
 
 
 def assert_close(ours, theirs):

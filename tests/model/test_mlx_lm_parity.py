@@ -12,7 +12,7 @@ import subprocess
 import mlx.core as mx
 import numpy as np
 import pytest
-from families import ENVIRONMENT, FAMILIES, LQUANT, TINY, assert_close, build, family_folder, is_embedding, lquant_logits, mlx_lm_logits, save, token_ids
+from families import ENVIRONMENT, FAMILIES, LQUANT, TINY, assert_close, build, cache_for, family_folder, is_embedding, lquant_logits, mlx_lm_logits, save, token_ids
 from families_page import EXPECTED
 from mlx_lm import generate, load, utils
 from mlx_lm.generate import generate_step
@@ -131,7 +131,7 @@ def test_generate_and_perplexity(name, tmp_path, tokenizer, ran):
     (tmp_path / "text.txt").write_text(TEXT)
     ids = np.array(tokenizer.encode(TEXT))
     inputs, targets = mx.array(ids[:64].reshape(4, 16)), ids[1:65].reshape(4, 16, 1)
-    logits = np.array(model(inputs).astype(mx.float32)).astype(np.float64)
+    logits = np.array(model(inputs, cache=cache_for(model)).astype(mx.float32)).astype(np.float64)
     logs = logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)) - logits.max(-1, keepdims=True)
     found = json.loads(program("perplexity", "--model", tmp_path, "--data-path", tmp_path / "text.txt", "--sequence-length", 16, "--num-samples", 4, "--json"))
     assert found["tokens"] == 64
