@@ -191,6 +191,7 @@ struct ModelSpec {
   /// Fields of config.json that mlx_lm would read otherwise, or not at all, as they stand there (null, absent, 6.0 for 6), with the values that they
   /// were read as here: an output's config.json has these.
   nlohmann::json settled = nlohmann::json::object();
+  std::vector<std::string> warnings;  ///< what of config.json is not followed, a sentence each with what to do
   std::vector<std::string> removed;  ///< fields of config.json that an output's does not have
   std::string text_config;           ///< where a wrapper's config.json describes the text model: "text_config"; empty: at its top
 

@@ -115,6 +115,7 @@ void check_output(const fs::path& output) {
 
 void check_source(const model::Model& source, const run::Context& context) {
   checkpoint::check_copied_files(source.checkpoint().files());
+  for (const auto& text : source.spec().warnings) context.warn(text);
   for (const auto& tensor : source.kept())
     if (tensor.name.ends_with(".scales"))
       fail("pipeline", "{}: {} is quantized itself ({}), which an output could not say; start from the original", source.checkpoint().folder().string(),

@@ -45,6 +45,7 @@ std::vector<calibration::Batch> ScoredText::batches(const text::Tokenizer& token
 evaluate::Quality perplexity(const PerplexityOptions& o, const run::Context& context) {
   const auto checkpoint = checkpoint::Checkpoint::open(o.model);
   const auto model = model::Model::open(checkpoint);
+  for (const auto& text : model.spec().warnings) context.warn(text);
   std::optional<checkpoint::Checkpoint> teacher_checkpoint;
   std::optional<evaluate::LoadedModel> teacher;
   if (o.teacher) {

@@ -85,6 +85,7 @@ void Config::remove(const char* key) const {
 
 JsonView Config::field(const char* key) const {
   const JsonView view("model", "config.json", *fields_, kMend, state_->path);
+  state_->read.insert(key);
   if (!has(key)) fail("model", "config.json: \"{}\" is missing; {}", place(key), kMend);
   return view.at(key);
 }

@@ -3,6 +3,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -55,7 +56,12 @@ class Config {
   bool flag_or(const char* key, bool otherwise) const { return has(key) ? flag(key) : otherwise_of(key, otherwise); }
   std::string text(const char* key) const;
   /// Any value; null when absent.
-  nlohmann::json value(const char* key) const { return has(key) ? fields_->at(key) : nlohmann::json(); }
+  nlohmann::json value(const char* key) const {
+    state_->read.insert(key);
+    return has(key) ? fields_->at(key) : nlohmann::json();
+  }
+  /// Whether the field's value was asked for.
+  bool was_read(const char* key) const { return state_->read.contains(key); }
   /// A list of whole numbers of this length; of any length when `size` is 0.
   std::vector<int> counts(const char* key, int size = 0) const;
   /// A list of numbers of this length.
@@ -68,6 +74,7 @@ class Config {
     nlohmann::json original;  ///< the object as it stands in the file
     nlohmann::json settled = nlohmann::json::object();
     std::vector<std::string> removed;
+    std::set<std::string> read;
     std::shared_ptr<State> parent;
     std::string key, path;  ///< in the parent and in the file: "text_config"
     nlohmann::json written() const;

@@ -9,6 +9,8 @@
 
 #include "base/error.h"
 #include "base/shown.h"
+#include "model/op.h"
+#include "model/ops/attention.h"
 
 namespace lquant::model {
 namespace {
@@ -111,9 +113,46 @@ std::string run_as(const std::string& model_type) {
   return families().contains(model_type) || alias == aliases().end() ? model_type : alias->second;
 }
 
+namespace {
+
+/// Whether these positions are those that the model has anyway.
+bool already_so(const ModelSpec& spec, const nlohmann::json& parameters) {
+  for (const auto& block : spec.blocks) {
+    const auto* attention = find_op<Attention>(block);
+    if (!attention || !attention->rope) continue;
+    const auto& rope = *attention->rope;
+    try {
+      const auto wanted = make_rope(2 * static_cast<int>(rope.inv_freq.size()), family::Config(parameters).number("rope_theta"), rope.interleaved, parameters,
+                                    rope.dynamic_from);
+      return wanted.inv_freq == rope.inv_freq && wanted.magnitude == rope.magnitude && wanted.dynamic_from == rope.dynamic_from;
+    } catch (const Error&) {
+      return false;
+    }
+  }
+  return true;
+}
+
+/// transformers 5 writes rotary positions in "rope_parameters", which most of mlx_lm's models do not read: what is made of such a file there has
+/// other positions, and so has it here, where the same must come out.
+void warn_of_positions(const family::Config& config, ModelSpec& spec) {
+  if (config.was_read("rope_parameters") || config.has("rope_theta")) return;
+  const auto parameters = config.value("rope_parameters");
+  if (!parameters.is_object() || (parameters.contains("rope_theta") && already_so(spec, parameters))) return;
+  spec.warnings.push_back(fmt::format(
+      "config.json: \"{}\" {} is not read by mlx_lm 0.32.2, in which the model would run with its type's own positions, and so it is here; put \"rope_theta\" "
+      "(and \"rope_scaling\") beside it in a copy of the folder to have them used",
+      config.place("rope_parameters"), shown_json(parameters)));
+}
+
+}  // namespace
+
 ModelSpec family::spec_of_type(const std::string& type, const Config& config) {
   const auto row = families().find(run_as(type));
-  if (row != families().end()) return row->second(config);
+  if (row != families().end()) {
+    auto spec = row->second(config);
+    warn_of_positions(config, spec);
+    return spec;
+  }
   std::string known;
   for (const auto& name : known_model_types()) known += (known.empty() ? "" : ", ") + name;
   fail("model", "config.json: {} \"{}\" is not supported; supported: {}", config.place("model_type"), shown(type), known);
