@@ -549,6 +549,23 @@ TEST(Spec, FieldsThatMlxLmWouldReadOtherwiseAreSettled) {
   EXPECT_EQ(settled("nemotron-nas", {{"rope_scaling", {{"rope_type", "default"}}}}), (json{{"rope_scaling", nullptr}}));
 }
 
+TEST(Spec, PositionsThatAreNotFollowedAreTold) {
+  const auto warnings = [](const std::string& type, const json& parameters) {
+    auto config = oracle::tiny_config(type);
+    auto& text = config.contains("text_config") ? config["text_config"] : config;
+    text.erase("rope_theta");
+    text["rope_parameters"] = parameters;
+    return spec_from_config(config).warnings;
+  };
+  const json other{{"rope_type", "default"}, {"rope_theta", 500000.0}}, usual{{"rope_type", "default"}, {"rope_theta", 10000.0}};
+  EXPECT_TRUE(warnings("llama", usual).empty());  // the default of mlx_lm
+  EXPECT_TRUE(warnings("qwen3", other).empty());  // which mlx_lm reads
+  const auto told = warnings("llama", other);
+  ASSERT_EQ(told.size(), 1u);
+  EXPECT_NE(told[0].find("500000"), std::string::npos) << told[0];
+  ASSERT_EQ(warnings("gemma3", {{"full_attention", other}, {"sliding_attention", usual}}).size(), 1u);
+}
+
 // A wrapper's text model is described inside; what is settled of it is settled there, as the whole object.
 TEST(Spec, WrappersSettleWithinTheirTextConfig) {
   auto config = oracle::tiny_config("gemma3");

@@ -28,6 +28,7 @@ Config Config::child(const char* key, const json& given, const json& otherwise) 
   if (!inner.is_object()) fail("model", "config.json: \"{}\" is {}, not an object; {}", place(key), shown_json(inner), kMend);
   Config child(inner);
   child.state_->parent = state_;
+  child.state_->read = state_->read;
   child.state_->key = key;
   child.state_->path = place(key);
   auto fields = inner;
@@ -85,7 +86,7 @@ void Config::remove(const char* key) const {
 
 JsonView Config::field(const char* key) const {
   const JsonView view("model", "config.json", *fields_, kMend, state_->path);
-  state_->read.insert(key);
+  state_->read->insert(place(key));
   if (!has(key)) fail("model", "config.json: \"{}\" is missing; {}", place(key), kMend);
   return view.at(key);
 }

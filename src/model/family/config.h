@@ -57,11 +57,11 @@ class Config {
   std::string text(const char* key) const;
   /// Any value; null when absent.
   nlohmann::json value(const char* key) const {
-    state_->read.insert(key);
+    state_->read->insert(place(key));
     return has(key) ? fields_->at(key) : nlohmann::json();
   }
-  /// Whether the field's value was asked for.
-  bool was_read(const char* key) const { return state_->read.contains(key); }
+  /// Whether the field's value was asked for, of this config or of any other of the same place in the file.
+  bool was_read(const char* key) const { return state_->read->contains(place(key)); }
   /// A list of whole numbers of this length; of any length when `size` is 0.
   std::vector<int> counts(const char* key, int size = 0) const;
   /// A list of numbers of this length.
@@ -74,7 +74,7 @@ class Config {
     nlohmann::json original;  ///< the object as it stands in the file
     nlohmann::json settled = nlohmann::json::object();
     std::vector<std::string> removed;
-    std::set<std::string> read;
+    std::shared_ptr<std::set<std::string>> read = std::make_shared<std::set<std::string>>();  ///< places of the whole file
     std::shared_ptr<State> parent;
     std::string key, path;  ///< in the parent and in the file: "text_config"
     nlohmann::json written() const;

@@ -148,11 +148,7 @@ void warn_of_positions(const family::Config& config, ModelSpec& spec) {
 
 ModelSpec family::spec_of_type(const std::string& type, const Config& config) {
   const auto row = families().find(run_as(type));
-  if (row != families().end()) {
-    auto spec = row->second(config);
-    warn_of_positions(config, spec);
-    return spec;
-  }
+  if (row != families().end()) return row->second(config);
   std::string known;
   for (const auto& name : known_model_types()) known += (known.empty() ? "" : ", ") + name;
   fail("model", "config.json: {} \"{}\" is not supported; supported: {}", config.place("model_type"), shown(type), known);
@@ -166,6 +162,8 @@ ModelSpec spec_from_config(const nlohmann::json& config) {
     fail("model", "config.json: \"model_file\" names program code as the model's architecture, which lquant does not run; give a model of a known type");
   auto spec = family::spec_of_type(type, fields);
   spec.settled = fields.settled();
+  warn_of_positions(fields, spec);
+  if (fields.has("text_config")) warn_of_positions(fields.child("text_config"), spec);
   spec.removed = fields.removed();
   return spec;
 }
