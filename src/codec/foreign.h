@@ -33,6 +33,10 @@ using TensorOf = std::function<const mx::array*(const std::string& suffix)>;
 /// no data. Throws Error, naming the tensor, when one is missing or has another shape or dtype than the description and the linear ask for.
 bool check_shapes(const Foreign& foreign, const std::string& path, const StoredOf& stored, int out, int in, int stack = 0);
 
+/// The shape of the weight that the stored tensors stand for, told by the codes (or dense numbers) alone: as many inputs as fill the packed words. Empty
+/// when it cannot be told. Throws Error as check_shapes when there are no codes.
+mx::Shape shape_of_weight(const Foreign& foreign, const std::string& path, const StoredOf& stored);
+
 /// The weight [out, in] or [stack, out, in] in `dtype`: float32, bfloat16 or float16 (else std::invalid_argument). Calls check_shapes. The arithmetic:
 /// - fp8 beside weight_scale_inv: number · scale in the wider of bfloat16 and the scale's dtype, as mlx_lm's sanitize does; in bfloat16 equal to it
 ///   bit for bit. (mlx_lm's ministral3 multiplies bytes that it has not decoded; here they are decoded.)

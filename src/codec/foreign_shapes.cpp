@@ -245,6 +245,29 @@ std::vector<std::string> foreign_unused_names(const std::string& path) {
   return names;
 }
 
+mx::Shape shape_of_weight(const Foreign& foreign, const std::string& path, const StoredOf& stored) {
+  const auto* scheme = packed_by(foreign, path, stored);
+  auto shape = stored(*found(stored, scheme != nullptr ? names_of(scheme->layout).codes : Suffixes{".weight", ""}))->shape;
+  if (scheme == nullptr) return shape;
+  const std::size_t axes = scheme->layout == Layout::mxfp4_blocks ? 3 : 2;
+  if (shape.size() < axes) return {};
+  const auto times = [](int size, int count, int bits) { return static_cast<int>(std::min<std::int64_t>(std::int64_t{size} * count / bits, 1 << 30)); };
+  switch (scheme->layout) {
+    case Layout::fp8:
+    case Layout::ints: break;
+    case Layout::packed_ints: shape.back() = times(shape.back(), 32, scheme->bits); break;
+    case Layout::nvfp4:
+    case Layout::mxfp4: shape.back() = times(shape.back(), 2, 1); break;
+    case Layout::mxfp4_blocks:
+      shape.pop_back();
+      shape.back() = times(shape.back(), 32, 1);
+      break;
+    case Layout::awq: return shape.size() == 2 ? mx::Shape{times(shape[1], 32, scheme->bits), shape[0]} : mx::Shape{};
+    case Layout::gptq: return shape.size() == 2 ? mx::Shape{shape[1], times(shape[0], 32, scheme->bits)} : mx::Shape{};
+  }
+  return shape;
+}
+
 bool check_shapes(const Foreign& foreign, const std::string& path, const StoredOf& stored, int out, int in, int stack) {
   if (out < 1 || in < 1 || stack < 0 || foreign.schemes.empty()) throw std::invalid_argument("[codec] check_shapes: a linear has outputs and inputs");
   const auto* scheme = packed_by(foreign, path, stored);

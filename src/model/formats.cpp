@@ -13,23 +13,22 @@ using codec::Format;
 using codec::Mode;
 using nlohmann::json;
 
+/// Whether the block describes MLX's own tensors. The microscaling exports (mxfp4, mxfp8) may hold them, and are told by their shapes; what other tools
+/// describe so is codec::foreign_of's.
+bool is_mlx(const json& block) {
+  if (block.contains("config_groups") || block.contains("quant_algo")) return false;
+  const auto method = block.find("quant_method");
+  return method == block.end() || method->is_null() || *method == "" || *method == "mxfp4" || *method == "mxfp8";
+}
+
 const json& block_of(const json& config) {
   static const json none = json::object();
   // As mlx_lm has it: the text model's own block where the wrapper has none.
   if (!config.contains("quantization") && !config.contains("quantization_config") && config.contains("text_config"))
     if (const auto& text = config["text_config"]; text.is_object() && text.contains("quantization_config")) return block_of(text);
   if (config.contains("quantization") && config["quantization"].is_object()) return config["quantization"];
-  if (config.contains("quantization_config") && config["quantization_config"].is_object()) {
-    const auto& block = config["quantization_config"];
-    // The microscaling exports (mxfp4, mxfp8) hold MLX's own tensors and are told by their shapes; the others do not.
-    const JsonView view("model", "config.json: quantization_config", block, "take the config.json of the original model");
-    const auto method = view.has("quant_method") ? view.at("quant_method").text() : "";
-    if (!method.empty() && method != "mxfp4" && method != "mxfp8")
-      fail("model",
-           "config.json: quantized by \"{}\", which is not one of MLX's formats; give the unquantized model, or convert it with mlx_lm first",
-           shown(method));
-    return block;
-  }
+  if (config.contains("quantization_config") && config["quantization_config"].is_object() && is_mlx(config["quantization_config"]))
+    return config["quantization_config"];
   return none;
 }
 
@@ -70,7 +69,7 @@ Format told_by_shapes(const checkpoint::Checkpoint& checkpoint, const LinearSpec
 
 std::optional<Format> common_format(const json& config) {
   for (const char* key : {"quantization", "quantization_config"})
-    if (config.contains(key) && config.at(key).contains("bits")) return read_format(fmt::format("config.json: {}", key), config.at(key));
+    if (config.contains(key) && config.at(key).contains("bits") && is_mlx(config.at(key))) return read_format(fmt::format("config.json: {}", key), config.at(key));
   return std::nullopt;
 }
 

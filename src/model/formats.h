@@ -14,8 +14,8 @@
 namespace lquant::model {
 
 /// Reads the "quantization" block and the tensors' headers as mlx_lm's loader does: a path that the block names is as it says (false:
-/// dense); any other is packed when it has scales, with bits, group and mode told by the shapes. Throws Error for a checkpoint
-/// quantized by other tools (AWQ, GPTQ, …) or in a format that MLX lacks.
+/// dense); any other is packed when it has scales, with bits, group and mode told by the shapes. Linears that other tools have
+/// packed (AWQ, GPTQ, …; model/foreign.h) are not among them. Throws Error for a format that MLX lacks.
 Formats read_formats(const checkpoint::Checkpoint& checkpoint, const ModelSpec& spec);
 
 /// The format that the config's quantization block has for the paths that it does not name, as it stands there: it may be one that MLX lacks.

@@ -20,10 +20,6 @@ std::string text(const mx::Shape& shape) { return shown(fmt::format("[{}]", fmt:
 
 bool is_float(mx::Dtype dtype) { return mx::issubdtype(dtype, mx::floating); }
 
-std::optional<Source> source_of(const checkpoint::Checkpoint& checkpoint, const ModelSpec& spec, const std::string& name) {
-  return find_source(spec.imports, name, [&](const std::string& other) { return checkpoint.has(other); });
-}
-
 void check_holds(const checkpoint::TensorInfo& info, const std::string& name, Holds holds) {
   const bool right = holds == Holds::codes ? info.dtype == mx::uint32 : holds == Holds::bytes ? info.dtype == mx::uint8 : is_float(info.dtype);
   if (!right)
@@ -41,8 +37,7 @@ mx::Shape wanted_of(const Expected& expected, const Source& source) {
   return {};
 }
 
-void check(const checkpoint::Checkpoint& checkpoint, const ModelSpec& spec, const Expected& expected) {
-  const auto source = source_of(checkpoint, spec, expected.name);
+void check(const checkpoint::Checkpoint& checkpoint, const std::optional<Source>& source, const Expected& expected) {
   if (!source) fail("model", "{}: missing tensor {} of shape {}", checkpoint.folder().string(), expected.name, text(expected.shape));
   const auto wanted = wanted_of(expected, *source);
   std::vector<mx::Shape> shapes;
@@ -108,27 +103,14 @@ const LeftOut* row_of(const ModelSpec& spec, const std::string& name) {
   return row == spec.left_out.end() ? nullptr : &*row;
 }
 
-/// Dropping a tensor that nobody has heard of would change what the model computes, and nobody would know.
-void refuse_unknown(const checkpoint::Checkpoint& checkpoint, const ModelSpec& spec, std::vector<std::string> unused) {
-  std::erase_if(unused, [&](const auto& name) { return row_of(spec, name) != nullptr; });
-  if (unused.empty()) return;
-  fail("model",
-       "{}: tensor {}{} is not one that a model of type {} has as config.json describes it; the file belongs to another model, or this is a variant that "
-       "lquant does not know",
-       checkpoint.info(unused[0]).file.string(), checkpoint::in_quotes(unused[0]),
-       unused.size() > 1 ? fmt::format(" (with {} others)", unused.size() - 1) : "", checkpoint.config().at("model_type").get<std::string>());
-}
-
-mx::Dtype float_dtype_of(const checkpoint::Checkpoint& checkpoint, const ModelSpec& spec) {
-  // An embedding of the microscaling formats has u8 scales: then a norm's weight tells, or the first number of any other tensor.
+/// The names of tensors whose dtype is the model's, in the order in which they are asked. An embedding of the microscaling formats has u8 scales: then a
+/// norm's weight tells, or the first number of any other tensor.
+std::vector<std::string> names_with_dtype(const ModelSpec& spec) {
   std::vector<std::string> names = {spec.embedding.path + ".weight", spec.embedding.path + ".scales"};
   if (spec.final_norm.weight) names.push_back(spec.final_norm.weight_name());
   for (const auto& block : spec.blocks)
     for (const auto* linear : block.linears()) names.insert(names.end(), {linear->path + ".weight", linear->path + ".scales"});
-  for (const auto& name : names)
-    if (const auto source = source_of(checkpoint, spec, name); source && !source->names.empty() && checkpoint.has(source->names.front()))
-      if (const auto dtype = checkpoint.info(source->names.front()).dtype; is_float(dtype)) return dtype;
-  return mx::bfloat16;
+  return names;
 }
 
 /// What is settled of the text model's fields; null when nothing is.
@@ -143,16 +125,37 @@ Model Model::open(const checkpoint::Checkpoint& checkpoint) {
   Model model(checkpoint);
   model.spec_ = spec_from_config(checkpoint.config());
   auto& spec = model.spec_;
-  if (spec.head_if_present && spec.head && !source_of(checkpoint, spec, spec.head->path + ".weight")) spec.head.reset();
+  const auto description = codec::foreign_of(checkpoint.config());
+  if (description) model.foreign_ = std::make_shared<const ForeignLinears>(*description);
+  if (spec.head_if_present && spec.head && !model.source_of(spec.head->path + ".weight")) spec.head.reset();
   if (auto* settled = settled_text(spec); settled && settled->contains("tie_word_embeddings")) (*settled)["tie_word_embeddings"] = spec.tied();
   model.formats_ = read_formats(checkpoint, spec);
-  for (const auto& expected : expected_outside(spec, model.formats_)) check(checkpoint, spec, expected);
-  for (const auto& block : spec.blocks)
-    for (const auto& expected : expected_of(block, model.formats_)) check(checkpoint, spec, expected);
+  if (description) model.foreign_ = std::make_shared<const ForeignLinears>(find_foreign(checkpoint, spec, model.formats_, *description));
+  const auto check_all = [&](const std::vector<Expected>& all) {
+    for (const auto& expected : all)
+      if (!description || !model.foreign_->weights.contains(expected.name)) check(checkpoint, model.source_of(expected.name), expected);
+  };
+  check_all(expected_outside(spec, model.formats_));
+  for (const auto& block : spec.blocks) check_all(expected_of(block, model.formats_));
   model.account();
-  refuse_unknown(checkpoint, spec, model.unused_names());
-  model.stored_dtype_ = float_dtype_of(checkpoint, spec);
+  model.refuse_unknown();
+  model.stored_dtype_ = model.dtype_of_numbers();
   return model;
+}
+
+/// Where the tensor, or what stands for it in another tool's files, lies.
+std::optional<Source> Model::source_of(const std::string& name) const {
+  const auto* description = foreign_ ? &foreign_->description : nullptr;
+  return find_source(spec_.imports, name, [&](const std::string& other) { return has_numbers(checkpoint_, description, other); });
+}
+
+mx::Dtype Model::dtype_of_numbers() const {
+  for (const auto& name : names_with_dtype(spec_)) {
+    if (foreign_ && foreign_->weights.contains(name)) continue;  // fp8 numbers are bf16 when they are read
+    if (const auto source = source_of(name); source && !source->names.empty() && checkpoint_.has(source->names.front()))
+      if (const auto dtype = checkpoint_.info(source->names.front()).dtype; is_float(dtype)) return dtype;
+  }
+  return mx::bfloat16;
 }
 
 mx::Dtype Model::compute_dtype() const { return kernels::cpu_kernels() && stored_dtype_ != mx::bfloat16 ? mx::float32 : stored_dtype_; }
@@ -160,12 +163,16 @@ mx::Dtype Model::compute_dtype() const { return kernels::cpu_kernels() && stored
 Tensors Model::load(const std::vector<std::string>& names, std::optional<mx::Dtype> dtype) const {
   const auto target = dtype.value_or(compute_dtype());
   Tensors tensors;
-  for (const auto& name : names) {
-    const auto source = source_of(checkpoint_, spec_, name);
+  const auto value_of = [&](const std::string& name) {
+    if (foreign_ && foreign_->weights.contains(name)) return load_foreign(checkpoint_, *foreign_, name, stored_dtype_);
+    const auto source = source_of(name);
     if (!source) throw std::invalid_argument("[model] no tensor " + name);
     std::vector<mx::array> found;
     for (const auto& one : source->names) found.push_back(checkpoint_.load(one));
-    auto value = changed(source->changes, std::move(found));
+    return changed(source->changes, std::move(found));
+  };
+  for (const auto& name : names) {
+    auto value = value_of(name);
     if (is_float(value.dtype()) && value.dtype() != target) value = mx::astype(value, target);
     tensors.emplace(name, std::move(value));
   }
@@ -198,8 +205,15 @@ std::vector<std::string> Model::outer_names() const { return names_of(expected_o
 /// Every tensor is used, kept or left over.
 void Model::account() {
   std::unordered_set<std::string> used;
+  std::vector<std::string> packed;  // what the names of packed tensors end in
+  if (foreign_) {
+    used.insert(foreign_->taken.begin(), foreign_->taken.end());
+    packed = codec::foreign_tensor_names(foreign_->description, "");
+    std::erase_if(packed, [](const auto& suffix) { return suffix.empty() || suffix == ".weight"; });
+  }
   const auto use = [&](const Expected& expected) {
-    if (const auto source = source_of(checkpoint_, spec_, expected.name)) used.insert(source->names.begin(), source->names.end());
+    if (foreign_ && foreign_->weights.contains(expected.name)) return;
+    if (const auto source = source_of(expected.name)) used.insert(source->names.begin(), source->names.end());
   };
   for (const auto& expected : expected_outside(spec_, formats_)) use(expected);
   for (const auto& block : spec_.blocks)
@@ -213,6 +227,9 @@ void Model::account() {
       unused_.push_back(name);
       continue;
     }
+    if (std::ranges::any_of(packed, [&](const auto& suffix) { return name.ends_with(suffix); }))
+      fail("model", "{}: {} is quantized itself ({}), which an output could not say; start from the original", checkpoint_.folder().string(), row->what,
+           checkpoint::in_quotes(name));
     const auto as = row->written(name);
     if (const auto [other, is_new] = written.emplace(as, name); !is_new)
       fail("model", "{}: tensors {} and {} are both called {} in an output; the folder holds the same part twice, so remove one of them",
@@ -220,6 +237,26 @@ void Model::account() {
     kept_.push_back({name, as, row->what});
   }
   std::sort(unused_.begin(), unused_.end());
+}
+
+/// The reason for which a tensor is left out; null when there is none.
+const std::string* Model::why_left_out(const std::string& name) const {
+  if (foreign_)
+    if (const auto found = foreign_->left_out.find(name); found != foreign_->left_out.end()) return &found->second;
+  const auto* row = row_of(spec_, name);
+  return row != nullptr ? &row->why : nullptr;
+}
+
+/// Dropping a tensor that nobody has heard of would change what the model computes, and nobody would know.
+void Model::refuse_unknown() const {
+  auto unused = unused_;
+  std::erase_if(unused, [&](const auto& name) { return why_left_out(name) != nullptr; });
+  if (unused.empty()) return;
+  fail("model",
+       "{}: tensor {}{} is not one that a model of type {} has as config.json describes it; the file belongs to another model, or this is a variant that "
+       "lquant does not know",
+       checkpoint_.info(unused[0]).file.string(), checkpoint::in_quotes(unused[0]),
+       unused.size() > 1 ? fmt::format(" (with {} others)", unused.size() - 1) : "", checkpoint_.config().at("model_type").get<std::string>());
 }
 
 std::map<std::string, std::int64_t> Model::kept_bytes() const {
@@ -233,7 +270,7 @@ std::map<std::string, std::int64_t> Model::kept_bytes() const {
 
 std::map<std::string, std::vector<std::string>> Model::left_out() const {
   std::map<std::string, std::vector<std::string>> all;
-  for (const auto& name : unused_names()) all[row_of(spec_, name)->why].push_back(name);
+  for (const auto& name : unused_names()) all[*why_left_out(name)].push_back(name);
   return all;
 }
 

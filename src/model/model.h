@@ -3,12 +3,14 @@
 #include <mlx/array.h>
 
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "checkpoint/checkpoint.h"
+#include "model/foreign.h"
 #include "model/forward.h"
 #include "model/spec.h"
 #include "model/tensors.h"
@@ -27,7 +29,7 @@ class Model {
   /// Reads config.json and the tensors' headers; checks that every tensor of the architecture is there and has its shape, and that every tensor that
   /// is there is the architecture's, one that it keeps (Imports::kept) or one that it leaves out for a stated reason (ModelSpec::left_out).
   /// Formats come from the "quantization" block (global, per path, or false) and, where it says nothing, from the shapes of codes and
-  /// scales, as mlx_lm does. Throws Error naming the tensor: missing, of another shape, in a format that cannot be, or unknown.
+  /// scales, as mlx_lm does. A linear that another tool has packed (foreign.h) is a dense one, decoded when it is loaded. Throws Error naming the tensor: missing, of another shape, in a format that cannot be, or unknown.
   static Model open(const checkpoint::Checkpoint& checkpoint);
 
   const ModelSpec& spec() const { return spec_; }
@@ -40,7 +42,7 @@ class Model {
   mx::Dtype compute_dtype() const;
 
   /// Tensors by the names of tensors.h, read now, float ones cast lazily to `dtype` (default: compute_dtype()). Experts that
-  /// the checkpoint keeps one by one arrive stacked.
+  /// the checkpoint keeps one by one arrive stacked. What another tool has packed is decoded and rounded to stored_dtype() first.
   Tensors load_block(int i, std::optional<mx::Dtype> dtype = std::nullopt) const;
   Tensors load_embedding(std::optional<mx::Dtype> dtype = std::nullopt) const;
   /// The final norm and what the head reads: its own tensors, or the tied embedding's.
@@ -54,14 +56,18 @@ class Model {
   const std::vector<KeptTensor>& kept() const { return kept_; }
   /// Their bytes, by what they are.
   std::map<std::string, std::int64_t> kept_bytes() const;
-  /// Tensors of the checkpoint that the architecture has no use for, sorted: all of them match a row of spec().left_out.
+  /// Tensors of the checkpoint that the architecture has no use for, sorted: each is left out for a reason (left_out).
   const std::vector<std::string>& unused_names() const { return unused_; }
-  /// The same by the rows' reasons.
+  /// The same by the reasons: those of spec().left_out, and what stands beside the linears that another tool has packed.
   std::map<std::string, std::vector<std::string>> left_out() const;
 
  private:
   explicit Model(checkpoint::Checkpoint checkpoint) : checkpoint_(std::move(checkpoint)) {}
+  std::optional<Source> source_of(const std::string& name) const;
+  const std::string* why_left_out(const std::string& name) const;
+  mx::Dtype dtype_of_numbers() const;
   void account();
+  void refuse_unknown() const;
   Tensors load(const std::vector<std::string>& names, std::optional<mx::Dtype> dtype) const;
 
   checkpoint::Checkpoint checkpoint_;
@@ -69,6 +75,7 @@ class Model {
   Formats formats_;
   std::vector<KeptTensor> kept_;
   std::vector<std::string> unused_;
+  std::shared_ptr<const ForeignLinears> foreign_;  ///< null where no other tool has quantized the checkpoint
   mx::Dtype stored_dtype_ = mx::bfloat16;
 };
 

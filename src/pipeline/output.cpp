@@ -32,7 +32,7 @@ constexpr std::size_t kMostPlan = 100'000'000;
 /// The model's config with our formats: keys of the source's own quantization make way, all else is kept.
 json output_config(const model::Model& source, const plan::QuantPlan* plan, mx::Dtype dtype) {
   json config = source.checkpoint().config();
-  for (const char* key : {"quantization", "quantization_config", "_name_or_path"}) config.erase(key);
+  for (const char* key : {"quantization", "quantization_config", "compression_config", "_name_or_path"}) config.erase(key);
   if (source.kept().empty()) config.erase("vision_config");  // a model without its tower; mlx_lm removes it as well
   config.update(source.spec().settled);  // what mlx_lm would read otherwise than it was read here
   for (const auto& key : source.spec().removed) config.erase(key);
@@ -43,7 +43,7 @@ json output_config(const model::Model& source, const plan::QuantPlan* plan, mx::
   name_dtype(config);
   if (const auto& text = source.spec().text_config; !text.empty()) {
     name_dtype(config.at(text));
-    config.at(text).erase("quantization_config");
+    for (const char* key : {"quantization_config", "compression_config"}) config.at(text).erase(key);
   }
   if (!config.contains("dtype") && !config.contains("torch_dtype")) config["torch_dtype"] = dtype_name(dtype);
   if (plan) config["quantization"] = config["quantization_config"] = plan::quantization_block(source.spec(), *plan);

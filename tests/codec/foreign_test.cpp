@@ -116,6 +116,19 @@ TEST(Foreign, DecodesAsTheToolsDo) {
   }
 }
 
+TEST(Foreign, TellsTheShapeByTheCodes) {
+  for (const auto& p : packings()) {
+    SCOPED_TRACE(p.name);
+    const auto& scheme = p.foreign.schemes[0];
+    auto wanted = p.expected.shape();
+    if (scheme.layout == Layout::packed_ints) {  // words are filled
+      const int in_word = 32 / scheme.bits;
+      wanted.back() = (wanted.back() + in_word - 1) / in_word * in_word;
+    }
+    EXPECT_EQ(shape_of_weight(p.foreign, "a.b", p.stored()), wanted);
+  }
+}
+
 TEST(Foreign, DecodesAlikeWithoutKernelsOfOurs) {
   for (const auto& p : packings()) {
     SCOPED_TRACE(p.name);

@@ -112,8 +112,12 @@ TEST(ModelOpen, FaultsNameTheTensor) {
   EXPECT_HAS(opening_fails(no_biases), "missing tensor model.layers.0.mlp.up_proj.biases");
 
   Parts foreign("llama");
+  foreign.config["quantization_config"] = {{"quant_method", "bitsandbytes"}, {"load_in_4bit", true}};
+  EXPECT_HAS(opening_fails(foreign), "bitsandbytes");
   foreign.config["quantization_config"] = {{"quant_method", "gptq"}, {"bits", 4}};
-  EXPECT_HAS(opening_fails(foreign), "gptq");
+  foreign.tensors.erase("model.layers.0.mlp.up_proj.weight");
+  foreign.tensors.emplace("model.layers.0.mlp.up_proj.qzeros", mx::zeros({1, 1}, mx::int32));
+  EXPECT_HAS(opening_fails(foreign), "model.layers.0.mlp.up_proj.qweight is missing");
 }
 
 TEST(ModelOpen, FormatsFollowTheConfigThenTheShapes) {
