@@ -162,6 +162,7 @@ FAMILIES = {
     "seed-oss-all-biases-yarn": dict(
         model_type="seed_oss", tie_word_embeddings=False, attention_bias=True, attention_out_bias=True, mlp_bias=True, head_dim=64, rope_scaling=YARN
     ),
+    "seed-oss-tied": dict(model_type="seed_oss", attention_bias=True),
     "internlm3-dynamic": dict(
         model_type="internlm3", qkv_bias=True, bias=True, max_position_embeddings=16, rope_scaling=dict(rope_type="dynamic", factor=2.0)
     ),
@@ -339,8 +340,11 @@ REPRESENTATIVES = {
 }
 # Model types whose 16-bit pass mlx_lm cannot do on a CPU: MLX has no mixtures in 16 bits there.
 FLOAT32_ALONE = {"qwen3_moe"}
+# Models whose tied embedding stays dense, for mlx_lm multiplies by it as it is stored: what mlx_lm.convert makes of them without a predicate does not run.
+DENSE_EMBEDDING = {"seed-oss-tied"}
 # What a reader of docs/families.md should know of a model type beside the table's figures.
 NOTES = {
+    "seed_oss": "a tied embedding stays dense: mlx_lm does not run it packed",
     "gemma": "exact GELU, as mlx_lm runs it; transformers runs its tanh form",
     "glm": "whole heads turn, as in mlx_lm; in transformers half of each",
     "nanochat": "transformers' names are read; eps and the logits' bound are mlx_lm's",

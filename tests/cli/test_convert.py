@@ -5,7 +5,7 @@ import json
 import mlx.core as mx
 import mlx_lm
 import pytest
-from families import FAMILIES, TINY, family_folder
+from families import DENSE_EMBEDDING, FAMILIES, TINY, assert_close, family_folder, lquant_logits, mlx_lm_logits, token_ids
 from mlx_lm import utils
 from support import quantization, run, same_bytes, same_model, tensors
 
@@ -42,7 +42,7 @@ def convert_both(source, tmp_path, recipe, group_size=None, bits=None):
 
 
 # All families, each with one of the recipes and group sizes. mlx_lm has recipes for models with a "down_proj" alone; the others get one format.
-@pytest.mark.parametrize("number,name", list(enumerate(FAMILIES)), ids=FAMILIES)
+@pytest.mark.parametrize("number,name", [(n, name) for n, name in enumerate(FAMILIES) if name not in DENSE_EMBEDDING])
 def test_recipes_are_mlx_lms(tmp_path, number, name, ran):
     source = family_folder(tmp_path / "source", name)
     # mlx_lm's recipes go by these names: without the first they refuse a model, without the second they favour no values. Ours go by roles.
@@ -119,6 +119,20 @@ def test_recipes_that_cannot_be(tmp_path):
     refused(source, tmp_path, [*flags, "-d"], "--quant-predicate says how to quantize; give --quantize with it")
     mixed = "--quant-predicate mixed_3_4 mixes affine formats; leave out --q-mode mxfp4 or the recipe"
     refused(source, tmp_path, [*flags, "-q", "--q-mode", "mxfp4"], mixed)
+
+
+@pytest.mark.parametrize("name", sorted(DENSE_EMBEDDING))
+def test_an_embedding_that_mlx_lm_cannot_run_packed_stays_dense(tmp_path, name, ran):
+    source = family_folder(tmp_path / "source", name)
+    run("convert", "--hf-path", source, "-q", "--mlx-path", tmp_path / "ours")
+    mlx_lm_convert(source, tmp_path / "theirs", quantize=True, quant_predicate=lambda path, module: "embed_tokens" not in path)
+    same_model(tmp_path / "ours", tmp_path / "theirs")
+    assert quantization(tmp_path / "ours")["model.embed_tokens"] is False
+    assert_close(lquant_logits(tmp_path / "ours", token_ids(160), "float32"), mlx_lm_logits(tmp_path / "ours", token_ids(160)))
+    (tmp_path / "plan.json").write_text(json.dumps({"model.embed_tokens": {"bits": 8}}))
+    sentence = "[plan] {}: model.embed_tokens must stay dense: mlx_lm multiplies by Seed-OSS's tied embedding as it is stored"
+    refused(source, tmp_path, ["-q", "--plan", tmp_path / "plan.json"], sentence.format(tmp_path / "plan.json"), code=1)
+    ran("convert", name)
 
 
 # --- dtypes, and back to dense weights ------------------------------------------------------------------------------------
