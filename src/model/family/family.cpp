@@ -8,7 +8,7 @@
 #include <map>
 
 #include "base/error.h"
-#include "base/shown.h"
+#include "model/family/unknown.h"
 
 namespace lquant::model {
 namespace {
@@ -114,9 +114,7 @@ std::string run_as(const std::string& model_type) {
 ModelSpec family::spec_of_type(const std::string& type, const Config& config) {
   const auto row = families().find(run_as(type));
   if (row != families().end()) return row->second(config);
-  std::string known;
-  for (const auto& name : known_model_types()) known += (known.empty() ? "" : ", ") + name;
-  fail("model", "config.json: {} \"{}\" is not supported; supported: {}", config.place("model_type"), shown(type), known);
+  fail("model", "{}", unknown_type(type, config, known_model_types()));
 }
 
 ModelSpec spec_from_config(const nlohmann::json& config) {
