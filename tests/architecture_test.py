@@ -141,6 +141,16 @@ def test_results_go_through_one_writer():
     assert not found, "\n".join(found)
 
 
+def test_the_example_of_a_family_is_what_the_files_hold():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    name, quoted = re.search(r"^```cpp\n// (src/model/family/\w+\.cpp)\n(.*?)^```", text, re.MULTILINE | re.DOTALL).groups()
+    assert quoted == (ROOT / name).read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `((?:src|tests)/[\w/.]+)`[^|]*\| `(.+)` \|$", text, re.MULTILINE)
+    assert [file for file, _ in rows] == ["src/model/family/family.h", "src/model/family/family.cpp", "tests/families.py"]
+    for file, line in rows:
+        assert line in [there.strip() for there in (ROOT / file).read_text(encoding="utf-8").splitlines()], f"{file} has no line {line}"
+
+
 def test_headers_guard_themselves():
     # Highway's *-inl.h files are read once per instruction set and have the toggle that it asks for.
     for header in (p for p in code("src", "include", "tests", "benchmarks") if p.suffix == ".h"):

@@ -30,6 +30,7 @@ void add_demo(CLI::App& app, Run& run);
 void add_dynamic_quant(CLI::App& app, Run& run);
 void add_dwq(CLI::App& app, Run& run);
 void add_evaluate(CLI::App& app, Run& run);
+void add_families(CLI::App& app, Run& run);
 void add_gptq(CLI::App& app, Run& run);
 void add_generate(CLI::App& app, Run& run);
 void add_logits(CLI::App& app, Run& run);

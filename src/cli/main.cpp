@@ -52,6 +52,7 @@ int front_door(int argc, char** argv) {
   cli::add_evaluate(app, run);
   cli::add_generate(app, run);
   cli::add_logits(app, run);
+  cli::add_families(app, run);
   cli::add_upload(app, run);
   cli::add_demo(app, run);
 

@@ -215,7 +215,7 @@ struct ModelSpec {
 };
 
 /// Reads model_type (after mlx_lm's renamings, such as mistral → llama) and the family's fields. Missing or senseless fields and
-/// unknown types throw Error, the latter listing the known ones.
+/// unknown types throw Error; of the latter it names the nearest known ones.
 ModelSpec spec_from_config(const nlohmann::json& config);
 
 /// The model types that spec_from_config knows, sorted.

@@ -32,6 +32,7 @@ PRINTING = {
     "evaluate": (["evaluate", "--model", "model", "--tasks", "piqa", "--data-dir", "tasks"], False),
     "evaluate in JSON": (["evaluate", "--model", "model", "--tasks", "piqa", "--data-dir", "tasks", "--json"], False),
     "generate": (["generate", "--model", "model", "--prompt", "hi", "--max-tokens", 3], False),
+    "families": (["families"], False),
     "upload": (["upload", "--path", "packed", "--upload-repo", "me/packed", "--dry-run"], False),
     "demo": (["demo", "--model", "model", "--bits", 2], False),
 }

@@ -5,7 +5,7 @@ import re
 import pytest
 from support import run
 
-COMMANDS = "dwq gptq awq auto dynamic_quant convert perplexity report evaluate generate logits upload demo".split()
+COMMANDS = "dwq gptq awq auto dynamic_quant convert perplexity report evaluate generate logits families upload demo".split()
 
 
 def test_help_is_asked_for_in_three_ways():
@@ -28,7 +28,7 @@ def test_every_help_names_the_program_and_the_model(command):
     assert re.search(rf"^Usage: lquant {command} ", said, re.MULTILINE)
     short = re.search(r"^  -m,(--[\w-]+)", said, re.MULTILINE)
     # -m is what it is in mlx_lm, whose generate alone has it for something else; upload and report ask for folders by other names.
-    expected = {"generate": "--max-tokens", "upload": None, "report": None, "convert": "--hf-path"}.get(command, "--model")
+    expected = {"generate": "--max-tokens", "upload": None, "report": None, "families": None, "convert": "--hf-path"}.get(command, "--model")
     assert (short and short.group(1)) == expected
     if command == "generate":
         assert "-m is this here, as in mlx_lm, and elsewhere the model" in said

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/shown.h"
+#include "model/family/unknown.h"
 #include "model/op.h"
 #include "model/ops/attention.h"
 
@@ -149,9 +150,7 @@ void warn_of_positions(const family::Config& config, ModelSpec& spec) {
 ModelSpec family::spec_of_type(const std::string& type, const Config& config) {
   const auto row = families().find(run_as(type));
   if (row != families().end()) return row->second(config);
-  std::string known;
-  for (const auto& name : known_model_types()) known += (known.empty() ? "" : ", ") + name;
-  fail("model", "config.json: {} \"{}\" is not supported; supported: {}", config.place("model_type"), shown(type), known);
+  fail("model", "{}", unknown_type(type, config, known_model_types()));
 }
 
 ModelSpec spec_from_config(const nlohmann::json& config) {
