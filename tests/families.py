@@ -57,6 +57,21 @@ MINISTRAL = dict(
     rope_theta=None,
     rope_parameters=dict(YARN, original_max_position_embeddings=8, rope_theta=20000.0, llama_4_scaling_beta=0.4, mscale=1.0, mscale_all_dim=1.0),
 )
+# The MLP and a mixture of experts side by side.
+GEMMA4_MOE = dict(
+    model_type="gemma4_text",
+    num_kv_shared_layers=0,
+    sliding_window=8,
+    sliding_window_pattern=2,
+    global_head_dim=64,
+    attention_k_eq_v=True,
+    num_global_key_value_heads=1,
+    hidden_size_per_layer_input=0,
+    enable_moe_block=True,
+    num_experts=6,
+    top_k_experts=2,
+    moe_intermediate_size=128,
+)
 APERTUS = dict(model_type="apertus", mlp_bias=False, attention_bias=False, post_norm=False, qk_norm=True)
 # Blocks of every kind: all of Llama's, a linear for each half, halves that are left out, nothing at all, an MLP of another width.
 NEMOTRON_BLOCKS = [
@@ -157,6 +172,10 @@ FAMILIES = {
         use_double_wide_mlp=False,
         global_head_dim=32,
         hidden_size_per_layer_input=0,
+    ),
+    "gemma4-mixture": GEMMA4_MOE,
+    "gemma4-mixture-fused-per-layer-inputs": dict(
+        GEMMA4_MOE, unstacked=True, top_k_experts=3, hidden_size_per_layer_input=64, vocab_size_per_layer_input=160, tie_word_embeddings=False
     ),
     "seed-oss": dict(model_type="seed_oss", tie_word_embeddings=False, attention_bias=True),
     "seed-oss-all-biases-yarn": dict(
@@ -295,6 +314,7 @@ FAMILIES = {
         global_head_dim=64,
         hidden_size_per_layer_input=0,
     ),
+    "gemma4-unified-mixture": dict(GEMMA4_MOE, wrapper="gemma4_unified"),
     "qwen3-moe-some-dense-raw-probabilities": dict(MOE, mlp_only_layers=[1], norm_topk_prob=False, tie_word_embeddings=False),
 }
 
@@ -313,6 +333,7 @@ REPRESENTATIVES = {
     "gemma4": "inputs of each layer, keys and values of an earlier layer, norms without weights",
     "gemma3n": "streams of the residual, a layer of low rank, sparse gates, linears before the first block and behind the last",
     "gemma4-keys-as-values-untied": "values made of raw keys, heads whose width and number depend on the layer",
+    "gemma4-mixture": "a mixture of experts beside an MLP, a router with a norm of its own, a norm on the sum of two branches",
     "internlm2": "queries, keys and values in one linear, group by group",
     "openelm": "sizes by layer, paths of its own",
     "nanochat": "norms without weights, relu² without a gate",
@@ -392,6 +413,10 @@ def build(name, seed, **changes):
         noise = rng.standard_normal(old.shape).astype(np.float32)
         if old.ndim == 0:  # numbers of an activation: a trained one is not far from its first; a limit stays
             return old if path.endswith("eps") else old + 0.2 * mx.array(noise)
+        if path.endswith("router.scale"):  # in use it is divided by √H
+            return mx.array(np.sqrt(old.size) * (1 + 0.3 * noise))
+        if path.endswith("per_expert_scale"):
+            return mx.array(1 + 0.3 * noise)
         norm = ("norm" in path or "ln_" in path) and path.endswith("weight")
         if old.ndim == 1 or norm:
             return mx.array((1.0 if norm and not offset else 0.0) + 0.3 * noise)
@@ -410,6 +435,10 @@ def save(folder, model, config, unstacked=False, untied=False):
         for name in [n for n in weights if "switch_mlp" in n]:
             for e, w in enumerate(weights.pop(name)):
                 weights[name.replace("switch_mlp", f"experts.{e}")] = mx.contiguous(w)
+        for name in [n for n in weights if n.endswith("switch_glu.gate_proj.weight")]:
+            stacks = name.removesuffix("switch_glu.gate_proj.weight")
+            gate, up, down = (weights.pop(f"{stacks}switch_glu.{kind}_proj.weight") for kind in ("gate", "up", "down"))
+            weights[stacks + "gate_up_proj"], weights[stacks + "down_proj"] = mx.concatenate([gate, up], axis=1), down
     folder.mkdir(exist_ok=True)
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
     (folder / "config.json").write_text(json.dumps(config))

@@ -48,6 +48,10 @@ const std::map<std::string, const char*>& published() {
         "attn_logit_softcapping":50.0,"final_logit_softcapping":30.0,"sliding_window":4096,"hidden_activation":"gelu_pytorch_tanh"})"},
       {"gemma3_text", R"({"model_type":"gemma3_text","rope_theta":1000000,"rope_local_base_freq":10000,"sliding_window":512,
         "sliding_window_pattern":6,"query_pre_attn_scalar":256,"rope_scaling":null})"},
+      {"gemma4_text", R"({"model_type":"gemma4_text","hidden_size":2816,"num_hidden_layers":30,"intermediate_size":2112,"num_attention_heads":16,
+        "num_key_value_heads":8,"num_global_key_value_heads":2,"head_dim":256,"global_head_dim":512,"attention_k_eq_v":true,"num_kv_shared_layers":0,
+        "hidden_size_per_layer_input":0,"enable_moe_block":true,"num_experts":128,"top_k_experts":8,"moe_intermediate_size":704,"vocab_size":262144,
+        "sliding_window":1024,"sliding_window_pattern":6,"use_double_wide_mlp":false})"},
       {"qwen3_moe", R"({"model_type":"qwen3_moe","hidden_size":2048,"num_hidden_layers":48,"intermediate_size":6144,"num_attention_heads":32,
         "num_key_value_heads":4,"head_dim":128,"rms_norm_eps":1e-06,"vocab_size":151936,"max_position_embeddings":40960,"rope_theta":1000000.0,
         "num_experts":128,"num_experts_per_tok":8,"decoder_sparse_step":1,"mlp_only_layers":[],"moe_intermediate_size":768,"norm_topk_prob":true,
@@ -140,7 +144,7 @@ ModelSpec published_spec(const std::string& type) { return spec_from_config(json
 TEST(Spec, PublishedModelsHaveTheirPublishedSizes) {
   // Parameters of the linears alone (norms and biases are the small rest), from the models' own cards.
   const std::map<std::string, double> billions = {{"llama", 1.236},   {"mistral", 7.248}, {"qwen2", 0.494},  {"qwen3", 0.596},
-                                                  {"smollm3", 3.075}, {"phi3", 3.821},    {"gemma2", 2.614}, {"qwen3_moe", 30.53},
+                                                  {"smollm3", 3.075}, {"phi3", 3.821},    {"gemma2", 2.614}, {"qwen3_moe", 30.53}, {"gemma4_text", 25.23},
                                                   {"seed_oss", 36.15}, {"glm4", 9.40},   {"ministral3", 3.429}, {"apertus", 8.053}, {"lfm2", 1.170},
                                                   {"cohere", 103.81}, {"cohere2", 8.028}, {"olmo2", 7.298}, {"olmo3", 7.297},
                                                   {"phi", 2.779}, {"stablelm", 12.14}, {"starcoder2", 3.029}, {"granite", 8.17},
@@ -208,6 +212,15 @@ TEST(Spec, FamiliesDifferWhereTheyShould) {
   EXPECT_EQ(attention_of(gemma3, 4).window, 512);
   EXPECT_EQ(attention_of(gemma3, 5).window, 0);
   EXPECT_GT(attention_of(gemma3, 4).rope->inv_freq[64], attention_of(gemma3, 5).rope->inv_freq[64]);
+
+  const auto gemma4 = published_spec("gemma4_text");
+  const auto& beside = *find_op<Experts>(gemma4.blocks[29]);
+  EXPECT_EQ(beside.top_k, 8);
+  EXPECT_FLOAT_EQ(beside.router_norm->factor, 1 / std::sqrt(2816.0f));
+  EXPECT_EQ(beside.router_norm->weight_name(), "model.layers.29.router.scale");
+  EXPECT_EQ(gemma4.blocks[29].steps[1].after->path, "model.layers.29.post_feedforward_layernorm");
+  for (const auto& edge : gemma4.edges_of(29))
+    for (const auto& reader : edge.consumers) EXPECT_NE(reader, beside.router.path);  // it does not read the experts' norm
 
   const auto moe = published_spec("qwen3_moe");
   const auto& experts = *find_op<Experts>(moe.blocks[47]);
@@ -390,6 +403,9 @@ TEST(Spec, WhatADamagedFieldHoldsIsShownShortened) {
       {"phi3", {{"partial_rotary_factor", 1e300}}, "\"partial_rotary_factor\" is 1e+300"},
       {"gemma2", {{"query_pre_attn_scalar", 0}}, "\"query_pre_attn_scalar\" is 0"},
       {"smollm3", {{"no_rope_layers", {0, "1"}}}, "\"no_rope_layers[1]\" is \"1\""},
+      {"gemma4_text",
+       {{"enable_moe_block", true}, {"num_experts", 4}, {"top_k_experts", 5}, {"moe_intermediate_size", 8}},
+       "\"top_k_experts\" 5 exceeds \"num_experts\" 4"},
       {"qwen3_moe", {{"mlp_only_layers", {1.5}}}, "\"mlp_only_layers[0]\" is 1.5"},
   };
   for (const auto& [type, changes, part] : faults) {

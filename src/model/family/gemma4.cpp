@@ -1,10 +1,12 @@
 // Gemma 4's text models (type gemma4_text): Gemma 3's blocks with weights as they are, norms on keys, queries and values, sizes that differ between
-// local and global layers, keys and values that later layers share, inputs that each layer has of its own, and a scalar on what leaves a block.
+// local and global layers, keys and values that later layers share, inputs that each layer has of its own, and a scalar on what leaves a block. A mixture
+// of experts stands beside the MLP in some: its router reads the residual through a norm of its own.
 #include <algorithm>
 #include <cmath>
 
 #include "base/error.h"
 #include "model/family/family.h"
+#include "model/ops/experts.h"
 #include "model/ops/gated_mlp.h"
 #include "model/ops/per_layer.h"
 
@@ -62,13 +64,57 @@ NormSpec over_head(const std::string& path, int size, float eps, bool weight = t
   return norm;
 }
 
+struct MixtureSizes {
+  int experts = 0, top_k = 0, width = 0;
+};
+
+/// None in a dense model.
+std::optional<MixtureSizes> mixture_of(const Config& config) {
+  if (!config.flag_or("enable_moe_block", false)) return std::nullopt;
+  const MixtureSizes sizes{config.count("num_experts"), config.count("top_k_experts"), config.count("moe_intermediate_size")};
+  if (sizes.top_k > sizes.experts) fail("model", "config.json: \"top_k_experts\" {} exceeds \"num_experts\" {}", sizes.top_k, sizes.experts);
+  return sizes;
+}
+
+/// The MLP and, beside it, experts, each between norms of its own, and a norm on their sum.
+Step mixed_step(const Decoder& decoder, const Layer& layer, const MixtureSizes& sizes, Imports& imports) {
+  const int H = decoder.hidden, I = sizes.width;
+  Experts op;
+  op.activation = decoder.activation;
+  op.experts = sizes.experts;
+  op.top_k = sizes.top_k;
+  op.over_chosen = true;
+  op.router_norm = decoder.norm_at(layer.prefix + "router.scale");
+  op.router_norm->suffix = "";
+  op.router_norm->factor = 1 / std::sqrt(static_cast<float>(H));
+  op.router = block_linear(layer.index, layer.prefix + "router.proj", Role::router, sizes.experts, H);
+  op.router.fixed_format = codec::Format{codec::Mode::affine, 8, 64};
+  op.expert_factors = ParameterSpec{layer.prefix + "router.per_expert_scale", {sizes.experts}};
+  const auto stack = [&](const char* name, Role role, int out, int in) {
+    auto linear = block_linear(layer.index, layer.prefix + "experts.switch_glu." + name, role, out, in);
+    linear.experts = sizes.experts;
+    linear.top_k = sizes.top_k;
+    return linear;
+  };
+  op.gate = stack("gate_proj", Role::expert_gate, I, H);
+  op.up = stack("up_proj", Role::expert_up, I, H);
+  op.down = stack("down_proj", Role::expert_down, H, I);
+  const auto fused = layer.prefix + "experts.gate_up_proj";
+  imports.rows.push_back({op.gate.path + ".weight", {fused}, {{.kind = Change::Kind::slice, .axis = -2, .first = 0, .count = I}}});
+  imports.rows.push_back({op.up.path + ".weight", {fused}, {{.kind = Change::Kind::slice, .axis = -2, .first = I, .count = I}}});
+  imports.rows.push_back({op.down.path + ".weight", {layer.prefix + "experts.down_proj"}});
+  const auto norm = [&](const char* name) { return decoder.norm_at(layer.prefix + name); };
+  return {.branches = {{.before = layer.mlp_norm, .op = layer.mlp, .after = norm("post_feedforward_layernorm_1")},
+                       {.before = norm("pre_feedforward_layernorm_2"), .op = std::make_shared<const Experts>(op), .after = norm("post_feedforward_layernorm_2")}},
+          .after = layer.mlp_post_norm};
+}
+
 }  // namespace
 
 ModelSpec gemma4_text(const Config& config) {
   auto decoder = Decoder::read(config.filled({{"hidden_size", 1536},       {"num_hidden_layers", 35}, {"intermediate_size", 6144},
                                               {"num_attention_heads", 8}, {"head_dim", 256},         {"rms_norm_eps", 1e-6},
                                               {"vocab_size", 262144},     {"num_key_value_heads", 1}}));
-  if (config.flag_or("enable_moe_block", false)) fail("model", "config.json: \"enable_moe_block\" is true, and Gemma 4's mixtures of experts are not supported yet; take a dense model");
   if (config.has("use_bidirectional_attention") && config.value("use_bidirectional_attention") == "all")
     fail("model", "config.json: \"use_bidirectional_attention\" is \"all\": this is no model that goes on with a text; give a causal one");
   decoder.names = Names::sandwich();
@@ -76,6 +122,7 @@ ModelSpec gemma4_text(const Config& config) {
   decoder.scale = 1;
   decoder.read_tie(config, true);
 
+  const auto mixture = mixture_of(config);
   const auto kinds = kinds_of(config, decoder.layers);
   const auto sharing = config.count_or("num_kv_shared_layers", 20, 0);
   const int own = decoder.layers - sharing, window = config.count_or("sliding_window", 512), size = config.count_or("hidden_size_per_layer_input", 256, 0);
@@ -140,6 +187,7 @@ ModelSpec gemma4_text(const Config& config) {
       attention.inputs.resize(1);
     }
     auto block = layer.block();
+    if (mixture) block.steps[1] = mixed_step(sized, layer, *mixture, spec.imports);
     if (attention.gives) block.steps[0].branches[0].gives = giver.first;
     if (size > 0) {
       PerLayerGate gate;

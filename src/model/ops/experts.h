@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,7 +14,10 @@ namespace lquant::model {
 struct Experts final : Op {
   kernels::Activation activation = kernels::Activation::silu;
   int experts = 0, top_k = 0;
-  bool normalize = false;  ///< the kept probabilities are divided by their sum
+  bool normalize = false;    ///< the kept probabilities are divided by their sum
+  bool over_chosen = false;  ///< softmax over the chosen outputs alone, in the compute dtype
+  std::optional<NormSpec> router_norm;          ///< the router reads the branch's input as it came, through this norm (Gemma 4)
+  std::optional<ParameterSpec> expert_factors;  ///< [experts]: each probability is multiplied by that of its expert
   LinearSpec router, gate, up, down;
 
   void contents(int op, int first_stage, Contents& all) const override;
