@@ -200,7 +200,7 @@ def test_convert(form, tmp_path):
     ids = token_ids(160)
     assert_close(lquant_logits(tmp_path / "out", ids, "float32"), mlx_lm_logits(tmp_path / "out", ids))
 
-    run("convert", "--model", packed, "--mlx-path", tmp_path / "written")
+    run("convert", "--model", packed, "--dequantize", "--mlx-path", tmp_path / "written")
     assert "quantization_config" not in json.loads((tmp_path / "written" / "config.json").read_text())
 
 
