@@ -16,7 +16,7 @@ namespace lquant::codec {
 
 /// Names of the tensors that may hold the linear's weight, in the order in which decode looks for them; path.weight, which may be dense, is among them.
 std::vector<std::string> foreign_tensor_names(const Foreign& foreign, const std::string& path);
-/// Names beside them that hold nothing of the weight, such as the scales of activations: to be dropped.
+/// Names beside them that hold nothing of the weight, such as the scales of activations and of a cache: to be dropped.
 std::vector<std::string> foreign_unused_names(const std::string& path);
 
 /// Shape and dtype of a stored tensor. fp8 numbers may come as their bytes (uint8, as MLX loads them) or as the bfloat16 numbers that they stand for.

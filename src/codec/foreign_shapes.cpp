@@ -240,7 +240,7 @@ std::vector<std::string> foreign_tensor_names(const Foreign& foreign, const std:
 std::vector<std::string> foreign_unused_names(const std::string& path) {
   std::vector<std::string> names;
   for (const char* suffix : {".activation_scale", "_activation_scale", ".input_scale", ".input_scale_ub", ".input_zero_point", ".input_global_scale", ".output_scale",
-                             ".output_zero_point"})
+                             ".output_zero_point", ".k_scale", ".v_scale"})
     names.push_back(path + suffix);
   return names;
 }

@@ -85,8 +85,10 @@ std::optional<ForeignWeight> weight_of(const checkpoint::Checkpoint& checkpoint,
 
 /// What stands beside a packed linear and holds nothing of its weight.
 void leave_out(const checkpoint::Checkpoint& checkpoint, const LinearSpec& linear, const std::string& path, ForeignLinears& found) {
-  for (auto& name : codec::foreign_unused_names(path))
-    if (checkpoint.has(name)) found.left_out.emplace(std::move(name), "what another tool needs to quantize activations");
+  auto names = codec::foreign_unused_names(path);
+  for (const char* scale : {".q_scale", ".k_scale", ".v_scale"}) names.push_back(path.substr(0, path.rfind('.')) + scale);  // of the attention around it
+  for (auto& name : names)
+    if (checkpoint.has(name)) found.left_out.emplace(std::move(name), "what another tool needs to quantize activations, keys and values");
   const auto bias = path + ".bias";
   if (linear.bias || found.description.method != "gptq" || !checkpoint.has(bias)) return;
   if (!mx::any(mx::not_equal(checkpoint.load(bias), mx::array(0.0f))).item<bool>()) found.left_out.emplace(bias, "biases of zeros");
@@ -97,7 +99,6 @@ void leave_out(const checkpoint::Checkpoint& checkpoint, const LinearSpec& linea
 bool has_numbers(const checkpoint::Checkpoint& checkpoint, const codec::Foreign* foreign, const std::string& name) {
   if (checkpoint.has(name)) return true;
   if (foreign == nullptr) return false;
-  // Other names than weights' end in ".scales", ".bias" and the like; none of them with a packed tensor's suffix behind it is a tensor.
   return std::ranges::any_of(packed_names(*foreign, path_of(name)), [&](const auto& one) { return checkpoint.has(one); });
 }
 

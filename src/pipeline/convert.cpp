@@ -4,6 +4,7 @@
 #include <mlx/mlx.h>
 
 #include "base/error.h"
+#include "codec/foreign.h"
 #include "codec/quantize.h"
 #include "model/pack.h"
 #include "pipeline/output.h"
@@ -77,7 +78,8 @@ void convert(const ConvertOptions& options, const run::Context& context) {
     fail("pipeline", "{}: is quantized already; dequantize it first (lquant convert --dequantize) or start from the original",
          options.model.string());
   check_source(model, context);
-  if (options.dequantize && model.formats().empty()) fail("pipeline", "{}: is not quantized; there is nothing to dequantize", options.model.string());
+  const bool packed = !model.formats().empty() || codec::foreign_of(model.checkpoint().config());  // by another tool: dense once it is loaded
+  if (options.dequantize && !packed) fail("pipeline", "{}: is not quantized; there is nothing to dequantize", options.model.string());
   const auto dtype = options.dtype ? parse_dtype(*options.dtype) : default_dtype(model);
 
   std::optional<plan::QuantPlan> plan;

@@ -3,11 +3,13 @@
 import json
 import shutil
 import struct
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from families import assert_close, family_folder, lquant_logits, mlx_lm_logits, token_ids
+from mlx_lm import utils
 from support import run
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
@@ -198,7 +200,7 @@ def test_convert(form, tmp_path):
     ids = token_ids(160)
     assert_close(lquant_logits(tmp_path / "out", ids, "float32"), mlx_lm_logits(tmp_path / "out", ids))
 
-    run("convert", "--model", packed, "--mlx-path", tmp_path / "written")
+    run("convert", "--model", packed, "--dequantize", "--mlx-path", tmp_path / "written")
     assert "quantization_config" not in json.loads((tmp_path / "written" / "config.json").read_text())
 
 
@@ -210,6 +212,52 @@ def test_stored_dtype(tmp_path):
     ours = mx.load(str(tmp_path / "out" / "model.safetensors"))
     assert {t.dtype for t in ours.values()} == {mx.bfloat16}
     assert all(mx.array_equal(ours[name], weight.astype(mx.bfloat16)) for name, weight in weights.items())
+
+
+def test_half_precision(tmp_path):
+    """f16 AWQ: the weights that mlx_lm makes of it, bit for bit."""
+    packed, _ = folders(tmp_path, "llama", "awq", stored=mx.float16)
+    tensors, config = mx.load(str(packed / "model.safetensors")), json.loads((packed / "config.json").read_text())
+    save(packed, {name: t.astype(mx.float16) if t.dtype == mx.float32 else t for name, t in tensors.items()}, config)
+    run("convert", "--model", packed, "--mlx-path", tmp_path / "out")
+    ours, (theirs, _) = mx.load(str(tmp_path / "out" / "model.safetensors")), utils.load_model(packed)
+    for name, layer in theirs.named_modules():
+        if name.endswith("_proj"):
+            dense = mx.dequantize(layer.weight, layer.scales, layer.biases, layer.group_size, layer.bits)
+            assert ours[name + ".weight"].dtype == mx.float16 and mx.array_equal(ours[name + ".weight"], dense), name
+
+
+def test_scales_of_the_cache_are_left_out(tmp_path):
+    packed, dense = folders(tmp_path, "llama", "fp8 rows", num_hidden_layers=1)
+    tensors, config = mx.load(str(packed / "model.safetensors")), json.loads((packed / "config.json").read_text())
+    tensors = {n: mx.to_fp8(t.astype(mx.float32)) if n.endswith("_proj.weight") else t for n, t in tensors.items()}
+    attention = "model.layers.0.self_attn."
+    scales = [attention + name for name in ("k_scale", "v_scale", "k_proj.k_scale", "v_proj.v_scale")]
+    save(packed, dict(tensors, **{name: mx.ones(1) for name in scales}), config)
+    run("convert", "--model", packed, "--mlx-path", tmp_path / "out")
+    (reason,) = json.loads((tmp_path / "out" / "lquant.json").read_text())["left_out"].values()
+    assert set(scales) < set(reason)
+
+
+def test_mlx_comes_first(tmp_path):
+    """A folder with MLX's own block and tensors is read as such, whatever else its config.json says."""
+    _, dense = folders(tmp_path, "llama", "awq")
+    run("convert", "--model", dense, "-q", "--q-group-size", 32, "--mlx-path", tmp_path / "mlx")
+    ids = token_ids(160)
+    before = lquant_logits(tmp_path / "mlx", ids, "float32")
+    config = json.loads((tmp_path / "mlx" / "config.json").read_text())
+    (tmp_path / "mlx" / "config.json").write_text(json.dumps(dict(config, quantization_config=FORMS["awq"][1])))
+    assert np.array_equal(lquant_logits(tmp_path / "mlx", ids, "float32"), before)
+
+
+def test_packed_tower(tmp_path):
+    """An output could not say how a tower is packed."""
+    source = shutil.copytree(Path(__file__).parents[1] / "model" / "fixtures" / "llava", tmp_path / "source")
+    tensors, config = mx.load(str(source / "model.safetensors")), json.loads((source / "config.json").read_text())
+    tower = next(n for n in tensors if n.startswith("vision_tower.") and n.endswith("_proj.weight"))
+    save(source, dict(tensors, **{tower + "_scale_inv": mx.ones((1, 1))}), dict(config, quantization_config=FORMS["fp8 blocks"][1]))
+    error = run("convert", "--model", source, "-q", "--mlx-path", tmp_path / "out", code=1).stderr
+    assert f'the vision tower is quantized itself ("{tower}_scale_inv")' in error
 
 
 Q = "model.layers.0.self_attn.q_proj."
