@@ -116,22 +116,8 @@ TEST_P(ForwardTest, ObserverSeesEveryLinearOnce) {
   for (const auto& [path, linear] : linears) EXPECT_EQ(seen[path], linear->role == Role::embed ? 0 : linear->reads) << path;
 }
 
-/// The same model with mixtures whose tokens go to every expert: choosing some is a step function, which has no gradient.
-ModelSpec with_all_experts(ModelSpec spec) {
-  for (auto& block : spec.blocks)
-    for (auto& step : block.steps)
-      for (auto& branch : step.branches) {
-        const auto* chosen = dynamic_cast<const Experts*>(branch.op.get());
-        if (!chosen) continue;
-        auto all = *chosen;
-        for (int* top_k : {&all.top_k, &all.gate.top_k, &all.up.top_k, &all.down.top_k}) *top_k = all.experts;
-        branch.op = std::make_shared<const Experts>(all);
-      }
-  return spec;
-}
-
 TEST_P(ForwardTest, GradientsReachScalesAndBiases) {
-  const auto spec = with_all_experts(this->spec);
+  const auto spec = oracle::with_all_experts(oracle::without_steps(this->spec));
   auto packed = tensors;
   Formats formats;
   std::vector<std::string> names;
@@ -175,6 +161,28 @@ TEST_P(ForwardTest, GradientsReachScalesAndBiases) {
   const double rounding = std::sqrt(3.0 * 14 * spec.vocab) * largest(forward(spec, packed, formats, ids, mx::float32)) * 1e-6 / step;
   EXPECT_NEAR(along, fine, std::abs(coarse - fine) + rounding);
   EXPECT_GT(std::abs(along), 5 * rounding);  // else the comparison would say nothing
+}
+
+TEST(Forward, ValuesInStepsHaveTheGradientOfThoseThatAreNot) {
+  const auto stepped = spec_from_config(oracle::tiny_config("afm7")), smooth = oracle::without_steps(stepped);
+  auto tensors = oracle::random_tensors(stepped, 11);
+  const auto ids = mx::random::randint(0, stepped.vocab, {2, 9}, mx::int32, mx::random::key(1));
+  const std::string attention = "model.layers.1.self_attn.", linear = attention + "qkv_proj.weight";  // two later layers read its keys and values
+  const auto gradient = [&](const ModelSpec& spec) {
+    const auto loss = [&](const mx::array& weight) {
+      auto own = tensors;
+      own.insert_or_assign(linear, weight);
+      return mx::sum(mx::square(forward(spec, own, {}, ids, mx::float32)));
+    };
+    const auto all = mx::grad(loss)(tensors.at(linear));
+    return mx::slice(all, {64, 0}, {128, 64});  // rows of keys and values
+  };
+  for (auto& [name, value] : tensors)
+    if (name.find(".quant_") != std::string::npos) value = mx::array(0.03f);
+  EXPECT_LT(oracle::distance_between(gradient(stepped), gradient(smooth)), 0.1);
+  // Where all are out of range, at −128 or 127 steps, nothing flows back.
+  for (const char* name : {"quant_key_scale", "quant_value_scale"}) tensors.insert_or_assign(attention + name, mx::array(1e-9f));
+  EXPECT_EQ(largest(gradient(stepped)), 0);
 }
 
 TEST_P(ForwardTest, DensifiedEqualsPacked) {

@@ -48,6 +48,7 @@ const std::map<std::string, const char*>& published() {
         "attn_logit_softcapping":50.0,"final_logit_softcapping":30.0,"sliding_window":4096,"hidden_activation":"gelu_pytorch_tanh"})"},
       {"gemma3_text", R"({"model_type":"gemma3_text","rope_theta":1000000,"rope_local_base_freq":10000,"sliding_window":512,
         "sliding_window_pattern":6,"query_pre_attn_scalar":256,"rope_scaling":null})"},
+      {"afm7", R"({"model_type":"afm7","hidden_dim":2048,"num_layers":56,"num_kv_reuse_layers":21,"num_heads":16,"num_kv_heads":2,"vocab_size":153600})"},
       {"gemma4_text", R"({"model_type":"gemma4_text","hidden_size":2816,"num_hidden_layers":30,"intermediate_size":2112,"num_attention_heads":16,
         "num_key_value_heads":8,"num_global_key_value_heads":2,"head_dim":256,"global_head_dim":512,"attention_k_eq_v":true,"num_kv_shared_layers":0,
         "hidden_size_per_layer_input":0,"enable_moe_block":true,"num_experts":128,"top_k_experts":8,"moe_intermediate_size":704,"vocab_size":262144,
@@ -212,6 +213,13 @@ TEST(Spec, FamiliesDifferWhereTheyShould) {
   EXPECT_EQ(attention_of(gemma3, 4).window, 512);
   EXPECT_EQ(attention_of(gemma3, 5).window, 0);
   EXPECT_GT(attention_of(gemma3, 4).rope->inv_freq[64], attention_of(gemma3, 5).rope->inv_freq[64]);
+
+  const auto afm = published_spec("afm7");
+  EXPECT_FALSE(attention_of(afm, 34).shared);
+  EXPECT_EQ(attention_of(afm, 35).shared->block, 34);
+  EXPECT_EQ(attention_of(afm, 35).inputs[0].path, "model.kv_reuse_layers.0.self_attn.q_proj");
+  EXPECT_FALSE(attention_of(afm, 0).inputs[0].dense_why.empty());
+  for (const auto* linear : afm.blocks[40].linears()) EXPECT_EQ(linear->block, 40) << linear->path;
 
   const auto gemma4 = published_spec("gemma4_text");
   const auto& beside = *find_op<Experts>(gemma4.blocks[29]);

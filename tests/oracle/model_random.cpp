@@ -9,6 +9,9 @@
 #include <fstream>
 #include <map>
 
+#include "model/ops/attention.h"
+#include "model/ops/experts.h"
+
 namespace lquant::oracle {
 
 namespace mx = mlx::core;
@@ -89,6 +92,8 @@ json tiny_config(const std::string& model_type) {
     config.update({{"norm_eps", 1e-5}, {"conv_bias", true}, {"conv_L_cache", 4}, {"block_dim", 64}, {"block_ff_dim", 96}, {"block_multiple_of", 32}});
     config.update({{"block_ffn_dim_multiplier", 1.0}, {"block_auto_adjust_ff_dim", false}, {"layer_types", {"full_attention", "conv"}}});
   }
+  if (model_type == "afm7")
+    config.update({{"hidden_dim", 64}, {"num_layers", 4}, {"num_kv_reuse_layers", 2}, {"num_heads", 4}, {"num_kv_heads", 2}, {"hidden_dim_scale_factor", 1.5}});
   if (model_type == "gemma4_text")
     config.update({{"num_hidden_layers", 4}, {"num_kv_shared_layers", 2}, {"sliding_window", 5}, {"sliding_window_pattern", 2}, {"global_head_dim", 24},
                    {"hidden_size_per_layer_input", 32}, {"vocab_size_per_layer_input", 40}});
@@ -136,14 +141,42 @@ model::Tensors random_tensors(const model::ModelSpec& spec, std::uint64_t seed) 
     const auto contents = block.contents();
     for (const auto* norm : contents.norms) add_norm(*norm);
     // A factor of a whole layer is near 1: near 0 the layers before it would not count. An activation's limit is where it would have a step elsewhere.
+    // In wide steps hardly any two sums that differ in their order are rounded apart.
     for (const auto* parameter : contents.parameters) {
       const bool factor = parameter->shape == mx::Shape{1}, limit = parameter->path.ends_with(".eps");
-      tensors.emplace(parameter->path, limit ? mx::array(-1e-6f) : normal(parameter->shape, factor ? 1 : 0, factor ? 0.1f : 0.3f));
+      const bool step = parameter->path.find(".quant_") != std::string::npos;
+      tensors.emplace(parameter->path, limit ? mx::array(-1e-6f) : step ? mx::array(0.5f) : normal(parameter->shape, factor ? 1 : 0, factor ? 0.1f : 0.3f));
     }
   }
   for (const auto* norm : spec.outer_norms()) add_norm(*norm);
   for (auto& [name, value] : tensors) value.eval();
   return tensors;
+}
+
+model::ModelSpec without_steps(model::ModelSpec spec) {
+  for (auto& block : spec.blocks)
+    for (auto& step : block.steps)
+      for (auto& branch : step.branches) {
+        const auto* stepped = dynamic_cast<const model::Attention*>(branch.op.get());
+        if (!stepped || !stepped->k_step) continue;
+        auto own = *stepped;
+        own.k_step = own.v_step = std::nullopt;
+        branch.op = std::make_shared<const model::Attention>(own);
+      }
+  return spec;
+}
+
+model::ModelSpec with_all_experts(model::ModelSpec spec) {
+  for (auto& block : spec.blocks)
+    for (auto& step : block.steps)
+      for (auto& branch : step.branches) {
+        const auto* chosen = dynamic_cast<const model::Experts*>(branch.op.get());
+        if (!chosen) continue;
+        auto all = *chosen;
+        for (int* top_k : {&all.top_k, &all.gate.top_k, &all.up.top_k, &all.down.top_k}) *top_k = all.experts;
+        branch.op = std::make_shared<const model::Experts>(all);
+      }
+  return spec;
 }
 
 std::string name_of(std::string model_type) {

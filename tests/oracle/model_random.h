@@ -15,6 +15,11 @@ nlohmann::json tiny_config(const std::string& model_type);
 /// Dense f32 tensors of every linear and norm: products keep the size of their input, norms and biases are far from neutral.
 model::Tensors random_tensors(const model::ModelSpec& spec, std::uint64_t seed);
 
+/// The same model with keys and values as they are where it rounds them to steps: near a boundary two sound computations are a whole step apart.
+model::ModelSpec without_steps(model::ModelSpec spec);
+/// The same model with mixtures whose tokens go to every expert: choosing some is a step function, which has no gradient.
+model::ModelSpec with_all_experts(model::ModelSpec spec);
+
 /// f32, bf16 and f16: every dtype that a checkpoint's numbers may have; and their names, for names of tests.
 inline const std::vector<mlx::core::Dtype> kDtypes = {mlx::core::float32, mlx::core::bfloat16, mlx::core::float16};
 std::string name_of(mlx::core::Dtype dtype);

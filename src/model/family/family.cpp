@@ -20,6 +20,7 @@ using Family = ModelSpec (*)(const family::Config&);
 
 const std::map<std::string, Family>& families() {
   static const std::map<std::string, Family> table = {
+      {"afm7", family::afm7},
       {"apertus", family::apertus},
       {"baichuan_m1", family::baichuan_m1},
       {"cohere", family::cohere},

@@ -8,6 +8,7 @@
 // ModelArgs, since its output must mean the same there), fills a Decoder, and changes in the layers what is its own.
 namespace lquant::model::family {
 
+ModelSpec afm7(const Config& config);
 ModelSpec apertus(const Config& config);
 ModelSpec baichuan_m1(const Config& config);
 ModelSpec cohere(const Config& config);

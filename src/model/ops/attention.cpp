@@ -37,6 +37,15 @@ mx::array tapped(const Scope& scope, const ParameterSpec& taps, const mx::array&
   return mx::add(mx::multiply(both[1], tap(0)), mx::multiply(both[0], tap(1)));
 }
 
+/// x in whole steps of 8 bits, in f32, with the gradient of what is not rounded (straight-through, arXiv 1308.3432); none where a step is out of range.
+mx::array stepped(const Scope& scope, const ParameterSpec& spec, const mx::array& x) {
+  const auto step = mx::astype(scope.tensor(spec.path), mx::float32);
+  const auto within = mx::clip(mx::divide(mx::astype(x, mx::float32), step), mx::array(-128.0f), mx::array(127.0f));
+  const auto fixed = mx::stop_gradient(within);
+  const auto steps = mx::add(mx::round(fixed), mx::subtract(within, fixed));  // what is added is 0
+  return mx::astype(mx::multiply(steps, step), x.dtype());
+}
+
 /// Nothing where the factor is 1 for all positions below `longest`.
 mx::array heated(const Scope& scope, const QueryTemperature& temperature, const mx::array& q, int longest) {
   if (longest <= temperature.period) return q;
@@ -65,8 +74,8 @@ void Attention::contents(int op, int first_stage, Contents& all) const {
   all.readings.push_back({&output, op, first_stage + 1});
   for (const auto* norm : {&q_norm, &k_norm, &v_norm, &unread_norm})
     if (*norm) all.norms.push_back(&**norm);
-  for (const auto* taps : {&k_taps, &v_taps})
-    if (*taps) all.parameters.push_back(&**taps);
+  for (const auto* parameter : {&k_taps, &v_taps, &k_step, &v_step})
+    if (*parameter) all.parameters.push_back(&**parameter);
 }
 
 std::vector<mx::array> Attention::project(const Scope& scope, const mx::array& h) const {
@@ -132,6 +141,8 @@ Flow Attention::attend(const Scope& scope, const mx::array& h) const {
     q = by_head(q_norm, q);
     if (!shared) k = by_head(k_norm, k);
   }
+  if (k_step) k = stepped(scope, *k_step, k);
+  if (v_step) v = stepped(scope, *v_step, v);
   if (temperature) q = heated(scope, *temperature, q, longest);
   Flow next;
   const int width = kv_heads * head_dim;
@@ -180,8 +191,8 @@ std::vector<std::string> Attention::readers() const {
 }
 
 std::vector<Edge> Attention::edges() const {
-  // A norm on the values takes their scale away; what later blocks read, or keys read too, keeps its own.
-  if (v_norm || shared || gives || values_from_keys) return {};
+  // A norm on the values takes their scale away, steps do not bear one; what later blocks read, or keys read too, keeps its own.
+  if (v_norm || v_step || shared || gives || values_from_keys) return {};
   Edge edge;
   edge.producer = inputs.back().path;
   edge.rows = inputs.size() == 1 ? inputs[0].parts[2] : Part::piece(Role::v, 0, inputs.back().out);

@@ -39,6 +39,8 @@ struct Attention final : Op {
   std::optional<QueryTemperature> temperature;  ///< behind rope
   /// [1, 1, kv_heads, 1, 2]: w0 of the token before and w1 of the token itself, for each head of keys and of values, before rope (Baichuan M1).
   std::optional<ParameterSpec> k_taps, v_taps;
+  /// []: keys and values are rounded, last of all, to whole multiples of it from −128 to 127 times (AFM).
+  std::optional<ParameterSpec> k_step, v_step;
   /// q, k, v; or one linear with three parts, in this order.
   std::vector<LinearSpec> inputs;
   LinearSpec output;
