@@ -1,9 +1,12 @@
 """`lquant convert` beside mlx_lm.convert on every family: the same tensors, bit for bit, and the same quantization block."""
 
 import json
+import shutil
+from pathlib import Path
 
 import mlx.core as mx
 import mlx_lm
+import numpy as np
 import pytest
 from families import DENSE_EMBEDDING, FAMILIES, STAY_DENSE, TINY, assert_close, family_folder, lquant_logits, mlx_lm_logits, model_type, token_ids
 from mlx_lm import utils
@@ -138,6 +141,21 @@ def test_an_embedding_that_mlx_lm_cannot_run_packed_stays_dense(tmp_path, name, 
     sentence = "[plan] {}: model.embed_tokens must stay dense: mlx_lm multiplies by Seed-OSS's tied embedding as it is stored"
     refused(source, tmp_path, ["-q", "--plan", tmp_path / "plan.json"], sentence.format(tmp_path / "plan.json"), code=1)
     ran("convert", name)
+
+
+def test_a_scale_that_is_turned_off_is_written(tmp_path):
+    """Gemma 3n's class in mlx_lm has this parameter whether or not it is used, and opens no folder without it."""
+    shutil.copytree(Path(__file__).parents[1] / "model/fixtures/gemma3n", tmp_path / "source")
+    config = json.loads((tmp_path / "source/config.json").read_text())
+    config["text_config"].update(rope_local_base_freq=1e4, rope_theta=1e6)
+    for on in (True, False):
+        config["text_config"]["altup_correct_scale"] = on
+        (tmp_path / "source/config.json").write_text(json.dumps(config))
+        run("convert", "--hf-path", tmp_path / "source", "-q", "--q-group-size", 32, "--mlx-path", tmp_path / str(on))
+        utils.load_model(tmp_path / str(on))
+    on, off = (tensors(tmp_path / name) for name in ("True", "False"))
+    assert on.keys() == off.keys() and all(same_bytes(on[name], off[name]) for name in on)
+    assert not np.allclose(*(lquant_logits(tmp_path / str(on), token_ids(80), "float32") for on in (True, False)))
 
 
 # --- dtypes, and back to dense weights ------------------------------------------------------------------------------------

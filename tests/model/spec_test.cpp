@@ -572,6 +572,11 @@ TEST(Spec, FieldsThatMlxLmWouldReadOtherwiseAreSettled) {
   EXPECT_EQ(settled("qwen", {{"num_hidden_layers", nullptr}}), (json{{"num_hidden_layers", 24}}));
   EXPECT_EQ(settled("minicpm", {{"tie_word_embeddings", true}}), (json{{"tie_word_embeddings", false}}));
   EXPECT_EQ(settled("openelm", {{"share_input_output_layers", nullptr}}), (json{{"share_input_output_layers", false}}));
+  // Null is false, as in Python, also where a flag that is absent would be true.
+  EXPECT_EQ(settled("ernie4_5", {{"use_bias", nullptr}}), (json{{"head_dim", 16}, {"use_bias", false}}));
+  EXPECT_EQ(settled("internlm2", {{"bias", nullptr}}), (json{{"bias", false}}));
+  EXPECT_EQ(settled("gemma4_text", {{"use_double_wide_mlp", nullptr}, {"hidden_size_per_layer_input", nullptr}}),
+            (json{{"use_double_wide_mlp", false}, {"hidden_size_per_layer_input", 0}}));
   // What transformers 5 says otherwise, where mlx_lm opens no model without these.
   const json positions{{"rope_type", "llama3"}, {"rope_theta", 5000.0}, {"factor", 8.0}};
   EXPECT_EQ(settled("exaone", {{"rope_theta", "absent"}, {"rope_parameters", positions}}),

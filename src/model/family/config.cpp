@@ -102,7 +102,11 @@ std::string Config::text(const char* key) const { return field(key).text(); }
 
 double Config::number(const char* key) const { return field(key).number(); }
 
-bool Config::flag(const char* key) const { return field(key).flag(); }
+bool Config::flag(const char* key) const {
+  if (!is_null(key)) return field(key).flag();
+  settle(key, false);
+  return false;
+}
 
 std::vector<JsonView> Config::entries(const char* key, int size) const {
   const auto list = field(key);

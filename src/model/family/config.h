@@ -14,7 +14,7 @@ namespace lquant::model::family {
 /// What messages about a field advise.
 inline constexpr const char* kMend = "take the config.json of the original model";
 
-/// config.json's fields with a type and a range; null counts as absent. Throws Error naming the field. Where mlx_lm, which has the written file as
+/// config.json's fields with a type and a range; null counts as absent, but for a flag, which it leaves false. Throws Error naming the field. Where mlx_lm, which has the written file as
 /// it stands, would not read the same (a null, 6.0 for a count), the value that was read is kept in settled(). Copies share what is settled.
 class Config {
  public:
@@ -53,7 +53,7 @@ class Config {
   double number(const char* key) const;
   double number_or(const char* key, double otherwise) const { return has(key) ? number(key) : otherwise_of(key, otherwise); }
   bool flag(const char* key) const;
-  bool flag_or(const char* key, bool otherwise) const { return has(key) ? flag(key) : otherwise_of(key, otherwise); }
+  bool flag_or(const char* key, bool otherwise) const { return has(key) || is_null(key) ? flag(key) : otherwise; }
   std::string text(const char* key) const;
   /// Any value; null when absent.
   nlohmann::json value(const char* key) const {

@@ -44,7 +44,7 @@ void Decoder::read_tie(const Config& config, std::optional<bool> otherwise, cons
 
 void Decoder::always_tied(const Config& config) {
   tied = true;
-  drops_head = config.flag_or("tie_word_embeddings", true);
+  drops_head = config.filled({{"tie_word_embeddings", true}}).flag("tie_word_embeddings");
 }
 
 void Decoder::require_even_heads() const {

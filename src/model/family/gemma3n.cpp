@@ -138,8 +138,8 @@ ModelSpec gemma3n(const Config& config) {
     inputs.streams = streams;
     inputs.active = altup.stream(altup.active);
     inputs.input = {inputs_at, size};
-    if (correct_scale) inputs.scale = ParameterSpec{layer.prefix + "altup.correct_output_scale", {H}};
-    else spec.left_out.push_back({layer.prefix + "altup.correct_output_scale", "a scale that config.json turns off"});
+    inputs.scale = {layer.prefix + "altup.correct_output_scale", {H}};
+    inputs.scales = correct_scale;
     inputs.gate = block_linear(i, layer.prefix + "per_layer_input_gate", Role::other, size, H);
     inputs.projection = block_linear(i, layer.prefix + "per_layer_projection", Role::other, H, size);
     inputs.norm = norm_over(layer.prefix + "post_per_layer_input_norm", H, decoder.eps);

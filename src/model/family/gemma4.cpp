@@ -55,6 +55,14 @@ void settle_layers(const Config& config, const std::vector<std::string>& kinds) 
   }
 }
 
+/// 0: layers have no inputs of their own. To Python null is the same.
+int layer_input_size(const Config& config) {
+  const char* key = "hidden_size_per_layer_input";
+  if (!config.is_null(key)) return config.count_or(key, 256, 0);
+  config.settle(key, 0);
+  return 0;
+}
+
 NormSpec over_head(const std::string& path, int size, float eps, bool weight = true) {
   NormSpec norm;
   norm.path = path;
@@ -125,7 +133,7 @@ ModelSpec gemma4_text(const Config& config) {
   const auto mixture = mixture_of(config);
   const auto kinds = kinds_of(config, decoder.layers);
   const auto sharing = config.count_or("num_kv_shared_layers", 20, 0);
-  const int own = decoder.layers - sharing, window = config.count_or("sliding_window", 512), size = config.count_or("hidden_size_per_layer_input", 256, 0);
+  const int own = decoder.layers - sharing, window = config.count_or("sliding_window", 512), size = layer_input_size(config);
   if (own < 1) fail("model", "config.json: \"num_kv_shared_layers\" {} leaves none of {} layers with keys of its own; {}", sharing, decoder.layers, kMend);
   const bool wide = config.flag_or("use_double_wide_mlp", true);
   Kind local{decoder.head_dim, decoder.kv_heads}, global = local;

@@ -14,7 +14,7 @@ ModelSpec glm4(const Config& config) {
   decoder.names.mlp_post_norm = "post_mlp_layernorm";
   const auto flat = with_flat_positions(config);
   auto spec = decoder.build("glm4", make_rope(rotated_features(flat, decoder.head_dim, std::nullopt), flat.number("rope_theta"),
-                                              config.flag_or("rope_traditional", true), nullptr, 0));
+                                              config.filled({{"rope_traditional", true}}).flag("rope_traditional"), nullptr, 0));
   spec.left_out.push_back({"model.layers." + std::to_string(decoder.layers) + ".*", kNotRun});
   return spec;
 }

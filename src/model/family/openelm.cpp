@@ -23,9 +23,7 @@ ModelSpec openelm(const Config& config) {
   nlohmann::json fields = {{"rms_norm_eps", config.number_or("rms_norm_eps", 1e-6)}};
   for (const char* key : {"num_transformer_layers", "model_dim", "head_dim", "vocab_size"}) fields[key] = config.count(key);
   const bool qk_norm = config.flag_or("normalize_qk_projections", true);
-  // In Python null is false.
-  const bool tied = !config.is_null("share_input_output_layers") && config.flag_or("share_input_output_layers", true);
-  if (!tied) config.settle("share_input_output_layers", false);
+  const bool tied = config.flag_or("share_input_output_layers", true);
   const auto rope = make_rope(config.count("head_dim"), config.number_or("rope_freq_constant", 10000), false, nullptr, 0);
 
   const auto decoder_of = [&](int i) {

@@ -92,12 +92,12 @@ void AltUpInputs::contents(int op, int first_stage, Contents& all) const {
   all.readings.push_back({&gate, op, first_stage});
   all.readings.push_back({&projection, op, first_stage + 1});
   all.norms.push_back(&norm);
-  if (scale) all.parameters.push_back(&*scale);
+  all.parameters.push_back(&scale);
 }
 
 Flow AltUpInputs::start(const Scope& scope, const mx::array&, const mx::array&) const {
   auto x = mx::contiguous(scope.columns(active));
-  if (scale) x = mx::multiply(x, mx::astype(scope.tensor(scale->path), x.dtype()));
+  if (scales) x = mx::multiply(x, mx::astype(scope.tensor(scale.path), x.dtype()));
   scope.observe(gate, x);
   return {{x}, {}};
 }

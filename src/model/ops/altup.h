@@ -56,7 +56,8 @@ struct AltUpCorrect final : Op {
 struct AltUpInputs final : Op {
   int streams = 4;
   Columns active, input;
-  std::optional<ParameterSpec> scale;  ///< [hidden]
+  ParameterSpec scale;  ///< [hidden]
+  bool scales = true;   ///< whether `scale` is used; mlx_lm wants it to be there in any case
   LinearSpec gate, projection;
   NormSpec norm;
 
