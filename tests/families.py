@@ -308,6 +308,8 @@ FAMILIES = {
     "mistral3": dict(MINISTRAL, wrapper="mistral3", tie_word_embeddings=False, head_dim=64),
     "pixtral": dict(model_type="llama", wrapper="pixtral", tie_word_embeddings=False),
     "lfm2-vl": dict(LFM2, wrapper="lfm2-vl"),
+    "qwen3-vl-moe": dict(MOE, wrapper="qwen3_vl_moe", tie_word_embeddings=False),
+    "qwen3-vl-moe-fused-some-dense": dict(MOE, wrapper="qwen3_vl_moe", tie_word_embeddings=False, mlp_only_layers=[1], unstacked=True),
     "gemma4-unified": dict(
         model_type="gemma4_text",
         wrapper="gemma4_unified",
@@ -364,7 +366,7 @@ REPRESENTATIVES = {
     "qwen3-moe-some-dense-raw-probabilities": "mixtures and dense blocks in one model",
 }
 # Model types whose 16-bit pass mlx_lm cannot do on a CPU: MLX has no mixtures in 16 bits there.
-FLOAT32_ALONE = {"qwen3_moe"}
+FLOAT32_ALONE = {"qwen3_moe", "qwen3_vl_moe"}
 # Models whose tied embedding stays dense, for mlx_lm multiplies by it as it is stored: what mlx_lm.convert makes of them without a predicate does not run.
 DENSE_EMBEDDING = {"seed-oss-tied"}
 # Linears that mlx_lm's quantizer fails on, by the end of their path: both programs leave them dense.
@@ -440,7 +442,13 @@ def save(folder, model, config, unstacked=False, untied=False):
     weights = dict(tree_flatten(model.parameters()))
     if config["model_type"].startswith("gemma3") and not untied:
         weights = {k: v for k, v in weights.items() if "lm_head" not in k}
-    if unstacked:
+    if unstacked and config["model_type"] == "qwen3_vl_moe":  # gate and up in one, everything [experts, in, out]
+        for name in [n for n in weights if n.endswith("switch_mlp.gate_proj.weight")]:
+            stacks = name.removesuffix("switch_mlp.gate_proj.weight")
+            gate, up, down = (weights.pop(f"{stacks}switch_mlp.{kind}_proj.weight").swapaxes(1, 2) for kind in ("gate", "up", "down"))
+            weights[stacks + "experts.gate_up_proj"] = mx.concatenate([gate, up], axis=2)
+            weights[stacks + "experts.down_proj"] = mx.contiguous(down)
+    elif unstacked:
         for name in [n for n in weights if "switch_mlp" in n]:
             for e, w in enumerate(weights.pop(name)):
                 weights[name.replace("switch_mlp", f"experts.{e}")] = mx.contiguous(w)

@@ -652,6 +652,12 @@ TEST(Spec, WrappersSettleWithinTheirTextConfig) {
     EXPECT_EQ(spec_from_config(config).settled.at("text_config").at("tie_word_embeddings"), tied);
   }
 
+  config = oracle::tiny_config("qwen3_vl_moe");
+  config["text_config"].erase("norm_topk_prob");
+  EXPECT_EQ(spec_from_config(config).settled.at("text_config").at("norm_topk_prob"), true);
+  config["text_config"]["tie_word_embeddings"] = true;
+  EXPECT_THROW(spec_from_config(config), Error);  // mlx_lm asks for a head in the file
+
   // Of Qwen2-VL the text's fields are written at the top, where all its readers look.
   const auto flat = spec_from_config(oracle::tiny_config("qwen2_vl"));
   EXPECT_EQ(flat.removed, std::vector<std::string>{"text_config"});

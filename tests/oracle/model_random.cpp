@@ -21,11 +21,13 @@ json tiny_config(const std::string& model_type) {
   // Wrappers: the text model stands inside.
   static const std::map<std::string, std::string> inner = {{"gemma3", "gemma3_text"},      {"gemma4", "gemma4_text"}, {"lfm2-vl", "lfm2"},
                                                            {"lfm2_vl", "lfm2"},            {"llava", "llama"},        {"mistral3", "ministral3"},
-                                                           {"pixtral", "mistral"},         {"qwen2_vl", "qwen2"},     {"qwen3_vl", "qwen3"}};
+                                                           {"pixtral", "mistral"},         {"qwen2_vl", "qwen2"},     {"qwen3_vl", "qwen3"},
+                                                           {"qwen3_vl_moe", "qwen3_moe"}};
   if (const auto text = inner.find(model_type); text != inner.end()) {
     auto config = tiny_config(text->second);
     if (model_type == "gemma4")  // its mixture; gemma4_text is dense here
       config.update({{"enable_moe_block", true}, {"num_experts", 5}, {"top_k_experts", 2}, {"moe_intermediate_size", 32}});
+    if (model_type == "qwen3_vl_moe") config["tie_word_embeddings"] = false;
     return {{"model_type", model_type}, {"text_config", config}, {"vocab_size", config.at("vocab_size")}};
   }
   if (const auto target = model::run_as(model_type); target != model_type && model_type != "mistral") {

@@ -71,6 +71,7 @@ const std::map<std::string, Family>& families() {
       {"qwen3", family::qwen3},
       {"qwen3_moe", family::qwen3_moe},
       {"qwen3_vl", family::qwen3_vl},
+      {"qwen3_vl_moe", family::qwen3_vl_moe},
       {"seed_oss", family::seed_oss},
       {"smollm3", family::smollm3},
       {"stablelm", family::stablelm},

@@ -58,6 +58,7 @@ ModelSpec qwen2_vl(const Config& config);
 ModelSpec qwen3(const Config& config);
 ModelSpec qwen3_moe(const Config& config);
 ModelSpec qwen3_vl(const Config& config);
+ModelSpec qwen3_vl_moe(const Config& config);
 ModelSpec seed_oss(const Config& config);
 ModelSpec smollm3(const Config& config);
 ModelSpec stablelm(const Config& config);

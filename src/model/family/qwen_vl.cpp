@@ -1,6 +1,8 @@
-// Qwen2-VL (arXiv 2409.12191), Qwen2.5-VL (arXiv 2502.13923) and Qwen3-VL: Qwen2 and Qwen3 behind a tower. Their rotary positions have three axes, which
+// Qwen2-VL (arXiv 2409.12191), Qwen2.5-VL (arXiv 2502.13923) and Qwen3-VL: Qwen2 and Qwen3, dense or with experts, behind a tower. Their rotary positions have three axes, which
 // agree for text. Qwen2's fields stand at the top of config.json in most files and, since transformers 5, in text_config.
+#include "base/error.h"
 #include "model/family/wrapper.h"
+#include "model/ops/experts.h"
 
 namespace lquant::model::family {
 namespace {
@@ -8,10 +10,11 @@ namespace {
 std::vector<Part> tower() { return {{"the vision tower", "vision_tower.", {"visual.", "model.visual.", "model.vision_tower."}}}; }
 
 /// text_config, with the tie that transformers 5 writes beside it. Where neither says it the checkpoint tells.
-Config tied_as_told(const Config& config) {
+Config tied_as_told(const Config& config, nlohmann::json otherwise = nlohmann::json::object()) {
   auto given = nlohmann::json::object();
   if (!config.child("text_config").has("tie_word_embeddings")) given["tie_word_embeddings"] = config.value("tie_word_embeddings");
-  return text_of(config, given, {{"model_type", config.text("model_type") + "_text"}});
+  otherwise["model_type"] = config.text("model_type") + "_text";
+  return text_of(config, given, otherwise);
 }
 
 /// "rope_scaling" in the words of transformers 4, which mlx-vlm asks for, of the "rope_parameters" of transformers 5.
@@ -58,6 +61,30 @@ ModelSpec qwen3_vl(const Config& config) {
   const auto nested = text.value("rope_parameters");
   if (!text.has("rope_theta") && nested.is_object()) text.settle("rope_theta", nested.at("rope_theta"));
   settle_sections(text);
+  return spec;
+}
+
+ModelSpec qwen3_vl_moe(const Config& config) {
+  settle_tower(config);
+  // transformers 5 always divides the kept probabilities by their sum, and does not write that.
+  const auto text = with_flat_positions(tied_as_told(config, {{"norm_topk_prob", true}}));
+  auto spec = wrapped(qwen3_moe(text), tower());
+  if (spec.tied()) fail("model", "config.json: \"tie_word_embeddings\" is true, and mlx_lm loads no qwen3_vl_moe without a head of its own; give an untied model");
+  spec.head_if_present = false;
+  settle_sections(text);
+  // Hugging Face has an expert's gate and up in one tensor [experts, in, out], and the other way round than mlx_lm.
+  for (const auto& block : spec.blocks) {
+    const auto* mlp = find_op<Experts>(block);
+    if (!mlp) continue;
+    const auto stacks = mlp->down.path.substr(0, mlp->down.path.rfind("switch_mlp.")) + "experts.";
+    int first = 0;
+    for (const auto* linear : {&mlp->gate, &mlp->up}) {
+      const Change half{.kind = Change::Kind::slice, .axis = -1, .first = first, .count = linear->out};
+      spec.imports.rows.push_back({linear->path + ".weight", {stacks + "gate_up_proj"}, {half, {Change::Kind::transpose}}});
+      first += linear->out;
+    }
+    spec.imports.rows.push_back({mlp->down.path + ".weight", {stacks + "down_proj"}, {{Change::Kind::transpose}}});
+  }
   return spec;
 }
 
