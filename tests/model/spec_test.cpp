@@ -315,7 +315,8 @@ TEST(Spec, AMissingTypeIsRefusedWithTheNearest) {
   holds(said("abacus", {{"num_local_experts", 8}}), "Its \"num_local_experts\" says that it has a mixture of experts. ");
   holds(said("abacus", {{"num_local_experts", 8}, {"kv_lora_rank", 16}}), "latent attention");
   holds(said("abacus", {{"num_local_experts", 0}, {"kv_lora_rank", nullptr}}), "is not supported. \"lquant");
-  holds(said("abacus", {{"text_config", {{"model_type", "llama"}}}}), "Its text_config is of type \"llama\", which is supported without this wrapper. ");
+  holds(said("abacus", {{"text_config", {{"model_type", "llama"}}}}),
+        "Its text_config is of type \"llama\", which is supported without this wrapper. ");
   holds(said("abacus", {{"text_config", {{"model_type", "bead"}}}}), "Its text_config is of type \"bead\", which is not supported either. ");
   const std::string longest(1000, 'x');
   holds(said(longest, {{"text_config", {{"model_type", longest}}}}), "not supported either");

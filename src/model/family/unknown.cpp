@@ -71,7 +71,8 @@ std::string described(const Config& config, const std::vector<std::string>& know
   if (const auto text = config.value("text_config"); text.is_object() && text.contains("model_type") && text["model_type"].is_string()) {
     const auto inner = text["model_type"].get<std::string>();
     const bool there = std::find(known.begin(), known.end(), inner) != known.end();
-    return fmt::format(" Its text_config is of type \"{}\", which is {}.", shown(inner, 40), there ? "supported without this wrapper" : "not supported either");
+    return fmt::format(" Its text_config is of type \"{}\", which is {}.", shown(inner, 40),
+                       there ? "supported without this wrapper" : "not supported either");
   }
   for (const auto& [field, part] : kSigns) {
     const auto value = config.value(field);
@@ -84,8 +85,8 @@ std::string described(const Config& config, const std::vector<std::string>& know
 
 std::string unknown_type(const std::string& type, const Config& config, const std::vector<std::string>& known) {
   const auto near = relatives(type, known);
-  return fmt::format("config.json: {} \"{}\" is not supported{}.{} \"lquant families\" lists the types that are; CONTRIBUTING.md in lquant's repository says how to "
-                     "add one (\"a model family\")",
+  return fmt::format("config.json: {} \"{}\" is not supported{}.{} \"lquant families\" lists the types that are; CONTRIBUTING.md in lquant's "
+                     "repository says how to add one (\"a model family\")",
                      config.place("model_type"), shown(type, 60), near.empty() ? "" : fmt::format("; nearest by name: {}", fmt::join(near, ", ")),
                      described(config, known));
 }
