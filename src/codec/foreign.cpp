@@ -88,9 +88,7 @@ mx::array nvfp4(const Linear& l, const TensorOf& tensor) {
   const auto& s = l.scheme;
   const auto scales = e4m3(get(tensor, {".weight_scale"}), mx::float32);
   const auto* global = tensor(".weight_global_scale");
-  const auto shaped = [&](const mx::array& x) {
-    return mx::reshape(mx::astype(x, mx::float32), x.size() == 1 ? mx::Shape{1, 1} : l.shape({1, 1}));
-  };
+  const auto shaped = [&](const mx::array& x) { return mx::reshape(mx::astype(x, mx::float32), x.size() == 1 ? mx::Shape{1, 1} : l.shape({1, 1})); };
   const auto whole = global != nullptr ? mx::divide(scales, shaped(*global)) : mx::multiply(scales, shaped(get(tensor, {".weight_scale_2"})));
   return times_blocks(unpack_e2m1(get(tensor, names_of(s.layout).codes), mx::float32), whole, 1, 16);
 }
@@ -107,8 +105,7 @@ Columns columns_of(const Linear& l, const TensorOf& tensor) {
   const auto& words = get(tensor, {".qweight"});
   const auto codes = awq ? mx::transpose(unpack_awq(words)) : unpack(mx::transpose(words), s.bits, l.in);
   std::optional<mx::array> zeros;
-  if (const auto* z = tensor(".qzeros"))
-    zeros = mx::transpose(awq ? unpack_awq(*z) : gptq_zeros(*z, s.bits, l.out, s.zeros_less_one));
+  if (const auto* z = tensor(".qzeros")) zeros = mx::transpose(awq ? unpack_awq(*z) : gptq_zeros(*z, s.bits, l.out, s.zeros_less_one));
   return {codes, mx::transpose(get(tensor, {".scales"})), zeros};
 }
 
@@ -140,10 +137,13 @@ mx::array decode(const Foreign& source, const std::string& path, const TensorOf&
   if (!check_shapes(source, path, stored, out, in, stack)) return mx::astype(get(tensor, {".weight", ""}), dtype);
   const Linear l{*packed_by(source, path, stored), path, stored, out, in, stack};
   switch (l.scheme.layout) {
-    case Layout::fp8: return mx::astype(scaled_bytes(source, l, tensor), dtype);
+    case Layout::fp8:
+      return mx::astype(scaled_bytes(source, l, tensor), dtype);
     case Layout::ints:
-    case Layout::packed_ints: return mx::astype(integers(l, tensor), dtype);
-    case Layout::nvfp4: return mx::astype(nvfp4(l, tensor), dtype);
+    case Layout::packed_ints:
+      return mx::astype(integers(l, tensor), dtype);
+    case Layout::nvfp4:
+      return mx::astype(nvfp4(l, tensor), dtype);
     case Layout::gptq: {
       const auto c = columns_of(l, tensor);
       return mx::astype(times_groups(c.codes, c.zeros, 0, c.scales, l.scheme.group, order_of(l, tensor, ".g_idx")), dtype);
@@ -152,7 +152,8 @@ mx::array decode(const Foreign& source, const std::string& path, const TensorOf&
       if (!mlx_group(l.scheme.group)) return mx::astype(awq(l, tensor), dtype);
       break;
     case Layout::mxfp4:
-    case Layout::mxfp4_blocks: break;
+    case Layout::mxfp4_blocks:
+      break;
   }
   const auto same = as_mlx(source, path, tensor, out, in, stack);
   return dequantize(same->packed, same->format, dtype);
@@ -164,7 +165,9 @@ std::optional<InMlx> as_mlx(const Foreign& source, const std::string& path, cons
   const Linear l{*packed_by(source, path, stored), path, stored, out, in, stack};
   const auto& s = l.scheme;
   const auto& names = names_of(s.layout);
-  const auto words = [&](const mx::array& bytes, int count) { return mx::view(mx::reshape(mx::contiguous(bytes), l.shape({out, count})), mx::uint32); };
+  const auto words = [&](const mx::array& bytes, int count) {
+    return mx::view(mx::reshape(mx::contiguous(bytes), l.shape({out, count})), mx::uint32);
+  };
   const bool neighbours = mlx_group(s.group) && in % s.group == 0;
   switch (s.layout) {
     case Layout::mxfp4:
@@ -198,7 +201,8 @@ std::optional<InMlx> as_mlx(const Foreign& source, const std::string& path, cons
       return InMlx{{Mode::affine, s.bits, s.group}, {codes.dtype() == mx::uint32 ? codes : mx::view(codes, mx::uint32), scales, biases}};
     }
     case Layout::ints:
-    case Layout::nvfp4: break;
+    case Layout::nvfp4:
+      break;
   }
   return std::nullopt;
 }

@@ -91,7 +91,8 @@ void add(Foreign& foreign, Scheme scheme, const JsonView& place) {
 void read_fp8(const JsonView& view, Foreign& foreign) {
   Scheme scheme{.layout = Layout::fp8, .bits = 8};
   for (const char* key : {"fmt", "format"})
-    if (view.has(key) && view.at(key).text() != "e4m3" && view.at(key).text() != "float8_e4m3fn") view.at(key).refuse("e4m3, the one fp8 that is read");
+    if (view.has(key) && view.at(key).text() != "e4m3" && view.at(key).text() != "float8_e4m3fn")
+      view.at(key).refuse("e4m3, the one fp8 that is read");
   if (view.has("weight_block_size")) read_blocks(view.at("weight_block_size"), scheme);
   for (const char* key : {"modules_to_not_convert", "ignored_layers"}) add_ignored(view, key, NamePattern::Kind::part, foreign);
   add(foreign, scheme, view);
@@ -113,7 +114,8 @@ void read_awq(const JsonView& view, Foreign& foreign) {
 
 bool made_by_gptqmodel(const JsonView& view) {
   if (!view.has("meta") || !view.at("meta").value().is_object()) return false;
-  return view.at("meta").value().value("quantizer", json()).dump(-1, ' ', false, json::error_handler_t::replace).find("gptqmodel") != std::string::npos;
+  return view.at("meta").value().value("quantizer", json()).dump(-1, ' ', false, json::error_handler_t::replace).find("gptqmodel") !=
+         std::string::npos;
 }
 
 void check_gptq(const JsonView& view, const Scheme& scheme) {
@@ -281,9 +283,12 @@ const json* block_of(const json& config) {
 
 bool NamePattern::matches(const std::string& name) const {
   switch (kind) {
-    case Kind::exact: return name == text;
-    case Kind::part: return name.find(text) != std::string::npos;
-    case Kind::regex: return std::regex_search(name, *regex, std::regex_constants::match_continuous);
+    case Kind::exact:
+      return name == text;
+    case Kind::part:
+      return name.find(text) != std::string::npos;
+    case Kind::regex:
+      return std::regex_search(name, *regex, std::regex_constants::match_continuous);
   }
   return false;
 }

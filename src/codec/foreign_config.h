@@ -27,11 +27,11 @@ enum class Layout {
 struct Scheme {
   Layout layout = Layout::fp8;
   int bits = 8;
-  int group = 0;  ///< inputs that share a scale; 0: the scale is of a whole row or of the tensor
+  int group = 0;                          ///< inputs that share a scale; 0: the scale is of a whole row or of the tensor
   int block_rows = 0, block_columns = 0;  ///< of a matrix of scales; 0: there is none unless it has the usual blocks of 128 × 128
   bool symmetric = true;
-  bool act_order = false;      ///< groups are not neighbours: the tensor g_idx says which input is in which
-  bool zeros_less_one = false;  ///< GPTQ's first format stores each zero point less 1
+  bool act_order = false;                 ///< groups are not neighbours: the tensor g_idx says which input is in which
+  bool zeros_less_one = false;            ///< GPTQ's first format stores each zero point less 1
   std::vector<std::string> targets = {};  ///< as in the file: a path, "re:" and a pattern, or a class; empty: every linear
 };
 
@@ -46,16 +46,16 @@ struct NamePattern {
 
 /// A checkpoint quantized by another tool.
 struct Foreign {
-  std::string method;  ///< quant_method
-  std::vector<Scheme> schemes;  ///< at least one
+  std::string method;                             ///< quant_method
+  std::vector<Scheme> schemes;                    ///< at least one
   std::vector<std::vector<NamePattern>> targets;  ///< of each scheme; none: every linear
-  std::vector<NamePattern> ignore;  ///< linears that were left dense
+  std::vector<NamePattern> ignore;                ///< linears that were left dense
 };
 
 /// Reads quantization_config (of text_config where the outer config has none, as mlx_lm does). None when there is no such block, or when it describes
-/// MLX's own tensors. MLX's are also written with the methods mxfp4 and mxfp8: a linear that has path.scales is MLX's, which the caller looks for first.
-/// Throws Error, one sentence that names the field, for methods and formats that cannot be decoded (bitsandbytes among them) and for values of the
-/// wrong type or out of range.
+/// MLX's own tensors. MLX's are also written with the methods mxfp4 and mxfp8: a linear that has path.scales is MLX's, which the caller looks for
+/// first. Throws Error, one sentence that names the field, for methods and formats that cannot be decoded (bitsandbytes among them) and for values of
+/// the wrong type or out of range.
 std::optional<Foreign> foreign_of(const nlohmann::json& config);
 
 /// What the description says of one linear: null when it lists it among those that it left alone, or no scheme is meant for it. An exact name goes

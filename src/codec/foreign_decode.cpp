@@ -1,4 +1,5 @@
-// These run once for each weight when a teacher is loaded, so MLX's own ops are fast enough; what matters is that they round where the originals round.
+// These run once for each weight when a teacher is loaded, so MLX's own ops are fast enough; what matters is that they round where the originals
+// round.
 #include "codec/foreign_decode.h"
 
 #include <mlx/mlx.h>

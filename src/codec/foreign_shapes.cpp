@@ -1,5 +1,5 @@
-// A linear is found by the tensors that it has, not by the lists in config.json: those name modules by paths of other programs, by classes and by parts
-// of names. Shapes are compared before anything is computed, so that the arithmetic in foreign_decode.cpp can trust them.
+// A linear is found by the tensors that it has, not by the lists in config.json: those name modules by paths of other programs, by classes and by
+// parts of names. Shapes are compared before anything is computed, so that the arithmetic in foreign_decode.cpp can trust them.
 #include "codec/foreign_shapes.h"
 
 #include <algorithm>
@@ -48,14 +48,22 @@ const Names& names_of(Layout layout) {
   static const Names gptq{{".qweight"}, {".scales"}, {".qzeros", ".g_idx"}};
   static const Names blocks{{"_blocks"}, {"_scales"}, {}};
   switch (layout) {
-    case Layout::fp8: return fp8;
-    case Layout::ints: return ints;
-    case Layout::packed_ints: return packed;
-    case Layout::nvfp4: return nvfp4;
-    case Layout::mxfp4: return mxfp4;
-    case Layout::awq: return awq;
-    case Layout::gptq: return gptq;
-    case Layout::mxfp4_blocks: break;
+    case Layout::fp8:
+      return fp8;
+    case Layout::ints:
+      return ints;
+    case Layout::packed_ints:
+      return packed;
+    case Layout::nvfp4:
+      return nvfp4;
+    case Layout::mxfp4:
+      return mxfp4;
+    case Layout::awq:
+      return awq;
+    case Layout::gptq:
+      return gptq;
+    case Layout::mxfp4_blocks:
+      break;
   }
   return blocks;
 }
@@ -79,8 +87,8 @@ std::string Linear::need(const Suffixes& suffixes) const {
 }
 
 void Linear::wrong(const std::string& suffix, const std::string& needed) const {
-  fail("codec", "{}{} has the shape {}, but its linear of {} outputs and {} inputs needs {}; {}", shown(path), suffix, shape_text(stored(suffix)->shape), out, in,
-       needed, kRemedy);
+  fail("codec", "{}{} has the shape {}, but its linear of {} outputs and {} inputs needs {}; {}", shown(path), suffix,
+       shape_text(stored(suffix)->shape), out, in, needed, kRemedy);
 }
 
 void Linear::expect_dtype(const std::string& suffix, bool (*fits)(mx::Dtype), const char* what) const {
@@ -115,7 +123,8 @@ Blocks blocks_of(const Linear& l, const std::string& suffix) {
     const bool padded = r >= needed_rows && c >= needed_columns && r - needed_rows < needed_rows && c - needed_columns < needed_columns;
     if (told && padded) return {rows, columns, shape};
   }
-  l.wrong(suffix, fmt::format("one scale, one for each output, or {} for blocks of {} × {}", shape_text(grid(needed_rows, needed_columns)), rows, columns));
+  l.wrong(suffix,
+          fmt::format("one scale, one for each output, or {} for blocks of {} × {}", shape_text(grid(needed_rows, needed_columns)), rows, columns));
 }
 
 const Scheme* packed_by(const Foreign& foreign, const std::string& path, const StoredOf& stored) {
@@ -129,7 +138,8 @@ const Scheme* packed_by(const Foreign& foreign, const std::string& path, const S
   const auto dense = found(stored, {".weight", ""});
   if (dense && is_float(stored(*dense)->dtype) && (scheme == nullptr || !found(stored, names_of(scheme->layout).scales))) return nullptr;
   if (scheme == nullptr) {
-    fail("codec", "config.json: quantization_config does not say how {} is packed, and it has no dense weight; give the unquantized model", shown(path));
+    fail("codec", "config.json: quantization_config does not say how {} is packed, and it has no dense weight; give the unquantized model",
+         shown(path));
   }
   if (dense) fail("codec", "{}{} holds no floating-point numbers, and the scales beside it are missing; {}", shown(path), *dense, kRemedy);
   fail("codec", "{}{} is missing; {}", shown(path), names_of(scheme->layout).codes.front(), kRemedy);
@@ -201,9 +211,11 @@ void check_layout(const Linear& l) {
       l.expect(codes, l.shape({l.out, l.in / 32, 16}), is_byte, "bytes");
       return l.expect(l.need({"_scales"}), l.shape({l.out, l.in / 32}), is_byte, "bytes");
     case Layout::awq:
-    case Layout::gptq: break;
+    case Layout::gptq:
+      break;
   }
-  if (l.stack > 0) fail("codec", "{}: stacks of matrices are not stored in {}'s format; {}", shown(l.path), s.layout == Layout::awq ? "AWQ" : "GPTQ", kRemedy);
+  if (l.stack > 0)
+    fail("codec", "{}: stacks of matrices are not stored in {}'s format; {}", shown(l.path), s.layout == Layout::awq ? "AWQ" : "GPTQ", kRemedy);
   const int per_unit = s.bits == 3 ? 32 : 32 / s.bits;  // outputs (and with GPTQ inputs) that fill whole words
   if (l.out % per_unit != 0 || (s.layout == Layout::gptq && l.in % per_unit != 0))
     fail("codec", "{} has {} outputs and {} inputs, which do not fill whole words of {}-bit codes; {}", shown(l.path), l.out, l.in, s.bits, kRemedy);
@@ -239,8 +251,8 @@ std::vector<std::string> foreign_tensor_names(const Foreign& foreign, const std:
 
 std::vector<std::string> foreign_unused_names(const std::string& path) {
   std::vector<std::string> names;
-  for (const char* suffix : {".activation_scale", "_activation_scale", ".input_scale", ".input_scale_ub", ".input_zero_point", ".input_global_scale", ".output_scale",
-                             ".output_zero_point", ".k_scale", ".v_scale"})
+  for (const char* suffix : {".activation_scale", "_activation_scale", ".input_scale", ".input_scale_ub", ".input_zero_point", ".input_global_scale",
+                             ".output_scale", ".output_zero_point", ".k_scale", ".v_scale"})
     names.push_back(path + suffix);
   return names;
 }
@@ -251,19 +263,28 @@ mx::Shape shape_of_weight(const Foreign& foreign, const std::string& path, const
   if (scheme == nullptr) return shape;
   const std::size_t axes = scheme->layout == Layout::mxfp4_blocks ? 3 : 2;
   if (shape.size() < axes) return {};
-  const auto times = [](int size, int count, int bits) { return static_cast<int>(std::min<std::int64_t>(std::int64_t{size} * count / bits, 1 << 30)); };
+  const auto times = [](int size, int count, int bits) {
+    return static_cast<int>(std::min<std::int64_t>(std::int64_t{size} * count / bits, 1 << 30));
+  };
   switch (scheme->layout) {
     case Layout::fp8:
-    case Layout::ints: break;
-    case Layout::packed_ints: shape.back() = times(shape.back(), 32, scheme->bits); break;
+    case Layout::ints:
+      break;
+    case Layout::packed_ints:
+      shape.back() = times(shape.back(), 32, scheme->bits);
+      break;
     case Layout::nvfp4:
-    case Layout::mxfp4: shape.back() = times(shape.back(), 2, 1); break;
+    case Layout::mxfp4:
+      shape.back() = times(shape.back(), 2, 1);
+      break;
     case Layout::mxfp4_blocks:
       shape.pop_back();
       shape.back() = times(shape.back(), 32, 1);
       break;
-    case Layout::awq: return shape.size() == 2 ? mx::Shape{times(shape[1], 32, scheme->bits), shape[0]} : mx::Shape{};
-    case Layout::gptq: return shape.size() == 2 ? mx::Shape{shape[1], times(shape[0], 32, scheme->bits)} : mx::Shape{};
+    case Layout::awq:
+      return shape.size() == 2 ? mx::Shape{times(shape[1], 32, scheme->bits), shape[0]} : mx::Shape{};
+    case Layout::gptq:
+      return shape.size() == 2 ? mx::Shape{shape[1], times(shape[0], 32, scheme->bits)} : mx::Shape{};
   }
   return shape;
 }

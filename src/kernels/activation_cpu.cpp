@@ -103,7 +103,7 @@ HWY_EXPORT(xielu_all);
 /// `in` begins with x, p, n, beta, eps.
 cpu::XieluArgs xielu_args(const std::vector<mx::array>& in) {
   const auto at = [&](int i) { return in[i].data<float>()[0]; };
-  return {in[0].data<char>(), nullptr, nullptr, nullptr, static_cast<std::int64_t>(in[0].size()), at(1), at(2), at(3), at(4),
+  return {in[0].data<char>(),           nullptr, nullptr, nullptr, static_cast<std::int64_t>(in[0].size()), at(1), at(2), at(3), at(4),
           in[0].dtype() == mx::bfloat16};
 }
 

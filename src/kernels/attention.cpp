@@ -30,8 +30,7 @@ void check(const mx::array& q, const mx::array& k, const mx::array& v, const Att
   require(k.shape(1) == v.shape(1) && k.shape(2) == v.shape(2), "k and v have as many tokens and heads as each other");
   require(q.shape(3) == k.shape(3) && q.shape(3) > 0, fmt::format("q has {} features, k {}", q.shape(3), k.shape(3)));
   require(k.shape(2) > 0 && q.shape(2) % k.shape(2) == 0, fmt::format("{} query heads do not divide among {} key heads", q.shape(2), k.shape(2)));
-  require(args.window >= 0 && args.offset >= 0 && args.softcap >= 0 && args.chunk >= 0,
-          "window, chunk, offset and softcap are not negative");
+  require(args.window >= 0 && args.offset >= 0 && args.softcap >= 0 && args.chunk >= 0, "window, chunk, offset and softcap are not negative");
   require(k.shape(1) > 0 || q.shape(1) == 0, "there are queries but no keys");
   if (args.causal || args.window > 0 || args.chunk > 0) {
     require(std::int64_t{args.offset} + q.shape(1) <= k.shape(1),

@@ -151,8 +151,7 @@ std::vector<mx::array> layer_norm_gradient(const mx::array& x, const std::option
 
 }  // namespace
 
-mx::array cpu::layer_norm(const mx::array& x, const std::optional<mx::array>& weight, const std::optional<mx::array>& bias, float eps,
-                          float offset) {
+mx::array cpu::layer_norm(const mx::array& x, const std::optional<mx::array>& weight, const std::optional<mx::array>& bias, float eps, float offset) {
   const Places at(weight, bias, 1);
   std::vector<mx::array> inputs{x};
   if (weight) inputs.push_back(*weight);

@@ -128,9 +128,7 @@ HWY_EXPORT(norm_forward);
 HWY_EXPORT(norm_backward);
 
 /// weight + offset in the weight's dtype, as f32; empty without a weight.
-std::vector<float> effective_weight(const mx::array* weight, float offset) {
-  return weight ? cpu::as_floats(*weight, offset) : std::vector<float>();
-}
+std::vector<float> effective_weight(const mx::array* weight, float offset) { return weight ? cpu::as_floats(*weight, offset) : std::vector<float>(); }
 
 const float* data_or_null(const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); }
 

@@ -9,14 +9,14 @@
 #include "model/op.h"
 #include "model/spec.h"
 
-// A block as steps of branches (spec.h), run stage by stage. The stages of a block are those of its steps in order; a step has as many as the branch with
-// the most. Methods that quantize linears in the order of use stop at each, for then the linears that come next, and their inputs, are known.
+// A block as steps of branches (spec.h), run stage by stage. The stages of a block are those of its steps in order; a step has as many as the branch
+// with the most. Methods that quantize linears in the order of use stop at each, for then the linears that come next, and their inputs, are known.
 namespace lquant::model {
 
 /// A block stopped before the linears of one of its stages.
 struct Halted {
-  mx::array residual;            ///< what the step's result is added to; between blocks: the whole state
-  std::vector<Flow> flows = {};  ///< of each branch of the step
+  mx::array residual;                             ///< what the step's result is added to; between blocks: the whole state
+  std::vector<Flow> flows = {};                   ///< of each branch of the step
   std::optional<mx::array> state = std::nullopt;  ///< all columns, when the residual is some of them
 
   /// Everything that goes on from here: to be evaluated together.
@@ -32,12 +32,14 @@ int first_stage(const BlockSpec& block, int step);
 /// The stage of the block from which on no token looks at another.
 int mixed_by(const BlockSpec& block);
 
-/// Keeps the tokens at the places `at`, int32 [M], alone: [B, M, …]. False, and nothing is changed, where something that is on its way is not a row a token.
+/// Keeps the tokens at the places `at`, int32 [M], alone: [B, M, …]. False, and nothing is changed, where something that is on its way is not a row a
+/// token.
 bool narrow(Halted& halted, const mx::array& at);
 
-/// Brings block i (−1: the front; behind the last one: the tail) from stage − 1 (for stage 0: from the state before it, which is `at.residual`) to `stage`. The observer is told of the linears that
-/// come next.
-Halted advance(const ModelSpec& spec, int i, int stage, const Tensors& tensors, const Formats& formats, const Halted& at, const Context& context = {});
+/// Brings block i (−1: the front; behind the last one: the tail) from stage − 1 (for stage 0: from the state before it, which is `at.residual`) to
+/// `stage`. The observer is told of the linears that come next.
+Halted advance(const ModelSpec& spec, int i, int stage, const Tensors& tensors, const Formats& formats, const Halted& at,
+               const Context& context = {});
 
 /// From the last stage out of the block: the state, [B, T, H] in most models. A block without stages gives what it got.
 mx::array leave(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const Halted& at, const Context& context = {});

@@ -1,5 +1,5 @@
-// Other tools keep several tensors where an architecture has one weight. To the import rows the weight is there all the same, under the name that a dense
-// checkpoint would have: so prefixes of wrappers and experts kept one by one need no rows of their own.
+// Other tools keep several tensors where an architecture has one weight. To the import rows the weight is there all the same, under the name that a
+// dense checkpoint would have: so prefixes of wrappers and experts kept one by one need no rows of their own.
 #include "model/foreign.h"
 
 #include <mlx/mlx.h>
@@ -64,12 +64,14 @@ std::optional<ForeignWeight> weight_of(const checkpoint::Checkpoint& checkpoint,
     shapes.push_back(shape);
     const auto& piece = weight.pieces.back();
     // What is dense is checked with all other dense tensors.
-    const bool is_packed = std::ranges::any_of(packed_names(foreign, path), [&](const auto& one) { return checkpoint.has(one); }) ||
-                           (checkpoint.has(name) && (checkpoint.info(name).stored.starts_with("F8_") || !mx::issubdtype(checkpoint.info(name).dtype, mx::floating)));
+    const bool is_packed =
+        std::ranges::any_of(packed_names(foreign, path), [&](const auto& one) { return checkpoint.has(one); }) ||
+        (checkpoint.has(name) && (checkpoint.info(name).stored.starts_with("F8_") || !mx::issubdtype(checkpoint.info(name).dtype, mx::floating)));
     if (!is_packed) continue;
     packed = true;
     if (!codec::check_shapes(foreign, path, headers, piece.out, piece.in, piece.stack) && checkpoint.info(name).stored.starts_with("F8_"))
-      fail("model", "tensor {} holds fp8 numbers without scales, which its config.json's quantization_config asks for; get the checkpoint again", shown(name));
+      fail("model", "tensor {} holds fp8 numbers without scales, which its config.json's quantization_config asks for; get the checkpoint again",
+           shown(name));
   }
   if (!packed) return std::nullopt;
   for (const auto& change : source->changes)
@@ -86,7 +88,8 @@ std::optional<ForeignWeight> weight_of(const checkpoint::Checkpoint& checkpoint,
 /// What stands beside a packed linear and holds nothing of its weight.
 void leave_out(const checkpoint::Checkpoint& checkpoint, const LinearSpec& linear, const std::string& path, ForeignLinears& found) {
   auto names = codec::foreign_unused_names(path);
-  for (const char* scale : {".q_scale", ".k_scale", ".v_scale"}) names.push_back(path.substr(0, path.rfind('.')) + scale);  // of the attention around it
+  for (const char* scale : {".q_scale", ".k_scale", ".v_scale"})
+    names.push_back(path.substr(0, path.rfind('.')) + scale);  // of the attention around it
   for (auto& name : names)
     if (checkpoint.has(name)) found.left_out.emplace(std::move(name), "what another tool needs to quantize activations, keys and values");
   const auto bias = path + ".bias";
@@ -102,22 +105,24 @@ bool has_numbers(const checkpoint::Checkpoint& checkpoint, const codec::Foreign*
   return std::ranges::any_of(packed_names(*foreign, path_of(name)), [&](const auto& one) { return checkpoint.has(one); });
 }
 
-ForeignLinears find_foreign(const checkpoint::Checkpoint& checkpoint, const ModelSpec& spec, const Formats& formats, const codec::Foreign& description) {
+ForeignLinears find_foreign(const checkpoint::Checkpoint& checkpoint, const ModelSpec& spec, const Formats& formats,
+                            const codec::Foreign& description) {
   ForeignLinears found{description, {}, {}, {}};
-  with_place([&] { return checkpoint.folder().string(); }, [&] {
-    for (const auto* linear : spec.linears()) {
-      if (formats.contains(linear->path)) continue;
-      auto weight = weight_of(checkpoint, spec, *linear, description);
-      if (!weight) continue;
-      for (const auto& piece : weight->pieces) {
-        for (auto& name : codec::foreign_tensor_names(description, piece.path))
-          if (checkpoint.has(name)) found.taken.insert(std::move(name));
-        if (checkpoint.has(piece.path)) found.taken.insert(piece.path);
-        leave_out(checkpoint, *linear, piece.path, found);
-      }
-      found.weights.emplace(linear->path + kWeight, std::move(*weight));
-    }
-  });
+  with_place([&] { return checkpoint.folder().string(); },
+             [&] {
+               for (const auto* linear : spec.linears()) {
+                 if (formats.contains(linear->path)) continue;
+                 auto weight = weight_of(checkpoint, spec, *linear, description);
+                 if (!weight) continue;
+                 for (const auto& piece : weight->pieces) {
+                   for (auto& name : codec::foreign_tensor_names(description, piece.path))
+                     if (checkpoint.has(name)) found.taken.insert(std::move(name));
+                   if (checkpoint.has(piece.path)) found.taken.insert(piece.path);
+                   leave_out(checkpoint, *linear, piece.path, found);
+                 }
+                 found.weights.emplace(linear->path + kWeight, std::move(*weight));
+               }
+             });
   return found;
 }
 
@@ -131,13 +136,15 @@ mx::array load_foreign(const checkpoint::Checkpoint& checkpoint, const ForeignLi
       if (!checkpoint.has(piece.path + suffix)) return nullptr;
       return &tensors.emplace(suffix, checkpoint.load(piece.path + suffix)).first->second;
     };
-    with_place([&] { return checkpoint.folder().string(); }, [&] {
-      auto dense = codec::decode(foreign.description, piece.path, tensor, piece.out, piece.in, dtype, piece.stack);
-      dense.eval();  // now, for the steps on the way are several times as large
-      if (!mx::all(mx::isfinite(dense)).item<bool>())
-        fail("model", "{}: the packed weight holds a NaN, an infinity or a number too large for its dtype; get the checkpoint again", shown(piece.path));
-      pieces.push_back(std::move(dense));
-    });
+    with_place([&] { return checkpoint.folder().string(); },
+               [&] {
+                 auto dense = codec::decode(foreign.description, piece.path, tensor, piece.out, piece.in, dtype, piece.stack);
+                 dense.eval();  // now, for the steps on the way are several times as large
+                 if (!mx::all(mx::isfinite(dense)).item<bool>())
+                   fail("model", "{}: the packed weight holds a NaN, an infinity or a number too large for its dtype; get the checkpoint again",
+                        shown(piece.path));
+                 pieces.push_back(std::move(dense));
+               });
   }
   if (weight.changes.empty()) return pieces.front();
   auto made = changed(weight.changes, std::move(pieces));

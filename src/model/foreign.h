@@ -37,12 +37,14 @@ struct ForeignLinears {
 /// Whether the checkpoint has the tensor, or tensors that stand for it: "x.weight" is there where "x.qweight" is. Without a description: has alone.
 bool has_numbers(const checkpoint::Checkpoint& checkpoint, const codec::Foreign* foreign, const std::string& name);
 
-/// Finds the packed tensors of every linear that is not in one of MLX's formats and checks their shapes and dtypes. Reads headers alone, but for biases of
-/// a linear that should have none (GPTQ's tools write zeros there). Throws Error naming the tensor that is missing or is not what the description asks for.
-ForeignLinears find_foreign(const checkpoint::Checkpoint& checkpoint, const ModelSpec& spec, const Formats& formats, const codec::Foreign& description);
+/// Finds the packed tensors of every linear that is not in one of MLX's formats and checks their shapes and dtypes. Reads headers alone, but for
+/// biases of a linear that should have none (GPTQ's tools write zeros there). Throws Error naming the tensor that is missing or is not what the
+/// description asks for.
+ForeignLinears find_foreign(const checkpoint::Checkpoint& checkpoint, const ModelSpec& spec, const Formats& formats,
+                            const codec::Foreign& description);
 
-/// The dense weight in `dtype` (f32, bf16 or f16), computed now, a piece after the other: no more than one packed matrix is in memory beside the result,
-/// and the pieces of a stack. Throws Error when it holds a NaN or an infinity.
+/// The dense weight in `dtype` (f32, bf16 or f16), computed now, a piece after the other: no more than one packed matrix is in memory beside the
+/// result, and the pieces of a stack. Throws Error when it holds a NaN or an infinity.
 mx::array load_foreign(const checkpoint::Checkpoint& checkpoint, const ForeignLinears& foreign, const std::string& name, mx::Dtype dtype);
 
 }  // namespace lquant::model

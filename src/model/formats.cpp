@@ -13,8 +13,8 @@ using codec::Format;
 using codec::Mode;
 using nlohmann::json;
 
-/// Whether the block describes MLX's own tensors. The microscaling exports (mxfp4, mxfp8) may hold them, and are told by their shapes; what other tools
-/// describe so is codec::foreign_of's.
+/// Whether the block describes MLX's own tensors. The microscaling exports (mxfp4, mxfp8) may hold them, and are told by their shapes; what other
+/// tools describe so is codec::foreign_of's.
 bool is_mlx(const json& block) {
   if (block.contains("config_groups") || block.contains("quant_algo")) return false;
   const auto method = block.find("quant_method");
@@ -55,8 +55,8 @@ Format named_format(const std::string& path, const json& entry, const json& glob
 Format told_by_shapes(const checkpoint::Checkpoint& checkpoint, const LinearSpec& linear, const std::string& weight, const std::string& scale) {
   const auto &codes = checkpoint.info(weight), &scales = checkpoint.info(scale);
   if (codes.shape.empty() || scales.shape.empty() || scales.shape.back() < 1 || linear.in % scales.shape.back() != 0)
-    fail("model", "{}: {}.scales does not divide the {} inputs of its linear; the checkpoint is damaged or not in MLX's format",
-         scales.file.string(), linear.path, linear.in);
+    fail("model", "{}: {}.scales does not divide the {} inputs of its linear; the checkpoint is damaged or not in MLX's format", scales.file.string(),
+         linear.path, linear.in);
   Format format;
   format.group_size = linear.in / scales.shape.back();
   format.bits = static_cast<int>(std::int64_t{32} * codes.shape.back() / linear.in);
@@ -69,7 +69,8 @@ Format told_by_shapes(const checkpoint::Checkpoint& checkpoint, const LinearSpec
 
 std::optional<Format> common_format(const json& config) {
   for (const char* key : {"quantization", "quantization_config"})
-    if (config.contains(key) && config.at(key).contains("bits") && is_mlx(config.at(key))) return read_format(fmt::format("config.json: {}", key), config.at(key));
+    if (config.contains(key) && config.at(key).contains("bits") && is_mlx(config.at(key)))
+      return read_format(fmt::format("config.json: {}", key), config.at(key));
   return std::nullopt;
 }
 

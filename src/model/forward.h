@@ -83,7 +83,8 @@ struct Context {
 
 /// ids int32 [B, T] → x [B, T, H] of `dtype`; of models with a front the state that it makes, with more columns. The context tells where each token
 /// stands, for models with an embedding of positions.
-mx::array embed(const ModelSpec& spec, const Tensors& tensors, const Formats& formats, const mx::array& ids, mx::Dtype dtype, const Context& context = {});
+mx::array embed(const ModelSpec& spec, const Tensors& tensors, const Formats& formats, const mx::array& ids, mx::Dtype dtype,
+                const Context& context = {});
 
 /// One block: x [B, T, H] → [B, T, H]. Stage by stage: block.h.
 mx::array block(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const mx::array& x, const Context& context = {});

@@ -79,8 +79,10 @@ void check(const ModelSpec& spec, const std::vector<std::vector<int>>& prompts, 
   if (const int positions = spec.positions(); positions > 0)
     for (const auto& prompt : prompts)
       if (prompt.size() + static_cast<std::size_t>(std::max(0, options.max_tokens)) > static_cast<std::size_t>(positions))
-        fail("model", "a prompt of {} tokens and {} to generate are more than the {} positions that the model knows; give a shorter prompt, or --max-tokens {}",
-             prompt.size(), options.max_tokens, positions, std::max<std::int64_t>(1, positions - static_cast<std::int64_t>(prompt.size())));
+        fail(
+            "model",
+            "a prompt of {} tokens and {} to generate are more than the {} positions that the model knows; give a shorter prompt, or --max-tokens {}",
+            prompt.size(), options.max_tokens, positions, std::max<std::int64_t>(1, positions - static_cast<std::int64_t>(prompt.size())));
   if (options.temperature < 0 || options.top_p < 0 || options.top_p > 1 || options.min_p < 0 || options.min_p > 1 || options.top_k < 0)
     fail("model", "sampling needs temperature >= 0, top-p and min-p between 0 and 1, and top-k >= 0");
 }

@@ -33,8 +33,8 @@ struct Change {
 };
 
 /// One row: the tensors of `target` come from those of `sources`. Both are whole names or paths of linears ("model.layers.0.mlp.switch_mlp.up_proj"),
-/// whose tensors (".weight", ".scales", ".bias", …) are meant then. Without sources the row is for zeros. A checkpoint that has a target under its own name
-/// needs no row, unless the row's first source is the target itself: such a row changes a tensor that keeps its name.
+/// whose tensors (".weight", ".scales", ".bias", …) are meant then. Without sources the row is for zeros. A checkpoint that has a target under its
+/// own name needs no row, unless the row's first source is the target itself: such a row changes a tensor that keeps its name.
 struct Import {
   std::string target;
   std::vector<std::string> sources;

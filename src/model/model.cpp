@@ -23,8 +23,8 @@ bool is_float(mx::Dtype dtype) { return mx::issubdtype(dtype, mx::floating); }
 void check_holds(const checkpoint::TensorInfo& info, const std::string& name, Holds holds) {
   const bool right = holds == Holds::codes ? info.dtype == mx::uint32 : holds == Holds::bytes ? info.dtype == mx::uint8 : is_float(info.dtype);
   if (!right)
-    fail("model", "{}: tensor {} is stored as {} but should hold {}; the quantization in config.json does not fit the files", info.file.string(), name,
-         info.stored,
+    fail("model", "{}: tensor {} is stored as {} but should hold {}; the quantization in config.json does not fit the files", info.file.string(),
+         name, info.stored,
          holds == Holds::codes   ? "packed codes (U32)"
          : holds == Holds::bytes ? "scales of a microscaling format (U8)"
                                  : "floating-point numbers");
@@ -46,16 +46,16 @@ void check(const checkpoint::Checkpoint& checkpoint, const std::optional<Source>
       fail("model", "{}: missing tensor {}{}", checkpoint.folder().string(), name, wanted.empty() ? "" : " of shape " + text(wanted));
     const auto& info = checkpoint.info(name);
     if (!wanted.empty() && info.shape != wanted)
-      fail("model", "{}: tensor {} has shape {} where config.json asks for {}; the files of the folder do not belong together", info.file.string(), name,
-           text(info.shape), text(wanted));
+      fail("model", "{}: tensor {} has shape {} where config.json asks for {}; the files of the folder do not belong together", info.file.string(),
+           name, text(info.shape), text(wanted));
     check_holds(info, name, expected.holds);
     shapes.push_back(info.shape);
   }
   if (!wanted.empty()) return;
   if (const auto made = changed_shape(source->changes, shapes); made != expected.shape) {
     const auto& info = checkpoint.info(source->names.front());
-    fail("model", "{}: tensor {} has shape {}, of which {} of shape {} cannot be made; the files of the folder do not belong together", info.file.string(),
-         source->names.front(), text(info.shape), expected.name, text(expected.shape));
+    fail("model", "{}: tensor {} has shape {}, of which {} of shape {} cannot be made; the files of the folder do not belong together",
+         info.file.string(), source->names.front(), text(info.shape), expected.name, text(expected.shape));
   }
 }
 
@@ -103,8 +103,8 @@ const LeftOut* row_of(const ModelSpec& spec, const std::string& name) {
   return row == spec.left_out.end() ? nullptr : &*row;
 }
 
-/// The names of tensors whose dtype is the model's, in the order in which they are asked. An embedding of the microscaling formats has u8 scales: then a
-/// norm's weight tells, or the first number of any other tensor.
+/// The names of tensors whose dtype is the model's, in the order in which they are asked. An embedding of the microscaling formats has u8 scales:
+/// then a norm's weight tells, or the first number of any other tensor.
 std::vector<std::string> names_with_dtype(const ModelSpec& spec) {
   std::vector<std::string> names = {spec.embedding.path + ".weight", spec.embedding.path + ".scales"};
   if (spec.final_norm.weight) names.push_back(spec.final_norm.weight_name());
@@ -228,8 +228,8 @@ void Model::account() {
       continue;
     }
     if (std::ranges::any_of(packed, [&](const auto& suffix) { return name.ends_with(suffix); }))
-      fail("model", "{}: {} is quantized itself ({}), which an output could not say; start from the original", checkpoint_.folder().string(), row->what,
-           checkpoint::in_quotes(name));
+      fail("model", "{}: {} is quantized itself ({}), which an output could not say; start from the original", checkpoint_.folder().string(),
+           row->what, checkpoint::in_quotes(name));
     const auto as = row->written(name);
     if (const auto [other, is_new] = written.emplace(as, name); !is_new)
       fail("model", "{}: tensors {} and {} are both called {} in an output; the folder holds the same part twice, so remove one of them",
@@ -253,7 +253,8 @@ void Model::refuse_unknown() const {
   std::erase_if(unused, [&](const auto& name) { return why_left_out(name) != nullptr; });
   if (unused.empty()) return;
   fail("model",
-       "{}: tensor {}{} is not one that a model of type {} has as config.json describes it; the file belongs to another model, or this is a variant that "
+       "{}: tensor {}{} is not one that a model of type {} has as config.json describes it; the file belongs to another model, or this is a variant "
+       "that "
        "lquant does not know",
        checkpoint_.info(unused[0]).file.string(), checkpoint::in_quotes(unused[0]),
        unused.size() > 1 ? fmt::format(" (with {} others)", unused.size() - 1) : "", checkpoint_.config().at("model_type").get<std::string>());

@@ -29,7 +29,8 @@ class Model {
   /// Reads config.json and the tensors' headers; checks that every tensor of the architecture is there and has its shape, and that every tensor that
   /// is there is the architecture's, one that it keeps (Imports::kept) or one that it leaves out for a stated reason (ModelSpec::left_out).
   /// Formats come from the "quantization" block (global, per path, or false) and, where it says nothing, from the shapes of codes and
-  /// scales, as mlx_lm does. A linear that another tool has packed (foreign.h) is a dense one, decoded when it is loaded. Throws Error naming the tensor: missing, of another shape, in a format that cannot be, or unknown.
+  /// scales, as mlx_lm does. A linear that another tool has packed (foreign.h) is a dense one, decoded when it is loaded. Throws Error naming the
+  /// tensor: missing, of another shape, in a format that cannot be, or unknown.
   static Model open(const checkpoint::Checkpoint& checkpoint);
 
   const ModelSpec& spec() const { return spec_; }

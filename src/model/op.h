@@ -14,7 +14,8 @@
 #include "model/tensors.h"
 
 // What turns hidden states into hidden states: attention, an MLP, a mixture of experts. An op is one header and one .cpp in ops/; blocks, methods and
-// files know it by this interface alone. A spec holds ops as data: their fields say sizes, names and variants, and never change once a block has them.
+// files know it by this interface alone. A spec holds ops as data: their fields say sizes, names and variants, and never change once a block has
+// them.
 namespace lquant::model {
 
 /// What every part of a block reads.

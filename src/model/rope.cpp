@@ -107,7 +107,8 @@ std::vector<double> proportional(int dims, double base, const json& scaling) {
 
 RopeSpec make_rope(int dims, double base, bool interleaved, const json& scaling, int max_positions) {
   if (dims < 2 || dims % 2 != 0) fail("model", "config.json: {} rotated features in a head; an even number of 2 or more is needed", dims);
-  if (dims > kMostFeatures) fail("model", "config.json: {} rotated features in a head are more than the {} that one may have; {}", dims, kMostFeatures, kMend);
+  if (dims > kMostFeatures)
+    fail("model", "config.json: {} rotated features in a head are more than the {} that one may have; {}", dims, kMostFeatures, kMend);
   if (!(base > 0)) fail("model", "config.json: rope_theta is {}; it must be positive", base);
   RopeSpec rope;
   rope.interleaved = interleaved;

@@ -13,8 +13,9 @@ namespace lquant::model {
 /// int32 [B, T]: counted from the first token of the segment, of an ending from that of its text; behind what a cache holds, or from Context::offset.
 mx::array positions(const Context& context, int batch, int length);
 
-/// For taps over neighbouring tokens: x [B, T, …] moved by 0, 1, … `back` tokens, each of x's shape; the entry of a token is that of the token so many
-/// places before it in its own text, and 0 before the text's first. With a cache the last `back` tokens are kept in it under `name`, block by block.
+/// For taps over neighbouring tokens: x [B, T, …] moved by 0, 1, … `back` tokens, each of x's shape; the entry of a token is that of the token so
+/// many places before it in its own text, and 0 before the text's first. With a cache the last `back` tokens are kept in it under `name`, block by
+/// block.
 std::vector<mx::array> preceding(const Context& context, int block, const std::string& name, const mx::array& x, int back);
 
 }  // namespace lquant::model

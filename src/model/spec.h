@@ -46,15 +46,15 @@ struct LinearSpec {
   int out = 0, in = 0;
   int experts = 0;
   bool bias = false;
-  int block = -1;  ///< the block it belongs to; −1 for the embedding and the head
-  int top_k = 0;   ///< of experts: how many a token meets
+  int block = -1;                ///< the block it belongs to; −1 for the embedding and the head
+  int top_k = 0;                 ///< of experts: how many a token meets
   std::vector<Part> parts = {};  ///< of a fused linear; empty: one part
   /// What mlx_lm's own quantizer uses for it whatever the user asked for (routers: 8 bits, group 64).
   std::optional<codec::Format> fixed_format = std::nullopt;
   /// That is advice (Granite's output projections), which methods that choose formats themselves are free to leave.
   bool only_advised = false;
-  /// How often a block reads it (Gemma 3n's router: twice). 0: mlx_lm wants it to be there and nothing reads it; it is written, rounded plainly where it
-  /// is packed.
+  /// How often a block reads it (Gemma 3n's router: twice). 0: mlx_lm wants it to be there and nothing reads it; it is written, rounded plainly where
+  /// it is packed.
   int reads = 1;
   /// Why it must stay dense, for mlx_lm could not run it packed; empty: it need not.
   std::string dense_why = {};
@@ -62,8 +62,8 @@ struct LinearSpec {
   std::int64_t parameters() const { return std::int64_t{1} * out * in * (experts > 0 ? experts : 1); }
 };
 
-/// A norm over `size` numbers: rms (arXiv 1910.07467), layer (arXiv 1607.06450) or l2 (x / max(‖x‖, eps)); the weight in use is weight + offset (1 for Gemma).
-/// Its tensors are path + suffix and, if `bias`, path + ".bias". Without weight nothing is multiplied, and nothing is in the checkpoint.
+/// A norm over `size` numbers: rms (arXiv 1910.07467), layer (arXiv 1607.06450) or l2 (x / max(‖x‖, eps)); the weight in use is weight + offset (1
+/// for Gemma). Its tensors are path + suffix and, if `bias`, path + ".bias". Without weight nothing is multiplied, and nothing is in the checkpoint.
 struct NormSpec {
   enum class Kind { rms, layer, l2 };
   std::string path;
@@ -90,8 +90,8 @@ struct ParameterSpec {
   std::int64_t parameters() const;
 };
 
-/// Some columns of the state that passes from block to block, which is [B, T, width]: the residual, in most models alone; in others several streams of
-/// it, keys and values that later blocks read, inputs that each layer has of its own. None: all of them.
+/// Some columns of the state that passes from block to block, which is [B, T, width]: the residual, in most models alone; in others several streams
+/// of it, keys and values that later blocks read, inputs that each layer has of its own. None: all of them.
 struct Columns {
   int first = 0, width = 0;
 
@@ -146,21 +146,19 @@ struct BlockSpec {
 /// arXiv 2306.00978): norm → the linears that read it, v → o, up → down.
 struct Edge {
   int block = 0;
-  int step = 0;                        ///< of the block: the one whose result the consumers make
-  std::string producer;                ///< path of a norm or a linear
+  int step = 0;                                 ///< of the block: the one whose result the consumers make
+  std::string producer;                         ///< path of a norm or a linear
   std::optional<NormSpec> norm = std::nullopt;  ///< the producer, when it is one; its bias is divided too
-  Part rows = {};                      ///< of a linear: channel c is row rows.row(c) of its output
-  std::vector<std::string> consumers;  ///< paths of linears, all of the same width `in`
-  int channels = 0;                    ///< independent scales
-  int head_dim = 0, repeats = 1;       ///< grouped heads (v → o): `repeats` query heads read one value head
-  bool tiled = false;                  ///< query head i reads value head i mod (value heads), not i / repeats
-  int experts = 0;                     ///< with experts, each has `channels` scales of its own
-  int degree = 1;                      ///< of the activation between (relu²: 2): the producer is divided by the scale's degree-th root
+  Part rows = {};                               ///< of a linear: channel c is row rows.row(c) of its output
+  std::vector<std::string> consumers;           ///< paths of linears, all of the same width `in`
+  int channels = 0;                             ///< independent scales
+  int head_dim = 0, repeats = 1;                ///< grouped heads (v → o): `repeats` query heads read one value head
+  bool tiled = false;                           ///< query head i reads value head i mod (value heads), not i / repeats
+  int experts = 0;                              ///< with experts, each has `channels` scales of its own
+  int degree = 1;                               ///< of the activation between (relu²: 2): the producer is divided by the scale's degree-th root
 
   /// The channel that the consumers' input column reads.
-  int channel(int column) const {
-    return tiled ? column % channels : column / (head_dim * repeats) * head_dim + column % head_dim;
-  }
+  int channel(int column) const { return tiled ? column % channels : column / (head_dim * repeats) * head_dim + column % head_dim; }
 };
 
 /// Tensors of a checkpoint that its model has no use for, and why: nothing is left out without such a row.
@@ -173,12 +171,12 @@ struct ModelSpec {
   std::string family;  ///< the table's name ("llama" for mistral too)
   int hidden = 0, vocab = 0;
   LinearSpec embedding;
-  float embedding_multiplier = 1;  ///< rounded to the compute dtype when used, as a Python scalar is by MLX
+  float embedding_multiplier = 1;                ///< rounded to the compute dtype when used, as a Python scalar is by MLX
   std::optional<LinearSpec> position_embedding;  ///< GPT-2's: a row for each position, added to the token's
   std::optional<NormSpec> embedding_norm;        ///< behind the embedding (nanochat)
   std::optional<BlockSpec> front;                ///< steps that make the state of the embedded tokens; its linears have no block
   std::vector<BlockSpec> blocks;
-  std::optional<BlockSpec> tail;                 ///< steps between the last block and the final norm, which leave [B, T, hidden]
+  std::optional<BlockSpec> tail;  ///< steps between the last block and the final norm, which leave [B, T, hidden]
   NormSpec final_norm;
   std::optional<LinearSpec> head;  ///< none: tied to the embedding
   /// The checkpoint, not its config, says whether there is a head of its own (Gemma 3): Model::open ties it when it has none.
@@ -192,8 +190,8 @@ struct ModelSpec {
   /// were read as here: an output's config.json has these.
   nlohmann::json settled = nlohmann::json::object();
   std::vector<std::string> warnings;  ///< what of config.json is not followed, a sentence each with what to do
-  std::vector<std::string> removed;  ///< fields of config.json that an output's does not have
-  std::string text_config;           ///< where a wrapper's config.json describes the text model: "text_config"; empty: at its top
+  std::vector<std::string> removed;   ///< fields of config.json that an output's does not have
+  std::string text_config;            ///< where a wrapper's config.json describes the text model: "text_config"; empty: at its top
 
   int streams = 1;  ///< the first streams · hidden columns of the state are the residual
 

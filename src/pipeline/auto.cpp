@@ -21,8 +21,8 @@
 #include "pipeline/gptq.h"
 #include "pipeline/output.h"
 #include "pipeline/rows.h"
-#include "run/run_folder.h"
 #include "pipeline/self_data.h"
+#include "run/run_folder.h"
 
 namespace lquant::pipeline {
 namespace fs = std::filesystem;
@@ -140,13 +140,14 @@ void Auto::prepare_rows() {
       examples = self_examples(model_, tokenizer_, wanted, o_.sequence_length, o_.seed, run_, context_);
       manifest = {{"source", "self"}, {"seed", o_.seed}, {"rows", wanted}, {"max_tokens", o_.sequence_length}};
     } else {
-      auto drawn = calibration::draw_examples({o_.data.begin(), o_.data.end()}, tokenizer_,
-                                              {o_.sequence_length, false, model_.spec().vocab}, wanted, o_.seed);
+      auto drawn =
+          calibration::draw_examples({o_.data.begin(), o_.data.end()}, tokenizer_, {o_.sequence_length, false, model_.spec().vocab}, wanted, o_.seed);
       examples = std::move(drawn.examples), manifest = std::move(drawn.manifest);
     }
     if (examples.size() < 2) fail("pipeline", "the data has only {} rows; give at least 2, one to judge by", examples.size());
     if (static_cast<int>(examples.size()) < wanted)
-      context_.line(fmt::format("{} rows were asked for ({} of them to judge by) and {} found; all of them are used", wanted, kJudges, examples.size()));
+      context_.line(
+          fmt::format("{} rows were asked for ({} of them to judge by) and {} found; all of them are used", wanted, kJudges, examples.size()));
     const auto judges = std::min<std::size_t>(kJudges, std::max<std::size_t>(1, examples.size() / 8));
     const auto place = run_.begin_step("rows");
     fs::create_directories(place);

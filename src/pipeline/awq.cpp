@@ -81,7 +81,7 @@ class Awq : public BlockMethod {
   bool judges(std::size_t batch) const { return std::find(judges_.begin(), judges_.end(), batch) != judges_.end(); }
   /// What a block's full-precision weights do.
   struct Seen {
-    MomentStores by_student, by_teacher;                    ///< of the inputs in either walk
+    MomentStores by_student, by_teacher;  ///< of the inputs in either walk
     /// The full-precision model's states on the judging batches: behind each step but the last, by its number, and behind the block.
     std::map<int, std::vector<mx::array>> behind_step;
     std::vector<mx::array> behind_block;
@@ -179,10 +179,10 @@ BlockMethod::Turn Awq::turn(int block, const model::Tensors& stored, const model
   result.forward_time += seconds_since(start);
 
   run::RunFolder::Unit unit{std::move(solution.packed),
-                       {{"error_ratio", sum(solution.plain_error) > 0 ? sum(solution.error) / sum(solution.plain_error) : 1},
-                        {"scaled", solution.folds.size()},
-                        {"clipped", solution.clipped},
-                        {"from_quantized", from_quantized}}};
+                            {{"error_ratio", sum(solution.plain_error) > 0 ? sum(solution.error) / sum(solution.plain_error) : 1},
+                             {"scaled", solution.folds.size()},
+                             {"clipped", solution.clipped},
+                             {"from_quantized", from_quantized}}};
   for (const auto& [producer, scales] : solution.folds) unit.tensors.insert({kFoldPrefix + producer, scales});
   count(unit.meta);
   const auto figure = fmt::format("output error {:.2f} of plain rounding's", unit.meta.at("error_ratio").get<double>());
@@ -265,9 +265,9 @@ AwqResult awq(const AwqRun& o, const run::Context& context) {
   result.bits_per_weight = written.size.bits_per_weight(), result.bytes = written.size.bytes;
   result.total_time = written.seconds;
   const auto share = [&](double seconds) { return 100 * seconds / result.total_time; };
-  context.line(fmt::format(
-      "done in {}: scales on {} of {} edges; forward {:.0f} %, second moments {:.0f} %, search {:.0f} %, gate {:.0f} %",
-      format_duration(result.total_time), written.folds.size(), result.edges, share(result.forward_time), share(result.hessian_time), share(result.search_time), share(result.gate_time)));
+  context.line(fmt::format("done in {}: scales on {} of {} edges; forward {:.0f} %, second moments {:.0f} %, search {:.0f} %, gate {:.0f} %",
+                           format_duration(result.total_time), written.folds.size(), result.edges, share(result.forward_time),
+                           share(result.hessian_time), share(result.search_time), share(result.gate_time)));
   return result;
 }
 

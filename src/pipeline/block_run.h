@@ -9,13 +9,13 @@
 #include <vector>
 
 #include "base/figures.h"
-#include "run/context.h"
 #include "model/fold.h"
 #include "model/model.h"
 #include "pipeline/rows.h"
-#include "run/run_folder.h"
 #include "pipeline/walk.h"
 #include "plan/plan.h"
+#include "run/context.h"
+#include "run/run_folder.h"
 
 namespace lquant::pipeline {
 
@@ -33,7 +33,7 @@ class BlockMethod {
   virtual codec::Packed pack_embedding(const mx::array& weight, const codec::Format& format) = 0;
   struct Turn {
     run::RunFolder::Unit unit;  ///< the block as it is written
-    std::string figure;    ///< for the user
+    std::string figure;         ///< for the user
   };
   /// Quantizes a block, given dense in the stored dtype and, as `full`, in the compute dtype. Both walks stand before it and have come out of it
   /// when this returns, the student's to the last bit as it does out of the written tensors.

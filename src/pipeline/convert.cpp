@@ -8,8 +8,8 @@
 #include "codec/quantize.h"
 #include "model/pack.h"
 #include "pipeline/output.h"
-#include "run/run_folder.h"
 #include "plan/recipe.h"
+#include "run/run_folder.h"
 
 namespace lquant::pipeline {
 namespace mx = mlx::core;

@@ -16,9 +16,9 @@
 #include "pipeline/memory.h"
 #include "pipeline/output.h"
 #include "pipeline/rows.h"
-#include "run/run_folder.h"
 #include "pipeline/self_data.h"
 #include "pipeline/start.h"
+#include "run/run_folder.h"
 
 namespace lquant::pipeline {
 namespace fs = std::filesystem;
@@ -67,7 +67,8 @@ json identity_of(const DwqRun& o, const std::string& model_hash, const std::stri
   return identity;
 }
 
-calibration::Split self_data(const DwqRun& o, const model::Model& teacher, const text::Tokenizer& tokenizer, run::RunFolder& run, const run::Context& context) {
+calibration::Split self_data(const DwqRun& o, const model::Model& teacher, const text::Tokenizer& tokenizer, run::RunFolder& run,
+                             const run::Context& context) {
   const int longest = std::min(o.max_seq_length, kSelfTokens);
   const auto examples = self_examples(teacher, tokenizer, o.num_samples + o.num_valid, longest, o.seed, run, context);
   calibration::Split split;
@@ -92,7 +93,8 @@ std::vector<calibration::Batch> first_batches(const std::vector<calibration::Bat
 
 void advise(const DwqRun& o, const run::Context& context) {
   if (o.format.bits >= 5 && !o.quantized_model)
-    context.line(fmt::format("At {} bits the loss starts out so low that there is little to be gained; DWQ works best from 2 to 4 bits.", o.format.bits));
+    context.line(
+        fmt::format("At {} bits the loss starts out so low that there is little to be gained; DWQ works best from 2 to 4 bits.", o.format.bits));
 }
 
 /// Saves and restores the trainer's and the student's state between steps.
@@ -211,10 +213,9 @@ struct Data {
 };
 
 Data read_data(const DwqRun& o, const Inputs& in, run::RunFolder& run, const run::Context& context) {
-  const auto split = o.data == "self"
-                         ? self_data(o, in.teacher, in.tokenizer, run, context)
-                         : calibration::load_split(o.data, in.tokenizer, {o.max_seq_length, o.mask_prompt, in.teacher.spec().vocab}, o.num_samples,
-                                                   o.num_valid, o.seed);
+  const auto split = o.data == "self" ? self_data(o, in.teacher, in.tokenizer, run, context)
+                                      : calibration::load_split(o.data, in.tokenizer, {o.max_seq_length, o.mask_prompt, in.teacher.spec().vocab},
+                                                                o.num_samples, o.num_valid, o.seed);
   if (static_cast<int>(split.train.size()) < o.num_samples)
     context.line(fmt::format("{} rows were asked for and {} found; all of them are used", o.num_samples, split.train.size()));
   return {split.manifest, calibration::make_batches(split.train, o.batch_size, o.max_seq_length, o.mask_prompt),
@@ -242,7 +243,8 @@ std::unique_ptr<calibration::Targets> open_targets(const DwqRun& o, const Inputs
 }
 
 quantize::Student make_student(const DwqRun& o, const Inputs& in, const Data& data, run::RunFolder& run, const run::Context& context) {
-  auto start = in.student ? in.student->load_all(in.student->stored_dtype()) : search_start(in.teacher, in.plan, first_batches(data.train), run, context);
+  auto start =
+      in.student ? in.student->load_all(in.student->stored_dtype()) : search_start(in.teacher, in.plan, first_batches(data.train), run, context);
   // The teacher's own weights tell on which side of a code each weight lies; a quantized teacher tells nothing of the kind.
   auto dense = o.move_codes && in.teacher.formats().empty() ? in.teacher.load_all(in.teacher.stored_dtype()) : model::Tensors{};
   // A student that awq has scaled has codes of scaled weights.
@@ -280,7 +282,8 @@ void together(const run::Context& context, const Work& work) {
     throw;
   } catch (const std::runtime_error& e) {
     if (context.ranks() == 1) throw;
-    fail("pipeline", "rank {} cannot go on without the other processes of this run ({}); see what they say, then give the same command again to continue",
+    fail("pipeline",
+         "rank {} cannot go on without the other processes of this run ({}); see what they say, then give the same command again to continue",
          context.rank(), e.what());
   }
 }
@@ -296,8 +299,8 @@ DwqResult train(const DwqRun& o, const Inputs& in, const Data& data, quantize::S
   share_state(student, progress, group);
   quantize::DwqTrainer trainer(in.target().spec(), student, in.target().compute_dtype(), data.train, data.valid, targets, settings, group);
   context.line(fmt::format("training {} parameters of {} linears: {} steps of {} rows, learning rate {:.2g}, codes {}", student.trained_parameters(),
-                       student.size(), trainer.steps(), o.batch_size, settings.scale_rate,
-                       o.move_codes ? fmt::format("move by {:.2g}", settings.code_rate) : "fixed"));
+                           student.size(), trainer.steps(), o.batch_size, settings.scale_rate,
+                           o.move_codes ? fmt::format("move by {:.2g}", settings.code_rate) : "fixed"));
   DwqResult result;
   run::Progress bar(context.events(), "step", trainer.steps());
   bar.skip(progress.step);

@@ -17,11 +17,11 @@
 #include "pipeline/block_run.h"
 #include "pipeline/measured.h"
 #include "pipeline/output.h"
-#include "run/run_folder.h"
 #include "pipeline/sensitivity_files.h"
 #include "pipeline/start.h"
 #include "plan/threshold.h"
 #include "quantize/sensitivity.h"
+#include "run/run_folder.h"
 
 namespace lquant::pipeline {
 using json = nlohmann::json;
@@ -95,8 +95,7 @@ constexpr double kSlip = 0.005;
 plan::Allocation best(const DynamicRun& o, const plan::FormatChooser& chooser) {
   const auto& allocator = chooser.allocator();
   if (o.target.kl) return allocator.below(*o.target.kl);
-  const auto budget =
-      o.target.bytes ? chooser.budget_for_bytes(*o.target.bytes) : chooser.budget_for_bits(*o.target.bits + kPrinted);
+  const auto budget = o.target.bytes ? chooser.budget_for_bytes(*o.target.bytes) : chooser.budget_for_bits(*o.target.bits + kPrinted);
   const auto exact = o.target.bytes ? budget : chooser.budget_for_bits(*o.target.bits);
   return allocator.within(exact >= allocator.least_bytes() ? exact : std::min(budget, allocator.least_bytes()));
 }
@@ -118,7 +117,7 @@ Decision decide(const DynamicRun& o, const model::Model& model, const Sensitivit
   const plan::FormatChooser chooser(spec, options, cost, dense_bytes);
   const auto& allocator = chooser.allocator();
   context.line(fmt::format("with these widths the model has {:.3f} to {:.3f} bits per weight", chooser.bits_per_weight(allocator.least_bytes()),
-                       chooser.bits_per_weight(allocator.most_bytes())));
+                           chooser.bits_per_weight(allocator.most_bytes())));
   if (o.pareto) write_curve(*o.pareto, chooser);
   Decision d;
   if (o.rule == Rule::threshold) {
@@ -166,7 +165,8 @@ class Reach {
 
 }  // namespace
 
-Target target_or_default(const DynamicRun& o, const DefaultTarget& usual, const model::ModelSpec& spec, int dense_bytes, const run::Context& context) {
+Target target_or_default(const DynamicRun& o, const DefaultTarget& usual, const model::ModelSpec& spec, int dense_bytes,
+                         const run::Context& context) {
   auto target = o.target;
   if (target.bits || target.bytes || target.kl) return target;
   const Reach reach(o, spec, dense_bytes);
@@ -174,8 +174,9 @@ Target target_or_default(const DynamicRun& o, const DefaultTarget& usual, const 
   if (reach.is_below(usual.bits) || reach.is_above(usual.bits)) {
     const double bits = reach.least() + usual.share * (reach.most() - reach.least());
     target.bits = std::round(1000 * bits) / 1000;  // as it is printed: who gives that gets the same
-    context.line(fmt::format("the usual target of {} bits per weight is out of reach: with these {} the model has {:.3f} to {:.3f}; the target is {:.3f}",
-                             usual.bits, widths_of(o), reach.least(), reach.most(), *target.bits));
+    context.line(
+        fmt::format("the usual target of {} bits per weight is out of reach: with these {} the model has {:.3f} to {:.3f}; the target is {:.3f}",
+                    usual.bits, widths_of(o), reach.least(), reach.most(), *target.bits));
   }
   return target;
 }
@@ -187,8 +188,8 @@ void check_target(const DynamicRun& o, const model::ModelSpec& spec, int dense_b
   const double bits = o.target.bytes ? reach.bits_of(*o.target.bytes) : *o.target.bits;
   if (o.target.bytes ? bits < least : reach.is_below(bits))
     fail("plan", "{} is too little: with these {} the model has {:.3f} to {:.3f} bits per weight ({} to {}); raise the target or lower the widths",
-         o.target.bytes ? format_bytes(static_cast<double>(*o.target.bytes)) : fmt::format("a target of {} bits per weight", bits), widths_of(o), least,
-         most, format_bytes(reach.least_bytes()), format_bytes(reach.most_bytes()));
+         o.target.bytes ? format_bytes(static_cast<double>(*o.target.bytes)) : fmt::format("a target of {} bits per weight", bits), widths_of(o),
+         least, most, format_bytes(reach.least_bytes()), format_bytes(reach.most_bytes()));
   // More than everything can use is a slip when bits were named, and a wish granted when it was room on a disk.
   if (!o.target.bytes && reach.is_above(bits))
     fail("plan", "a target of {} bits per weight is out of reach: with these {} the model has {:.3f} to {:.3f}; lower the target or raise the widths",
@@ -274,7 +275,7 @@ DynamicResult dynamic_quant(const DynamicRun& given_run, const run::Context& con
   result.bits_per_weight = decision.size.bits_per_weight(), result.bytes = decision.size.bytes;
   result.predicted_kl = decision.predicted, result.predicted_gap = decision.gap;
   context.line(fmt::format("{}: {:.3f} bits per weight, predicted KL {:.4f}{}", histogram(decision.plan), result.bits_per_weight, result.predicted_kl,
-                       decision.gap > 0 ? fmt::format(" (at most {:.2g} above the best)", decision.gap) : ""));
+                           decision.gap > 0 ? fmt::format(" (at most {:.2g} above the best)", decision.gap) : ""));
   const auto plan_json = plan::quantization_block(model.spec(), decision.plan, true);
   if (o.plan_only) {
     write_file_atomically("pipeline", *o.plan_only, plan_json.dump(1) + "\n");
@@ -300,7 +301,7 @@ DynamicResult dynamic_quant(const DynamicRun& given_run, const run::Context& con
   result.teacher_perplexity = judged.teacher_perplexity();
   result.total_time = seconds_since(began);
   context.line(fmt::format("KL on {} tokens held out {} (predicted {:.4f}); perplexity {:.3f} (original {:.3f})", judged.tokens,
-                       plus_minus(judged.kl, judged.kl_se, 4), result.predicted_kl, judged.perplexity(), judged.teacher_perplexity()));
+                           plus_minus(judged.kl, judged.kl_se, 4), result.predicted_kl, judged.perplexity(), judged.teacher_perplexity()));
   return result;
 }
 

@@ -101,9 +101,9 @@ Side open_side(const std::string& folder, const std::string& prefix, const std::
     read.prompts.clear();
     const auto cut = std::count_if(encoded.begin(), encoded.end(), [](const auto& e) { return e.cut; });
     if (cut > 0)
-      context.warn(fmt::format("{}: {} of {} prompts are longer than the {} tokens that the model reads and lose their beginnings; {}", task->name, cut,
-                           encoded.size(), side.max_tokens,
-                           run.shots.value_or(0) > 0 ? "use fewer --num-shots" : "give --max-tokens if it reads more"));
+      context.warn(fmt::format("{}: {} of {} prompts are longer than the {} tokens that the model reads and lose their beginnings; {}", task->name,
+                               cut, encoded.size(), side.max_tokens,
+                               run.shots.value_or(0) > 0 ? "use fewer --num-shots" : "give --max-tokens if it reads more"));
     if (run.limit && static_cast<std::size_t>(*run.limit) > read.total && prefix.empty())
       context.warn(fmt::format("{}: there are {} rows, fewer than --limit {}; all of them are scored", task->name, read.total, *run.limit));
     side.batches.push_back(evaluate::batches(encoded, kTokensPerRow * static_cast<std::size_t>(run.batch_size)));

@@ -89,15 +89,15 @@ void tell(const std::vector<AutoStep>& steps, const AutoRun& o, const model::Mod
   plan::QuantPlan dense;
   const auto size = plan::size_of(model.spec(), dense, static_cast<int>(mx::size_of(model.stored_dtype())));
   const double parameters = static_cast<double>(size.parameters);
-  const auto target =
-      o.target.bytes ? fmt::format("{:.3f} bits per weight", 8.0 * static_cast<double>(*o.target.bytes) / parameters)
-      : o.target.kl  ? fmt::format("a predicted KL of {}", *o.target.kl)
-                     : fmt::format("{} bits per weight, {}", *o.target.bits, format_bytes(*o.target.bits * parameters / 8));
+  const auto target = o.target.bytes ? fmt::format("{:.3f} bits per weight", 8.0 * static_cast<double>(*o.target.bytes) / parameters)
+                      : o.target.kl  ? fmt::format("a predicted KL of {}", *o.target.kl)
+                                     : fmt::format("{} bits per weight, {}", *o.target.bits, format_bytes(*o.target.bits * parameters / 8));
   context.line(fmt::format("plan: {} ({:.1f} million weights, {}) to {}", model.checkpoint().name(), parameters / 1e6,
-                       format_bytes(static_cast<double>(size.bytes)), target));
+                           format_bytes(static_cast<double>(size.bytes)), target));
   double time = 0, memory = 0;
   for (const auto& step : steps) {
-    context.line(fmt::format("  {:<9} about {:>12}, {} of memory", step.name, format_duration(step.expected_time), format_bytes(step.expected_memory)));
+    context.line(
+        fmt::format("  {:<9} about {:>12}, {} of memory", step.name, format_duration(step.expected_time), format_bytes(step.expected_memory)));
     time += step.expected_time, memory = std::max(memory, step.expected_memory);
   }
   context.line(fmt::format("  together  about {:>12}, {} of memory", format_duration(time), format_bytes(memory)));

@@ -6,8 +6,8 @@
 #include <mlx/mlx.h>
 
 #include <algorithm>
-#include <unordered_map>
 #include <chrono>
+#include <unordered_map>
 
 #include "base/error.h"
 #include "base/hash.h"
@@ -34,8 +34,8 @@ constexpr double kWorthScaling = 0.01;
 
 plan::QuantPlan plan_for(const GptqRun& o, const model::ModelSpec& spec, const std::optional<json>& overrides) {
   auto plan = plan::fallback_plan(spec, o.format, o.fallback);
-  if (o.embed_bits) plan::apply_overrides(plan, spec, {{spec.embedding.path, {{"bits", *o.embed_bits}, {"group_size", o.fallback.group_size}}}},
-                                           "--embed-bits");
+  if (o.embed_bits)
+    plan::apply_overrides(plan, spec, {{spec.embedding.path, {{"bits", *o.embed_bits}, {"group_size", o.fallback.group_size}}}}, "--embed-bits");
   if (overrides) plan::apply_overrides(plan, spec, *overrides, o.plan->string());
   return plan;
 }
@@ -383,9 +383,9 @@ GptqResult gptq(const GptqRun& o, const run::Context& context) {
   result.total_time = written.seconds;
   const auto share = [&](double seconds) { return 100 * seconds / result.total_time; };
   const auto training = o.training.epochs > 0 ? fmt::format(", training {:.0f} %", share(result.train_time)) : "";
-  context.line(fmt::format(
-      "done in {}: forward {:.0f} %, Hessians {:.0f} %, range search {:.0f} %, factors {:.0f} %, solve {:.0f} %{}", format_duration(result.total_time),
-      share(result.forward_time), share(result.hessian_time), share(result.search_time), share(result.factor_time), share(result.solve_time), training));
+  context.line(fmt::format("done in {}: forward {:.0f} %, Hessians {:.0f} %, range search {:.0f} %, factors {:.0f} %, solve {:.0f} %{}",
+                           format_duration(result.total_time), share(result.forward_time), share(result.hessian_time), share(result.search_time),
+                           share(result.factor_time), share(result.solve_time), training));
   return result;
 }
 

@@ -34,7 +34,7 @@ json output_config(const model::Model& source, const plan::QuantPlan* plan, mx::
   json config = source.checkpoint().config();
   for (const char* key : {"quantization", "quantization_config", "compression_config", "_name_or_path"}) config.erase(key);
   if (source.kept().empty()) config.erase("vision_config");  // a model without its tower; mlx_lm removes it as well
-  config.update(source.spec().settled);  // what mlx_lm would read otherwise than it was read here
+  config.update(source.spec().settled);                      // what mlx_lm would read otherwise than it was read here
   for (const auto& key : source.spec().removed) config.erase(key);
   const auto name_dtype = [&](json& fields) {
     for (const char* key : {"dtype", "torch_dtype"})
@@ -118,8 +118,8 @@ void check_source(const model::Model& source, const run::Context& context) {
   for (const auto& text : source.spec().warnings) context.warn(text);
   for (const auto& tensor : source.kept())
     if (tensor.name.ends_with(".scales"))
-      fail("pipeline", "{}: {} is quantized itself ({}), which an output could not say; start from the original", source.checkpoint().folder().string(),
-           tensor.what, checkpoint::in_quotes(tensor.name));
+      fail("pipeline", "{}: {} is quantized itself ({}), which an output could not say; start from the original",
+           source.checkpoint().folder().string(), tensor.what, checkpoint::in_quotes(tensor.name));
   for (const auto& [what, bytes] : source.kept_bytes())
     context.line(fmt::format("kept as they are: {}, {}", what, format_bytes(static_cast<double>(bytes))));
   for (const auto& [why, names] : source.left_out())

@@ -9,9 +9,9 @@
 #include "checkpoint/writer.h"
 #include "model/fold.h"
 #include "model/model.h"
+#include "plan/plan.h"
 #include "run/context.h"
 #include "run/run_folder.h"
-#include "plan/plan.h"
 
 namespace lquant::pipeline {
 
@@ -36,8 +36,8 @@ void check_source(const model::Model& source, const run::Context& context);
 /// The JSON of a --plan file (plan::apply_overrides). Throws Error naming the file when it cannot be read, is no regular file or not JSON.
 nlohmann::json read_plan(const std::filesystem::path& file);
 
-/// One output folder: tensors in the order added, those that `source` keeps as they are, then config.json, lquant.json, README.md and the tokenizer's files of `source`.
-/// All or nothing appears under the output's name (checkpoint::Writer).
+/// One output folder: tensors in the order added, those that `source` keeps as they are, then config.json, lquant.json, README.md and the tokenizer's
+/// files of `source`. All or nothing appears under the output's name (checkpoint::Writer).
 class ModelWriter {
  public:
   ModelWriter(const std::filesystem::path& output, const model::Model& source);

@@ -6,10 +6,10 @@
 #include <vector>
 
 #include "base/figures.h"
-#include "run/context.h"
 #include "calibration/batches.h"
 #include "evaluate/quality.h"
 #include "model/spec.h"
+#include "run/context.h"
 #include "text/tokenizer.h"
 
 namespace lquant::pipeline {
@@ -25,8 +25,8 @@ struct ScoredText {
   /// The file that is read: `data`, or the train.jsonl in it.
   std::filesystem::path file() const;
   /// Rows of `sequence_length` tokens: of a text in order from its beginning, of .jsonl rows drawn in seeded order and joined, as
-  /// mlx_lm.perplexity does. Throws Error for bad data, tokens outside the model's table among it, with the file and the row; and for rows longer than
-  /// the positions that the model knows.
+  /// mlx_lm.perplexity does. Throws Error for bad data, tokens outside the model's table among it, with the file and the row; and for rows longer
+  /// than the positions that the model knows.
   std::vector<calibration::Batch> batches(const text::Tokenizer& tokenizer, const model::ModelSpec& spec) const;
 };
 

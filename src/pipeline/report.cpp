@@ -21,8 +21,8 @@
 #include "pipeline/alone.h"
 #include "pipeline/folds.h"
 #include "pipeline/output.h"
-#include "run/run_folder.h"
 #include "plan/plan.h"
+#include "run/run_folder.h"
 
 namespace lquant::pipeline {
 namespace fs = std::filesystem;

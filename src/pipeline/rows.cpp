@@ -62,7 +62,8 @@ void check_positions(const model::ModelSpec& spec, int tokens, const char* flag)
     fail("pipeline", "rows of {} tokens are longer than the {} positions that the model knows; give {} {} or less", tokens, most, flag, most);
 }
 
-RowSource::RowSource(const RowOptions& options, const text::Tokenizer& tokenizer, const model::ModelSpec& spec) : options_(options), tokenizer_(tokenizer) {
+RowSource::RowSource(const RowOptions& options, const text::Tokenizer& tokenizer, const model::ModelSpec& spec)
+    : options_(options), tokenizer_(tokenizer) {
   const auto& o = options_;
   check_positions(spec, o.sequence_length);
   if (o.data == std::vector<std::string>{"self"}) return;

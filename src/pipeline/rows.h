@@ -10,10 +10,10 @@
 #include <vector>
 
 #include "base/figures.h"
-#include "run/context.h"
 #include "calibration/batches.h"
 #include "calibration/examples.h"
 #include "model/model.h"
+#include "run/context.h"
 #include "run/run_folder.h"
 
 namespace lquant::pipeline {

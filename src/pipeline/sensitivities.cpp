@@ -1,7 +1,7 @@
 // Forward: what enters each block is written down. Backward: each block is computed again from what entered it, a few rows at a time, the loss's
 // gradient is taken through it, and the squares of its weights' gradients are summed; then the block's formats are judged and all of it is dropped.
-#include "model/segments.h"
 #include "pipeline/sensitivities.h"
+#include "model/segments.h"
 
 #include <mlx/mlx.h>
 
@@ -190,8 +190,8 @@ void Sweep::embedding(const States& gradients) {
       if (!spec_.position_embedding) return;
       model::Context context;
       context.segments = cut(rows_.segments[b], begin, end);
-      fisher_.add_lookups(spec_.position_embedding->path, spec_.position_embedding->out, model::positions(context, end - begin, rows_.ids[b].shape(1)),
-                          cut(gradients[b], begin, end));
+      fisher_.add_lookups(spec_.position_embedding->path, spec_.position_embedding->out,
+                          model::positions(context, end - begin, rows_.ids[b].shape(1)), cut(gradients[b], begin, end));
     });
 }
 
@@ -334,8 +334,7 @@ Sensitivities Sensitivities::from_json(const json& in, const std::string& file, 
   if (!linears.value().is_object()) linears.refuse("an object");
   for (const auto& [path, value] : linears.value().items()) {
     const auto costs = linears.at(path);
-    if (costs.size() != s.formats.size())
-      costs.complain(fmt::format("has {} costs where the file has {} formats", costs.size(), s.formats.size()));
+    if (costs.size() != s.formats.size()) costs.complain(fmt::format("has {} costs where the file has {} formats", costs.size(), s.formats.size()));
     auto& entry = s.kl[path];
     for (std::size_t i = 0; i < s.formats.size(); ++i) entry.push_back(cost_of(costs.at(i)));
   }
@@ -344,8 +343,7 @@ Sensitivities Sensitivities::from_json(const json& in, const std::string& file, 
 
 Sensitivities compute_sensitivities(const model::Model& model, const Rows& rows, const std::vector<codec::Format>& formats, run::RunFolder& run,
                                     const run::Context& context) {
-  if (const auto done = run.load("sensitivities")) 
-    return Sensitivities::from_json(done->meta, run.path().string(), "add --fresh to start over");
+  if (const auto done = run.load("sensitivities")) return Sensitivities::from_json(done->meta, run.path().string(), "add --fresh to start over");
   Sweep sweep(model, rows, formats, run, context);
   Sensitivities s;
   s.formats = formats;

@@ -122,7 +122,9 @@ void check_sensitivity_files(const std::string& name, const model::Model& model)
   for (const char* suffix : {kPairs, kFull}) {
     const fs::path file = name + suffix;
     if (!fs::exists(fs::symlink_status(file)) || is_of_model(file, model)) continue;
-    fail("pipeline", "{}: is there already and does not hold sensitivities of this model, which would be written there; move it away or call the command in another folder",
+    fail("pipeline",
+         "{}: is there already and does not hold sensitivities of this model, which would be written there; move it away or call the command in "
+         "another folder",
          file.string());
   }
   if (::access(".", W_OK | X_OK) != 0)

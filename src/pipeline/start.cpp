@@ -37,7 +37,8 @@ void pack_linears(model::Tensors& tensors, model::Formats formats, const plan::Q
 
 /// search_units, which also gives each finished unit's tensors to `take`.
 void search(const model::Model& model, const plan::QuantPlan& plan, const std::vector<calibration::Batch>& batches, run::RunFolder& run,
-            const run::Context& context, const std::string& units, const std::function<void(const std::string& unit, model::Tensors& tensors)>& take) {
+            const run::Context& context, const std::string& units,
+            const std::function<void(const std::string& unit, model::Tensors& tensors)>& take) {
   const auto& spec = model.spec();
   const auto dtype = model.stored_dtype();
   const int blocks = static_cast<int>(spec.blocks.size());
@@ -95,8 +96,8 @@ void search(const model::Model& model, const plan::QuantPlan& plan, const std::v
 
 }  // namespace
 
-model::Tensors search_start(const model::Model& model, const plan::QuantPlan& plan, const std::vector<calibration::Batch>& batches, run::RunFolder& run,
-                            const run::Context& context) {
+model::Tensors search_start(const model::Model& model, const plan::QuantPlan& plan, const std::vector<calibration::Batch>& batches,
+                            run::RunFolder& run, const run::Context& context) {
   model::Tensors result;
   search(model, plan, batches, run, context, "start", [&](const std::string&, model::Tensors& tensors) { result.merge(tensors); });
   return result;

@@ -126,9 +126,7 @@ QuantPlan FormatChooser::plan(const Allocation& allocation) const {
   return plan;
 }
 
-double FormatChooser::bits_per_weight(std::int64_t allocated_bytes) const {
-  return whole_bits_per_weight(total_bytes(allocated_bytes));
-}
+double FormatChooser::bits_per_weight(std::int64_t allocated_bytes) const { return whole_bits_per_weight(total_bytes(allocated_bytes)); }
 
 std::int64_t FormatChooser::budget_for_bits(double bits) const {
   // To the nearest byte: bits that came from bytes give these bytes back.

@@ -18,8 +18,8 @@ QuantPlan threshold_plan(const model::ModelSpec& spec, const codec::Format& low,
   const auto above = [&](double threshold) {
     auto plan = lowest;
     for (const auto* linear : spec.linears())
-      if (const auto it = plan.formats.find(linear->path);
-          it != plan.formats.end() && (!linear->fixed_format || linear->only_advised) && sensitivities.at(linear->path) > threshold && linear->in % high.group_size == 0)
+      if (const auto it = plan.formats.find(linear->path); it != plan.formats.end() && (!linear->fixed_format || linear->only_advised) &&
+                                                           sensitivities.at(linear->path) > threshold && linear->in % high.group_size == 0)
         it->second = high;
     return plan;
   };

@@ -213,10 +213,14 @@ std::string diagnose(const std::vector<double>& losses, double start, double bes
   swings /= static_cast<double>(losses.size() - half);
   const bool rises = last > 1.02 * first || swings > last;
   if (best >= start && rises)
-    return kept + "The loss on the rows that it learns from did not go down either, so the learning rate is probably too high: give a smaller --learning-rate.";
+    return kept +
+           "The loss on the rows that it learns from did not go down either, so the learning rate is probably too high: give a smaller "
+           "--learning-rate.";
   if (best >= start)
-    return kept + "The loss on the rows that it learns from went down or stayed, so there are probably too few of them, or they are unlike the held-out rows: "
-                  "give more --num-samples, or a smaller --learning-rate.";
+    return kept +
+           "The loss on the rows that it learns from went down or stayed, so there are probably too few of them, or they are unlike the held-out "
+           "rows: "
+           "give more --num-samples, or a smaller --learning-rate.";
   if (rises) return "The loss oscillates instead of going down: give a smaller --learning-rate.";
   if (best > 0.97 * start) return "The loss barely moved: give a larger --learning-rate or more --num-samples.";
   return "";

@@ -91,7 +91,8 @@ TEST(Writer, CopiesTensorsByteForByte) {
     const auto &from = source.info(name), &to = copy.info(std::string("tower.") + name);
     EXPECT_EQ(from.shape, to.shape);
     EXPECT_EQ(from.stored, to.stored);
-    EXPECT_EQ(sha256_from(source.file_of(name), from.begin, from.end), sha256_from(copy.file_of(std::string("tower.") + name), to.begin, to.end)) << name;
+    EXPECT_EQ(sha256_from(source.file_of(name), from.begin, from.end), sha256_from(copy.file_of(std::string("tower.") + name), to.begin, to.end))
+        << name;
   }
 }
 

@@ -53,7 +53,8 @@ TEST(ForeignConfig, ReadsMicroscaling) {
 }
 
 TEST(ForeignConfig, ReadsAwq) {
-  const auto awq = read(R"({"quant_method": "awq", "bits": 4, "group_size": 64, "version": "GEMM", "zero_point": true, "modules_to_not_convert": null})");
+  const auto awq =
+      read(R"({"quant_method": "awq", "bits": 4, "group_size": 64, "version": "GEMM", "zero_point": true, "modules_to_not_convert": null})");
   EXPECT_EQ(awq->schemes[0].group, 64);
   EXPECT_FALSE(awq->schemes[0].symmetric);
   EXPECT_EQ(refusal(R"({"quant_method": "awq", "version": "gemv"})"),
@@ -103,14 +104,37 @@ TEST(ForeignConfig, ReadsCompressedTensors) {
 TEST(ForeignConfig, RefusesOtherMethodsWithASentence) {
   for (const char* method : {"bitsandbytes", "hqq", "quanto", "aqlm", "bitnet", "exl2", "torchao"}) {
     EXPECT_EQ(refusal(fmt::format(R"({{"quant_method": "{}", "load_in_4bit": true}})", method)),
-              fmt::format("{}was written by \"{}\", whose tensors are not read (fp8, compressed-tensors, awq, gptq, mxfp4, mxfp8 and modelopt are){}", kStart, method, kEnd));
+              fmt::format("{}was written by \"{}\", whose tensors are not read (fp8, compressed-tensors, awq, gptq, mxfp4, mxfp8 and modelopt are){}",
+                          kStart, method, kEnd));
   }
 }
 
 TEST(ForeignConfig, RefusesHostileValues) {
-  const std::vector<std::string> values{"null",  "true",    "-1",     "0",    "1",        "3",        "1e300",   "-9223372036854775808", "18446744073709551615",
-                                        "2.5",   "\"x\"",   "\"\"",   "[]",   "{}",       "[[]]",     "[1e99]",  "[0, 0]",               "[-1, 128]",
-                                        "[1]",   "[1,2,3]", "[\"a\"]", "[null]", "{\"a\": 1}", "{\"a\": {}}", "\"\\u0000\""};
+  const std::vector<std::string> values{"null",
+                                        "true",
+                                        "-1",
+                                        "0",
+                                        "1",
+                                        "3",
+                                        "1e300",
+                                        "-9223372036854775808",
+                                        "18446744073709551615",
+                                        "2.5",
+                                        "\"x\"",
+                                        "\"\"",
+                                        "[]",
+                                        "{}",
+                                        "[[]]",
+                                        "[1e99]",
+                                        "[0, 0]",
+                                        "[-1, 128]",
+                                        "[1]",
+                                        "[1,2,3]",
+                                        "[\"a\"]",
+                                        "[null]",
+                                        "{\"a\": 1}",
+                                        "{\"a\": {}}",
+                                        "\"\\u0000\""};
   const std::vector<std::string> blocks{
       R"({"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "modules_to_not_convert": ["a"], "ignored_layers": []})",
       R"({"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": true, "modules_to_not_convert": []})",
@@ -136,7 +160,8 @@ TEST(ForeignConfig, RefusesHostileValues) {
           other[at] = json::parse(value);
           try {
             if (const auto made = foreign_of({{"quantization_config", other}})) {
-              for (const auto& s : made->schemes) EXPECT_TRUE(s.bits >= 2 && s.bits <= 8 && s.group >= 0 && s.group <= 1 << 20 && s.block_rows >= 0) << other;
+              for (const auto& s : made->schemes)
+                EXPECT_TRUE(s.bits >= 2 && s.bits <= 8 && s.group >= 0 && s.group <= 1 << 20 && s.block_rows >= 0) << other;
               EXPECT_FALSE(made->schemes.empty());
               scheme_of(*made, "model.layers.0.mlp.down_proj");
             }
@@ -154,8 +179,11 @@ TEST(ForeignConfig, RefusesHostileValues) {
 
 TEST(ForeignConfig, HostilePatternsEndSoon) {
   const auto with = [](const std::string& pattern) {
-    return json{{"quantization_config", {{"quant_method", "compressed-tensors"}, {"format", "int-quantized"}, {"ignore", {"re:" + pattern}},
-                                         {"config_groups", {{"g", {{"targets", {"Linear"}}, {"weights", {{"num_bits", 8}}}}}}}}}};
+    return json{{"quantization_config",
+                 {{"quant_method", "compressed-tensors"},
+                  {"format", "int-quantized"},
+                  {"ignore", {"re:" + pattern}},
+                  {"config_groups", {{"g", {{"targets", {"Linear"}}, {"weights", {{"num_bits", 8}}}}}}}}}};
   };
   EXPECT_NE(scheme_of(*foreign_of(with("(a+)+b")), std::string(300, 'a')), nullptr);
   EXPECT_NE(scheme_of(*foreign_of(with("(a|a|aa)*b")), std::string(300, 'a')), nullptr);

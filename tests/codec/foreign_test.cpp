@@ -33,8 +33,9 @@ std::string from_base64(const std::string& text) {
 }
 
 mx::array array_of(const json& entry) {
-  static const std::map<std::string, mx::Dtype> dtypes{{"uint8", mx::uint8},     {"int8", mx::int8},         {"int32", mx::int32},    {"int64", mx::int64},
-                                                       {"float16", mx::float16}, {"bfloat16", mx::bfloat16}, {"float32", mx::float32}};
+  static const std::map<std::string, mx::Dtype> dtypes{{"uint8", mx::uint8},    {"int8", mx::int8},       {"int32", mx::int32},
+                                                       {"int64", mx::int64},    {"float16", mx::float16}, {"bfloat16", mx::bfloat16},
+                                                       {"float32", mx::float32}};
   const auto dtype = dtypes.at(entry["dtype"]);
   mx::Shape shape;
   for (int d : entry["shape"]) shape.push_back(d);
@@ -85,7 +86,8 @@ const std::vector<Packing>& packings() {
     for (const auto& c : parse_json(text.str())) {
       std::map<std::string, mx::array> tensors;
       for (const auto& [suffix, entry] : c["tensors"].items()) tensors.emplace(suffix, array_of(entry));
-      made.push_back({c["name"], *foreign_of({{"quantization_config", c["config"]}}), c["out"], c["in"], c["stack"], tensors, array_of(c["expected"])});
+      made.push_back(
+          {c["name"], *foreign_of({{"quantization_config", c["config"]}}), c["out"], c["in"], c["stack"], tensors, array_of(c["expected"])});
     }
     return made;
   }();
@@ -142,7 +144,8 @@ TEST(Foreign, TakesFp8NumbersThatTheReaderHasDecoded) {
   for (const auto& p : packings()) {
     auto other = p;
     for (const char* suffix : {".weight", ".weight_scale"})
-      if (const auto found = other.tensors.find(suffix); found != other.tensors.end() && found->second.dtype() == mx::uint8 && p.name.find("mxfp4") == std::string::npos)
+      if (const auto found = other.tensors.find(suffix);
+          found != other.tensors.end() && found->second.dtype() == mx::uint8 && p.name.find("mxfp4") == std::string::npos)
         found->second = mx::from_fp8(found->second, mx::bfloat16);
     SCOPED_TRACE(p.name);
     expect_same(other.decoded(p.expected.dtype()), p.expected);
@@ -167,8 +170,10 @@ TEST(Foreign, GivesMlxTheSameCodes) {
     const auto dense = dequantize(same->packed, same->format, p.expected.dtype());
     if (p.foreign.schemes[0].layout != Layout::packed_ints) {
       expect_same(dense, p.expected);
-    } else {  // the biases of mlx_lm's own loaders; scale · code + bias against (code − zero) · scale: each rounded to the scale's dtype, at most half a unit of |scale · code|
-      expect_same(*same->packed.biases, mx::array(p.foreign.schemes[0].bits == 4 ? -8.0f : -128.0f, p.expected.dtype()) * p.tensors.at(".weight_scale"));
+    } else {  // the biases of mlx_lm's own loaders; scale · code + bias against (code − zero) · scale: each rounded to the scale's dtype, at most
+              // half a unit of |scale · code|
+      expect_same(*same->packed.biases,
+                  mx::array(p.foreign.schemes[0].bits == 4 ? -8.0f : -128.0f, p.expected.dtype()) * p.tensors.at(".weight_scale"));
       const float unit = p.expected.dtype() == mx::bfloat16 ? 0x1p-8f : 0x1p-11f;
       const auto scales = mx::astype(mx::max(p.tensors.at(".weight_scale")), mx::float32).item<float>();
       const auto off = mx::max(mx::abs(mx::subtract(mx::astype(dense, mx::float32), mx::astype(p.expected, mx::float32)))).item<float>();
@@ -185,7 +190,8 @@ TEST(Foreign, KeepsFp8BytesWithPowersOfTwoAsMxfp8) {
   const auto bytes = mx::view(made[0], mx::uint8);
   const auto foreign = *foreign_of({{"quantization_config", {{"quant_method", "fp8"}, {"weight_block_size", {32, 32}}, {"scale_fmt", "ue8m0"}}}});
   for (const char* suffix : {".weight_scale_inv", ".scale"}) {
-    const Packing rows{"rows", foreign, 40, 64, 0, {{".weight", bytes}, {suffix, made[1]}}, mx::dequantize(made[0], made[1], std::nullopt, 32, 8, "mxfp8")};
+    const Packing rows{
+        "rows", foreign, 40, 64, 0, {{".weight", bytes}, {suffix, made[1]}}, mx::dequantize(made[0], made[1], std::nullopt, 32, 8, "mxfp8")};
     expect_same(rows.decoded(mx::bfloat16), mx::astype(rows.expected, mx::bfloat16));
     const auto same = as_mlx(foreign, "a.b", rows.tensor(), 40, 64);
     ASSERT_TRUE(same);
@@ -212,9 +218,8 @@ TEST(Foreign, ReadsModelOptAndFbgemm) {
   const auto& ct = packing("compressed-tensors: nvfp4");
   auto nv = ct;
   nv.foreign = *foreign_of({{"quantization_config", {{"quant_method", "modelopt"}, {"quant_algo", "NVFP4"}, {"group_size", 16}}}});
-  nv.tensors = {{".weight", ct.tensors.at(".weight_packed")},
-                {".weight_scale", ct.tensors.at(".weight_scale")},
-                {".weight_scale_2", mx::array(0.5f)}};
+  nv.tensors = {
+      {".weight", ct.tensors.at(".weight_packed")}, {".weight_scale", ct.tensors.at(".weight_scale")}, {".weight_scale_2", mx::array(0.5f)}};
   const auto scales = mx::repeat(mx::from_fp8(ct.tensors.at(".weight_scale"), mx::float32) * mx::array(0.5f), 16, -1);
   expect_same(nv.decoded(mx::float32), foreign::unpack_e2m1(ct.tensors.at(".weight_packed"), mx::float32) * scales);
 
@@ -318,8 +323,10 @@ TEST(Foreign, RefusesGroupsThatAreNotThere) {
   auto p = packing("GPTQ, 4 bits, act-order");
   for (int bad : {-1, 4, 2147483647}) {
     p.tensors.at(".g_idx") = mx::where(mx::equal(mx::arange(32), mx::array(5)), mx::array(bad), mx::array(0));
-    EXPECT_EQ(message([&] { p.decoded(mx::float16); }),
-              fmt::format("[codec] a.b.g_idx names group {} where there are 4; the checkpoint is damaged or config.json is another model's; get it again", bad));
+    EXPECT_EQ(
+        message([&] { p.decoded(mx::float16); }),
+        fmt::format("[codec] a.b.g_idx names group {} where there are 4; the checkpoint is damaged or config.json is another model's; get it again",
+                    bad));
   }
 }
 
@@ -327,12 +334,14 @@ TEST(Foreign, SaysWhatIsWrong) {
   auto p = packing("fp8 in ragged blocks");
   p.tensors.at(".weight_scale_inv") = mx::ones({2, 2});
   EXPECT_EQ(message([&] { check_shapes(p.foreign, "a.b", p.stored(), 3, 260); }),
-            "[codec] a.b.weight_scale_inv has the shape [2, 2], but its linear of 3 outputs and 260 inputs needs one scale, one for each output, or [1, 3] for "
+            "[codec] a.b.weight_scale_inv has the shape [2, 2], but its linear of 3 outputs and 260 inputs needs one scale, one for each output, or "
+            "[1, 3] for "
             "blocks of 128 × 128; the checkpoint is damaged or config.json is another model's; get it again");
   auto q = packing("compressed-tensors: 4 bits, rows");
   q.tensors.at(".weight_shape") = mx::array({4, 45}, mx::int64);
-  EXPECT_EQ(message([&] { q.decoded(mx::bfloat16); }),
-            "[codec] a.b.weight_shape is not [4, 44], the shape of its linear; the checkpoint is damaged or config.json is another model's; get it again");
+  EXPECT_EQ(
+      message([&] { q.decoded(mx::bfloat16); }),
+      "[codec] a.b.weight_shape is not [4, 44], the shape of its linear; the checkpoint is damaged or config.json is another model's; get it again");
 }
 
 }  // namespace

@@ -125,9 +125,12 @@ Tensors tensors(const AttentionSize& n, const AttentionRule& rule, mx::Dtype dty
   if (!rule.segments.empty()) segments = mx::array(rule.segments.begin(), shape(n.batch, n.keys), mx::int32);
   std::optional<mx::array> sinks;
   if (!rule.sinks.empty()) sinks = mx::astype(mx::array(rule.sinks.begin(), shape(n.heads), mx::float32), dtype);
-  return {normal(shape(n.batch, n.queries, n.heads, n.dim), dtype, 1), normal(shape(n.batch, n.keys, n.kv_heads, n.dim), dtype, 2),
-          normal(shape(n.batch, n.keys, n.kv_heads, n.value_dim), dtype, 3), normal(shape(n.batch, n.queries, n.heads, n.value_dim), dtype, 4),
-          segments, sinks};
+  return {normal(shape(n.batch, n.queries, n.heads, n.dim), dtype, 1),
+          normal(shape(n.batch, n.keys, n.kv_heads, n.dim), dtype, 2),
+          normal(shape(n.batch, n.keys, n.kv_heads, n.value_dim), dtype, 3),
+          normal(shape(n.batch, n.queries, n.heads, n.value_dim), dtype, 4),
+          segments,
+          sinks};
 }
 
 AttentionArgs args(const AttentionRule& rule) {
@@ -193,7 +196,8 @@ TEST(Attention, EqualsTheOracle) {
 }
 
 // The bounds hold for sums in any order. MLX takes delta as Σ p·dP instead of Σ dO·out, whose error is at most that of dP once more, hence 2. With
-// softcap we compose the ops ourselves, in f32; without, MLX keeps scores, weights and their gradients in the dtype of q where it has no fused kernel.
+// softcap we compose the ops ourselves, in f32; without, MLX keeps scores, weights and their gradients in the dtype of q where it has no fused
+// kernel.
 TEST(Attention, MlxPathEqualsTheOracle) {
   for (const auto dtype : testing::kDtypes) {
     for (const auto& c : cases()) {

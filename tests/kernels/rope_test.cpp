@@ -105,7 +105,8 @@ TEST(Rope, GradientMatchesFiniteDifferences) {
   }
 }
 
-// Features beyond 2·F are none of the rotation's, whatever its layout, magnitude or positions: they come through, and their gradient back, to the bit.
+// Features beyond 2·F are none of the rotation's, whatever its layout, magnitude or positions: they come through, and their gradient back, to the
+// bit.
 TEST(Rope, LeavesTheRestAsItIs) {
   const mx::Shape shape{2, 3, 2, 37};
   for (auto dtype : kDtypes) {

@@ -8,8 +8,8 @@
 #include "kernels/head_loss.h"
 #include "kernels/scaled_vjp.h"
 #include "model/forward.h"
-#include "model/ops/gated_mlp.h"
 #include "model/generate.h"
+#include "model/ops/gated_mlp.h"
 #include "oracle/model_random.h"
 
 namespace lquant::model {
@@ -70,7 +70,8 @@ TEST_P(DtypesTest, GradientsAreThoseOfSinglePrecision) {
       kernels::HeadLossArgs args;
       args.softcap = end.softcap;
       args.multiplier = end.multiplier;
-      return std::vector<mx::array>{kernels::cross_entropy_loss(hidden, end.weight, end.bias, mx::flatten(mx::roll(ids, -1, 1)), mx::ones({42}), args)};
+      return std::vector<mx::array>{
+          kernels::cross_entropy_loss(hidden, end.weight, end.bias, mx::flatten(mx::roll(ids, -1, 1)), mx::ones({42}), args)};
     };
     return kernels::loss_gradients(loss, weights, in).gradients;
   };

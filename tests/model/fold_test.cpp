@@ -177,8 +177,7 @@ TEST_P(FoldTest, OneBlockAtATime) {
   EXPECT_GE(changed, 2);
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, FoldTest, testing::ValuesIn(known_model_types()),
-                         [](const auto& info) { return oracle::name_of(info.param); });
+INSTANTIATE_TEST_SUITE_P(Families, FoldTest, testing::ValuesIn(known_model_types()), [](const auto& info) { return oracle::name_of(info.param); });
 
 /// norm "n" [channels] → linear "a" [1, channels].
 struct NormEdge {

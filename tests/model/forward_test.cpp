@@ -196,8 +196,7 @@ TEST_P(ForwardTest, DensifiedEqualsPacked) {
   EXPECT_LE(largest_difference(packed, forward(spec, tensors, formats, ids, mx::float32)), 1e-6f * largest(packed));
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, ForwardTest, testing::ValuesIn(known_model_types()),
-                         [](const auto& info) { return oracle::name_of(info.param); });
+INSTANTIATE_TEST_SUITE_P(Families, ForwardTest, testing::ValuesIn(known_model_types()), [](const auto& info) { return oracle::name_of(info.param); });
 
 TEST(Forward, DensifyLeavesOtherBlocksFormatsAlone) {
   const auto spec = spec_from_config(oracle::tiny_config("llama"));

@@ -20,8 +20,8 @@ namespace {
 namespace mx = mlx::core;
 using nlohmann::json;
 
-// Fields as published: Llama 3.2 1B, Mistral 7B v0.3, Qwen2.5 0.5B, Qwen3 0.6B, SmolLM3 3B, Phi-3.5 mini, Gemma 2 2B, Gemma 3 1B, Qwen3 30B-A3B, Seed-OSS 36B,
-// GLM-4-9B-0414.
+// Fields as published: Llama 3.2 1B, Mistral 7B v0.3, Qwen2.5 0.5B, Qwen3 0.6B, SmolLM3 3B, Phi-3.5 mini, Gemma 2 2B, Gemma 3 1B, Qwen3 30B-A3B,
+// Seed-OSS 36B, GLM-4-9B-0414.
 const std::map<std::string, const char*>& published() {
   static const std::map<std::string, const char*> configs = {
       {"llama", R"({"model_type":"llama","hidden_size":2048,"num_hidden_layers":16,"intermediate_size":8192,"num_attention_heads":32,
@@ -48,7 +48,8 @@ const std::map<std::string, const char*>& published() {
         "attn_logit_softcapping":50.0,"final_logit_softcapping":30.0,"sliding_window":4096,"hidden_activation":"gelu_pytorch_tanh"})"},
       {"gemma3_text", R"({"model_type":"gemma3_text","rope_theta":1000000,"rope_local_base_freq":10000,"sliding_window":512,
         "sliding_window_pattern":6,"query_pre_attn_scalar":256,"rope_scaling":null})"},
-      {"afm7", R"({"model_type":"afm7","hidden_dim":2048,"num_layers":56,"num_kv_reuse_layers":21,"num_heads":16,"num_kv_heads":2,"vocab_size":153600})"},
+      {"afm7",
+       R"({"model_type":"afm7","hidden_dim":2048,"num_layers":56,"num_kv_reuse_layers":21,"num_heads":16,"num_kv_heads":2,"vocab_size":153600})"},
       {"gemma4_text", R"({"model_type":"gemma4_text","hidden_size":2816,"num_hidden_layers":30,"intermediate_size":2112,"num_attention_heads":16,
         "num_key_value_heads":8,"num_global_key_value_heads":2,"head_dim":256,"global_head_dim":512,"attention_k_eq_v":true,"num_kv_shared_layers":0,
         "hidden_size_per_layer_input":0,"enable_moe_block":true,"num_experts":128,"top_k_experts":8,"moe_intermediate_size":704,"vocab_size":262144,
@@ -144,15 +145,13 @@ ModelSpec published_spec(const std::string& type) { return spec_from_config(json
 
 TEST(Spec, PublishedModelsHaveTheirPublishedSizes) {
   // Parameters of the linears alone (norms and biases are the small rest), from the models' own cards.
-  const std::map<std::string, double> billions = {{"llama", 1.236},   {"mistral", 7.248}, {"qwen2", 0.494},  {"qwen3", 0.596},
-                                                  {"smollm3", 3.075}, {"phi3", 3.821},    {"gemma2", 2.614}, {"qwen3_moe", 30.53}, {"gemma4_text", 25.23},
-                                                  {"seed_oss", 36.15}, {"glm4", 9.40},   {"ministral3", 3.429}, {"apertus", 8.053}, {"lfm2", 1.170},
-                                                  {"cohere", 103.81}, {"cohere2", 8.028}, {"olmo2", 7.298}, {"olmo3", 7.297},
-                                                  {"phi", 2.779}, {"stablelm", 12.14}, {"starcoder2", 3.029}, {"granite", 8.17},
-                                                  {"gpt_neox", 6.856}, {"gpt2", 0.12432}, {"gpt_bigcode", 15.515}, {"nemotron", 4.19},
-                                                  {"gemma", 2.506}, {"glm", 9.40}, {"internlm2", 7.738}, {"exaone", 2.405},
-                                                  {"exaone4", 1.279}, {"minicpm", 3.008}, {"qwen", 1.837}, {"lille-130m", 0.1272},
-                                                  {"openelm", 0.2715}, {"nanochat", 0.561}};
+  const std::map<std::string, double> billions = {
+      {"llama", 1.236},        {"mistral", 7.248},   {"qwen2", 0.494},       {"qwen3", 0.596},       {"smollm3", 3.075},   {"phi3", 3.821},
+      {"gemma2", 2.614},       {"qwen3_moe", 30.53}, {"gemma4_text", 25.23}, {"seed_oss", 36.15},    {"glm4", 9.40},       {"ministral3", 3.429},
+      {"apertus", 8.053},      {"lfm2", 1.170},      {"cohere", 103.81},     {"cohere2", 8.028},     {"olmo2", 7.298},     {"olmo3", 7.297},
+      {"phi", 2.779},          {"stablelm", 12.14},  {"starcoder2", 3.029},  {"granite", 8.17},      {"gpt_neox", 6.856},  {"gpt2", 0.12432},
+      {"gpt_bigcode", 15.515}, {"nemotron", 4.19},   {"gemma", 2.506},       {"glm", 9.40},          {"internlm2", 7.738}, {"exaone", 2.405},
+      {"exaone4", 1.279},      {"minicpm", 3.008},   {"qwen", 1.837},        {"lille-130m", 0.1272}, {"openelm", 0.2715},  {"nanochat", 0.561}};
   for (const auto& [type, size] : billions) {
     const auto spec = published_spec(type);  // linears() points into it
     double total = 0;
@@ -242,7 +241,8 @@ TEST(Spec, FamiliesNearLlamaDifferWhereTheyShould) {
   EXPECT_FALSE(gemma.blocks[0].steps[0].branches[0].after);
 
   const auto internlm2 = attention_of(published_spec("internlm2"), 0);
-  EXPECT_EQ(internlm2.inputs[0].parts[2].row(128), (6 + 5) * 128);  // the second value head: behind the second group's four query heads and its key head
+  EXPECT_EQ(internlm2.inputs[0].parts[2].row(128),
+            (6 + 5) * 128);  // the second value head: behind the second group's four query heads and its key head
 
   // Layers with a window have positions, the others see everything and have none.
   const auto exaone4 = spec_from_config(oracle::tiny_config("exaone4"));
@@ -406,8 +406,12 @@ TEST(Spec, WhatADamagedFieldHoldsIsShownShortened) {
       {"llama",
        {{"rope_scaling", {{"type", "longrope"}, {"original_max_position_embeddings", 64}, {"long_factor", factors}, {"short_factor", factors}}}},
        "\"long_factor[0]\" is \"1.0\", not a number"},
-      {"llama", {{"rope_scaling", {{"type", "proportional"}, {"partial_rotary_factor", -1e9}}}}, "\"partial_rotary_factor\" is -1000000000.0, not a share"},
-      {"llama", {{"hidden_size", 1'000'000'000}, {"num_attention_heads", 4}, {"num_key_value_heads", 4}, {"head_dim", 100'000'000}}, "in a head are more than"},
+      {"llama",
+       {{"rope_scaling", {{"type", "proportional"}, {"partial_rotary_factor", -1e9}}}},
+       "\"partial_rotary_factor\" is -1000000000.0, not a share"},
+      {"llama",
+       {{"hidden_size", 1'000'000'000}, {"num_attention_heads", 4}, {"num_key_value_heads", 4}, {"head_dim", 100'000'000}},
+       "in a head are more than"},
       {"phi3", {{"rope_scaling", {{"type", json::array()}}}}, "\"type\" is [], not a text"},
       {"phi3", {{"partial_rotary_factor", 1e300}}, "\"partial_rotary_factor\" is 1e+300"},
       {"gemma2", {{"query_pre_attn_scalar", 0}}, "\"query_pre_attn_scalar\" is 0"},
@@ -532,13 +536,15 @@ TEST(Spec, FieldsThatMlxLmDemandsAreSettled) {
   with_base["rope_theta"] = 5000.0;
   EXPECT_EQ(settled("stablelm", {{"rope_parameters", plain}}, {"rope_theta", "partial_rotary_factor"}),
             (json{{"rope_theta", 5000.0}, {"partial_rotary_factor", 0.5}}));
-  EXPECT_EQ(settled("gpt_neox", {{"rope_parameters", plain}}, {"rotary_emb_base", "rotary_pct"}), (json{{"rotary_emb_base", 5000.0}, {"rotary_pct", 0.5}}));
+  EXPECT_EQ(settled("gpt_neox", {{"rope_parameters", plain}}, {"rotary_emb_base", "rotary_pct"}),
+            (json{{"rotary_emb_base", 5000.0}, {"rotary_pct", 0.5}}));
   EXPECT_EQ(settled("granite", {{"rope_parameters", with_base}}, {"rope_theta"}), (json{{"rope_theta", 5000.0}, {"rope_scaling", yarn}}));
   const json kinds{{"full_attention", with_base}, {"sliding_attention", plain}};
   EXPECT_EQ(settled("olmo3", {{"rope_parameters", kinds}}, {"rope_theta"}), (json{{"rope_theta", 5000.0}, {"rope_scaling", yarn}}));
   // A field that is there counts, as in mlx_lm.
   EXPECT_EQ(settled("granite", {{"rope_parameters", with_base}}, {}), json::object());
-  EXPECT_EQ(settled("cohere2", {{"layer_types", {"sliding_attention", "full_attention"}}}, {"sliding_window_pattern"}), (json{{"sliding_window_pattern", 2}}));
+  EXPECT_EQ(settled("cohere2", {{"layer_types", {"sliding_attention", "full_attention"}}}, {"sliding_window_pattern"}),
+            (json{{"sliding_window_pattern", 2}}));
   EXPECT_EQ(settled("gpt2", json::object(), {"n_ctx"}), (json{{"n_ctx", 32}}));
   EXPECT_EQ(settled("gpt_bigcode", {{"n_inner", nullptr}}, {}), (json{{"n_inner", 256}}));
   EXPECT_EQ(settled("nemotron", json::object(), {"hidden_act"}), (json{{"hidden_act", "relu2"}}));
@@ -582,11 +588,14 @@ TEST(Spec, FieldsThatMlxLmWouldReadOtherwiseAreSettled) {
   const json positions{{"rope_type", "llama3"}, {"rope_theta", 5000.0}, {"factor", 8.0}};
   EXPECT_EQ(settled("exaone", {{"rope_theta", "absent"}, {"rope_parameters", positions}}),
             (json{{"rope_theta", 5000.0}, {"rope_scaling", {{"rope_type", "llama3"}, {"factor", 8.0}}}}));
-  EXPECT_EQ(settled("glm4", {{"rope_theta", "absent"}, {"partial_rotary_factor", "absent"},
+  EXPECT_EQ(settled("glm4", {{"rope_theta", "absent"},
+                             {"partial_rotary_factor", "absent"},
                              {"rope_parameters", {{"rope_type", "default"}, {"rope_theta", 5000.0}, {"partial_rotary_factor", 0.5}}}}),
             (json{{"rope_theta", 5000.0}, {"partial_rotary_factor", 0.5}}));
-  EXPECT_EQ(settled("exaone4", {{"rope_scaling", "absent"}, {"sliding_window_pattern", 2}}), (json{{"rope_scaling", nullptr}, {"sliding_window_pattern", "LG"}}));
-  EXPECT_EQ(settled("exaone4", {{"rope_scaling", "absent"}, {"sliding_window_pattern", "absent"}, {"layer_types", {"full_attention", "sliding_attention"}}}),
+  EXPECT_EQ(settled("exaone4", {{"rope_scaling", "absent"}, {"sliding_window_pattern", 2}}),
+            (json{{"rope_scaling", nullptr}, {"sliding_window_pattern", "LG"}}));
+  EXPECT_EQ(settled("exaone4",
+                    {{"rope_scaling", "absent"}, {"sliding_window_pattern", "absent"}, {"layer_types", {"full_attention", "sliding_attention"}}}),
             (json{{"rope_scaling", nullptr}, {"sliding_window_pattern", "GL"}}));
   EXPECT_EQ(settled("exaone4", {{"rope_scaling", "absent"}, {"sliding_window_pattern", "absent"}, {"sliding_window", "absent"}}),
             (json{{"rope_scaling", nullptr}, {"sliding_window_pattern", nullptr}, {"sliding_window", nullptr}}));
@@ -712,7 +721,8 @@ mx::array scale_rows(const mx::array& x, const mx::array& s, const Part& part, i
 
 void apply(const Edge& edge, const ModelSpec& spec, Tensors& tensors) {
   const mx::Shape shape = edge.experts > 0 ? mx::Shape{edge.experts, edge.channels} : mx::Shape{edge.channels};
-  const auto scales = mx::random::uniform(mx::array(0.5f), mx::array(2.0f), shape, mx::float32, mx::random::key(std::hash<std::string>{}(edge.producer)));
+  const auto scales =
+      mx::random::uniform(mx::array(0.5f), mx::array(2.0f), shape, mx::float32, mx::random::key(std::hash<std::string>{}(edge.producer)));
   auto& weight = tensors.at(edge.producer + ".weight");
   const auto s = edge.degree == 2 ? mx::sqrt(scales) : scales;
   if (edge.norm) {
@@ -721,8 +731,7 @@ void apply(const Edge& edge, const ModelSpec& spec, Tensors& tensors) {
   } else {
     const int rows = weight.shape(-2);
     weight = scale_rows(weight, s, edge.rows, rows);
-    if (const auto bias = tensors.find(edge.producer + ".bias"); bias != tensors.end())
-      bias->second = scale_rows(bias->second, s, edge.rows, rows);
+    if (const auto bias = tensors.find(edge.producer + ".bias"); bias != tensors.end()) bias->second = scale_rows(bias->second, s, edge.rows, rows);
   }
   for (const auto& path : edge.consumers) {
     auto& consumer = tensors.at(path + ".weight");

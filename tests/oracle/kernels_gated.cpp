@@ -43,9 +43,7 @@ ActivationError swish_error(double g, double factor) {
   return {8 * a * s * tail, 16 * (s + z * s) * tail, 0};
 }
 
-double xielu(double x, const Xielu& f) {
-  return (x > 0 ? f.p * x * x : f.n * (std::expm1(std::min(x, f.eps)) - x)) + f.beta * x;
-}
+double xielu(double x, const Xielu& f) { return (x > 0 ? f.p * x * x : f.n * (std::expm1(std::min(x, f.eps)) - x)) + f.beta * x; }
 
 XieluGradient xielu_gradient(double x, const Xielu& f) {
   if (x > 0) return {2 * f.p * x + f.beta, x * x, 0};

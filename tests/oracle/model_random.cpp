@@ -19,10 +19,9 @@ using nlohmann::json;
 
 json tiny_config(const std::string& model_type) {
   // Wrappers: the text model stands inside.
-  static const std::map<std::string, std::string> inner = {{"gemma3", "gemma3_text"},      {"gemma4", "gemma4_text"}, {"lfm2-vl", "lfm2"},
-                                                           {"lfm2_vl", "lfm2"},            {"llava", "llama"},        {"mistral3", "ministral3"},
-                                                           {"pixtral", "mistral"},         {"qwen2_vl", "qwen2"},     {"qwen3_vl", "qwen3"},
-                                                           {"qwen3_vl_moe", "qwen3_moe"}};
+  static const std::map<std::string, std::string> inner = {
+      {"gemma3", "gemma3_text"},  {"gemma4", "gemma4_text"}, {"lfm2-vl", "lfm2"},   {"lfm2_vl", "lfm2"},   {"llava", "llama"},
+      {"mistral3", "ministral3"}, {"pixtral", "mistral"},    {"qwen2_vl", "qwen2"}, {"qwen3_vl", "qwen3"}, {"qwen3_vl_moe", "qwen3_moe"}};
   if (const auto text = inner.find(model_type); text != inner.end()) {
     auto config = tiny_config(text->second);
     if (model_type == "gemma4")  // its mixture; gemma4_text is dense here
@@ -39,7 +38,8 @@ json tiny_config(const std::string& model_type) {
     auto text = tiny_config("gemma3_text");
     text.update({{"num_hidden_layers", 5}, {"intermediate_size", {96, 64, 96, 96, 64}}, {"num_kv_shared_layers", 2}, {"sliding_window", 5}});
     text.update({{"layer_types", {"full_attention", "sliding_attention", "full_attention", "sliding_attention", "full_attention"}}});
-    text.update({{"activation_sparsity_pattern", {0.9, 0.0, 0.6, 0.0, 0.0}}, {"hidden_size_per_layer_input", 32}, {"vocab_size_per_layer_input", 40}});
+    text.update(
+        {{"activation_sparsity_pattern", {0.9, 0.0, 0.6, 0.0, 0.0}}, {"hidden_size_per_layer_input", 32}, {"vocab_size_per_layer_input", 40}});
     text.update({{"altup_num_inputs", 3}, {"altup_coef_clip", 1.0}, {"altup_correct_scale", true}, {"altup_active_idx", 0}, {"laurel_rank", 32}});
     text.update({{"rope_local_base_freq", 1000.0}, {"final_logit_softcapping", 8.0}});
     return {{"model_type", model_type}, {"text_config", text}};
@@ -64,8 +64,7 @@ json tiny_config(const std::string& model_type) {
   if (model_type == "glm") config["attention_bias"] = true;
   if (model_type == "exaone") config.update({{"num_layers", 2}, {"layer_norm_epsilon", 1e-5}, {"mlp_bias", true}});
   if (model_type == "exaone4") config.update({{"rope_scaling", nullptr}, {"sliding_window", 5}, {"sliding_window_pattern", "LG"}});
-  if (model_type == "minicpm")
-    config.update({{"tie_word_embeddings", false}, {"dim_model_base", 24}, {"scale_depth", 1.4}, {"scale_emb", 3.0}});
+  if (model_type == "minicpm") config.update({{"tie_word_embeddings", false}, {"dim_model_base", 24}, {"scale_depth", 1.4}, {"scale_emb", 3.0}});
   if (model_type == "hunyuan_v1_dense") config["rope_scaling"] = {{"type", "dynamic"}, {"alpha", 50.0}, {"factor", 1.0}};
   if (model_type == "qwen") config.update({{"intermediate_size", 128}, {"kv_channels", 16}, {"layer_norm_epsilon", 1e-5}, {"no_bias", false}});
   if (model_type == "lille-130m")
@@ -78,27 +77,40 @@ json tiny_config(const std::string& model_type) {
   if (model_type == "gemma2") config["query_pre_attn_scalar"] = 24, config["attn_logit_softcapping"] = 5.0, config["final_logit_softcapping"] = 8.0;
   if (model_type == "gemma3_text") config["sliding_window"] = 5, config["sliding_window_pattern"] = 2, config["query_pre_attn_scalar"] = 24;
   if (model_type == "ministral3")
-    config["rope_parameters"] = {{"rope_type", "yarn"}, {"rope_theta", 10000.0}, {"factor", 4.0}, {"original_max_position_embeddings", 3},
-                                 {"llama_4_scaling_beta", 0.4}};
+    config["rope_parameters"] = {
+        {"rope_type", "yarn"}, {"rope_theta", 10000.0}, {"factor", 4.0}, {"original_max_position_embeddings", 3}, {"llama_4_scaling_beta", 0.4}};
   if (model_type == "apertus") config.update({{"mlp_bias", true}, {"attention_bias", false}, {"post_norm", false}, {"qk_norm", true}});
   if (model_type == "nemotron-nas") {
     const json heads = {{"n_heads_in_group", 2}}, mlp = {{"ffn_mult", 2.0}}, linear = {{"replace_with_linear", true}}, none = {{"no_op", true}};
     config["num_hidden_layers"] = 5, config["attention_bias"] = true, config["mlp_bias"] = true;
-    config["block_configs"] = {{{"attention", linear}, {"ffn", mlp}}, {{"attention", heads}, {"ffn", mlp}}, {{"attention", none}, {"ffn", none}},
-                               {{"attention", heads}, {"ffn", linear}}, {{"attention", none}, {"ffn", mlp}}};
+    config["block_configs"] = {{{"attention", linear}, {"ffn", mlp}},
+                               {{"attention", heads}, {"ffn", mlp}},
+                               {{"attention", none}, {"ffn", none}},
+                               {{"attention", heads}, {"ffn", linear}},
+                               {{"attention", none}, {"ffn", mlp}}};
   }
   if (model_type == "baichuan_m1")
-    config.update({{"tie_word_embeddings", false}, {"sliding_window", 5}, {"sliding_window_layers", {0}}, {"conv_window", 2}, {"num_swa_attention_heads", 2},
+    config.update({{"tie_word_embeddings", false},
+                   {"sliding_window", 5},
+                   {"sliding_window_layers", {0}},
+                   {"conv_window", 2},
+                   {"num_swa_attention_heads", 2},
                    {"num_swa_key_value_heads", 1}});
   if (model_type == "lfm2") {
     config.update({{"norm_eps", 1e-5}, {"conv_bias", true}, {"conv_L_cache", 4}, {"block_dim", 64}, {"block_ff_dim", 96}, {"block_multiple_of", 32}});
     config.update({{"block_ffn_dim_multiplier", 1.0}, {"block_auto_adjust_ff_dim", false}, {"layer_types", {"full_attention", "conv"}}});
   }
   if (model_type == "afm7")
-    config.update({{"hidden_dim", 64}, {"num_layers", 4}, {"num_kv_reuse_layers", 2}, {"num_heads", 4}, {"num_kv_heads", 2}, {"hidden_dim_scale_factor", 1.5}});
+    config.update(
+        {{"hidden_dim", 64}, {"num_layers", 4}, {"num_kv_reuse_layers", 2}, {"num_heads", 4}, {"num_kv_heads", 2}, {"hidden_dim_scale_factor", 1.5}});
   if (model_type == "gemma4_text")
-    config.update({{"num_hidden_layers", 4}, {"num_kv_shared_layers", 2}, {"sliding_window", 5}, {"sliding_window_pattern", 2}, {"global_head_dim", 24},
-                   {"hidden_size_per_layer_input", 32}, {"vocab_size_per_layer_input", 40}});
+    config.update({{"num_hidden_layers", 4},
+                   {"num_kv_shared_layers", 2},
+                   {"sliding_window", 5},
+                   {"sliding_window_pattern", 2},
+                   {"global_head_dim", 24},
+                   {"hidden_size_per_layer_input", 32},
+                   {"vocab_size_per_layer_input", 40}});
   if (model_type == "qwen3_moe") {
     config.update({{"num_experts", 5}, {"num_experts_per_tok", 2}, {"moe_intermediate_size", 32}, {"decoder_sparse_step", 1}});
     config.update({{"mlp_only_layers", json::array()}, {"norm_topk_prob", true}});
@@ -136,18 +148,21 @@ model::Tensors random_tensors(const model::ModelSpec& spec, std::uint64_t seed) 
   const auto add_norm = [&](const model::NormSpec& norm) {
     if (norm.weight)
       for (int piece = 0; piece < std::max(1, norm.pieces); ++piece)
-        tensors.emplace(norm.weight_name(piece), normal(norm.rows > 0 ? mx::Shape{norm.rows, norm.size} : mx::Shape{norm.size}, 1 - norm.offset, 0.3f));
+        tensors.emplace(norm.weight_name(piece),
+                        normal(norm.rows > 0 ? mx::Shape{norm.rows, norm.size} : mx::Shape{norm.size}, 1 - norm.offset, 0.3f));
     if (norm.bias) tensors.emplace(norm.bias_name(), normal({norm.size}, 0, 0.3f));
   };
   for (const auto& block : spec.blocks) {
     const auto contents = block.contents();
     for (const auto* norm : contents.norms) add_norm(*norm);
-    // A factor of a whole layer is near 1: near 0 the layers before it would not count. An activation's limit is where it would have a step elsewhere.
-    // In wide steps hardly any two sums that differ in their order are rounded apart.
+    // A factor of a whole layer is near 1: near 0 the layers before it would not count. An activation's limit is where it would have a step
+    // elsewhere. In wide steps hardly any two sums that differ in their order are rounded apart.
     for (const auto* parameter : contents.parameters) {
       const bool factor = parameter->shape == mx::Shape{1}, limit = parameter->path.ends_with(".eps");
       const bool step = parameter->path.find(".quant_") != std::string::npos;
-      tensors.emplace(parameter->path, limit ? mx::array(-1e-6f) : step ? mx::array(0.5f) : normal(parameter->shape, factor ? 1 : 0, factor ? 0.1f : 0.3f));
+      tensors.emplace(parameter->path, limit  ? mx::array(-1e-6f)
+                                       : step ? mx::array(0.5f)
+                                              : normal(parameter->shape, factor ? 1 : 0, factor ? 0.1f : 0.3f));
     }
   }
   for (const auto* norm : spec.outer_norms()) add_norm(*norm);

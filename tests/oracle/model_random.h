@@ -30,8 +30,9 @@ std::string name_of(std::string model_type);
 double unit_of(mlx::core::Dtype dtype);
 
 /// How far two computations of the same hidden states may be from each other, as ‖a − b‖ / ‖b‖, when they round at other places: each of `blocks`
-/// blocks leaves about ten tensors in `dtype`, each rounded by up to a unit u of a value, on average by u/2; as errors of random signs 10·blocks of them
-/// add up to √(10·blocks)·u. Twice that, for what norms and softmax make of them; of f32's own sums, of up to a hundred terms, a hundred units more.
+/// blocks leaves about ten tensors in `dtype`, each rounded by up to a unit u of a value, on average by u/2; as errors of random signs 10·blocks of
+/// them add up to √(10·blocks)·u. Twice that, for what norms and softmax make of them; of f32's own sums, of up to a hundred terms, a hundred units
+/// more.
 double rounding_of(int blocks, mlx::core::Dtype dtype);
 
 /// ‖a − b‖ / ‖b‖.

@@ -1,5 +1,5 @@
-// AFM (arXiv 2407.21075; type afm7): the first layers have keys and values of their own, rounded to 8 bits by trained scales, and q, k and v in one linear;
-// the last layers read those of the last of the first, and their tensors are numbered anew.
+// AFM (arXiv 2407.21075; type afm7): the first layers have keys and values of their own, rounded to 8 bits by trained scales, and q, k and v in one
+// linear; the last layers read those of the last of the first, and their tensors are numbered anew.
 #include <memory>
 
 #include "base/error.h"
@@ -24,14 +24,19 @@ void place(Layer& layer, int block) {
 }  // namespace
 
 ModelSpec afm7(const Config& config) {
-  auto decoder = Decoder::read(config.filled({{"rms_norm_eps", 1e-5}}), {.hidden = "hidden_dim", .layers = "num_layers", .intermediate = nullptr, .heads = "num_heads",
-                                                                         .kv_heads = "num_kv_heads", .head_dim = nullptr});
+  auto decoder = Decoder::read(config.filled({{"rms_norm_eps", 1e-5}}), {.hidden = "hidden_dim",
+                                                                         .layers = "num_layers",
+                                                                         .intermediate = nullptr,
+                                                                         .heads = "num_heads",
+                                                                         .kv_heads = "num_kv_heads",
+                                                                         .head_dim = nullptr});
   decoder.require_even_heads();
   const double width = decoder.hidden * config.number_or("hidden_dim_scale_factor", 3.25);
   if (!(width >= 1 && width < 1e9)) fail("model", "config.json: \"hidden_dim_scale_factor\" makes MLPs of {} features; {}", width, kMend);
   decoder.intermediate = static_cast<int>(width);
   const int reusing = config.count("num_kv_reuse_layers", 0), own = decoder.layers - reusing;
-  if (own < 1) fail("model", "config.json: \"num_kv_reuse_layers\" {} leaves none of {} layers with keys of its own; {}", reusing, decoder.layers, kMend);
+  if (own < 1)
+    fail("model", "config.json: \"num_kv_reuse_layers\" {} leaves none of {} layers with keys of its own; {}", reusing, decoder.layers, kMend);
   decoder.always_tied(config);
   decoder.names.embedding = "model.embedding";
   decoder.names.final_norm = "model.output_norm";

@@ -1,5 +1,5 @@
-// Apertus (arXiv 2509.14233): norms over each head of q and k, and an MLP without a gate whose activation, xIELU (arXiv 2411.13010), is trained: its four
-// numbers are in the checkpoint. mlx_lm demands some fields that it does not look at, and that transformers 5 does not write.
+// Apertus (arXiv 2509.14233): norms over each head of q and k, and an MLP without a gate whose activation, xIELU (arXiv 2411.13010), is trained: its
+// four numbers are in the checkpoint. mlx_lm demands some fields that it does not look at, and that transformers 5 does not write.
 #include "model/family/family.h"
 #include "model/ops/plain_mlp.h"
 

@@ -1,5 +1,6 @@
-// Baichuan M1 (arXiv 2502.12671): keys and values are mixed with those of the token before, by two taps a head; some layers see a window, with heads of
-// another number and width; q, k and v stand in one linear. Each row of the head is used at length 1: mlx_lm norms it at every load, and so does this row.
+// Baichuan M1 (arXiv 2502.12671): keys and values are mixed with those of the token before, by two taps a head; some layers see a window, with heads
+// of another number and width; q, k and v stand in one linear. Each row of the head is used at length 1: mlx_lm norms it at every load, and so does
+// this row.
 #include <algorithm>
 
 #include "base/error.h"
@@ -32,14 +33,16 @@ ModelSpec baichuan_m1(const Config& config) {
   const int window = config.count("sliding_window");
   const auto sliding = config.counts("sliding_window_layers");
   for (const int layer : sliding)
-    if (layer < 0 || layer >= decoder.layers) fail("model", "config.json: \"sliding_window_layers\" names layer {} of {}; {}", layer, decoder.layers, kMend);
+    if (layer < 0 || layer >= decoder.layers)
+      fail("model", "config.json: \"sliding_window_layers\" names layer {} of {}; {}", layer, decoder.layers, kMend);
   const auto or_else = [&](const char* key, int otherwise) {
     const int own = config.count_or_none(key, 0);
     return own > 0 ? own : otherwise;
   };
   const auto global = with_heads(decoder, decoder.heads, decoder.kv_heads);
-  const auto local = sliding.empty() ? global
-                                     : with_heads(decoder, or_else("num_swa_attention_heads", decoder.heads), or_else("num_swa_key_value_heads", decoder.kv_heads));
+  const auto local =
+      sliding.empty() ? global
+                      : with_heads(decoder, or_else("num_swa_attention_heads", decoder.heads), or_else("num_swa_key_value_heads", decoder.kv_heads));
   const double theta = config.number("rope_theta");
 
   auto spec = decoder.outer("baichuan_m1");

@@ -1,5 +1,6 @@
-// Command R and R7B (Cohere, arXiv 2504.00698): attention and MLP side by side behind one layer norm, neighbouring features turn together, logits times a
-// constant. Command R+ norms each head of q and k with a weight of its own. In Cohere 2 layers with a window know positions, those without know none.
+// Command R and R7B (Cohere, arXiv 2504.00698): attention and MLP side by side behind one layer norm, neighbouring features turn together, logits
+// times a constant. Command R+ norms each head of q and k with a weight of its own. In Cohere 2 layers with a window know positions, those without
+// know none.
 #include "base/error.h"
 #include "model/family/family.h"
 
@@ -53,7 +54,8 @@ ModelSpec cohere2(const Config& given) {
          decoder.hidden);
   const int window = config.count_or("sliding_window", 4096), pattern = sliding_window_pattern(config, decoder.layers, 4);
   if (pattern > decoder.layers)
-    fail("model", "config.json: \"sliding_window_pattern\" {} exceeds \"num_hidden_layers\" {}, and mlx_lm runs no such model", pattern, decoder.layers);
+    fail("model", "config.json: \"sliding_window_pattern\" {} exceeds \"num_hidden_layers\" {}, and mlx_lm runs no such model", pattern,
+         decoder.layers);
   auto spec = decoder.build("cohere2", make_rope(decoder.head_dim, config.number_or("rope_theta", 50000), true, nullptr, 0), [&](Layer& layer) {
     layer.attention.wide = true;
     if ((layer.index + 1) % pattern == 0)

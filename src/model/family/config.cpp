@@ -169,7 +169,8 @@ int sliding_window_pattern(const Config& config, int layers, int otherwise) {
   while (pattern <= layers && types[pattern - 1] != "full_attention") ++pattern;
   for (int i = 0; i < layers; ++i)
     if ((types[i] == "full_attention") != ((i + 1) % pattern == 0))
-      fail("model", "config.json: \"layer_types\" repeats no pattern of one full_attention behind others, and mlx_lm knows no other order of layers here");
+      fail("model",
+           "config.json: \"layer_types\" repeats no pattern of one full_attention behind others, and mlx_lm knows no other order of layers here");
   if (pattern != otherwise) config.settle(key, pattern);
   return pattern;
 }

@@ -14,8 +14,9 @@ namespace lquant::model::family {
 /// What messages about a field advise.
 inline constexpr const char* kMend = "take the config.json of the original model";
 
-/// config.json's fields with a type and a range; null counts as absent, but for a flag, which it leaves false. Throws Error naming the field. Where mlx_lm, which has the written file as
-/// it stands, would not read the same (a null, 6.0 for a count), the value that was read is kept in settled(). Copies share what is settled.
+/// config.json's fields with a type and a range; null counts as absent, but for a flag, which it leaves false. Throws Error naming the field. Where
+/// mlx_lm, which has the written file as it stands, would not read the same (a null, 6.0 for a count), the value that was read is kept in settled().
+/// Copies share what is settled.
 class Config {
  public:
   explicit Config(const nlohmann::json& fields);
@@ -23,7 +24,8 @@ class Config {
   /// The object under `key` as a config of its own, whose messages say "key.x". What is settled there is settled here too: settled()[key] is then the
   /// whole object as an output's config.json is to have it. A wrapper gives values of its own: `given` ones take the place of the object's,
   /// `otherwise` ones stand where it has none (or null); both are settled.
-  Config child(const char* key, const nlohmann::json& given = nlohmann::json::object(), const nlohmann::json& otherwise = nlohmann::json::object()) const;
+  Config child(const char* key, const nlohmann::json& given = nlohmann::json::object(),
+               const nlohmann::json& otherwise = nlohmann::json::object()) const;
   /// The same fields with these in place of theirs; they are settled too.
   Config with(const nlohmann::json& changes) const;
   /// The same fields with these where it has none, as mlx_lm fills them in itself; only where null stood are they settled.
@@ -100,11 +102,12 @@ nlohmann::json rope_scaling(const Config& config, const char* key = "rope_scalin
 /// them, settled. A config that has a field called `theta` is as it was.
 Config with_flat_positions(const Config& config, const char* theta = "rope_theta", const char* part = "partial_rotary_factor");
 
-/// "sliding_window_pattern": of so many layers the last sees everything, the others a window. transformers 5 lists "layer_types" instead, whose pattern
-/// is settled; a list without one is refused.
+/// "sliding_window_pattern": of so many layers the last sees everything, the others a window. transformers 5 lists "layer_types" instead, whose
+/// pattern is settled; a list without one is refused.
 int sliding_window_pattern(const Config& config, int layers, int otherwise);
 
-/// How many features of a head of `head_dim` turn: "partial_rotary_factor" of them, `otherwise` where there is none; it must be there when that is null.
+/// How many features of a head of `head_dim` turn: "partial_rotary_factor" of them, `otherwise` where there is none; it must be there when that is
+/// null.
 int rotated_features(const Config& config, int head_dim, std::optional<double> otherwise, const char* key = "partial_rotary_factor");
 
 }  // namespace lquant::model::family

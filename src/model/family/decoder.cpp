@@ -24,7 +24,8 @@ Decoder Decoder::read(const Config& config, const Keys& keys) {
   d.eps = static_cast<float>(config.number(keys.eps));
   if (keys.head_dim) d.head_dim = config.count_or_none(keys.head_dim, 0);
   if (d.head_dim == 0) d.head_dim = d.hidden / d.heads;
-  if (d.head_dim == 0) fail("model", "config.json: \"{}\" {} exceeds \"{}\" {}", config.place(keys.heads), d.heads, config.place(keys.hidden), d.hidden);
+  if (d.head_dim == 0)
+    fail("model", "config.json: \"{}\" {} exceeds \"{}\" {}", config.place(keys.heads), d.heads, config.place(keys.hidden), d.hidden);
   if (d.heads % d.kv_heads != 0)
     fail("model", "config.json: \"{}\" {} is no multiple of \"{}\" {}", config.place(keys.heads), d.heads, config.place(keys.kv_heads), d.kv_heads);
   if (std::int64_t{1} * d.heads * d.head_dim > std::numeric_limits<int>::max() / 4)
@@ -57,9 +58,9 @@ std::vector<LeftOut> usual_left_out(bool tied, const std::string& head) {
   std::vector<LeftOut> rows;
   for (const char* name : {"inv_freq", "cos_cached", "sin_cached"})
     rows.push_back({std::string("*.rotary_emb.") + name, "rotary tables, which follow from config.json"});
-  for (const char* pattern : {"position_ids", "*.position_ids"}) rows.push_back({pattern, "numbers of positions, which are counted as the model runs"});
-  for (const char* pattern : {"mtp.*", "model.mtp.*"})
-    rows.push_back({pattern, kNotRun});
+  for (const char* pattern : {"position_ids", "*.position_ids"})
+    rows.push_back({pattern, "numbers of positions, which are counted as the model runs"});
+  for (const char* pattern : {"mtp.*", "model.mtp.*"}) rows.push_back({pattern, kNotRun});
   if (tied)
     for (const char* tensor : {"weight", "scales", "biases"})
       rows.push_back({head + "." + tensor, "a second head, where config.json ties the head to the embedding"});

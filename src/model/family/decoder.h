@@ -11,8 +11,8 @@
 #include "model/ops/attention.h"
 #include "model/spec.h"
 
-// The decoder that most families vary: a norm, rotary grouped-head attention, a norm, an MLP. A family fills the fields, names its tensors, and changes in
-// each layer what is its own.
+// The decoder that most families vary: a norm, rotary grouped-head attention, a norm, an MLP. A family fills the fields, names its tensors, and
+// changes in each layer what is its own.
 namespace lquant::model::family {
 
 /// Why such tensors are left out.

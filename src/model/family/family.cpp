@@ -125,8 +125,8 @@ bool already_so(const ModelSpec& spec, const nlohmann::json& parameters) {
     if (!attention || !attention->rope) continue;
     const auto& rope = *attention->rope;
     try {
-      const auto wanted = make_rope(2 * static_cast<int>(rope.inv_freq.size()), family::Config(parameters).number("rope_theta"), rope.interleaved, parameters,
-                                    rope.dynamic_from);
+      const auto wanted = make_rope(2 * static_cast<int>(rope.inv_freq.size()), family::Config(parameters).number("rope_theta"), rope.interleaved,
+                                    parameters, rope.dynamic_from);
       return wanted.inv_freq == rope.inv_freq && wanted.magnitude == rope.magnitude && wanted.dynamic_from == rope.dynamic_from;
     } catch (const Error&) {
       return false;
@@ -141,10 +141,11 @@ void warn_of_positions(const family::Config& config, ModelSpec& spec) {
   if (config.was_read("rope_parameters") || config.has("rope_theta")) return;
   const auto parameters = config.value("rope_parameters");
   if (!parameters.is_object() || (parameters.contains("rope_theta") && already_so(spec, parameters))) return;
-  spec.warnings.push_back(fmt::format(
-      "config.json: \"{}\" {} is not read by mlx_lm 0.32.2, in which the model would run with its type's own positions, and so it is here; put \"rope_theta\" "
-      "(and \"rope_scaling\") beside it in a copy of the folder to have them used",
-      config.place("rope_parameters"), shown_json(parameters)));
+  spec.warnings.push_back(
+      fmt::format("config.json: \"{}\" {} is not read by mlx_lm 0.32.2, in which the model would run with its type's own positions, and so it is "
+                  "here; put \"rope_theta\" "
+                  "(and \"rope_scaling\") beside it in a copy of the folder to have them used",
+                  config.place("rope_parameters"), shown_json(parameters)));
 }
 
 }  // namespace
@@ -160,7 +161,8 @@ ModelSpec spec_from_config(const nlohmann::json& config) {
   const family::Config fields(config);
   const auto type = fields.text("model_type");
   if (fields.has("model_file"))
-    fail("model", "config.json: \"model_file\" names program code as the model's architecture, which lquant does not run; give a model of a known type");
+    fail("model",
+         "config.json: \"model_file\" names program code as the model's architecture, which lquant does not run; give a model of a known type");
   auto spec = family::spec_of_type(type, fields);
   spec.settled = fields.settled();
   warn_of_positions(fields, spec);

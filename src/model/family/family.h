@@ -65,7 +65,8 @@ ModelSpec stablelm(const Config& config);
 ModelSpec starcoder2(const Config& config);
 ModelSpec telechat3(const Config& config);
 
-/// The spec of a text model of this type, by the table of families; for wrappers, whose text_config names one. Throws Error for a type that is not there.
+/// The spec of a text model of this type, by the table of families; for wrappers, whose text_config names one. Throws Error for a type that is not
+/// there.
 ModelSpec spec_of_type(const std::string& type, const Config& config);
 
 /// Llama with something of its own in each layer.

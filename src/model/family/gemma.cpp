@@ -28,7 +28,8 @@ int settle_layers(const Config& config, int layers) {
   const int pattern = static_cast<int>(first - types.begin()) + 1;
   for (int i = 0; i < layers; ++i)
     if (pattern > layers || (types[i] == "full_attention") != ((i + 1) % pattern == 0))
-      fail("model", "config.json: \"{}\" names \"full_attention\" not in every so many-th layer, and mlx_lm runs no such model", config.place("layer_types"));
+      fail("model", "config.json: \"{}\" names \"full_attention\" not in every so many-th layer, and mlx_lm runs no such model",
+           config.place("layer_types"));
   config.settle("sliding_window_pattern", pattern);
   return pattern;
 }
@@ -73,9 +74,9 @@ ModelSpec gemma2(const Config& config) {
     if (config.is_null(key)) fail("model", "config.json: \"{}\" is null, and mlx_lm does not run Gemma 2 without it", key);
   decoder.scale = scale_of(config, 144);
   const auto softcap = static_cast<float>(config.number_or("attn_logit_softcapping", 50));
-  auto spec = decoder.build(
-      "gemma2", make_rope(decoder.head_dim, config.number_or("rope_theta", 10000), config.flag_or("rope_traditional", false), nullptr, 0),
-      [&](Layer& layer) { layer.attention.softcap = softcap; });
+  auto spec = decoder.build("gemma2",
+                            make_rope(decoder.head_dim, config.number_or("rope_theta", 10000), config.flag_or("rope_traditional", false), nullptr, 0),
+                            [&](Layer& layer) { layer.attention.softcap = softcap; });
   spec.embedding_multiplier = std::sqrt(static_cast<float>(decoder.hidden));
   spec.logit_softcap = static_cast<float>(config.number_or("final_logit_softcapping", 30));
   return spec;
@@ -83,8 +84,14 @@ ModelSpec gemma2(const Config& config) {
 
 ModelSpec gemma3_text(const Config& config) {
   // Published files leave out what equals the 1B model's values.
-  auto decoder = sandwiched(config.filled({{"hidden_size", 1152}, {"num_hidden_layers", 26}, {"intermediate_size", 6912}, {"num_attention_heads", 4},
-                                           {"head_dim", 256}, {"rms_norm_eps", 1e-6}, {"vocab_size", 262144}, {"num_key_value_heads", 1}}));
+  auto decoder = sandwiched(config.filled({{"hidden_size", 1152},
+                                           {"num_hidden_layers", 26},
+                                           {"intermediate_size", 6912},
+                                           {"num_attention_heads", 4},
+                                           {"head_dim", 256},
+                                           {"rms_norm_eps", 1e-6},
+                                           {"vocab_size", 262144},
+                                           {"num_key_value_heads", 1}}));
   decoder.tied = false;
   decoder.qk_norm = true;
   decoder.scale = scale_of(config, 256);
@@ -104,7 +111,8 @@ ModelSpec gemma3_text(const Config& config) {
   const auto global = make_rope(decoder.head_dim, global_base, false, scaling, config.count_or("max_position_embeddings", 32768));
   const auto local = make_rope(decoder.head_dim, local_base, false, nullptr, 0);
   if (pattern > decoder.layers)
-    fail("model", "config.json: \"sliding_window_pattern\" {} exceeds \"num_hidden_layers\" {}, and mlx_lm runs no such model", pattern, decoder.layers);
+    fail("model", "config.json: \"sliding_window_pattern\" {} exceeds \"num_hidden_layers\" {}, and mlx_lm runs no such model", pattern,
+         decoder.layers);
   auto spec = decoder.build("gemma3_text", global, [&](Layer& layer) {
     if ((layer.index + 1) % pattern == 0) return;
     layer.attention.rope = local;

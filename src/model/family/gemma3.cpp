@@ -22,9 +22,12 @@ ModelSpec gemma3(const Config& config) {
 
 ModelSpec gemma4(const Config& config) {
   const auto text = text_with_vocab(config, 262144, {{"model_type", "gemma4_text"}, {"num_attention_heads", 8}, {"num_key_value_heads", 1}});
-  std::vector<Part> parts;
-  for (const auto& [name, what] : {std::pair{"vision_tower.", "the vision tower"}, {"audio_tower.", "the audio tower"}, {"embed_vision.", "the projector of pictures"},
-                                   {"embed_audio.", "the projector of sounds"}, {"vision_embedder.", "the embedding of pictures"},
+  std::vector<Tower> parts;
+  for (const auto& [name, what] : {std::pair{"vision_tower.", "the vision tower"},
+                                   {"audio_tower.", "the audio tower"},
+                                   {"embed_vision.", "the projector of pictures"},
+                                   {"embed_audio.", "the projector of sounds"},
+                                   {"vision_embedder.", "the embedding of pictures"},
                                    {"multi_modal_projector.", "the projector"}})
     parts.push_back({what, name, {std::string("model.") + name}});
   return wrapped(gemma4_text(text), parts);

@@ -1,6 +1,6 @@
 // Gemma 3n's text part (type gemma3n, a wrapper): four streams of the residual (alternating updates), a residual layer of low rank beside attention,
-// gates of which only the largest pass, keys and values that later layers share, and inputs that each layer has of its own. mlx_lm's shared layers have
-// projections of keys and values that are never used with a cache, nor here, and must be there.
+// gates of which only the largest pass, keys and values that later layers share, and inputs that each layer has of its own. mlx_lm's shared layers
+// have projections of keys and values that are never used with a cache, nor here, and must be there.
 #include <algorithm>
 #include <cmath>
 
@@ -149,7 +149,10 @@ ModelSpec gemma3n(const Config& config) {
     BlockSpec block;
     block.steps = {
         {.branches = {{.op = std::make_shared<const AltUpPredict>(prediction)}}, .replaces = true},
-        {.before = layer.attention_norm, .branches = {mixing, {.op = std::make_shared<const Laurel>(laurel)}}, .columns = {0, H}, .scale = std::sqrt(0.5f)},
+        {.before = layer.attention_norm,
+         .branches = {mixing, {.op = std::make_shared<const Laurel>(laurel)}},
+         .columns = {0, H},
+         .scale = std::sqrt(0.5f)},
         {.branches = {{.before = layer.mlp_norm, .op = layer.mlp, .after = layer.mlp_post_norm}}, .columns = {0, H}},
         {.branches = {{.op = std::make_shared<const AltUpCorrect>(correction)}}, .replaces = true},
         {.branches = {{.op = std::make_shared<const AltUpInputs>(inputs)}}, .columns = {H, (streams - 1) * H}, .drops = {inputs_at, size}},
@@ -174,7 +177,8 @@ ModelSpec gemma3n(const Config& config) {
   inputs.size = size;
   inputs.x = {0, H};
   inputs.projection = {.path = root + "per_layer_model_projection", .role = Role::other, .out = decoder.layers * size, .in = H};
-  inputs.table = {.path = root + "embed_tokens_per_layer", .role = Role::embed, .out = text.count("vocab_size_per_layer_input"), .in = decoder.layers * size};
+  inputs.table = {
+      .path = root + "embed_tokens_per_layer", .role = Role::embed, .out = text.count("vocab_size_per_layer_input"), .in = decoder.layers * size};
   inputs.norm = norm_over(root + "per_layer_projection_norm", size, decoder.eps);
   inputs.factor = 1 / std::sqrt(static_cast<float>(H));
   inputs.table_factor = std::sqrt(static_cast<float>(size));
@@ -188,8 +192,10 @@ ModelSpec gemma3n(const Config& config) {
   spec.text_config = "text_config";
   // mlx_lm drops these below "model." alone, and wants the text model there too.
   spec.imports.renames.push_back({root, "language_model."});
-  for (const auto& [name, what] : {std::pair{"vision_tower.", "the vision tower"}, {"audio_tower.", "the audio tower"},
-                                   {"embed_vision.", "the projector of pictures"}, {"embed_audio.", "the projector of sounds"}}) {
+  for (const auto& [name, what] : {std::pair{"vision_tower.", "the vision tower"},
+                                   {"audio_tower.", "the audio tower"},
+                                   {"embed_vision.", "the projector of pictures"},
+                                   {"embed_audio.", "the projector of sounds"}}) {
     spec.imports.kept.push_back({"model." + std::string(name) + "*", what});
     spec.imports.kept.push_back({std::string(name) + "*", what, name, "model." + std::string(name)});
   }

@@ -1,6 +1,6 @@
 // Gemma 4's text models (type gemma4_text): Gemma 3's blocks with weights as they are, norms on keys, queries and values, sizes that differ between
-// local and global layers, keys and values that later layers share, inputs that each layer has of its own, and a scalar on what leaves a block. A mixture
-// of experts stands beside the MLP in some: its router reads the residual through a norm of its own.
+// local and global layers, keys and values that later layers share, inputs that each layer has of its own, and a scalar on what leaves a block. A
+// mixture of experts stands beside the MLP in some: its router reads the residual through a norm of its own.
 #include <algorithm>
 #include <cmath>
 
@@ -113,16 +113,23 @@ Step mixed_step(const Decoder& decoder, const Layer& layer, const MixtureSizes& 
   imports.rows.push_back({op.down.path + ".weight", {layer.prefix + "experts.down_proj"}});
   const auto norm = [&](const char* name) { return decoder.norm_at(layer.prefix + name); };
   return {.branches = {{.before = layer.mlp_norm, .op = layer.mlp, .after = norm("post_feedforward_layernorm_1")},
-                       {.before = norm("pre_feedforward_layernorm_2"), .op = std::make_shared<const Experts>(op), .after = norm("post_feedforward_layernorm_2")}},
+                       {.before = norm("pre_feedforward_layernorm_2"),
+                        .op = std::make_shared<const Experts>(op),
+                        .after = norm("post_feedforward_layernorm_2")}},
           .after = layer.mlp_post_norm};
 }
 
 }  // namespace
 
 ModelSpec gemma4_text(const Config& config) {
-  auto decoder = Decoder::read(config.filled({{"hidden_size", 1536},       {"num_hidden_layers", 35}, {"intermediate_size", 6144},
-                                              {"num_attention_heads", 8}, {"head_dim", 256},         {"rms_norm_eps", 1e-6},
-                                              {"vocab_size", 262144},     {"num_key_value_heads", 1}}));
+  auto decoder = Decoder::read(config.filled({{"hidden_size", 1536},
+                                              {"num_hidden_layers", 35},
+                                              {"intermediate_size", 6144},
+                                              {"num_attention_heads", 8},
+                                              {"head_dim", 256},
+                                              {"rms_norm_eps", 1e-6},
+                                              {"vocab_size", 262144},
+                                              {"num_key_value_heads", 1}}));
   if (config.has("use_bidirectional_attention") && config.value("use_bidirectional_attention") == "all")
     fail("model", "config.json: \"use_bidirectional_attention\" is \"all\": this is no model that goes on with a text; give a causal one");
   decoder.names = Names::sandwich();
@@ -134,7 +141,8 @@ ModelSpec gemma4_text(const Config& config) {
   const auto kinds = kinds_of(config, decoder.layers);
   const auto sharing = config.count_or("num_kv_shared_layers", 20, 0);
   const int own = decoder.layers - sharing, window = config.count_or("sliding_window", 512), size = layer_input_size(config);
-  if (own < 1) fail("model", "config.json: \"num_kv_shared_layers\" {} leaves none of {} layers with keys of its own; {}", sharing, decoder.layers, kMend);
+  if (own < 1)
+    fail("model", "config.json: \"num_kv_shared_layers\" {} leaves none of {} layers with keys of its own; {}", sharing, decoder.layers, kMend);
   const bool wide = config.flag_or("use_double_wide_mlp", true);
   Kind local{decoder.head_dim, decoder.kv_heads}, global = local;
   settle_layers(config, kinds);
@@ -202,8 +210,9 @@ ModelSpec gemma4_text(const Config& config) {
       gate.input = {width, size};
       gate.gate = block_linear(i, layer.prefix + "per_layer_input_gate", Role::other, size, decoder.hidden);
       gate.projection = block_linear(i, layer.prefix + "per_layer_projection", Role::other, decoder.hidden, size);
-      block.steps.push_back({.branches = {{.op = std::make_shared<const PerLayerGate>(gate), .after = decoder.norm_at(layer.prefix + "post_per_layer_input_norm")}},
-                             .drops = gate.input});
+      block.steps.push_back(
+          {.branches = {{.op = std::make_shared<const PerLayerGate>(gate), .after = decoder.norm_at(layer.prefix + "post_per_layer_input_norm")}},
+           .drops = gate.input});
     }
     for (auto& step : block.steps) step.columns = x;
     block.scalar = ParameterSpec{layer.prefix + "layer_scalar", {1}};
@@ -212,7 +221,8 @@ ModelSpec gemma4_text(const Config& config) {
       for (const char* unread : {"k_proj", "v_proj", "k_norm"})
         spec.left_out.push_back({layer.prefix + "self_attn." + unread + ".*", "keys and values of layers that read an earlier layer's"});
   }
-  for (const char* bound : {"*input_max", "*input_min", "*output_max", "*output_min"}) spec.left_out.push_back({bound, "ranges for a quantizer of activations"});
+  for (const char* bound : {"*input_max", "*input_min", "*output_max", "*output_min"})
+    spec.left_out.push_back({bound, "ranges for a quantizer of activations"});
 
   BlockSpec front;
   if (width > decoder.hidden) {
@@ -225,8 +235,12 @@ ModelSpec gemma4_text(const Config& config) {
     inputs.layers = decoder.layers;
     inputs.size = size;
     inputs.x = {0, decoder.hidden};
-    inputs.projection = {.path = decoder.prefix + "model.per_layer_model_projection", .role = Role::other, .out = decoder.layers * size, .in = decoder.hidden};
-    inputs.table = {.path = decoder.prefix + "model.embed_tokens_per_layer", .role = Role::embed, .out = config.count_or("vocab_size_per_layer_input", 262144), .in = decoder.layers * size};
+    inputs.projection = {
+        .path = decoder.prefix + "model.per_layer_model_projection", .role = Role::other, .out = decoder.layers * size, .in = decoder.hidden};
+    inputs.table = {.path = decoder.prefix + "model.embed_tokens_per_layer",
+                    .role = Role::embed,
+                    .out = config.count_or("vocab_size_per_layer_input", 262144),
+                    .in = decoder.layers * size};
     inputs.norm = over_head(decoder.prefix + "model.per_layer_projection_norm", size, decoder.eps);
     inputs.factor = 1 / std::sqrt(static_cast<float>(decoder.hidden));
     inputs.table_factor = std::sqrt(static_cast<float>(size));

@@ -11,7 +11,9 @@ ModelSpec glm(const Config& config) {
   decoder.qkv_bias = config.flag_or("attention_bias", false);
   decoder.fused_mlp = true;
   auto spec = decoder.build("glm", make_rope(decoder.head_dim, config.number_or("rope_theta", 10000), true, nullptr, 0));
-  spec.warnings.push_back("mlx_lm 0.32.2 turns the whole of each head of this model, and so does lquant, whose output runs there; the model was trained with half of it turning");
+  spec.warnings.push_back(
+      "mlx_lm 0.32.2 turns the whole of each head of this model, and so does lquant, whose output runs there; the model was trained with half of it "
+      "turning");
   return spec;
 }
 

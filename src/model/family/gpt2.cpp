@@ -1,6 +1,6 @@
-// GPT-2 (Radford et al., 2019) and the StarCoder of GPT-BigCode (arXiv 2305.06161): an embedding of positions in place of rotary ones, layer norms, a plain
-// MLP, q, k and v in one linear. In GPT-BigCode all query heads read one head of keys and values. Hugging Face keeps GPT-2's weights [in, out], under names
-// without "model.".
+// GPT-2 (Radford et al., 2019) and the StarCoder of GPT-BigCode (arXiv 2305.06161): an embedding of positions in place of rotary ones, layer norms, a
+// plain MLP, q, k and v in one linear. In GPT-BigCode all query heads read one head of keys and values. Hugging Face keeps GPT-2's weights [in, out],
+// under names without "model.".
 #include "base/error.h"
 #include "model/family/family.h"
 
@@ -42,8 +42,8 @@ ModelSpec built(const Decoder& decoder, const std::string& family, const std::st
   return spec;
 }
 
-/// Where Hugging Face's files have the tensors, of the bare model and of the one with a head. Only their weights are transposed: attn.c_proj is square,
-/// so that the name alone tells.
+/// Where Hugging Face's files have the tensors, of the bare model and of the one with a head. Only their weights are transposed: attn.c_proj is
+/// square, so that the name alone tells.
 std::vector<Import> hugging_face(int layers) {
   std::vector<Import> rows;
   for (const std::string prefix : {"", "transformer."}) {

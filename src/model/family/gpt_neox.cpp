@@ -1,5 +1,5 @@
-// GPT-NeoX (arXiv 2204.06745) and Pythia (arXiv 2304.01373): q, k and v in one linear, head by head; a part of each head turns; attention and a plain MLP
-// side by side behind layer norms of their own, or one after the other. mlx_lm takes the tanh form of GELU and an MLP of four times the width.
+// GPT-NeoX (arXiv 2204.06745) and Pythia (arXiv 2304.01373): q, k and v in one linear, head by head; a part of each head turns; attention and a plain
+// MLP side by side behind layer norms of their own, or one after the other. mlx_lm takes the tanh form of GELU and an MLP of four times the width.
 #include "model/family/family.h"
 
 namespace lquant::model::family {

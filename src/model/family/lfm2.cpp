@@ -1,5 +1,5 @@
-// LFM2 (arXiv 2511.23404): gated short convolutions in most layers, attention with norms over each head of q and k in the others. The norm before the head
-// is called embedding_norm; the head is the embedding.
+// LFM2 (arXiv 2511.23404): gated short convolutions in most layers, attention with norms over each head of q and k in the others. The norm before the
+// head is called embedding_norm; the head is the embedding.
 #include <algorithm>
 
 #include "base/error.h"
@@ -23,7 +23,8 @@ std::vector<int> attention_layers(const Config& config, int layers) {
   int convolutions = 0;
   for (int i = 0; i < layers; ++i) convolutions += has(i) ? 0 : 1;
   if (all.empty() || all.front() < 0 || all.front() >= layers || convolutions == 0)
-    fail("model", "config.json: of {} layers {} have a convolution; mlx_lm runs an LFM2 with layers of both kinds alone; {}", layers, convolutions, kMend);
+    fail("model", "config.json: of {} layers {} have a convolution; mlx_lm runs an LFM2 with layers of both kinds alone; {}", layers, convolutions,
+         kMend);
   return all;
 }
 

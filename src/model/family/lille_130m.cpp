@@ -8,8 +8,13 @@
 namespace lquant::model::family {
 
 ModelSpec lille_130m(const Config& config) {
-  auto decoder = Decoder::read(config, {.hidden = "n_embd", .layers = "n_layer", .intermediate = nullptr, .heads = "n_head", .kv_heads = "n_kv_heads",
-                                        .head_dim = nullptr, .eps = "layer_norm_eps"});
+  auto decoder = Decoder::read(config, {.hidden = "n_embd",
+                                        .layers = "n_layer",
+                                        .intermediate = nullptr,
+                                        .heads = "n_head",
+                                        .kv_heads = "n_kv_heads",
+                                        .head_dim = nullptr,
+                                        .eps = "layer_norm_eps"});
   config.count("block_size");  // mlx_lm opens no model without it
   // 8/3 of the residual's width to the nearest multiple of 256; of two as near to the even one, as Python rounds.
   decoder.intermediate = 256 * static_cast<int>(std::nearbyint(static_cast<double>(std::int64_t{8} * decoder.hidden / 3) / 256));

@@ -1,5 +1,5 @@
-// Ministral 3: Llama whose queries grow with their position beyond the trained length (Llama 4's temperature), in every layer. All that concerns positions
-// stands in "rope_parameters".
+// Ministral 3: Llama whose queries grow with their position beyond the trained length (Llama 4's temperature), in every layer. All that concerns
+// positions stands in "rope_parameters".
 #include <algorithm>
 
 #include "base/error.h"
@@ -16,7 +16,8 @@ ModelSpec ministral3(const Config& config) {
   QueryTemperature temperature;
   temperature.beta = static_cast<float>(rope.number("llama_4_scaling_beta"));
   temperature.period = rope.count("original_max_position_embeddings");
-  const auto types = config.has("layer_types") ? config.texts("layer_types", decoder.layers) : std::vector<std::string>(decoder.layers, "full_attention");
+  const auto types =
+      config.has("layer_types") ? config.texts("layer_types", decoder.layers) : std::vector<std::string>(decoder.layers, "full_attention");
   if (std::find(types.begin(), types.end(), "full_attention") == types.end())
     fail("model", "config.json: \"layer_types\" names no layer of full_attention, without which mlx_lm does not run a Ministral 3");
   return decoder.build("ministral3",

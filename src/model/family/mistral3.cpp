@@ -1,5 +1,5 @@
-// Mistral Small 3.1 and its kin, Pixtral 12B (arXiv 2410.07073), LLaVA (arXiv 2304.08485): a tower and a projector before a Llama, or before the text model
-// that text_config names.
+// Mistral Small 3.1 and its kin, Pixtral 12B (arXiv 2410.07073), LLaVA (arXiv 2304.08485): a tower and a projector before a Llama, or before the text
+// model that text_config names.
 #include "model/family/wrapper.h"
 
 namespace lquant::model::family {
@@ -7,9 +7,8 @@ namespace {
 
 /// What transformers' classes mean where text_config leaves a field out, as it does with all that equals a default. mlx_lm has no such defaults.
 nlohmann::json defaults_of(const std::string& type) {
-  nlohmann::json fields = {{"hidden_size", 4096},        {"num_hidden_layers", 32}, {"num_attention_heads", 32},
-                           {"rms_norm_eps", 1e-6},       {"vocab_size", 32000},     {"tie_word_embeddings", false},
-                           {"intermediate_size", 11008}};
+  nlohmann::json fields = {{"hidden_size", 4096}, {"num_hidden_layers", 32},      {"num_attention_heads", 32}, {"rms_norm_eps", 1e-6},
+                           {"vocab_size", 32000}, {"tie_word_embeddings", false}, {"intermediate_size", 11008}};
   if (type == "mistral") fields.update({{"intermediate_size", 14336}, {"num_key_value_heads", 8}});
   return fields;
 }

@@ -6,8 +6,13 @@
 namespace lquant::model::family {
 
 ModelSpec nanochat(const Config& config) {
-  const auto filled = config.filled({{"hidden_size", 1280}, {"num_hidden_layers", 20}, {"num_attention_heads", 10}, {"num_key_value_heads", 10},
-                                     {"vocab_size", 65536}, {"intermediate_size", 5120}, {"rms_norm_eps", 1e-5}});
+  const auto filled = config.filled({{"hidden_size", 1280},
+                                     {"num_hidden_layers", 20},
+                                     {"num_attention_heads", 10},
+                                     {"num_key_value_heads", 10},
+                                     {"vocab_size", 65536},
+                                     {"intermediate_size", 5120},
+                                     {"rms_norm_eps", 1e-5}});
   auto decoder = Decoder::read(filled, {.head_dim = nullptr});
   if (decoder.heads * decoder.head_dim != decoder.hidden)
     fail("model", "config.json: \"hidden_size\" {} is no multiple of \"num_attention_heads\" {}, and mlx_lm runs no such model", decoder.hidden,
@@ -36,8 +41,12 @@ ModelSpec nanochat(const Config& config) {
   auto spec = decoder.build("nanochat", rope, [&](Layer& layer) {
     layer.attention.norms_behind_rope = true;
     const auto theirs = "model.layers." + std::to_string(layer.index) + ".";
-    for (const auto& [ours, other] : {std::pair{names.q, "self_attn.q_proj"}, {names.k, "self_attn.k_proj"}, {names.v, "self_attn.v_proj"},
-                                      {names.o, "self_attn.o_proj"}, {names.up, "mlp.fc1"}, {names.down, "mlp.fc2"}})
+    for (const auto& [ours, other] : {std::pair{names.q, "self_attn.q_proj"},
+                                      {names.k, "self_attn.k_proj"},
+                                      {names.v, "self_attn.v_proj"},
+                                      {names.o, "self_attn.o_proj"},
+                                      {names.up, "mlp.fc1"},
+                                      {names.down, "mlp.fc2"}})
       imports.rows.push_back({layer.prefix + ours, {theirs + other}});
   });
   spec.logit_softcap = 15;

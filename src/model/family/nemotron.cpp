@@ -1,5 +1,5 @@
-// Nemotron-4 and Minitron (arXiv 2402.16819, 2407.14679): layer norms with weight 1 + w, a plain MLP with relu², a part of each head turns. mlx_lm knows
-// no scaling of positions but a linear one.
+// Nemotron-4 and Minitron (arXiv 2402.16819, 2407.14679): layer norms with weight 1 + w, a plain MLP with relu², a part of each head turns. mlx_lm
+// knows no scaling of positions but a linear one.
 #include "base/error.h"
 #include "model/family/family.h"
 

@@ -1,5 +1,5 @@
-// Llama-Nemotron (arXiv 2505.00949), made of Llama by a search over blocks (Puzzle, arXiv 2411.19146): each block has an attention with key heads of its own
-// number, a single linear in its place, or none; and an MLP of its own width, a linear, or none. Where there is none there is no norm either.
+// Llama-Nemotron (arXiv 2505.00949), made of Llama by a search over blocks (Puzzle, arXiv 2411.19146): each block has an attention with key heads of
+// its own number, a single linear in its place, or none; and an MLP of its own width, a linear, or none. Where there is none there is no norm either.
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -49,8 +49,11 @@ int width_of(double multiplier, int hidden, int block) {
 
 kernels::Activation activation_of(const Config& config) {
   using kernels::Activation;
-  const std::map<std::string, Activation> known = {{"silu", Activation::silu}, {"relu", Activation::relu}, {"gelu", Activation::gelu},
-                                                   {"gelu_new", Activation::gelu_tanh}, {"gelu_fast", Activation::gelu_tanh}};
+  const std::map<std::string, Activation> known = {{"silu", Activation::silu},
+                                                   {"relu", Activation::relu},
+                                                   {"gelu", Activation::gelu},
+                                                   {"gelu_new", Activation::gelu_tanh},
+                                                   {"gelu_fast", Activation::gelu_tanh}};
   if (!config.has("hidden_act")) return Activation::silu;
   const auto name = config.value("hidden_act");
   if (!name.is_string() || !known.contains(name))
@@ -80,8 +83,8 @@ nlohmann::json scaling_of(const Config& config) {
 }  // namespace
 
 ModelSpec nemotron_nas(const Config& config) {
-  const auto filled = config.filled(
-      {{"hidden_size", 8192}, {"num_hidden_layers", 80}, {"num_attention_heads", 64}, {"vocab_size", 128256}, {"rms_norm_eps", 1e-5}});
+  const auto filled =
+      config.filled({{"hidden_size", 8192}, {"num_hidden_layers", 80}, {"num_attention_heads", 64}, {"vocab_size", 128256}, {"rms_norm_eps", 1e-5}});
   auto decoder = Decoder::read(filled, {.intermediate = nullptr, .kv_heads = nullptr, .head_dim = nullptr});
   if (decoder.head_dim * decoder.heads != decoder.hidden)
     fail("model", "config.json: \"hidden_size\" {} is no multiple of \"num_attention_heads\" {}", decoder.hidden, decoder.heads);
@@ -104,7 +107,8 @@ ModelSpec nemotron_nas(const Config& config) {
     if (heads) {
       const int group = attention.fields.count("n_heads_in_group");
       if (decoder.heads % group != 0)
-        fail("model", "config.json: \"num_attention_heads\" {} is no multiple of \"n_heads_in_group\" {} in \"block_configs[{}]\"", decoder.heads, group, i);
+        fail("model", "config.json: \"num_attention_heads\" {} is no multiple of \"n_heads_in_group\" {} in \"block_configs[{}]\"", decoder.heads,
+             group, i);
       sized.kv_heads = decoder.heads / group;
     } else {
       sized.kv_heads = decoder.heads;  // of an attention that is not used
@@ -119,7 +123,8 @@ ModelSpec nemotron_nas(const Config& config) {
     mixes = mixes || !attention.none;
     spec.blocks.push_back(std::move(block));
   }
-  if (!mixes) fail("model", "config.json: \"block_configs\" has no block with an attention or a linear in its place, and mlx_lm does not run such a model");
+  if (!mixes)
+    fail("model", "config.json: \"block_configs\" has no block with an attention or a linear in its place, and mlx_lm does not run such a model");
   return spec;
 }
 

@@ -1,6 +1,6 @@
-// OLMo 2 (arXiv 2501.00656) and OLMo 3: norms behind attention and MLP and none before, so that the linears read the residual itself; q and k are normed
-// over all their heads together. OLMo 3 alternates layers with a window, whose positions are plain, with ones that see everything, whose positions may be
-// scaled.
+// OLMo 2 (arXiv 2501.00656) and OLMo 3: norms behind attention and MLP and none before, so that the linears read the residual itself; q and k are
+// normed over all their heads together. OLMo 3 alternates layers with a window, whose positions are plain, with ones that see everything, whose
+// positions may be scaled.
 #include <algorithm>
 
 #include "base/error.h"
@@ -47,8 +47,8 @@ ModelSpec olmo2(const Config& config) {
   decoder.read_tie(config, true);
   decoder.mlp_bias = config.flag_or("mlp_bias", false);
   return decoder.build("olmo2",
-                       make_rope(decoder.head_dim, config.number_or("rope_theta", 10000), config.flag_or("rope_traditional", false), rope_scaling(config),
-                                 config.count_or_none("max_position_embeddings")),
+                       make_rope(decoder.head_dim, config.number_or("rope_theta", 10000), config.flag_or("rope_traditional", false),
+                                 rope_scaling(config), config.count_or_none("max_position_embeddings")),
                        [](Layer& layer) { norm_over_all_heads(layer.attention); });
 }
 
@@ -64,7 +64,8 @@ ModelSpec olmo3(const Config& given) {
       fail("model", "config.json: \"layer_types\" has no {}, and mlx_lm runs no OLMo 3 model without", kind);
   const int window = config.count("sliding_window"), positions = config.count("max_position_embeddings");
   const double theta = config.number("rope_theta");
-  const auto plain = make_rope(decoder.head_dim, theta, false, nullptr, 0), scaled = make_rope(decoder.head_dim, theta, false, rope_scaling(config), positions);
+  const auto plain = make_rope(decoder.head_dim, theta, false, nullptr, 0),
+             scaled = make_rope(decoder.head_dim, theta, false, rope_scaling(config), positions);
   return decoder.build("olmo3", plain, [&](Layer& layer) {
     norm_over_all_heads(layer.attention);
     if (types[layer.index] == "full_attention")

@@ -30,8 +30,9 @@ ModelSpec openelm(const Config& config) {
     auto own = fields;
     own["num_query_heads"] = heads[i];
     own["num_kv_heads"] = kv_heads[i];
-    auto decoder = Decoder::read(Config(own), {.hidden = "model_dim", .layers = "num_transformer_layers", .intermediate = nullptr,
-                                               .heads = "num_query_heads", .kv_heads = "num_kv_heads"});
+    auto decoder = Decoder::read(
+        Config(own),
+        {.hidden = "model_dim", .layers = "num_transformer_layers", .intermediate = nullptr, .heads = "num_query_heads", .kv_heads = "num_kv_heads"});
     const double width = multipliers[i] * decoder.hidden;
     if (!(width > 0 && width < 1e9)) fail("model", "config.json: \"ffn_multipliers[{}]\" is {}; {}", i, multipliers[i], kMend);
     decoder.intermediate = divisible(width, divisor);

@@ -1,5 +1,5 @@
-// Phi-1 to Phi-2 (arXiv 2306.11644, 2309.05463): attention and a plain MLP side by side behind one layer norm, biases everywhere, the head's too; a part of
-// each head turns.
+// Phi-1 to Phi-2 (arXiv 2306.11644, 2309.05463): attention and a plain MLP side by side behind one layer norm, biases everywhere, the head's too; a
+// part of each head turns.
 #include "base/error.h"
 #include "model/family/family.h"
 
@@ -14,7 +14,8 @@ ModelSpec phi(const Config& given) {
                                     {"layer_norm_eps", 1e-5}});
   auto decoder = Decoder::read(config, {.head_dim = nullptr, .eps = "layer_norm_eps"});
   decoder.require_even_heads();
-  if (config.flag_or("qk_layernorm", false)) fail("model", "config.json: \"qk_layernorm\" is true, and mlx_lm runs no Phi model with norms of q and k");
+  if (config.flag_or("qk_layernorm", false))
+    fail("model", "config.json: \"qk_layernorm\" is true, and mlx_lm runs no Phi model with norms of q and k");
   decoder.tied = false;
   decoder.norm = NormSpec::Kind::layer;
   decoder.norm_bias = decoder.qkv_bias = decoder.o_bias = decoder.mlp_bias = decoder.head_bias = true;

@@ -22,7 +22,8 @@ nlohmann::json phi3_scaling(const Config& config) {
   written["type"] = type;
   if (type == "linear") {
     if (!scaling.contains("long_factor"))
-      fail("model", "config.json: rope_scaling of type linear has no \"long_factor\", without which mlx_lm does not open a Phi-3 model; add an empty list");
+      fail("model",
+           "config.json: rope_scaling of type linear has no \"long_factor\", without which mlx_lm does not open a Phi-3 model; add an empty list");
     written["factor"] = Config(scaling).number("factor");  // 2 for 2.0 is refused there
   } else {
     scaling["original_max_position_embeddings"] = config.count_or("original_max_position_embeddings", 4096);

@@ -7,8 +7,13 @@ namespace lquant::model::family {
 
 ModelSpec qwen(const Config& config) {
   // mlx_lm takes the 1.8B model's value for what is not there.
-  const auto filled = config.filled({{"hidden_size", 2048}, {"num_attention_heads", 16}, {"num_hidden_layers", 24}, {"layer_norm_epsilon", 1e-6},
-                                     {"vocab_size", 151936}, {"intermediate_size", 11008}, {"kv_channels", 128}});
+  const auto filled = config.filled({{"hidden_size", 2048},
+                                     {"num_attention_heads", 16},
+                                     {"num_hidden_layers", 24},
+                                     {"layer_norm_epsilon", 1e-6},
+                                     {"vocab_size", 151936},
+                                     {"intermediate_size", 11008},
+                                     {"kv_channels", 128}});
   auto decoder = Decoder::read(filled, {.kv_heads = nullptr, .head_dim = nullptr, .eps = "layer_norm_epsilon"});
   decoder.intermediate /= 2;
   if (decoder.intermediate == 0) fail("model", "config.json: \"intermediate_size\" is 1, of which gate and up have half each; {}", kMend);

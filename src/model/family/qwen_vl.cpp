@@ -1,5 +1,6 @@
-// Qwen2-VL (arXiv 2409.12191), Qwen2.5-VL (arXiv 2502.13923) and Qwen3-VL: Qwen2 and Qwen3, dense or with experts, behind a tower. Their rotary positions have three axes, which
-// agree for text. Qwen2's fields stand at the top of config.json in most files and, since transformers 5, in text_config.
+// Qwen2-VL (arXiv 2409.12191), Qwen2.5-VL (arXiv 2502.13923) and Qwen3-VL: Qwen2 and Qwen3, dense or with experts, behind a tower. Their rotary
+// positions have three axes, which agree for text. Qwen2's fields stand at the top of config.json in most files and, since transformers 5, in
+// text_config.
 #include "base/error.h"
 #include "model/family/wrapper.h"
 #include "model/ops/experts.h"
@@ -7,7 +8,7 @@
 namespace lquant::model::family {
 namespace {
 
-std::vector<Part> tower() { return {{"the vision tower", "vision_tower.", {"visual.", "model.visual.", "model.vision_tower."}}}; }
+std::vector<Tower> tower() { return {{"the vision tower", "vision_tower.", {"visual.", "model.visual.", "model.vision_tower."}}}; }
 
 /// text_config, with the tie that transformers 5 writes beside it. Where neither says it the checkpoint tells.
 Config tied_as_told(const Config& config, nlohmann::json otherwise = nlohmann::json::object()) {
@@ -69,7 +70,8 @@ ModelSpec qwen3_vl_moe(const Config& config) {
   // transformers 5 always divides the kept probabilities by their sum, and does not write that.
   const auto text = with_flat_positions(tied_as_told(config, {{"norm_topk_prob", true}}));
   auto spec = wrapped(qwen3_moe(text), tower());
-  if (spec.tied()) fail("model", "config.json: \"tie_word_embeddings\" is true, and mlx_lm loads no qwen3_vl_moe without a head of its own; give an untied model");
+  if (spec.tied())
+    fail("model", "config.json: \"tie_word_embeddings\" is true, and mlx_lm loads no qwen3_vl_moe without a head of its own; give an untied model");
   spec.head_if_present = false;
   settle_sections(text);
   // Hugging Face has an expert's gate and up in one tensor [experts, in, out], and the other way round than mlx_lm.

@@ -1,4 +1,5 @@
-// Seed-OSS: Llama with biases on q, k and v. mlx_lm multiplies by a tied embedding as it is stored, which a packed one does not allow: it stays dense.
+// Seed-OSS: Llama with biases on q, k and v. mlx_lm multiplies by a tied embedding as it is stored, which a packed one does not allow: it stays
+// dense.
 #include "model/family/family.h"
 
 namespace lquant::model::family {

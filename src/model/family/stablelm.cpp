@@ -1,5 +1,5 @@
-// StableLM 2 (arXiv 2402.17834): Llama with layer norms; a part of each head turns. The 12B norms each head of q and k with a weight of its own, a tensor
-// each, and has attention and MLP side by side behind one norm.
+// StableLM 2 (arXiv 2402.17834): Llama with layer norms; a part of each head turns. The 12B norms each head of q and k with a weight of its own, a
+// tensor each, and has attention and MLP side by side behind one norm.
 #include "model/family/family.h"
 
 namespace lquant::model::family {

@@ -85,10 +85,11 @@ std::string described(const Config& config, const std::vector<std::string>& know
 
 std::string unknown_type(const std::string& type, const Config& config, const std::vector<std::string>& known) {
   const auto near = relatives(type, known);
-  return fmt::format("config.json: {} \"{}\" is not supported{}.{} \"lquant families\" lists the types that are; CONTRIBUTING.md in lquant's "
-                     "repository says how to add one (\"a model family\")",
-                     config.place("model_type"), shown(type, 60), near.empty() ? "" : fmt::format("; nearest by name: {}", fmt::join(near, ", ")),
-                     described(config, known));
+  return fmt::format(
+      "config.json: {} \"{}\" is not supported{}.{} \"lquant families\" lists the types that are; CONTRIBUTING.md in lquant's "
+      "repository says how to add one (\"a model family\")",
+      config.place("model_type"), shown(type, 60), near.empty() ? "" : fmt::format("; nearest by name: {}", fmt::join(near, ", ")),
+      described(config, known));
 }
 
 }  // namespace lquant::model::family

@@ -1,5 +1,6 @@
 // Checkpoints of one wrapper come in three layouts: (a) "language_model.model." as transformers wrote before 4.52 (Qwen: "model."), (b)
-// "model.language_model." with the head at the root, as its classes have it since, and (c) mlx-vlm's, which is (a) for all. Outputs are written as (c).
+// "model.language_model." with the head at the root, as its classes have it since, and (c) mlx-vlm's, which is (a) for all. Outputs are written as
+// (c).
 #include "model/family/wrapper.h"
 
 #include <algorithm>
@@ -10,7 +11,7 @@ Config text_of(const Config& config, const nlohmann::json& given, const nlohmann
   return config.child("text_config", given, otherwise).under(kTextPrefix);
 }
 
-ModelSpec wrapped(ModelSpec text, const std::vector<Part>& parts) {
+ModelSpec wrapped(ModelSpec text, const std::vector<Tower>& parts) {
   const std::string prefix = kTextPrefix, model = prefix + "model.", head = prefix + "lm_head.";
   text.text_config = "text_config";
   text.imports.renames = {{model, "model.language_model."}, {model, "model."}, {head, "lm_head."}};
@@ -24,8 +25,8 @@ ModelSpec wrapped(ModelSpec text, const std::vector<Part>& parts) {
   return text;
 }
 
-std::vector<Part> tower_and_projector(const std::string& inner) {
-  Part tower{"the vision tower", "vision_tower." + inner, {"model.vision_tower." + inner}};
+std::vector<Tower> tower_and_projector(const std::string& inner) {
+  Tower tower{"the vision tower", "vision_tower." + inner, {"model.vision_tower." + inner}};
   if (!inner.empty()) tower.from.insert(tower.from.end(), {"vision_tower.", "model.vision_tower."});
   return {tower, {"the projector", "multi_modal_projector.", {"model.multi_modal_projector."}}};
 }

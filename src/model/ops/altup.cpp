@@ -103,7 +103,8 @@ Flow AltUpInputs::start(const Scope& scope, const mx::array&, const mx::array&) 
 }
 
 Flow AltUpInputs::advance(const Scope& scope, int, const Flow& at) const {
-  Flow next{{kernels::gated(kernels::linear(at.inputs[0], scope.weight(gate)), mx::contiguous(scope.columns(input)), kernels::Activation::gelu_tanh)}, {}};
+  Flow next{{kernels::gated(kernels::linear(at.inputs[0], scope.weight(gate)), mx::contiguous(scope.columns(input)), kernels::Activation::gelu_tanh)},
+            {}};
   scope.observe(projection, next.inputs[0]);
   return next;
 }

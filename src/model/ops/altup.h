@@ -6,8 +6,8 @@
 #include "kernels/gated.h"
 #include "model/op.h"
 
-// Alternating updates (arXiv 2301.13310) as Gemma 3n has them: the residual is several streams side by side. A block predicts all of them from what it
-// gets, runs attention and MLP on the active one, and corrects all of them by what came out.
+// Alternating updates (arXiv 2301.13310) as Gemma 3n has them: the residual is several streams side by side. A block predicts all of them from what
+// it gets, runs attention and MLP on the active one, and corrects all of them by what came out.
 namespace lquant::model {
 
 /// What prediction and correction share: tanh of a router's product, in f32, and coefficients made of it, clipped in f32.
@@ -37,8 +37,8 @@ struct AltUpPredict final : Op {
   std::vector<Edge> edges() const override { return {}; }
 };
 
-/// From what attention and MLP made of the active prediction, all predictions, and what follows, back to streams and what follows. The step replaces the
-/// state. The router and its norm are the prediction's and are not told again.
+/// From what attention and MLP made of the active prediction, all predictions, and what follows, back to streams and what follows. The step replaces
+/// the state. The router and its norm are the prediction's and are not told again.
 struct AltUpCorrect final : Op {
   AltUp altup;
 
@@ -51,8 +51,8 @@ struct AltUpCorrect final : Op {
   std::vector<Edge> edges() const override { return {}; }
 };
 
-/// norm(projection(activation(gate(scale ⊙ active stream)) ⊙ the layer's input)), for every stream but the first; the step's columns are these streams.
-/// Stage 0: gate; stage 1: projection.
+/// norm(projection(activation(gate(scale ⊙ active stream)) ⊙ the layer's input)), for every stream but the first; the step's columns are these
+/// streams. Stage 0: gate; stage 1: projection.
 struct AltUpInputs final : Op {
   int streams = 4;
   Columns active, input;

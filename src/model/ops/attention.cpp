@@ -37,7 +37,8 @@ mx::array tapped(const Scope& scope, const ParameterSpec& taps, const mx::array&
   return mx::add(mx::multiply(both[1], tap(0)), mx::multiply(both[0], tap(1)));
 }
 
-/// x in whole steps of 8 bits, in f32, with the gradient of what is not rounded (straight-through, arXiv 1308.3432); none where a step is out of range.
+/// x in whole steps of 8 bits, in f32, with the gradient of what is not rounded (straight-through, arXiv 1308.3432); none where a step is out of
+/// range.
 mx::array stepped(const Scope& scope, const ParameterSpec& spec, const mx::array& x) {
   const auto step = mx::astype(scope.tensor(spec.path), mx::float32);
   const auto within = mx::clip(mx::divide(mx::astype(x, mx::float32), step), mx::array(-128.0f), mx::array(127.0f));

@@ -20,22 +20,22 @@ struct QueryTemperature {
 struct Attention final : Op {
   int heads = 0, kv_heads = 0, head_dim = 0;
   float scale = 1;
-  float softcap = 0;                       ///< of the scores (Gemma 2); 0: none
-  int window = 0;                          ///< keys a query sees, itself included; 0: all before it
-  std::optional<RopeSpec> rope;            ///< none: no positions (NoPE layers)
+  float softcap = 0;             ///< of the scores (Gemma 2); 0: none
+  int window = 0;                ///< keys a query sees, itself included; 0: all before it
+  std::optional<RopeSpec> rope;  ///< none: no positions (NoPE layers)
   /// Over each head (size head_dim) or over all heads together (size heads · head_dim); a norm without weight is one too. v_norm is over each head.
   std::optional<NormSpec> q_norm, k_norm, v_norm;
-  bool norms_behind_rope = false;          ///< Hunyuan, nanochat
-  bool wide = false;                       ///< queries and keys of f16 are taken to f32, for their products may not fit (Phi, StableLM)
-  bool tiled = false;                      ///< query head i reads key and value head i mod kv_heads (PLaMo), not i / (heads / kv_heads)
-  /// Keys and values are another block's, behind its norms and positions: those of `block`'s cache or, without one, these columns of the state. Then q is
-  /// the only input.
+  bool norms_behind_rope = false;  ///< Hunyuan, nanochat
+  bool wide = false;               ///< queries and keys of f16 are taken to f32, for their products may not fit (Phi, StableLM)
+  bool tiled = false;              ///< query head i reads key and value head i mod kv_heads (PLaMo), not i / (heads / kv_heads)
+  /// Keys and values are another block's, behind its norms and positions: those of `block`'s cache or, without one, these columns of the state. Then
+  /// q is the only input.
   struct Shared {
     int block = 0, first = 0;
   };
   std::optional<Shared> shared;
-  bool gives = false;             ///< they are carried to later blocks: keys, then values
-  bool values_from_keys = false;  ///< values are the keys' product before norm and positions: inputs are q and k (Gemma 4)
+  bool gives = false;                           ///< they are carried to later blocks: keys, then values
+  bool values_from_keys = false;                ///< values are the keys' product before norm and positions: inputs are q and k (Gemma 4)
   std::optional<QueryTemperature> temperature;  ///< behind rope
   /// [1, 1, kv_heads, 1, 2]: w0 of the token before and w1 of the token itself, for each head of keys and of values, before rope (Baichuan M1).
   std::optional<ParameterSpec> k_taps, v_taps;

@@ -9,13 +9,13 @@
 
 namespace lquant::model {
 
-/// Mixture of experts: softmax over the router's outputs, the top_k largest, their gated MLPs weighted by those probabilities. Stage 0: router, gate, up
-/// (the tokens sorted by expert, so that an expert's rows meet its weights in one product); stage 1: down.
+/// Mixture of experts: softmax over the router's outputs, the top_k largest, their gated MLPs weighted by those probabilities. Stage 0: router, gate,
+/// up (the tokens sorted by expert, so that an expert's rows meet its weights in one product); stage 1: down.
 struct Experts final : Op {
   kernels::Activation activation = kernels::Activation::silu;
   int experts = 0, top_k = 0;
-  bool normalize = false;    ///< the kept probabilities are divided by their sum
-  bool over_chosen = false;  ///< softmax over the chosen outputs alone, in the compute dtype
+  bool normalize = false;                       ///< the kept probabilities are divided by their sum
+  bool over_chosen = false;                     ///< softmax over the chosen outputs alone, in the compute dtype
   std::optional<NormSpec> router_norm;          ///< the router reads the branch's input as it came, through this norm (Gemma 4)
   std::optional<ParameterSpec> expert_factors;  ///< [experts]: each probability is multiplied by that of its expert
   LinearSpec router, gate, up, down;

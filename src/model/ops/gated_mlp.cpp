@@ -51,9 +51,10 @@ Flow GatedMlp::advance(const Scope& scope, int, const Flow& at) const {
     }
     if (inputs.size() == 1 && inputs[0].parts[0].role == Role::gate && inputs[0].parts[0].contiguous())
       return kernels::gated_fused(kernels::linear(h, scope.weight(inputs[0])), activation);
-    const auto both = inputs.size() == 1 ? kernels::linears(h, {scope.weight(inputs[0], part_of(inputs[0], Role::gate)),
-                                                                scope.weight(inputs[0], part_of(inputs[0], Role::up))})
-                                         : kernels::linears(h, {scope.weight(inputs[0]), scope.weight(inputs[1])});
+    const auto both =
+        inputs.size() == 1
+            ? kernels::linears(h, {scope.weight(inputs[0], part_of(inputs[0], Role::gate)), scope.weight(inputs[0], part_of(inputs[0], Role::up))})
+            : kernels::linears(h, {scope.weight(inputs[0]), scope.weight(inputs[1])});
     return kernels::gated(both[0], both[1], activation);
   };
   Flow next{{product()}, {}};

@@ -6,8 +6,8 @@
 #include "kernels/gated.h"
 #include "model/op.h"
 
-// Inputs that each layer has of its own (Gemma 3n and 4): made once beside the embedding for all layers, a part of the state until their layer has read
-// them.
+// Inputs that each layer has of its own (Gemma 3n and 4): made once beside the embedding for all layers, a part of the state until their layer has
+// read them.
 namespace lquant::model {
 
 /// Gives the state empty columns at its end, for what blocks will carry to each other. For the front.
@@ -23,8 +23,8 @@ struct EmptyColumns final : Op {
   std::vector<Edge> edges() const override { return {}; }
 };
 
-/// Appends the inputs of all layers to the state: scale · (norm(factor · projection(x)) + table_factor · table[id]), `layers` times `size` columns; norm is
-/// over each layer's. Ids from table.out on count as 0. For the front. Stage 0: projection.
+/// Appends the inputs of all layers to the state: scale · (norm(factor · projection(x)) + table_factor · table[id]), `layers` times `size` columns;
+/// norm is over each layer's. Ids from table.out on count as 0. For the front. Stage 0: projection.
 struct PerLayerInputs final : Op {
   int layers = 0, size = 0;
   Columns x;  ///< the embedded tokens

@@ -9,8 +9,8 @@
 
 namespace lquant::model {
 
-/// xIELU (arXiv 2411.13010), an activation with numbers of its own in the checkpoint: p·x² + beta·x for x > 0, else n·(expm1(min(x, eps)) − x) + beta·x,
-/// with p = softplus(alpha_p) and n = beta + softplus(alpha_n). Each is of shape [].
+/// xIELU (arXiv 2411.13010), an activation with numbers of its own in the checkpoint: p·x² + beta·x for x > 0, else n·(expm1(min(x, eps)) − x) +
+/// beta·x, with p = softplus(alpha_p) and n = beta + softplus(alpha_n). Each is of shape [].
 struct Xielu {
   ParameterSpec alpha_p, alpha_n, beta, eps;
 };
