@@ -76,7 +76,7 @@ RUNS = {
     "stablelm",
     "starcoder2",
 }
-RUNS_AS_SAVED = RUNS - {"gemma3n"}
+RUNS_AS_SAVED = RUNS
 
 # mlx_lm does not load these with the config.json of transformers 5: a required field is missing there, or a default does not fit.
 REFUSED_AS_SAVED = {

@@ -72,9 +72,15 @@ ModelSpec gemma3n(const Config& config) {
       if (!(sparsity[i] >= 0 && sparsity[i] < 1)) view.at(static_cast<std::size_t>(i)).refuse("a share from 0 to less than 1");
     }
   }
-  const auto rope_of = [&](bool full) {
-    return make_rope(decoder.head_dim, text.number(full ? "rope_theta" : "rope_local_base_freq"), false, nullptr, 0);
+  // transformers 5 writes both bases in "rope_parameters", by kind of layer; mlx_lm opens no model without the flat ones.
+  const auto base_of = [&](bool full) {
+    const char* key = full ? "rope_theta" : "rope_local_base_freq";
+    if (text.has(key) || !text.has("rope_parameters")) return text.number(key);
+    const double base = text.child("rope_parameters").child(full ? "full_attention" : "sliding_attention").number("rope_theta");
+    text.settle(key, base);
+    return base;
   };
+  const RopeSpec ropes[2] = {make_rope(decoder.head_dim, base_of(false), false, nullptr, 0), make_rope(decoder.head_dim, base_of(true), false, nullptr, 0)};
 
   // The last layers of either kind before the shared ones give them their keys and values.
   const int kv = 2 * decoder.kv_heads * decoder.head_dim;
@@ -91,7 +97,7 @@ ModelSpec gemma3n(const Config& config) {
     const bool full = kinds[i] == "full_attention";
     auto sized = decoder;
     sized.intermediate = widest_of(text, "intermediate_size", i, decoder.layers);
-    auto layer = sized.layer(i, rope_of(full));
+    auto layer = sized.layer(i, ropes[full]);
     auto& attention = layer.attention;
     const auto over_head = [&](const char* name) { return norm_over(layer.prefix + name, decoder.head_dim, decoder.eps); };
     attention.q_norm = over_head("self_attn.q_norm");
