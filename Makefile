@@ -36,7 +36,7 @@ test:
 families: build
 	@scripts/setup test
 	@LQUANT=$(CURDIR)/build/lquant python -m pytest -q --families-page tests/model tests/cli/test_convert.py \
-	  tests/cli/test_awq.py tests/cli/test_gptq.py tests/cli/test_dwq.py tests/cli/test_dynamic.py -k 'model or recipes_are or op_and_topology'
+	  tests/cli/test_awq.py tests/cli/test_gptq.py tests/cli/test_dwq.py tests/cli/test_dynamic.py -k 'model or recipes_are or stays_dense or op_and_topology'
 
 # What needs measured models and texts that a clone lacks: make test-shared SHARED=folder
 test-shared: build
