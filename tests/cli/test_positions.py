@@ -28,7 +28,7 @@ def test_every_method_writes_them(source, rows, tmp_path):
     short = ["--sequence-length", POSITIONS, "--num-samples", 16]
     run("awq", "--model", source, "--data-path", rows, "--mlx-path", tmp_path / "awq", "--group-size", 32, "--n-grid", 2, *short)
     run("gptq", "--model", source, "--data-path", rows, "--mlx-path", tmp_path / "gptq", "--bits", 4, "--group-size", 32, *short)
-    run("dynamic_quant", "--model", source, "--data-path", rows, "--mlx-path", tmp_path / "dynamic", "--target-bpw", 5.5, *short)
+    run("dynamic_quant", "--model", source, "--data-path", rows, "--mlx-path", tmp_path / "dynamic", "--target-bpw", 5.5, *short, cwd=tmp_path)
     counts = ["--num-samples", 16, "--num-valid", 4, "--batch-size", 4]
     run("dwq", "--model", source, "--data-path", rows, "--mlx-path", tmp_path / "dwq", "--bits", 4, "--group-size", 32, "--max-seq-length", POSITIONS, *counts)
     run("convert", "--hf-path", tmp_path / "gptq", "-d", "--mlx-path", tmp_path / "dense")
