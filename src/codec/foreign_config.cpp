@@ -259,6 +259,8 @@ void read_compressed(const JsonView& view, Foreign& foreign) {
     const auto sparse = text_or(view.at("sparsity_config"), "format", "dense");
     if (sparse != "dense") view.at("sparsity_config").complain(fmt::format("packs zeros away (\"{}\"), which is not read", shown(sparse)));
   }
+  if (!view.has("config_groups"))
+    fail("codec", "config.json: quantization_config of compressed-tensors: \"config_groups\" is missing; {}", kAdvice);
   const auto groups = view.at("config_groups");
   if (!groups.value().is_object()) groups.refuse("an object of groups");
   if (groups.value().size() > 1000) groups.complain("has more than 1000 groups");

@@ -131,6 +131,12 @@ Model Model::open(const checkpoint::Checkpoint& checkpoint) {
   if (auto* settled = settled_text(spec); settled && settled->contains("tie_word_embeddings")) (*settled)["tie_word_embeddings"] = spec.tied();
   model.formats_ = read_formats(checkpoint, spec);
   if (description) model.foreign_ = std::make_shared<const ForeignLinears>(find_foreign(checkpoint, spec, model.formats_, *description));
+  // Of a model that sees, the tower may be what is packed.
+  if (description && model.foreign_->weights.empty() && model.formats_.empty() && spec.imports.kept.empty())
+    fail("model",
+         "{}: config.json says that the model is quantized by {}, and none of its tensors is; the files of the folder do not belong together, or take "
+         "\"quantization_config\" out of config.json",
+         checkpoint.folder().string(), description->method);
   const auto check_all = [&](const std::vector<Expected>& all) {
     for (const auto& expected : all)
       if (!description || !model.foreign_->weights.contains(expected.name)) check(checkpoint, model.source_of(expected.name), expected);

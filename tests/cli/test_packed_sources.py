@@ -290,3 +290,14 @@ def test_bad_input(name, tmp_path):
     error = run("convert", "--model", packed, "-q", "--mlx-path", tmp_path / "out", code=1).stderr.strip()
     lines = error.splitlines()  # what only the values tell shows when the linear is loaded
     assert said in lines[-1] and (len(lines) == 1 or name in ("a group too many", "infinite")) and not (tmp_path / "out").exists(), error
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "fp8", "compressed-tensors"])
+def test_a_description_of_dense_weights_is_refused(method, tmp_path):
+    """Weights that are not packed at all beside a config.json that says they are: one of the two is another model's."""
+    folder = family_folder(tmp_path / "model", "llama", vocab_size=8192)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(dict(config, quantization_config={"quant_method": method, "bits": 4})))
+    said = run("convert", "--hf-path", folder, "-q", "--mlx-path", tmp_path / "out", code=1).stderr
+    assert said.count("\n") == 1 and method in said and "quantization_config" in said
+    assert not (tmp_path / "out").exists()
