@@ -43,6 +43,7 @@ mx::array layer_norm(const mx::array& x, const std::optional<mx::array>& weight,
 
 /// A norm's parameter plus `offset`, rounded to its dtype (f32 or bf16), as f32.
 std::vector<float> as_floats(const mx::array& parameter, float offset);
+inline const float* data_or_null(const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); }
 /// Adds up sums [blocks, width] in the order of their blocks into `out` [width], f32 or bf16.
 void add_blocks(const std::vector<float>& blocks, std::int64_t width, mx::array& out);
 

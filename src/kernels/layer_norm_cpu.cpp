@@ -118,8 +118,6 @@ namespace {
 HWY_EXPORT(layer_forward);
 HWY_EXPORT(layer_backward);
 
-const float* data_or_null(const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); }
-
 /// Where weight and bias stand among the inputs behind `first`; 0: there is none.
 struct Places {
   int weight, bias;
@@ -142,7 +140,7 @@ std::vector<mx::array> layer_norm_gradient(const mx::array& x, const std::option
     const auto effective = in.size() > 2 ? cpu::as_floats(in[2], offset) : std::vector<float>();
     std::vector<float> weight_sums(wants_weight ? blocks * width : 0), bias_sums(wants_bias ? blocks * width : 0);
     HWY_DYNAMIC_DISPATCH(layer_backward)
-    ({in[0].data<char>(), in[1].data<char>(), data_or_null(effective), wants_x ? out[0].data<char>() : nullptr,
+    ({in[0].data<char>(), in[1].data<char>(), cpu::data_or_null(effective), wants_x ? out[0].data<char>() : nullptr,
       wants_weight ? weight_sums.data() : nullptr, wants_bias ? bias_sums.data() : nullptr, rows, width, eps, in[0].dtype() == mx::bfloat16});
     if (wants_weight) cpu::add_blocks(weight_sums, width, out[wants_x]);
     if (wants_bias) cpu::add_blocks(bias_sums, width, out.back());
@@ -161,8 +159,8 @@ mx::array cpu::layer_norm(const mx::array& x, const std::optional<mx::array>& we
     const auto shift = at.bias ? as_floats(in[at.bias], 0) : std::vector<float>();
     const std::int64_t width = in[0].shape(-1);
     HWY_DYNAMIC_DISPATCH(layer_forward)
-    ({in[0].data<char>(), data_or_null(scale), data_or_null(shift), out[0].data<char>(), static_cast<std::int64_t>(in[0].size()) / width, width, eps,
-      in[0].dtype() == mx::bfloat16});
+    ({in[0].data<char>(), cpu::data_or_null(scale), cpu::data_or_null(shift), out[0].data<char>(), static_cast<std::int64_t>(in[0].size()) / width,
+      width, eps, in[0].dtype() == mx::bfloat16});
   };
   auto vjp = [=](const std::vector<mx::array>& in, const std::vector<mx::array>& cotangents, const std::vector<int>& argnums,
                  const std::vector<mx::array>&) {

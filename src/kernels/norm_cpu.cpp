@@ -130,14 +130,12 @@ HWY_EXPORT(norm_backward);
 /// weight + offset in the weight's dtype, as f32; empty without a weight.
 std::vector<float> effective_weight(const mx::array* weight, float offset) { return weight ? cpu::as_floats(*weight, offset) : std::vector<float>(); }
 
-const float* data_or_null(const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); }
-
 void run_forward(const mx::array& x, const mx::array* weight, const mx::array* residual, mx::array& out, float eps, float offset) {
   if (x.size() == 0) return;
   const auto effective = effective_weight(weight, offset);
   const std::int64_t width = x.shape(-1);
   HWY_DYNAMIC_DISPATCH(norm_forward)
-  ({x.data<char>(), residual ? residual->data<char>() : nullptr, data_or_null(effective), out.data<char>(),
+  ({x.data<char>(), residual ? residual->data<char>() : nullptr, cpu::data_or_null(effective), out.data<char>(),
     static_cast<std::int64_t>(x.size()) / width, width, eps, x.dtype() == mx::bfloat16});
 }
 
@@ -157,7 +155,7 @@ std::vector<mx::array> norm_gradient(const mx::array& x, const std::optional<mx:
     std::vector<float> blocks(wants_weight ? cpu::row_blocks(rows) * width : 0);
     if (in[0].size() > 0) {
       HWY_DYNAMIC_DISPATCH(norm_backward)
-      ({in[0].data<char>(), in[1].data<char>(), stream_at ? in[stream_at].data<char>() : nullptr, data_or_null(effective),
+      ({in[0].data<char>(), in[1].data<char>(), stream_at ? in[stream_at].data<char>() : nullptr, cpu::data_or_null(effective),
         wants_x ? out[0].data<char>() : nullptr, wants_weight ? blocks.data() : nullptr, rows, width, eps, in[0].dtype() == mx::bfloat16});
     }
     if (wants_weight) cpu::add_blocks(blocks, width, out.back());

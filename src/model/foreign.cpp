@@ -33,11 +33,9 @@ codec::StoredOf headers_of(const checkpoint::Checkpoint& checkpoint, const std::
   };
 }
 
-/// The shape that each source must have, where the row's changes tell it.
-std::optional<mx::Shape> told_shape(const LinearSpec& linear, const std::vector<Change>& changes) {
-  if (changes.empty()) return linear.experts > 0 ? mx::Shape{linear.experts, linear.out, linear.in} : mx::Shape{linear.out, linear.in};
-  if (linear.experts > 0 && changes.size() == 1 && changes[0].kind == Change::Kind::stack) return mx::Shape{linear.out, linear.in};
-  return std::nullopt;
+/// Of the linear's dense weight.
+mx::Shape weight_shape(const LinearSpec& linear) {
+  return linear.experts > 0 ? mx::Shape{linear.experts, linear.out, linear.in} : mx::Shape{linear.out, linear.in};
 }
 
 ForeignWeight::Piece piece_of(const std::string& path, const mx::Shape& shape) {
@@ -57,7 +55,7 @@ std::optional<ForeignWeight> weight_of(const checkpoint::Checkpoint& checkpoint,
     if (!has(name)) fail("model", "missing tensor {}", shown(name));
     const auto path = path_of(name);
     const auto headers = headers_of(checkpoint, path);
-    const auto told = told_shape(linear, source->changes);
+    const auto told = shape_of_each(source->changes, weight_shape(linear));
     const auto shape = told ? *told : codec::shape_of_weight(foreign, path, headers);
     if (shape.size() != 2 && shape.size() != 3) return std::nullopt;  // dense, and not of the right shape, as will be said
     weight.pieces.push_back(piece_of(path, shape));
@@ -78,8 +76,7 @@ std::optional<ForeignWeight> weight_of(const checkpoint::Checkpoint& checkpoint,
     if (change.kind == Change::Kind::transpose)
       fail("model", "tensor {} is packed, and a model of this type has its weights transposed, which is not read; give the unquantized model",
            shown(source->names.front()));
-  const auto wanted = told_shape(linear, {});
-  if (const auto made = changed_shape(source->changes, shapes); made != wanted)
+  if (changed_shape(source->changes, shapes) != weight_shape(linear))
     fail("model", "tensor {} and what lies beside it do not make {} of {} outputs and {} inputs; the files of the folder do not belong together",
          shown(source->names.front()), linear.path, linear.out, linear.in);
   return weight;

@@ -29,13 +29,6 @@ std::optional<std::string> located(const Imports& imports, const std::string& na
   return std::nullopt;
 }
 
-mx::Shape moved(mx::Shape shape, int from, int to) {
-  const auto length = shape[from];
-  shape.erase(shape.begin() + from);
-  shape.insert(shape.begin() + to, length);
-  return shape;
-}
-
 std::size_t entries(const mx::Shape& shape) {
   std::size_t n = 1;
   for (const auto length : shape) n *= length;
@@ -56,11 +49,6 @@ std::optional<mx::Shape> shape_after(const Change& change, mx::Shape shape) {
       if (axis < 0 || change.first < 0 || shape[axis] < change.first + change.count) return std::nullopt;
       shape[axis] = change.count;
       return shape;
-    case Kind::move_axis: {
-      const int to = axis_of(change.to, shape.size());
-      if (axis < 0 || to < 0) return std::nullopt;
-      return moved(std::move(shape), axis, to);
-    }
     case Kind::reshape:
       if (entries(shape) != entries(change.shape)) return std::nullopt;
       return change.shape;
@@ -85,10 +73,6 @@ mx::array value_after(const Change& change, const mx::array& x) {
       stop[axis] = change.first + change.count;
       return mx::slice(x, start, stop);
     }
-    case Kind::add:
-      return mx::add(x, mx::array(change.number, x.dtype()));
-    case Kind::move_axis:
-      return mx::moveaxis(x, change.axis, change.to);
     case Kind::reshape:
       return mx::reshape(x, change.shape);
     case Kind::unit_rows: {
@@ -138,25 +122,22 @@ std::optional<Source> find_source(const Imports& imports, const std::string& nam
   return std::nullopt;
 }
 
+std::optional<mx::Shape> shape_of_each(const std::vector<Change>& changes, const mx::Shape& shape) {
+  if (changes.empty()) return shape;
+  if (changes.size() == 1 && changes[0].kind == Kind::stack && !shape.empty()) return mx::Shape(shape.begin() + 1, shape.end());
+  return std::nullopt;
+}
+
 std::optional<mx::Shape> changed_shape(const std::vector<Change>& changes, std::vector<mx::Shape> shapes) {
   for (const auto& change : changes) {
     if (change.kind == Kind::zeros) {
       shapes = {change.shape};
       continue;
     }
-    if (change.kind == Kind::stack || change.kind == Kind::concatenate) {
+    if (change.kind == Kind::stack) {
       auto joined = shapes.front();
-      if (change.kind == Kind::stack) {
-        if (!std::all_of(shapes.begin(), shapes.end(), [&](const auto& s) { return s == joined; })) return std::nullopt;
-        joined.insert(joined.begin(), static_cast<int>(shapes.size()));
-      } else {
-        if (joined.empty()) return std::nullopt;
-        joined.front() = 0;
-        for (const auto& shape : shapes) {
-          if (shape.size() != joined.size() || !std::equal(shape.begin() + 1, shape.end(), joined.begin() + 1)) return std::nullopt;
-          joined.front() += shape.front();
-        }
-      }
+      if (!std::all_of(shapes.begin(), shapes.end(), [&](const auto& s) { return s == joined; })) return std::nullopt;
+      joined.insert(joined.begin(), static_cast<int>(shapes.size()));
       shapes = {joined};
       continue;
     }
@@ -176,8 +157,6 @@ mx::array changed(const std::vector<Change>& changes, std::vector<mx::array> ten
       tensors = {mx::zeros(change.shape)};
     } else if (change.kind == Kind::stack) {
       tensors = {mx::stack(tensors)};
-    } else if (change.kind == Kind::concatenate) {
-      tensors = {mx::concatenate(tensors, 0)};
     } else {
       for (auto& x : tensors) x = value_after(change, x);
     }

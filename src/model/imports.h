@@ -15,20 +15,16 @@ namespace mx = mlx::core;
 /// A change of the tensors that were found, in order of a row's list.
 struct Change {
   enum class Kind {
-    stack,        ///< all sources become one tensor with a leading axis
-    concatenate,  ///< all sources, along the first axis
-    transpose,    ///< the last two axes change places
-    squeeze,      ///< axes of length 1 go
-    slice,        ///< entries first … first + count of `axis` (counted from the end when negative)
-    add,          ///< a number to every entry
-    move_axis,    ///< axis `axis` becomes axis `to`
-    unit_rows,    ///< each row is divided by its L2 norm + 1e-7, in f32 (Baichuan M1's head)
-    reshape,      ///< to `shape`, of as many entries
-    zeros,        ///< no source at all: zeros of `shape`, for what mlx_lm wants to be there and nothing reads
+    stack,      ///< all sources become one tensor with a leading axis
+    transpose,  ///< the last two axes change places
+    squeeze,    ///< axes of length 1 go
+    slice,      ///< entries first … first + count of `axis` (counted from the end when negative)
+    unit_rows,  ///< each row is divided by its L2 norm + 1e-7, in f32 (Baichuan M1's head)
+    reshape,    ///< to `shape`, of as many entries
+    zeros,      ///< no source at all: zeros of `shape`, for what mlx_lm wants to be there and nothing reads
   };
   Kind kind;
-  int axis = 0, to = 0, first = 0, count = 0;
-  float number = 0;
+  int axis = 0, first = 0, count = 0;
   mx::Shape shape = {};
 };
 
@@ -79,6 +75,10 @@ struct Source {
 /// The sources of `name`, if the checkpoint has it in any form; `has` tells whether it has a tensor. Sources of a row that are there in part are all
 /// named, so that the missing one can be told.
 std::optional<Source> find_source(const Imports& imports, const std::string& name, const std::function<bool(const std::string&)>& has);
+
+/// The shape that each source must have for the changes to make `shape`, where they tell it: what people see of a wrong file is its own tensor's
+/// name.
+std::optional<mx::Shape> shape_of_each(const std::vector<Change>& changes, const mx::Shape& shape);
 
 /// The shape that the changes make of the sources' shapes; none when they do not fit.
 std::optional<mx::Shape> changed_shape(const std::vector<Change>& changes, std::vector<mx::Shape> shapes);

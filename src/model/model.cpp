@@ -30,28 +30,21 @@ void check_holds(const checkpoint::TensorInfo& info, const std::string& name, Ho
                                  : "floating-point numbers");
 }
 
-/// The shape that one source must have, where the row's change tells it: what people see of a wrong file is its own tensor's name.
-mx::Shape wanted_of(const Expected& expected, const Source& source) {
-  if (source.changes.empty()) return expected.shape;
-  if (source.changes.size() == 1 && source.changes[0].kind == Change::Kind::stack) return {expected.shape.begin() + 1, expected.shape.end()};
-  return {};
-}
-
 void check(const checkpoint::Checkpoint& checkpoint, const std::optional<Source>& source, const Expected& expected) {
   if (!source) fail("model", "{}: missing tensor {} of shape {}", checkpoint.folder().string(), expected.name, text(expected.shape));
-  const auto wanted = wanted_of(expected, *source);
+  const auto wanted = shape_of_each(source->changes, expected.shape);
   std::vector<mx::Shape> shapes;
   for (const auto& name : source->names) {
     if (!checkpoint.has(name))
-      fail("model", "{}: missing tensor {}{}", checkpoint.folder().string(), name, wanted.empty() ? "" : " of shape " + text(wanted));
+      fail("model", "{}: missing tensor {}{}", checkpoint.folder().string(), name, wanted ? " of shape " + text(*wanted) : "");
     const auto& info = checkpoint.info(name);
-    if (!wanted.empty() && info.shape != wanted)
+    if (wanted && info.shape != *wanted)
       fail("model", "{}: tensor {} has shape {} where config.json asks for {}; the files of the folder do not belong together", info.file.string(),
-           name, text(info.shape), text(wanted));
+           name, text(info.shape), text(*wanted));
     check_holds(info, name, expected.holds);
     shapes.push_back(info.shape);
   }
-  if (!wanted.empty()) return;
+  if (wanted) return;
   if (const auto made = changed_shape(source->changes, shapes); made != expected.shape) {
     const auto& info = checkpoint.info(source->names.front());
     fail("model", "{}: tensor {} has shape {}, of which {} of shape {} cannot be made; the files of the folder do not belong together",
@@ -133,10 +126,11 @@ Model Model::open(const checkpoint::Checkpoint& checkpoint) {
   if (description) model.foreign_ = std::make_shared<const ForeignLinears>(find_foreign(checkpoint, spec, model.formats_, *description));
   // Of a model that sees, the tower may be what is packed.
   if (description && model.foreign_->weights.empty() && model.formats_.empty() && spec.imports.kept.empty())
-    fail("model",
-         "{}: config.json says that the model is quantized by {}, and none of its tensors is; the files of the folder do not belong together, or take "
-         "\"quantization_config\" out of config.json",
-         checkpoint.folder().string(), description->method);
+    fail(
+        "model",
+        "{}: config.json says that the model is quantized by {}, and none of its tensors is; the files of the folder do not belong together, or take "
+        "\"quantization_config\" out of config.json",
+        checkpoint.folder().string(), description->method);
   const auto check_all = [&](const std::vector<Expected>& all) {
     for (const auto& expected : all)
       if (!description || !model.foreign_->weights.contains(expected.name)) check(checkpoint, model.source_of(expected.name), expected);

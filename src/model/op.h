@@ -52,7 +52,6 @@ struct Traits {
   /// The stage from which on no token looks at another: attention's 1. 0: tokens never meet.
   int mixed_by = 0;
   int window = 0;        ///< keys a query sees, itself included; 0: all before it
-  int positions = 0;     ///< it knows no more positions than these; 0: any number
   bool branches = true;  ///< endings can go on from a text computed once (Branches)
 };
 
@@ -68,7 +67,7 @@ class Op {
   /// From the branch's input, normed and as it came, to the first stage. The observer is told of the linears that come next, here and in advance().
   virtual Flow start(const Scope& scope, const mx::array& normed, const mx::array& raw) const = 0;
   /// Applies the linears of stage − 1 and what stands behind them.
-  virtual Flow advance(const Scope& scope, int stage, const Flow& at) const = 0;
+  virtual Flow advance(const Scope&, int, const Flow& at) const { return at; }
   /// Applies the last stage's: [B, T, H]; with `residual` their sum, for which the product has room.
   virtual mx::array finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const = 0;
 
@@ -76,9 +75,9 @@ class Op {
   virtual std::vector<mx::array> carried(const Flow&) const { return {}; }
 
   /// The linears that read the normed input; none when it is used otherwise too, so that no scale can be moved into the norm.
-  virtual std::vector<std::string> readers() const = 0;
+  virtual std::vector<std::string> readers() const { return {}; }
   /// Edges inside the op, without block and step.
-  virtual std::vector<Edge> edges() const = 0;
+  virtual std::vector<Edge> edges() const { return {}; }
   virtual Traits traits() const { return {}; }
 };
 

@@ -83,15 +83,6 @@ std::vector<const NormSpec*> BlockSpec::norms() const { return contents().norms;
 
 std::vector<const ParameterSpec*> BlockSpec::parameters() const { return contents().parameters; }
 
-int ModelSpec::positions() const {
-  int least = position_embedding ? position_embedding->out : 0;
-  for (const auto& block : blocks)
-    for (const auto& step : block.steps)
-      for (const auto& branch : step.branches)
-        if (const int own = branch.op->traits().positions; own > 0) least = least > 0 ? std::min(least, own) : own;
-  return least;
-}
-
 std::vector<const LinearSpec*> ModelSpec::linears() const {
   std::vector<const LinearSpec*> all = {&embedding};
   for (const auto* linear : front_linears()) all.push_back(linear);

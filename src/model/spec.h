@@ -197,7 +197,7 @@ struct ModelSpec {
 
   bool tied() const { return !head; }
   /// Positions that the model knows, from the first token of a text on; 0: any number.
-  int positions() const;
+  int positions() const { return position_embedding ? position_embedding->out : 0; }
   /// Every linear in the order of the forward pass: embedding, blocks, head. They are this spec's own.
   std::vector<const LinearSpec*> linears() const;
   /// Those before the first block but the embedding, and those behind the last one but the head.

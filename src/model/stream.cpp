@@ -31,14 +31,16 @@ std::vector<mx::array> stream_blocks(const Model& model, const std::vector<mx::a
   const auto boundary = options.boundary_dtype.value_or(dtype);
   const auto& spec = model.spec();
 
+  const auto context_of = [&](std::size_t b) {
+    Context context;
+    if (!options.segments.empty()) context.segments = options.segments[b];
+    return context;
+  };
   std::vector<mx::array> activations;
   {
     const auto tensors = model.load_embedding(dtype);
-    for (std::size_t b = 0; b < ids.size(); ++b) {
-      Context context;
-      if (!options.segments.empty()) context.segments = options.segments[b];
-      activations.push_back(settled(embed(spec, tensors, model.formats(), ids[b], dtype, context), boundary));
-    }
+    for (std::size_t b = 0; b < ids.size(); ++b)
+      activations.push_back(settled(embed(spec, tensors, model.formats(), ids[b], dtype, context_of(b)), boundary));
   }
   if (options.after_block) options.after_block(-1, activations);
 
@@ -49,9 +51,8 @@ std::vector<mx::array> stream_blocks(const Model& model, const std::vector<mx::a
     densify(tensors, formats, dtype);
     for (std::size_t b = 0; b < activations.size(); ++b) {
       const auto observer = of_batch(options.observer, b);
-      Context context;
+      auto context = context_of(b);
       context.observer = &observer;
-      if (!options.segments.empty()) context.segments = options.segments[b];
       activations[b] = settled(block(spec, i, tensors, formats, mx::astype(activations[b], dtype), context), boundary);
     }
     if (options.after_block) options.after_block(i, activations);

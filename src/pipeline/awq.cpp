@@ -70,7 +70,7 @@ class Awq : public BlockMethod {
   }
 
   bool needs_teacher() const override { return true; }
-  codec::Packed pack_embedding(const mx::array& weight, const codec::Format& format) override { return packed(weight, format, std::nullopt); }
+  codec::Packed pack_outer(const mx::array& weight, const codec::Format& format) override { return packed(weight, format, std::nullopt); }
   Turn turn(int block, const model::Tensors& stored, const model::Tensors& full) override;
   void skipped(const json& meta) override { count(meta); }
   model::Tensors finish() override;
@@ -212,9 +212,6 @@ model::Tensors Awq::finish() {
          linear.path);
   if (const auto planned = plan_.formats.find(linear.path); planned != plan_.formats.end())
     model::put_packed(tensors, linear.path, packed(tensors.at(linear.path + ".weight"), planned->second, calibration::mean_squares(h)));
-  for (const auto* other : spec_.tail_linears())
-    if (const auto planned = plan_.formats.find(other->path); planned != plan_.formats.end())
-      model::put_packed(tensors, other->path, packed(tensors.at(other->path + ".weight"), planned->second, std::nullopt));
   return tensors;
 }
 

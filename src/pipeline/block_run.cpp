@@ -67,19 +67,20 @@ std::vector<std::string> BlockRun::units() const {
   return names;
 }
 
+void BlockRun::pack(BlockMethod& method, const model::LinearSpec& linear, model::Tensors& tensors, model::Formats& formats) const {
+  const auto planned = plan_.formats.find(linear.path);
+  if (planned == plan_.formats.end()) return;
+  model::put_packed(tensors, linear.path, method.pack_outer(tensors.at(linear.path + ".weight"), planned->second));
+  formats.insert(*planned);
+}
+
 void BlockRun::embed(BlockMethod& method) {
   const auto& spec = model_.spec();
   const auto original = model::dense_tensors(model_, model_.load_embedding(model_.stored_dtype()));
   auto embedding = original;
   model::Formats formats;
-  const auto pack = [&](const model::LinearSpec& table) {
-    const auto planned = plan_.formats.find(table.path);
-    if (planned == plan_.formats.end()) return;
-    model::put_packed(embedding, planned->first, method.pack_embedding(embedding.at(planned->first + ".weight"), planned->second));
-    formats.insert(*planned);
-  };
-  if (!spec.tied()) pack(spec.embedding);
-  for (const auto* linear : spec.front_linears()) pack(*linear);
+  if (!spec.tied()) pack(method, spec.embedding, embedding, formats);
+  for (const auto* linear : spec.front_linears()) pack(method, *linear, embedding, formats);
   if (has_front()) {
     auto written = embedding;
     // An embedding that serves as the head is quantized and written with the final unit.
@@ -109,7 +110,12 @@ void BlockRun::quantize(BlockMethod& method) {
     folder_->save(unit_of(i), turn.unit.tensors, turn.unit.meta);
     progress.advance(1, turn.figure);
   }
-  if (!folder_->has("final")) folder_->save("final", method.finish());
+  if (!folder_->has("final")) {
+    auto tensors = method.finish();
+    model::Formats formats;
+    for (const auto* linear : model_.spec().tail_linears()) pack(method, *linear, tensors, formats);
+    folder_->save("final", tensors);
+  }
   progress.finish();
 }
 

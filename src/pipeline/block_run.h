@@ -29,8 +29,9 @@ class BlockMethod {
   virtual ~BlockMethod() = default;
   /// Whether the full-precision model's walk is needed beside the student's.
   virtual bool needs_teacher() const = 0;
-  /// An untied embedding, or one of positions. Its rows are looked up, not multiplied: nothing weighs one of its columns above another.
-  virtual codec::Packed pack_embedding(const mx::array& weight, const codec::Format& format) = 0;
+  /// What stands outside the blocks and is not the head: an untied embedding, one of positions, linears before the first block and behind the last.
+  /// Nothing weighs one of its columns above another: rows are looked up, and what else is there is not observed.
+  virtual codec::Packed pack_outer(const mx::array& weight, const codec::Format& format) = 0;
   struct Turn {
     run::RunFolder::Unit unit;  ///< the block as it is written
     std::string figure;         ///< for the user
@@ -82,6 +83,8 @@ class BlockRun {
  private:
   /// Whether something stands before the blocks that is not written with the head.
   bool has_front() const;
+  /// Puts a linear outside the blocks into its format, if the plan has one for it.
+  void pack(BlockMethod& method, const model::LinearSpec& linear, model::Tensors& tensors, model::Formats& formats) const;
   std::vector<std::string> units() const;
   void embed(BlockMethod& method);
 

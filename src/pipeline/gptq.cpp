@@ -87,7 +87,7 @@ class Gptq : public BlockMethod {
   }
 
   bool needs_teacher() const override { return paired_ || training_.wanted(); }
-  codec::Packed pack_embedding(const mx::array& weight, const codec::Format& format) override { return codec::range_search(weight, format).packed; }
+  codec::Packed pack_outer(const mx::array& weight, const codec::Format& format) override { return codec::range_search(weight, format).packed; }
   Turn turn(int block, const model::Tensors& stored, const model::Tensors& full) override;
   model::Tensors finish() override;
 
@@ -256,9 +256,9 @@ void Gptq::halt(Walk& walk, int block, int stage, const model::Tensors& full, co
     const double elsewhere = result_.hessian_time + result_.forward_time;
     std::unordered_map<std::string, mx::array> references;  // what the same linears read in the full-precision model
     const model::Observer reader = [&](const std::string& path, const mx::array& input, const model::ExpertRows* experts) {
-      if (paired_ && !experts) references.insert_or_assign(path, input);
+      if (!experts) references.insert_or_assign(path, input);
     };
-    if (teacher) teacher->advance(b, block, stage, full, {}, &reader);
+    if (teacher) teacher->advance(b, block, stage, full, {}, paired_ ? &reader : nullptr);
     const model::Observer observer = [&](const std::string& path, const mx::array& input, const model::ExpertRows* experts) {
       const auto reference = references.find(path);
       observe(path, input, experts, b, reference == references.end() ? nullptr : &reference->second);
@@ -336,9 +336,6 @@ model::Tensors Gptq::finish() {
   }
   model::Tensors unused;
   quantize_seen({&linear}, tensors, unused);
-  for (const auto* other : spec_.tail_linears())
-    if (const auto planned = plan_.formats.find(other->path); planned != plan_.formats.end())
-      model::put_packed(tensors, other->path, pack_embedding(tensors.at(other->path + ".weight"), planned->second));
   return tensors;
 }
 

@@ -117,7 +117,7 @@ void Sweep::forward(int last) {
     const auto tensors = dense(model_.load_embedding(model_.stored_dtype()));
     for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
       model::Context context;
-      if (!rows_.segments.empty()) context.segments = rows_.segments[b];
+      context.segments = rows_.segments[b];
       states.push_back(model::embed(spec_, tensors, {}, rows_.ids[b], model_.compute_dtype(), context));
       states.back().eval();
     }

@@ -161,6 +161,15 @@ Config with_flat_positions(const Config& config, const char* theta, const char* 
   return config.with(changes);
 }
 
+std::pair<double, nlohmann::json> nested_positions(const Config& config, const char* kind, const char* key) {
+  const auto all = config.child("rope_parameters");
+  auto scaling = rope_scaling(all, kind);
+  const double base = all.child(kind).number("rope_theta");
+  scaling.erase("rope_theta");
+  config.settle(key, base);
+  return {base, scaling};
+}
+
 int sliding_window_pattern(const Config& config, int layers, int otherwise) {
   const char* key = "sliding_window_pattern";
   if (config.has(key) || !config.has("layer_types")) return config.count_or(key, otherwise);

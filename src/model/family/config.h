@@ -5,6 +5,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/json.h"
@@ -101,6 +102,9 @@ nlohmann::json rope_scaling(const Config& config, const char* key = "rope_scalin
 /// transformers 5 keeps in "rope_parameters" what stood in fields of their own. For models that mlx_lm does not open without these: the config with
 /// them, settled. A config that has a field called `theta` is as it was.
 Config with_flat_positions(const Config& config, const char* theta = "rope_theta", const char* part = "partial_rotary_factor");
+
+/// The same where transformers 5 nests them by kind of layer ("full_attention"): base and scaling of one kind, the base settled under `key`.
+std::pair<double, nlohmann::json> nested_positions(const Config& config, const char* kind, const char* key);
 
 /// "sliding_window_pattern": of so many layers the last sees everything, the others a window. transformers 5 lists "layer_types" instead, whose
 /// pattern is settled; a list without one is refused.

@@ -83,6 +83,15 @@ Names Names::under(const std::string& prefix) const {
   return names;
 }
 
+NormSpec rms_norm_over(const std::string& name, int size, float eps, bool weight) {
+  NormSpec norm;
+  norm.path = name;
+  norm.size = size;
+  norm.eps = eps;
+  norm.weight = weight;
+  return norm;
+}
+
 LinearSpec block_linear(int block, const std::string& path, Role role, int out, int in, bool bias) {
   LinearSpec linear;
   linear.path = path;

@@ -100,6 +100,9 @@ struct Decoder {
   ModelSpec build(const std::string& family, const std::optional<RopeSpec>& rope, const std::function<void(Layer&)>& change = nullptr) const;
 };
 
+/// An RMS norm over `size` numbers under this whole name; without weight it has no tensor, and needs no name.
+NormSpec rms_norm_over(const std::string& name, int size, float eps, bool weight = true);
+
 /// A linear of block i.
 LinearSpec block_linear(int block, const std::string& path, Role role, int out, int in, bool bias = false);
 

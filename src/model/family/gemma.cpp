@@ -4,7 +4,6 @@
 // k and alternates local layers, with a rope base of their own, with global ones.
 #include <mlx/types/bf16.h>
 
-#include <algorithm>
 #include <cmath>
 #include <tuple>
 
@@ -19,29 +18,6 @@ float scale_of(const Config& config, double otherwise) {
   const double divisor = config.number_or("query_pre_attn_scalar", otherwise);
   if (!(divisor > 0)) fail("model", "config.json: \"query_pre_attn_scalar\" is {}, not above 0; {}", divisor, kMend);
   return static_cast<float>(1 / std::sqrt(divisor));
-}
-
-/// What transformers 5 says in "layer_types" and "rope_parameters", in the words that mlx_lm reads: every how many-th layer is global.
-int settle_layers(const Config& config, int layers) {
-  const auto types = config.texts("layer_types", layers);
-  const auto first = std::find(types.begin(), types.end(), "full_attention");
-  const int pattern = static_cast<int>(first - types.begin()) + 1;
-  for (int i = 0; i < layers; ++i)
-    if (pattern > layers || (types[i] == "full_attention") != ((i + 1) % pattern == 0))
-      fail("model", "config.json: \"{}\" names \"full_attention\" not in every so many-th layer, and mlx_lm runs no such model",
-           config.place("layer_types"));
-  config.settle("sliding_window_pattern", pattern);
-  return pattern;
-}
-
-/// The rotary positions of one kind of layer where transformers 5 writes them, flat: base and scaling.
-std::pair<double, nlohmann::json> nested_rope(const Config& config, const char* kind, const char* base_key) {
-  const auto all = config.child("rope_parameters");
-  auto scaling = rope_scaling(all, kind);
-  const double base = all.child(kind).number("rope_theta");
-  scaling.erase("rope_theta");
-  config.settle(base_key, base);
-  return {base, scaling};
 }
 
 Decoder sandwiched(const Config& config) {
@@ -101,10 +77,10 @@ ModelSpec gemma3_text(const Config& config) {
   auto scaling = rope_scaling(config);
   // mlx_lm reads none of what transformers 5 writes instead. It is read here where mlx_lm could not run the model without it.
   if (pattern > decoder.layers && !config.has("sliding_window_pattern") && config.has("layer_types")) {
-    pattern = settle_layers(config, decoder.layers);
+    pattern = sliding_window_pattern(config, decoder.layers, pattern);
     if (!config.has("rope_theta") && config.has("rope_parameters")) {
-      std::tie(global_base, scaling) = nested_rope(config, "full_attention", "rope_theta");
-      local_base = nested_rope(config, "sliding_attention", "rope_local_base_freq").first;
+      std::tie(global_base, scaling) = nested_positions(config, "full_attention", "rope_theta");
+      local_base = nested_positions(config, "sliding_attention", "rope_local_base_freq").first;
       config.settle("rope_scaling", scaling);
     }
   }

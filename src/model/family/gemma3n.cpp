@@ -24,15 +24,6 @@ float deviations(double share) {
   return static_cast<float>(x);
 }
 
-NormSpec norm_over(const std::string& path, int size, float eps, bool weight = true) {
-  NormSpec norm;
-  norm.path = path;
-  norm.size = size;
-  norm.eps = eps;
-  norm.weight = weight;
-  return norm;
-}
-
 int widest_of(const Config& text, const char* key, int layer, int layers) {
   const auto value = text.value(key);
   return value.is_array() ? text.counts(key, layers)[layer] : text.count(key);
@@ -76,11 +67,10 @@ ModelSpec gemma3n(const Config& config) {
   const auto base_of = [&](bool full) {
     const char* key = full ? "rope_theta" : "rope_local_base_freq";
     if (text.has(key) || !text.has("rope_parameters")) return text.number(key);
-    const double base = text.child("rope_parameters").child(full ? "full_attention" : "sliding_attention").number("rope_theta");
-    text.settle(key, base);
-    return base;
+    return nested_positions(text, full ? "full_attention" : "sliding_attention", key).first;
   };
-  const RopeSpec ropes[2] = {make_rope(decoder.head_dim, base_of(false), false, nullptr, 0), make_rope(decoder.head_dim, base_of(true), false, nullptr, 0)};
+  const RopeSpec ropes[2] = {make_rope(decoder.head_dim, base_of(false), false, nullptr, 0),
+                             make_rope(decoder.head_dim, base_of(true), false, nullptr, 0)};
 
   // The last layers of either kind before the shared ones give them their keys and values.
   const int kv = 2 * decoder.kv_heads * decoder.head_dim;
@@ -99,12 +89,12 @@ ModelSpec gemma3n(const Config& config) {
     sized.intermediate = widest_of(text, "intermediate_size", i, decoder.layers);
     auto layer = sized.layer(i, ropes[full]);
     auto& attention = layer.attention;
-    const auto over_head = [&](const char* name) { return norm_over(layer.prefix + name, decoder.head_dim, decoder.eps); };
+    const auto over_head = [&](const char* name) { return rms_norm_over(layer.prefix + name, decoder.head_dim, decoder.eps); };
     attention.q_norm = over_head("self_attn.q_norm");
     if (!full) attention.window = window;
     if (i < own) {
       attention.k_norm = over_head("self_attn.k_norm");
-      attention.v_norm = norm_over("", decoder.head_dim, decoder.eps, false);
+      attention.v_norm = rms_norm_over("", decoder.head_dim, decoder.eps, false);
       attention.gives = i == giver[full];
     } else {
       attention.shared = Attention::Shared{giver[full], H + first[full]};
@@ -124,7 +114,7 @@ ModelSpec gemma3n(const Config& config) {
     }
 
     auto predict = altup;
-    predict.router_norm = norm_over(layer.prefix + "altup.router_norm", H, decoder.eps);
+    predict.router_norm = rms_norm_over(layer.prefix + "altup.router_norm", H, decoder.eps);
     predict.router = block_linear(i, layer.prefix + "altup.modality_router", Role::other, streams, H);
     predict.router.reads = 2;
     predict.weights = {layer.prefix + "altup.prediction_coefs.weight", {streams * streams, streams}};
@@ -138,7 +128,7 @@ ModelSpec gemma3n(const Config& config) {
     Laurel laurel;
     laurel.left = block_linear(i, layer.prefix + "laurel.linear_left", Role::other, rank, H);
     laurel.right = block_linear(i, layer.prefix + "laurel.linear_right", Role::other, H, rank);
-    laurel.norm = norm_over(layer.prefix + "laurel.post_laurel_norm", H, decoder.eps);
+    laurel.norm = rms_norm_over(layer.prefix + "laurel.post_laurel_norm", H, decoder.eps);
 
     AltUpInputs inputs;
     inputs.streams = streams;
@@ -148,7 +138,7 @@ ModelSpec gemma3n(const Config& config) {
     inputs.scales = correct_scale;
     inputs.gate = block_linear(i, layer.prefix + "per_layer_input_gate", Role::other, size, H);
     inputs.projection = block_linear(i, layer.prefix + "per_layer_projection", Role::other, H, size);
-    inputs.norm = norm_over(layer.prefix + "post_per_layer_input_norm", H, decoder.eps);
+    inputs.norm = rms_norm_over(layer.prefix + "post_per_layer_input_norm", H, decoder.eps);
 
     Branch mixing{.op = std::make_shared<const Attention>(attention), .after = layer.attention_post_norm};
     if (attention.gives) mixing.gives = H + first[full];
@@ -185,7 +175,7 @@ ModelSpec gemma3n(const Config& config) {
   inputs.projection = {.path = root + "per_layer_model_projection", .role = Role::other, .out = decoder.layers * size, .in = H};
   inputs.table = {
       .path = root + "embed_tokens_per_layer", .role = Role::embed, .out = text.count("vocab_size_per_layer_input"), .in = decoder.layers * size};
-  inputs.norm = norm_over(root + "per_layer_projection_norm", size, decoder.eps);
+  inputs.norm = rms_norm_over(root + "per_layer_projection_norm", size, decoder.eps);
   inputs.factor = 1 / std::sqrt(static_cast<float>(H));
   inputs.table_factor = std::sqrt(static_cast<float>(size));
   inputs.scale = std::sqrt(0.5f);

@@ -63,15 +63,6 @@ int layer_input_size(const Config& config) {
   return 0;
 }
 
-NormSpec over_head(const std::string& path, int size, float eps, bool weight = true) {
-  NormSpec norm;
-  norm.path = path;
-  norm.size = size;
-  norm.eps = eps;
-  norm.weight = weight;
-  return norm;
-}
-
 struct MixtureSizes {
   int experts = 0, top_k = 0, width = 0;
 };
@@ -190,11 +181,11 @@ ModelSpec gemma4_text(const Config& config) {
     if (wide && i >= own && sharing > 0) sized.intermediate *= 2;
     auto layer = sized.layer(i, kind.rope);
     auto& attention = layer.attention;
-    attention.q_norm = over_head(layer.prefix + "self_attn.q_norm", kind.head_dim, decoder.eps);
+    attention.q_norm = rms_norm_over(layer.prefix + "self_attn.q_norm", kind.head_dim, decoder.eps);
     if (!full) attention.window = window;
     if (i < own) {
-      attention.k_norm = over_head(layer.prefix + "self_attn.k_norm", kind.head_dim, decoder.eps);
-      attention.v_norm = over_head("", kind.head_dim, decoder.eps, false);
+      attention.k_norm = rms_norm_over(layer.prefix + "self_attn.k_norm", kind.head_dim, decoder.eps);
+      attention.v_norm = rms_norm_over("", kind.head_dim, decoder.eps, false);
       attention.values_from_keys = kind.values_from_keys;
       if (kind.values_from_keys) attention.inputs.pop_back();
       attention.gives = i == giver.layer;
@@ -241,7 +232,7 @@ ModelSpec gemma4_text(const Config& config) {
                     .role = Role::embed,
                     .out = config.count_or("vocab_size_per_layer_input", 262144),
                     .in = decoder.layers * size};
-    inputs.norm = over_head(decoder.prefix + "model.per_layer_projection_norm", size, decoder.eps);
+    inputs.norm = rms_norm_over(decoder.prefix + "model.per_layer_projection_norm", size, decoder.eps);
     inputs.factor = 1 / std::sqrt(static_cast<float>(decoder.hidden));
     inputs.table_factor = std::sqrt(static_cast<float>(size));
     inputs.scale = std::sqrt(0.5f);

@@ -32,7 +32,7 @@ Config with_one_base(const Config& config) {
   const auto full = nested["full_attention"], sliding = nested.value("sliding_attention", full);
   if (!full.is_object() || !sliding.is_object() || full.value("rope_theta", nlohmann::json()) != sliding.value("rope_theta", nlohmann::json()))
     fail("model", "config.json: \"rope_parameters\" has not one \"rope_theta\" for full_attention and sliding_attention, and mlx_lm knows but one");
-  if (sliding.value("rope_type", "default") != "default")
+  if (sliding.contains("rope_type") && sliding["rope_type"] != "default")
     fail("model", "config.json: \"rope_parameters\" scales the positions of sliding_attention, which mlx_lm does not");
   nlohmann::json flat = {{"rope_parameters", full}};
   const Config only(flat);

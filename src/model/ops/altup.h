@@ -31,10 +31,7 @@ struct AltUpPredict final : Op {
   void contents(int op, int first_stage, Contents& all) const override;
   int stages() const override { return 1; }
   Flow start(const Scope& scope, const mx::array& normed, const mx::array& raw) const override;
-  Flow advance(const Scope&, int, const Flow& at) const override { return at; }
   mx::array finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const override;
-  std::vector<std::string> readers() const override { return {}; }
-  std::vector<Edge> edges() const override { return {}; }
 };
 
 /// From what attention and MLP made of the active prediction, all predictions, and what follows, back to streams and what follows. The step replaces
@@ -45,10 +42,7 @@ struct AltUpCorrect final : Op {
   void contents(int op, int first_stage, Contents& all) const override;
   int stages() const override { return 1; }
   Flow start(const Scope& scope, const mx::array& normed, const mx::array& raw) const override;
-  Flow advance(const Scope&, int, const Flow& at) const override { return at; }
   mx::array finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const override;
-  std::vector<std::string> readers() const override { return {}; }
-  std::vector<Edge> edges() const override { return {}; }
 };
 
 /// norm(projection(activation(gate(scale ⊙ active stream)) ⊙ the layer's input)), for every stream but the first; the step's columns are these
@@ -66,11 +60,10 @@ struct AltUpInputs final : Op {
   Flow start(const Scope& scope, const mx::array& normed, const mx::array& raw) const override;
   Flow advance(const Scope& scope, int stage, const Flow& at) const override;
   mx::array finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const override;
-  std::vector<std::string> readers() const override { return {}; }
-  std::vector<Edge> edges() const override { return {}; }
 };
 
-/// x + norm(right(left(x))) of the normed input x (a learned residual layer of low rank). Stage 0: left; stage 1: right.
+/// x + norm(right(left(x))) of the normed input x (a learned residual layer of low rank), which it adds itself: so no scale can be moved into the
+/// norm before it. Stage 0: left; stage 1: right.
 struct Laurel final : Op {
   LinearSpec left, right;
   NormSpec norm;
@@ -80,7 +73,6 @@ struct Laurel final : Op {
   Flow start(const Scope& scope, const mx::array& normed, const mx::array& raw) const override;
   Flow advance(const Scope& scope, int stage, const Flow& at) const override;
   mx::array finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const override;
-  std::vector<std::string> readers() const override { return {}; }  // it adds its input itself
   std::vector<Edge> edges() const override;
 };
 
@@ -91,10 +83,7 @@ struct AltUpSplit final : Op {
   void contents(int op, int first_stage, Contents& all) const override;
   int stages() const override { return 1; }
   Flow start(const Scope& scope, const mx::array& normed, const mx::array& raw) const override;
-  Flow advance(const Scope&, int, const Flow& at) const override { return at; }
   mx::array finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const override;
-  std::vector<std::string> readers() const override { return {}; }
-  std::vector<Edge> edges() const override { return {}; }
 };
 
 /// The mean of the first stream and of the others' products, each as large as the first. For the tail. Stage 0: the projections.
@@ -105,10 +94,7 @@ struct AltUpMerge final : Op {
   void contents(int op, int first_stage, Contents& all) const override;
   int stages() const override { return 1; }
   Flow start(const Scope& scope, const mx::array& normed, const mx::array& raw) const override;
-  Flow advance(const Scope&, int, const Flow& at) const override { return at; }
   mx::array finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const override;
-  std::vector<std::string> readers() const override { return {}; }
-  std::vector<Edge> edges() const override { return {}; }
 };
 
 }  // namespace lquant::model

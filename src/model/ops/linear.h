@@ -18,7 +18,6 @@ struct Linear final : Op {
   Flow advance(const Scope& scope, int stage, const Flow& at) const override;
   mx::array finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const override;
   std::vector<std::string> readers() const override { return {linear.path}; }
-  std::vector<Edge> edges() const override { return {}; }
 };
 
 }  // namespace lquant::model

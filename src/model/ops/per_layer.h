@@ -17,10 +17,7 @@ struct EmptyColumns final : Op {
   void contents(int, int, Contents&) const override {}
   int stages() const override { return 1; }
   Flow start(const Scope&, const mx::array&, const mx::array& raw) const override { return {{raw}, {}}; }
-  Flow advance(const Scope&, int, const Flow& at) const override { return at; }
   mx::array finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const override;
-  std::vector<std::string> readers() const override { return {}; }
-  std::vector<Edge> edges() const override { return {}; }
 };
 
 /// Appends the inputs of all layers to the state: scale · (norm(factor · projection(x)) + table_factor · table[id]), `layers` times `size` columns;
@@ -35,10 +32,7 @@ struct PerLayerInputs final : Op {
   void contents(int op, int first_stage, Contents& all) const override;
   int stages() const override { return 1; }
   Flow start(const Scope& scope, const mx::array& normed, const mx::array& raw) const override;
-  Flow advance(const Scope&, int, const Flow& at) const override { return at; }
   mx::array finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const override;
-  std::vector<std::string> readers() const override { return {}; }
-  std::vector<Edge> edges() const override { return {}; }
 };
 
 /// projection(activation(gate(x)) ⊙ the layer's input), which stands in `input`'s columns of the state. Stage 0: gate; stage 1: projection.
@@ -53,7 +47,6 @@ struct PerLayerGate final : Op {
   Flow advance(const Scope& scope, int stage, const Flow& at) const override;
   mx::array finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const override;
   std::vector<std::string> readers() const override { return {gate.path}; }
-  std::vector<Edge> edges() const override { return {}; }
 };
 
 }  // namespace lquant::model

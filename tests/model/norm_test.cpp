@@ -1,0 +1,62 @@
+#include "model/norm.h"
+
+#include <gtest/gtest.h>
+#include <mlx/mlx.h>
+
+namespace lquant::model {
+namespace {
+
+// Norms of a few numbers in f32: a dozen roundings of 2^-24 each.
+constexpr float kRounding = 12 * 0x1p-24f;
+
+mx::array random(const mx::Shape& shape, int seed) { return mx::random::normal(shape, mx::float32, 0, 1, mx::random::key(seed)); }
+
+void expect_alike(const mx::array& got, const mx::array& want) {
+  ASSERT_EQ(got.shape(), want.shape());
+  EXPECT_LE(mx::max(mx::abs(mx::subtract(got, want))).item<float>(), kRounding * mx::max(mx::abs(want)).item<float>());
+}
+
+mx::array over_last(const mx::array& sum) { return mx::expand_dims(sum, -1); }
+
+NormSpec norm_of(NormSpec::Kind kind) {
+  NormSpec norm;
+  norm.path = "n";
+  norm.size = 6;
+  norm.eps = 1e-3f;
+  norm.kind = kind;
+  return norm;
+}
+
+TEST(Norm, L2DividesByTheLengthOrByEps) {
+  const auto norm = norm_of(NormSpec::Kind::l2);
+  const auto x = random({2, 3, 6}, 1);
+  expect_alike(normed({}, norm, x), mx::divide(x, over_last(mx::sqrt(mx::sum(mx::square(x), -1)))));
+  const auto short_one = mx::multiply(x, mx::array(1e-6f));
+  expect_alike(normed({}, norm, short_one), mx::divide(short_one, mx::array(norm.eps)));
+}
+
+TEST(Norm, AWeightIsUsedTimesItsFactor) {
+  auto norm = norm_of(NormSpec::Kind::rms);
+  norm.suffix = "";
+  norm.factor = 0.25f;
+  const auto x = random({2, 6}, 2), weight = random({6}, 3);
+  const auto size = over_last(mx::sqrt(mx::add(mx::mean(mx::square(x), -1), mx::array(norm.eps))));
+  expect_alike(normed({{"n", weight}}, norm, x), mx::multiply(mx::divide(x, size), mx::multiply(weight, mx::array(norm.factor))));
+}
+
+TEST(Norm, AWeightForEachHeadMayLieInOneTensorOrInMany) {
+  const auto x = random({2, 5, 3, 6}, 4), weight = random({3, 6}, 5);
+  auto rows = norm_of(NormSpec::Kind::layer), pieces = rows;
+  rows.rows = 3;
+  pieces.pieces = 3;
+  Tensors tensors{{"n.weight", weight}};
+  for (int head = 0; head < 3; ++head) tensors.insert({pieces.weight_name(head), mx::take(weight, head, 0)});
+  const auto centred = mx::subtract(x, over_last(mx::mean(x, -1)));
+  const auto size = over_last(mx::sqrt(mx::add(mx::mean(mx::square(centred), -1), mx::array(rows.eps))));
+  const auto wanted = mx::multiply(weight, mx::divide(centred, size));
+  expect_alike(normed(tensors, rows, x), wanted);
+  expect_alike(normed(tensors, pieces, x), wanted);
+}
+
+}  // namespace
+}  // namespace lquant::model
