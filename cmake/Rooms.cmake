@@ -48,7 +48,8 @@ function(lquant_room name)
     lquant_precompiled(lquant_${name})
     # Four files at a time where they only call others: what each would instantiate of the big libraries is made once, which halves the compiler's work.
     # Files of kernels and codec are compiled once per instruction set, and stay alone.
-    if(LQUANT_PCH AND NOT name MATCHES "^(kernels|codec)$")
+    # Who adds files to a room again and again names it in LQUANT_SINGLE (-DLQUANT_SINGLE=model): then a new file moves no other's place.
+    if(LQUANT_PCH AND NOT name MATCHES "^(kernels|codec)$" AND NOT name IN_LIST LQUANT_SINGLE)
       set_target_properties(lquant_${name} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 4)
     endif()
   else()

@@ -35,7 +35,7 @@ void block_sensitivities(const model::Model& model, const std::vector<mx::array>
     if (!segments.empty()) context.segments = segments[b];
     return context;
   };
-  const auto load = [&](int i) { return model::cast(model::dense_tensors(model, model.load_block(i, model.stored_dtype())), dtype); };
+  const auto load = [&](int i) { return model.cast(model::dense_tensors(model, model.load_block(i, model.stored_dtype())), dtype); };
 
   std::vector<std::vector<mx::array>> states(blocks + 1);  // before each block, and behind the last
   {

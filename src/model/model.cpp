@@ -135,6 +135,9 @@ Model Model::open(const checkpoint::Checkpoint& checkpoint) {
     for (const auto& expected : all)
       if (!description || !model.foreign_->weights.contains(expected.name)) check(checkpoint, model.source_of(expected.name), expected);
   };
+  for (const auto& block : spec.blocks)
+    for (const auto* parameter : block.parameters())
+      if (parameter->keeps_dtype) model.own_dtype_.insert(parameter->path);
   check_all(expected_outside(spec, model.formats_));
   for (const auto& block : spec.blocks) check_all(expected_of(block, model.formats_));
   model.account();
@@ -160,6 +163,8 @@ mx::Dtype Model::dtype_of_numbers() const {
 
 mx::Dtype Model::compute_dtype() const { return kernels::cpu_kernels() && stored_dtype_ != mx::bfloat16 ? mx::float32 : stored_dtype_; }
 
+Tensors Model::cast(Tensors tensors, mx::Dtype dtype) const { return model::cast(std::move(tensors), dtype, own_dtype_); }
+
 Tensors Model::load(const std::vector<std::string>& names, std::optional<mx::Dtype> dtype) const {
   const auto target = dtype.value_or(compute_dtype());
   Tensors tensors;
@@ -171,12 +176,8 @@ Tensors Model::load(const std::vector<std::string>& names, std::optional<mx::Dty
     for (const auto& one : source->names) found.push_back(checkpoint_.load(one));
     return changed(source->changes, std::move(found));
   };
-  for (const auto& name : names) {
-    auto value = value_of(name);
-    if (is_float(value.dtype()) && value.dtype() != target) value = mx::astype(value, target);
-    tensors.emplace(name, std::move(value));
-  }
-  return tensors;
+  for (const auto& name : names) tensors.emplace(name, value_of(name));
+  return cast(std::move(tensors), target);
 }
 
 Tensors Model::load_block(int i, std::optional<mx::Dtype> dtype) const { return load(block_names(i), dtype); }
@@ -275,9 +276,9 @@ std::map<std::string, std::vector<std::string>> Model::left_out() const {
   return all;
 }
 
-Tensors cast(Tensors tensors, mx::Dtype dtype) {
+Tensors cast(Tensors tensors, mx::Dtype dtype, const std::unordered_set<std::string>& except) {
   for (auto& [name, tensor] : tensors)
-    if (mx::issubdtype(tensor.dtype(), mx::floating) && tensor.dtype() != dtype) tensor = mx::astype(tensor, dtype);
+    if (is_float(tensor.dtype()) && tensor.dtype() != dtype && !except.contains(name)) tensor = mx::astype(tensor, dtype);
   return tensors;
 }
 

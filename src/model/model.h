@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -42,6 +43,9 @@ class Model {
   mx::Dtype stored_dtype() const { return stored_dtype_; }
   mx::Dtype compute_dtype() const;
 
+  /// Every float tensor in that dtype, but those that keep their own (ParameterSpec::keeps_dtype).
+  Tensors cast(Tensors tensors, mx::Dtype dtype) const;
+
   /// Tensors by the names of tensors.h, read now, float ones cast lazily to `dtype` (default: compute_dtype()). Experts that
   /// the checkpoint keeps one by one arrive stacked. What another tool has packed is decoded and rounded to stored_dtype() first.
   Tensors load_block(int i, std::optional<mx::Dtype> dtype = std::nullopt) const;
@@ -75,6 +79,7 @@ class Model {
   ModelSpec spec_;
   Formats formats_;
   std::vector<KeptTensor> kept_;
+  std::unordered_set<std::string> own_dtype_;  ///< names of tensors that keep theirs
   std::vector<std::string> unused_;
   std::shared_ptr<const ForeignLinears> foreign_;  ///< null where no other tool has quantized the checkpoint
   mx::Dtype stored_dtype_ = mx::bfloat16;
@@ -84,8 +89,8 @@ class Model {
 /// for.
 Tensors dense_tensors(const Model& model, Tensors tensors);
 
-/// Every float tensor in that dtype.
-Tensors cast(Tensors tensors, mx::Dtype dtype);
+/// Every float tensor in that dtype, but those of these names.
+Tensors cast(Tensors tensors, mx::Dtype dtype, const std::unordered_set<std::string>& except = {});
 
 /// Tensor names of one linear (".weight", ".scales", ".biases" as its format asks, ".bias" when it has one).
 std::vector<std::string> tensor_names(const LinearSpec& linear, const Formats& formats);

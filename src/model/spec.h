@@ -86,6 +86,7 @@ struct NormSpec {
 struct ParameterSpec {
   std::string path;  ///< its whole name
   mx::Shape shape;
+  bool keeps_dtype = false;  ///< that of the checkpoint, whatever the model's is (mlx_lm's cast_predicate)
 
   std::int64_t parameters() const;
 };

@@ -11,7 +11,7 @@ using States = std::vector<mx::array>;
 
 /// Dense, in the compute dtype.
 model::Tensors computed(const model::Model& model, model::Tensors tensors) {
-  return model::cast(model::dense_tensors(model, std::move(tensors)), model.compute_dtype());
+  return model.cast(model::dense_tensors(model, std::move(tensors)), model.compute_dtype());
 }
 
 class Walker {

@@ -97,7 +97,7 @@ void BlockRun::quantize(BlockMethod& method) {
   run::Progress progress(context_.events(), in_.doing, blocks + 1);
   for (int i = 0; i < blocks; ++i) {
     const auto stored = model::dense_tensors(model_, model_.load_block(i, model_.stored_dtype()));
-    const auto full = model::cast(stored, model_.compute_dtype());
+    const auto full = model_.cast(stored, model_.compute_dtype());
     if (const auto done = folder_->load(unit_of(i))) {
       student_->pass(i, walked(model_, plan_, done->tensors), {});
       if (teacher_) teacher_->pass(i, full, {});

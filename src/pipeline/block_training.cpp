@@ -20,7 +20,7 @@ quantize::OutputLoss BlockTraining::loss_of(int block) {
   const auto& model = run_.model();
   if (is_last(block)) {
     const auto outer = model::dense_tensors(model, model.load_final(model.stored_dtype()));
-    return quantize::divergence(model.spec(), model::cast(outer, model.compute_dtype()), model.compute_dtype());
+    return quantize::divergence(model.spec(), model.cast(outer, model.compute_dtype()), model.compute_dtype());
   }
   if (!run_.folder().has(unit_of(block))) {
     const auto& rows = run_.rows();

@@ -71,7 +71,7 @@ class Sweep {
   static std::string entering(int block) { return fmt::format("states-{:05d}", block); }
   model::Tensors dense_block(int i) const { return dense(model_.load_block(i, model_.stored_dtype())); }
   /// Dense, in the compute dtype.
-  model::Tensors dense(model::Tensors tensors) const { return model::cast(model::dense_tensors(model_, std::move(tensors)), model_.compute_dtype()); }
+  model::Tensors dense(model::Tensors tensors) const { return model_.cast(model::dense_tensors(model_, std::move(tensors)), model_.compute_dtype()); }
   void forward(int last);
   States through(int block, const model::Tensors& tensors, const States& states, const States& gradients);
   States head(const States& states);

@@ -103,12 +103,12 @@ TEST_P(ForwardTest, ObserverSeesEveryLinearOnce) {
       EXPECT_EQ(input.shape(), (mx::Shape{3, 14, linear.in})) << path;
       return;
     }
-    const auto& mlp = *find_op<Experts>(spec.blocks[linear.block]);
-    EXPECT_EQ(input.shape(0), 3 * 14 * mlp.top_k);
-    EXPECT_EQ(experts->offsets.shape(), mx::Shape{mlp.experts + 1});
+    const auto& router = find_op<Experts>(spec.blocks[linear.block])->router;
+    EXPECT_EQ(input.shape(0), 3 * 14 * router.top_k);
+    EXPECT_EQ(experts->offsets.shape(), mx::Shape{router.experts + 1});
     EXPECT_EQ(mx::max(experts->offsets).item<int>(), input.shape(0));
     // Each token goes to top_k experts, and is copied to each of them.
-    EXPECT_TRUE(mx::array_equal(mx::sort(experts->tokens), mx::repeat(mx::arange(3 * 14, mx::int32), mlp.top_k)).item<bool>()) << path;
+    EXPECT_TRUE(mx::array_equal(mx::sort(experts->tokens), mx::repeat(mx::arange(3 * 14, mx::int32), router.top_k)).item<bool>()) << path;
   };
   Context context;
   context.observer = &observer;

@@ -222,17 +222,17 @@ TEST(Spec, FamiliesDifferWhereTheyShould) {
 
   const auto gemma4 = published_spec("gemma4_text");
   const auto& beside = *find_op<Experts>(gemma4.blocks[29]);
-  EXPECT_EQ(beside.top_k, 8);
+  EXPECT_EQ(beside.router.top_k, 8);
   EXPECT_FLOAT_EQ(beside.router_norm->factor, 1 / std::sqrt(2816.0f));
   EXPECT_EQ(beside.router_norm->weight_name(), "model.layers.29.router.scale");
   EXPECT_EQ(gemma4.blocks[29].steps[1].after->path, "model.layers.29.post_feedforward_layernorm");
   for (const auto& edge : gemma4.edges_of(29))
-    for (const auto& reader : edge.consumers) EXPECT_NE(reader, beside.router.path);  // it does not read the experts' norm
+    for (const auto& reader : edge.consumers) EXPECT_NE(reader, beside.router.linear.path);  // it does not read the experts' norm
 
   const auto moe = published_spec("qwen3_moe");
   const auto& experts = *find_op<Experts>(moe.blocks[47]);
-  EXPECT_EQ(experts.gate.experts, 128);
-  EXPECT_EQ(experts.router.fixed_format->bits, 8);
+  EXPECT_EQ(experts.gate->experts, 128);
+  EXPECT_EQ(experts.router.linear.fixed_format->bits, 8);
 }
 
 TEST(Spec, FamiliesNearLlamaDifferWhereTheyShould) {

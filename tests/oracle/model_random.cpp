@@ -190,7 +190,9 @@ model::ModelSpec with_all_experts(model::ModelSpec spec) {
         const auto* chosen = dynamic_cast<const model::Experts*>(branch.op.get());
         if (!chosen) continue;
         auto all = *chosen;
-        for (int* top_k : {&all.top_k, &all.gate.top_k, &all.up.top_k, &all.down.top_k}) *top_k = all.experts;
+        for (int* top_k : {&all.router.top_k, &all.up.top_k, &all.down.top_k}) *top_k = all.router.experts;
+        if (all.gate) all.gate->top_k = all.router.experts;
+        all.router.groups = {};
         branch.op = std::make_shared<const model::Experts>(all);
       }
   return spec;

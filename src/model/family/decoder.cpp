@@ -113,6 +113,10 @@ BlockSpec Layer::block() const {
     block.steps = {step};
   } else {
     block.steps = {{.branches = {{attention_norm, mixing, attention_post_norm, scale}}}, {.branches = {{mlp_norm, mlp, mlp_post_norm, scale}}}};
+    if (shared) {
+      Step sum{.before = mlp_norm, .branches = {{.op = mlp, .scale = scale}, {.op = shared, .scale = scale}}, .after = mlp_post_norm};
+      block.steps[1] = std::move(sum);
+    }
   }
   return block;
 }

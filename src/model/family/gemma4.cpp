@@ -6,7 +6,7 @@
 
 #include "base/error.h"
 #include "model/family/family.h"
-#include "model/ops/experts.h"
+#include "model/family/mixture.h"
 #include "model/ops/gated_mlp.h"
 #include "model/ops/per_layer.h"
 
@@ -63,45 +63,26 @@ int layer_input_size(const Config& config) {
   return 0;
 }
 
-struct MixtureSizes {
-  int experts = 0, top_k = 0, width = 0;
-};
-
 /// None in a dense model.
-std::optional<MixtureSizes> mixture_of(const Config& config) {
+std::optional<Mixture> mixture_of(const Config& config) {
   if (!config.flag_or("enable_moe_block", false)) return std::nullopt;
-  const MixtureSizes sizes{config.count("num_experts"), config.count("top_k_experts"), config.count("moe_intermediate_size")};
-  if (sizes.top_k > sizes.experts) fail("model", "config.json: \"top_k_experts\" {} exceeds \"num_experts\" {}", sizes.top_k, sizes.experts);
-  return sizes;
+  auto mixture = Mixture::read(config, "num_experts", "top_k_experts", "moe_intermediate_size");
+  mixture.stacks = "experts.switch_glu.";
+  mixture.singles = "";
+  return mixture;
 }
 
 /// The MLP and, beside it, experts, each between norms of its own, and a norm on their sum.
-Step mixed_step(const Decoder& decoder, const Layer& layer, const MixtureSizes& sizes, Imports& imports) {
-  const int H = decoder.hidden, I = sizes.width;
-  Experts op;
+Step mixed_step(const Decoder& decoder, const Layer& layer, const Mixture& mixture, Imports& imports) {
+  auto op = experts_of(layer, decoder.hidden, mixture, "router.proj", imports);
   op.activation = decoder.activation;
-  op.experts = sizes.experts;
-  op.top_k = sizes.top_k;
-  op.over_chosen = true;
+  op.router.linear.fixed_format = kRouterFormat;
+  op.router.score = Router::Score::softmax_chosen;
+  op.router.expert_factors = ParameterSpec{layer.prefix + "router.per_expert_scale", {mixture.experts}};
   op.router_norm = decoder.norm_at(layer.prefix + "router.scale");
   op.router_norm->suffix = "";
-  op.router_norm->factor = 1 / std::sqrt(static_cast<float>(H));
-  op.router = block_linear(layer.index, layer.prefix + "router.proj", Role::router, sizes.experts, H);
-  op.router.fixed_format = codec::Format{codec::Mode::affine, 8, 64};
-  op.expert_factors = ParameterSpec{layer.prefix + "router.per_expert_scale", {sizes.experts}};
-  const auto stack = [&](const char* name, Role role, int out, int in) {
-    auto linear = block_linear(layer.index, layer.prefix + "experts.switch_glu." + name, role, out, in);
-    linear.experts = sizes.experts;
-    linear.top_k = sizes.top_k;
-    return linear;
-  };
-  op.gate = stack("gate_proj", Role::expert_gate, I, H);
-  op.up = stack("up_proj", Role::expert_up, I, H);
-  op.down = stack("down_proj", Role::expert_down, H, I);
-  const auto fused = layer.prefix + "experts.gate_up_proj";
-  imports.rows.push_back({op.gate.path + ".weight", {fused}, {{.kind = Change::Kind::slice, .axis = -2, .first = 0, .count = I}}});
-  imports.rows.push_back({op.up.path + ".weight", {fused}, {{.kind = Change::Kind::slice, .axis = -2, .first = I, .count = I}}});
-  imports.rows.push_back({op.down.path + ".weight", {layer.prefix + "experts.down_proj"}});
+  op.router_norm->factor = 1 / std::sqrt(static_cast<float>(decoder.hidden));
+  fused_experts(op, layer.prefix + "experts.gate_up_proj", layer.prefix + "experts.down_proj", false, imports);
   const auto norm = [&](const char* name) { return decoder.norm_at(layer.prefix + name); };
   return {.branches = {{.before = layer.mlp_norm, .op = layer.mlp, .after = norm("post_feedforward_layernorm_1")},
                        {.before = norm("pre_feedforward_layernorm_2"),

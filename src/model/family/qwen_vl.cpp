@@ -2,8 +2,8 @@
 // positions have three axes, which agree for text. Qwen2's fields stand at the top of config.json in most files and, since transformers 5, in
 // text_config.
 #include "base/error.h"
+#include "model/family/mixture.h"
 #include "model/family/wrapper.h"
-#include "model/ops/experts.h"
 
 namespace lquant::model::family {
 namespace {
@@ -79,13 +79,7 @@ ModelSpec qwen3_vl_moe(const Config& config) {
     const auto* mlp = find_op<Experts>(block);
     if (!mlp) continue;
     const auto stacks = mlp->down.path.substr(0, mlp->down.path.rfind("switch_mlp.")) + "experts.";
-    int first = 0;
-    for (const auto* linear : {&mlp->gate, &mlp->up}) {
-      const Change half{.kind = Change::Kind::slice, .axis = -1, .first = first, .count = linear->out};
-      spec.imports.rows.push_back({linear->path + ".weight", {stacks + "gate_up_proj"}, {half, {Change::Kind::transpose}}});
-      first += linear->out;
-    }
-    spec.imports.rows.push_back({mlp->down.path + ".weight", {stacks + "down_proj"}, {{Change::Kind::transpose}}});
+    fused_experts(*mlp, stacks + "gate_up_proj", stacks + "down_proj", /*transposed=*/true, spec.imports);
   }
   return spec;
 }

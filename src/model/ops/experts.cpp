@@ -16,21 +16,20 @@ struct Routed {
   kernels::Routing routing;
 };
 
+mx::array by_token(const mx::array& x) { return mx::reshape(x, {-1, x.shape(-1)}); }
+
 /// `h` is what the experts read, `of_router` what the router does.
 Routed route(const Scope& scope, const Experts& op, const mx::array& h, const mx::array& of_router) {
-  const auto by_token = [](const mx::array& x) { return mx::reshape(x, {-1, x.shape(-1)}); };
-  auto scores = kernels::linear(by_token(of_router), scope.weight(op.router));
-  if (!op.over_chosen) scores = mx::softmax(scores, -1, /*precise=*/true);
-  const int first = op.experts - op.top_k;
-  const auto ranked = mx::argpartition(mx::stop_gradient(scores), first, -1);
-  const auto chosen = mx::slice(ranked, {0, first}, {ranked.shape(0), op.experts});
-  auto weights = mx::take_along_axis(scores, chosen, -1);
-  if (op.over_chosen) weights = mx::softmax(weights, -1);
-  if (op.normalize) weights = mx::divide(weights, mx::sum(weights, -1, /*keepdims=*/true));
-  if (op.expert_factors) weights = mx::multiply(weights, mx::take(scope.tensor(op.expert_factors->path), chosen, 0));
-  auto routing = kernels::sort_by_expert(mx::astype(chosen, mx::int32), op.experts);
-  auto rows = kernels::gather_rows(by_token(h), routing, op.top_k);
-  return {std::move(rows), std::move(weights), std::move(routing)};
+  const auto& router = op.router;
+  auto choice = choose(scope, router, by_token(of_router));
+  auto routing = kernels::sort_by_expert(choice.experts, router.experts);
+  auto rows = kernels::gather_rows(by_token(h), routing, router.top_k);
+  if (op.weighs_inputs) {
+    const auto own = mx::take(mx::flatten(choice.weights), routing.order);
+    rows = mx::multiply(rows, mx::astype(mx::expand_dims(own, 1), rows.dtype()));
+    choice.weights = mx::ones_like(choice.weights);
+  }
+  return {std::move(rows), std::move(choice.weights), std::move(routing)};
 }
 
 mx::array product(const Scope& scope, const LinearSpec& linear, const mx::array& x, const kernels::Routing& routing) {
@@ -38,13 +37,28 @@ mx::array product(const Scope& scope, const LinearSpec& linear, const mx::array&
   return kernels::grouped_linear(x, weight.weight, weight.bias, routing.offsets);
 }
 
+/// What down reads.
+mx::array inner(const Scope& scope, const Experts& op, const Routed& routed) {
+  const auto up = product(scope, op.up, routed.rows, routed.routing);
+  if (!op.gate) return kernels::activate(up, op.activation);
+  const auto gate = product(scope, *op.gate, routed.rows, routed.routing);
+  return op.clamp ? kernels::clamped_gated(gate, up, *op.clamp) : kernels::gated(gate, up, op.activation);
+}
+
 }  // namespace
 
+std::vector<const LinearSpec*> Experts::inputs() const {
+  if (!gate) return {&up};
+  return {&*gate, &up};
+}
+
 void Experts::contents(int op, int first_stage, Contents& all) const {
-  for (const auto* linear : {&router, &gate, &up}) all.readings.push_back({linear, op, first_stage});
+  all.readings.push_back({&router.linear, op, first_stage});
+  for (const auto* linear : inputs()) all.readings.push_back({linear, op, first_stage});
   all.readings.push_back({&down, op, first_stage + 1});
   if (router_norm) all.norms.push_back(&*router_norm);
-  if (expert_factors) all.parameters.push_back(&*expert_factors);
+  for (const auto* parameter : {&router.correction, &router.expert_factors})
+    if (*parameter) all.parameters.push_back(&**parameter);
 }
 
 // The router may be replaced before the next stage: what it chooses now is told to the observer and not kept.
@@ -52,34 +66,40 @@ Flow Experts::start(const Scope& scope, const mx::array& normed, const mx::array
   Flow first{{normed}, {}};
   if (router_norm) first.inputs.push_back(model::normed(scope.tensors, *router_norm, raw));
   if (scope.observed()) {
-    scope.observe(router, first.inputs.back());
+    scope.observe(router.linear, first.inputs.back());
     const auto routed = route(scope, *this, normed, first.inputs.back());
-    scope.observe_experts({&gate, &up}, routed.rows, routed.routing, top_k);
+    scope.observe_experts(inputs(), routed.rows, routed.routing, router.top_k);
   }
   return first;
 }
 
 Flow Experts::advance(const Scope& scope, int, const Flow& at) const {
-  auto routed = route(scope, *this, at.inputs[0], at.inputs.back());
-  const auto gates = product(scope, gate, routed.rows, routed.routing);
-  Flow next{{kernels::gated(gates, product(scope, up, routed.rows, routed.routing), activation)},
-            {routed.routing.order, routed.routing.offsets, routed.weights, at.inputs[0]}};
-  scope.observe_experts({&down}, next.inputs[0], routed.routing, top_k);
+  const auto routed = route(scope, *this, at.inputs[0], at.inputs.back());
+  Flow next{{inner(scope, *this, routed)}, {routed.routing.order, routed.routing.offsets, routed.weights, at.inputs[0]}};
+  scope.observe_experts({&down}, next.inputs[0], routed.routing, router.top_k);
   return next;
 }
 
 mx::array Experts::finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const {
   const kernels::Routing routing{at.kept[0], at.kept[1]};
-  const auto sum = kernels::combine_rows(product(scope, down, at.inputs[0], routing), at.kept[2], routing, top_k);
+  const auto sum = kernels::combine_rows(product(scope, down, at.inputs[0], routing), at.kept[2], routing, router.top_k);
   const auto out = mx::reshape(sum, at.kept[3].shape());
   return residual ? kernels::add(*residual, out) : out;
 }
 
 std::vector<std::string> Experts::readers() const {
-  if (router_norm) return {gate.path, up.path};
-  return {router.path, gate.path, up.path};
+  std::vector<std::string> all;
+  if (!router_norm) all.push_back(router.linear.path);
+  for (const auto* linear : inputs()) all.push_back(linear->path);
+  return all;
 }
 
-std::vector<Edge> Experts::edges() const { return {gated_edge(up, Part::piece(Role::expert_up, 0, up.out), down)}; }
+/// Limits and an added 1 let no scale through; of the activations of a plain MLP relu² alone does.
+std::vector<Edge> Experts::edges() const {
+  if (clamp || (!gate && activation != kernels::Activation::relu2)) return {};
+  auto edge = gated_edge(up, Part::piece(Role::expert_up, 0, up.out), down);
+  if (!gate) edge.degree = 2;
+  return {edge};
+}
 
 }  // namespace lquant::model

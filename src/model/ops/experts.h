@@ -6,19 +6,21 @@
 
 #include "kernels/gated.h"
 #include "model/op.h"
+#include "model/ops/router.h"
 
 namespace lquant::model {
 
-/// Mixture of experts: softmax over the router's outputs, the top_k largest, their gated MLPs weighted by those probabilities. Stage 0: router, gate,
-/// up (the tokens sorted by expert, so that an expert's rows meet its weights in one product); stage 1: down.
+/// Mixture of experts (arXiv 1701.06538): each token's sum over the experts that the router chose, small MLPs, with the router's weights. Stage 0:
+/// router, gate, up (the tokens sorted by expert, so that an expert's rows meet its weights in one product); stage 1: down. Experts that every token
+/// meets are a branch of their own.
 struct Experts final : Op {
   kernels::Activation activation = kernels::Activation::silu;
-  int experts = 0, top_k = 0;
-  bool normalize = false;                       ///< the kept probabilities are divided by their sum
-  bool over_chosen = false;                     ///< softmax over the chosen outputs alone, in the compute dtype
-  std::optional<NormSpec> router_norm;          ///< the router reads the branch's input as it came, through this norm (Gemma 4)
-  std::optional<ParameterSpec> expert_factors;  ///< [experts]: each probability is multiplied by that of its expert
-  LinearSpec router, gate, up, down;
+  std::optional<kernels::ClampedGate> clamp;  ///< in place of the activation
+  std::optional<NormSpec> router_norm;        ///< the router reads the branch's input as it came, through this norm (Gemma 4)
+  bool weighs_inputs = false;                 ///< the router's weights are factors of what experts read, not of their results (Llama 4)
+  Router router;
+  std::optional<LinearSpec> gate;  ///< none: down(activation(up(x)))
+  LinearSpec up, down;
 
   void contents(int op, int first_stage, Contents& all) const override;
   int stages() const override { return 2; }
@@ -27,6 +29,9 @@ struct Experts final : Op {
   mx::array finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const override;
   std::vector<std::string> readers() const override;
   std::vector<Edge> edges() const override;
+
+ private:
+  std::vector<const LinearSpec*> inputs() const;
 };
 
 }  // namespace lquant::model

@@ -9,7 +9,7 @@
 
 namespace lquant::model {
 
-/// down(activation(gate(x)) · up(x)) (GLU variants, arXiv 2002.05202). Stage 0: gate, up; stage 1: down.
+/// down(activation(gate(x)) · up(x)) (GLU variants, arXiv 2002.05202). Stage 0: gate, up, result_gate; stage 1: down.
 struct GatedMlp final : Op {
   kernels::Activation activation = kernels::Activation::silu;
   /// Only what exceeds mean + sparse_above · deviation of the token's gates passes, less that (Gemma 3n).
@@ -17,6 +17,8 @@ struct GatedMlp final : Op {
   /// gate, up; or one linear with these two parts, gate first or up first.
   std::vector<LinearSpec> inputs;
   LinearSpec down;
+  std::optional<kernels::ClampedGate> clamp;  ///< in place of the activation
+  std::optional<LinearSpec> result_gate;      ///< [1, H]: the result is multiplied by σ(result_gate(x)) (Qwen's shared experts)
 
   void contents(int op, int first_stage, Contents& all) const override;
   int stages() const override { return 2; }

@@ -1,0 +1,62 @@
+#include "model/family/mixture.h"
+
+#include "base/error.h"
+
+namespace lquant::model::family {
+
+Mixture Mixture::read(const Config& config, const char* experts, const char* top_k, const char* width) {
+  Mixture mixture;
+  mixture.experts = config.count(experts);
+  mixture.top_k = config.count(top_k);
+  mixture.width = config.count(width);
+  if (mixture.top_k > mixture.experts)
+    fail("model", "config.json: \"{}\" {} exceeds \"{}\" {}", config.place(top_k), mixture.top_k, config.place(experts), mixture.experts);
+  return mixture;
+}
+
+Experts experts_of(const Layer& layer, int hidden, const Mixture& mixture, const std::string& router, Imports& imports) {
+  const auto stack = [&](const std::string& name, const std::string& single, Role role, int out, int in) {
+    auto linear = block_linear(layer.index, layer.prefix + mixture.stacks + name, role, out, in, mixture.bias);
+    linear.experts = mixture.experts;
+    linear.top_k = mixture.top_k;
+    if (mixture.singles.empty()) return linear;
+    Import row{linear.path, {}, {{Change::Kind::stack}}};
+    for (int e = 0; e < mixture.experts; ++e)
+      row.sources.push_back(layer.prefix + mixture.singles + std::to_string(e) + "." + (single.empty() ? name : single));
+    imports.rows.push_back(std::move(row));
+    return linear;
+  };
+  Experts op;
+  op.router.experts = mixture.experts;
+  op.router.top_k = mixture.top_k;
+  op.router.linear = block_linear(layer.index, layer.prefix + router, Role::router, mixture.experts, hidden);
+  if (!mixture.gate.empty()) op.gate = stack(mixture.gate, mixture.single_gate, Role::expert_gate, mixture.width, hidden);
+  op.up = stack(mixture.up, mixture.single_up, Role::expert_up, mixture.width, hidden);
+  op.down = stack(mixture.down, mixture.single_down, Role::expert_down, hidden, mixture.width);
+  return op;
+}
+
+void fused_experts(const Experts& op, const std::string& gate_up, const std::string& down, bool transposed, Imports& imports) {
+  int first = 0;
+  for (const auto* linear : {&*op.gate, &op.up}) {
+    Import row{linear->path + ".weight", {gate_up}, {{.kind = Change::Kind::slice, .axis = transposed ? -1 : -2, .first = first, .count = linear->out}}};
+    if (transposed) row.changes.push_back({Change::Kind::transpose});
+    imports.rows.push_back(std::move(row));
+    first += linear->out;
+  }
+  Import row{op.down.path + ".weight", {down}};
+  if (transposed) row.changes.push_back({Change::Kind::transpose});
+  imports.rows.push_back(std::move(row));
+}
+
+GatedMlp gated_mlp(const Layer& layer, const std::string& path, int hidden, int width, bool bias) {
+  const auto linear = [&](const char* name, Role role, int out, int in) {
+    return block_linear(layer.index, layer.prefix + path + name, role, out, in, bias);
+  };
+  GatedMlp mlp;
+  mlp.inputs = {linear("gate_proj", Role::gate, width, hidden), linear("up_proj", Role::up, width, hidden)};
+  mlp.down = linear("down_proj", Role::down, hidden, width);
+  return mlp;
+}
+
+}  // namespace lquant::model::family

@@ -1,0 +1,72 @@
+// The roundings are mlx_lm's: scores of the compute dtype unless a family makes them in f32, and a softmax that is f32 inside.
+#include "model/ops/router.h"
+
+#include <mlx/mlx.h>
+
+#include <stdexcept>
+
+#include "kernels/linear.h"
+
+namespace lquant::model {
+namespace {
+
+mx::array scores_of(const Router& router, const mx::array& logits) {
+  switch (router.score) {
+    case Router::Score::softmax:
+      return mx::softmax(logits, -1, /*precise=*/true);
+    case Router::Score::softmax_chosen:
+      return logits;
+    case Router::Score::sigmoid:
+      return mx::sigmoid(logits);
+    case Router::Score::sqrt_softplus:
+      return mx::sqrt(mx::logaddexp(logits, mx::array(0.0f, logits.dtype())));
+  }
+  throw std::invalid_argument("[model] no such score");
+}
+
+mx::array without_lost_groups(const Router::Groups& groups, const mx::array& scores) {
+  const int tokens = scores.shape(0), experts = scores.shape(1), lost = groups.count - groups.kept;
+  auto grouped = mx::unflatten(scores, -1, {groups.count, experts / groups.count});
+  const auto of_group = groups.by_two ? mx::sum(mx::topk(grouped, 2, -1), -1) : mx::max(grouped, -1);
+  const auto worst = mx::slice(mx::argpartition(of_group, lost - 1, -1), {0, 0}, {tokens, lost});
+  const auto numbers = mx::arange(groups.count, mx::uint32);
+  const auto is_lost = mx::any(mx::equal(mx::unflatten(worst, -1, {lost, 1}), numbers), 1, /*keepdims=*/true);
+  grouped = mx::where(mx::swapaxes(is_lost, 1, 2), mx::array(groups.lost, scores.dtype()), grouped);
+  return mx::flatten(grouped, 1, 2);
+}
+
+}  // namespace
+
+Choice choose(const Scope& scope, const Router& router, const mx::array& input) {
+  auto weight = scope.weight(router.linear);
+  const auto in_f32 = [](const mx::array& x) { return mx::astype(x, mx::float32); };
+  if (router.f32_product) {
+    weight.weight = in_f32(weight.weight);
+    if (weight.bias) weight.bias = in_f32(*weight.bias);
+  }
+  auto logits = kernels::linear(router.f32_product ? in_f32(input) : input, weight);
+  if (router.f32) logits = in_f32(logits);
+  const auto scores = scores_of(router, logits);
+
+  auto ranked = mx::stop_gradient(scores);
+  if (router.correction) ranked = mx::add(ranked, in_f32(scope.tensor(router.correction->path)));
+  if (router.groups.count > router.groups.kept) ranked = without_lost_groups(router.groups, ranked);
+  const int first = router.experts - router.top_k;
+  const auto order = first > 0 ? mx::argpartition(ranked, first, -1) : mx::argsort(ranked, -1);
+  const auto chosen = mx::slice(order, {0, first}, {order.shape(0), router.experts});
+
+  auto weights = mx::take_along_axis(scores, chosen, -1);
+  if (router.score == Router::Score::softmax_chosen) weights = mx::softmax(weights, -1, /*precise=*/true);
+  const auto number = [&](float value) { return mx::array(value, weights.dtype()); };
+  if (router.normalize) {
+    auto sum = mx::sum(weights, -1, /*keepdims=*/true);
+    if (router.epsilon != 0) sum = mx::add(sum, number(router.epsilon));
+    if (router.floor != 0) sum = mx::maximum(sum, number(router.floor));
+    weights = mx::divide(weights, sum);
+  }
+  if (router.factor != 1) weights = mx::multiply(weights, number(router.factor));
+  if (router.expert_factors) weights = mx::multiply(weights, mx::take(scope.tensor(router.expert_factors->path), chosen, 0));
+  return {mx::astype(chosen, mx::int32), std::move(weights)};
+}
+
+}  // namespace lquant::model
