@@ -42,21 +42,25 @@ void HessianStore::add(const std::string& path, const mx::array& input, const mo
   }
   last_.insert_or_assign(path, input);
   auto& sums = sums_[path];
-  std::vector<Hessian> parts;
   if (!experts) {
     const auto x = tokens_of(input, tokens);
-    parts.push_back(of_rows(x, reference ? std::optional(tokens_of(*reference, tokens)) : std::nullopt));
-  } else {
-    const auto counted = counted_rows(input, *experts, tokens);
-    for (int e = 0; e < counted.experts(); ++e)
-      parts.push_back(counted.rows(e) == 0 ? Hessian{mx::zeros({input.shape(-1), input.shape(-1)}, mx::float32), std::nullopt, 0}
-                                           : of_rows(counted.of(e), std::nullopt));
+    const auto part = of_rows(x, reference ? std::optional(tokens_of(*reference, tokens)) : std::nullopt);
+    if (sums.empty())
+      sums.push_back(part);
+    else
+      add_to(sums.front(), part);
+    return;
   }
-  if (sums.empty()) {
-    sums = std::move(parts);
-  } else {
-    for (std::size_t e = 0; e < sums.size(); ++e)
-      if (parts[e].tokens > 0) add_to(sums[e], parts[e]);
+  // Expert by expert: the sums of a layer's experts are the largest thing in memory, and nothing of that size stands beside them.
+  const auto counted = counted_rows(input, *experts, tokens);
+  if (sums.empty()) sums.assign(counted.experts(), Hessian{mx::zeros({input.shape(-1), input.shape(-1)}, mx::float32)});
+  for (int e = 0; e < counted.experts(); ++e) {
+    if (counted.rows(e) == 0) continue;
+    const auto part = of_rows(counted.of(e), std::nullopt);
+    if (sums[e].tokens == 0)
+      sums[e] = part;
+    else
+      add_to(sums[e], part);
   }
 }
 

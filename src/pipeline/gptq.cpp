@@ -143,7 +143,8 @@ void Gptq::observe(const std::string& path, const mx::array& input, const model:
   result_.forward_time += seconds_since(start);
   start = Clock::now();
   const auto& counted = rows_.counted[batch];
-  (held(batch) ? held_ : train_).add(path, settled, experts, experts ? nullptr : reference, counted ? &*counted : nullptr);
+  // Of experts nothing is held out: their inputs have no reference to be judged by.
+  (held(batch) && !experts ? held_ : train_).add(path, settled, experts, experts ? nullptr : reference, counted ? &*counted : nullptr);
   result_.hessian_time += seconds_since(start);
 }
 
@@ -188,7 +189,7 @@ Gptq::Quantized Gptq::quantize_linear(const model::LinearSpec& linear, const mx:
       const auto own = [&](const calibration::Hessian& h) {
         return columns ? calibration::rescaled(h, columns->ndim() == 2 ? mx::take(*columns, e, 0) : *columns) : h;
       };
-      const bool judged = held_.has(linear.path) && linear.experts == 0;
+      const bool judged = held_.has(linear.path);
       const auto train = own(train_.of(linear.path)[e]), held = judged ? own(held_.of(linear.path)[e]) : train;
       const auto name = linear.experts == 0 ? linear.path : fmt::format("{} (expert {})", linear.path, e);
       const auto done = quantize_matrix(name, cut(scaled), own(hessians[e]), judged ? &train : nullptr, judged ? &held : nullptr, format);

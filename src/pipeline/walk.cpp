@@ -2,6 +2,8 @@
 
 #include <mlx/mlx.h>
 
+#include "base/error.h"
+
 namespace lquant::pipeline {
 
 Walk::Walk(const model::ModelSpec& spec, const std::vector<mx::array>& ids, const std::vector<mx::array>& segments, const model::Tensors& tensors,
@@ -29,16 +31,29 @@ void Walk::advance(std::size_t batch, int block, int stage, const model::Tensors
   mx::eval(at.arrays());
 }
 
+namespace {
+
+/// Numbers that are not finite would spread from here to everything behind, and be saved.
+void refuse_infinite(const mx::array& states, int block) {
+  if (mx::all(mx::isfinite(states)).item<bool>()) return;
+  fail("pipeline",
+       "block {}: the hidden states behind it became NaN or infinite on the calibration data; make the model float32 first (lquant convert --dtype "
+       "float32), use other rows, or get the model again",
+       block);
+}
+
+}  // namespace
+
 void Walk::leave(std::size_t batch, int block, const model::Tensors& tensors, const model::Formats& formats) {
   auto x = model::leave(*spec_, block, tensors, formats, at_[batch], context_of(batch));
-  x.eval();
+  refuse_infinite(x, block);
   at_[batch] = {x};
 }
 
 void Walk::pass(int block, const model::Tensors& tensors, const model::Formats& formats) {
   for (std::size_t b = 0; b < at_.size(); ++b) {
     auto x = model::block(*spec_, block, tensors, formats, at_[b].residual, context_of(b));
-    x.eval();
+    refuse_infinite(x, block);
     at_[b] = {x};
   }
 }

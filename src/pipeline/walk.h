@@ -12,7 +12,8 @@ namespace lquant::pipeline {
 
 namespace mx = mlx::core;
 
-/// All calibration rows on their way through the model, halted before each stage of a block (model/block.h).
+/// All calibration rows on their way through the model, halted before each stage of a block (model/block.h). Behind a block whose hidden states are
+/// not all finite it throws Error that names the block.
 class Walk {
  public:
   /// Embeds the batches with `tensors`.
