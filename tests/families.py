@@ -189,6 +189,10 @@ FAMILIES = {
     ),
     "baichuan_m1": BAICHUAN,
     "baichuan_m1-no-windows": dict(BAICHUAN, sliding_window_layers=[], num_key_value_heads=4),
+    "iquestloopcoder": dict(model_type="iquestloopcoder", loop_window_size=8, tie_word_embeddings=False),
+    "iquestloopcoder-tied-biases-yarn": dict(
+        model_type="iquestloopcoder", loop_window_size=5, attention_bias=True, mlp_bias=True, rope_scaling=YARN, num_key_value_heads=4
+    ),
     "lfm2": LFM2,
     "lfm2-biases-adjusted": dict(
         LFM2, conv_bias=True, conv_L_cache=4, block_auto_adjust_ff_dim=True, block_ff_dim=600, block_ffn_dim_multiplier=0.7, full_attn_idxs=[2]
@@ -251,6 +255,8 @@ FAMILIES = {
     "stablelm-parallel-qk-norms": dict(STABLELM, use_qkv_bias=True, use_parallel_residual=True, qk_layernorm=True),
     "starcoder2": dict(model_type="starcoder2"),
     "starcoder2-untied": dict(model_type="starcoder2", tie_word_embeddings=False, rope_theta=None),
+    "gptj": dict(model_type="gptj", n_embd=128, n_layer=3, n_head=4, rotary_dim=16),
+    "gptj-whole-heads-turn": dict(model_type="gptj", n_embd=128, n_layer=2, n_head=2, rotary_dim=0),
     "granite": dict(GRANITE, attention_bias=False, mlp_bias=False),
     "granite-untied-biases-yarn": dict(
         GRANITE, attention_bias=True, mlp_bias=True, logits_scaling=3.0, tie_word_embeddings=False, rope_scaling=YARN
@@ -343,6 +349,7 @@ REPRESENTATIVES = {
     "afm7": "keys and values rounded to steps, linears that stay dense, blocks under two prefixes",
     "nemotron-nas": "blocks of other sizes each, a linear alone, blocks of nothing",
     "baichuan_m1": "taps on keys and values, a head that is normed as it is read",
+    "iquestloopcoder": "blocks that run twice, the second time over the first pass's keys and values too",
     "lfm2": "short convolutions",
     "qwen3-moe": "mixture of experts in stacks",
     "qwen3-moe-unstacked": "experts stored one by one",

@@ -47,6 +47,7 @@ RUNS = {
     "gpt2",
     "gpt_bigcode",
     "gpt_neox",
+    "gptj",
     "granite",
     "helium",
     "hunyuan_v1_dense",
