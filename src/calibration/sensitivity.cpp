@@ -4,6 +4,7 @@
 #include <mlx/mlx.h>
 
 #include <algorithm>
+#include <map>
 
 #include "kernels/head_loss.h"
 #include "kernels/moments.h"
@@ -29,7 +30,8 @@ void block_sensitivities(const model::Model& model, const std::vector<mx::array>
                          const std::function<void(int block, const mx::array& fisher)>& take) {
   const auto& spec = model.spec();
   const auto dtype = model.compute_dtype();
-  const int blocks = static_cast<int>(spec.blocks.size());
+  const auto visits = spec.visits();
+  const int runs = static_cast<int>(visits.size());
   const auto context_of = [&](std::size_t b) {
     model::Context context;
     if (!segments.empty()) context.segments = segments[b];
@@ -37,22 +39,22 @@ void block_sensitivities(const model::Model& model, const std::vector<mx::array>
   };
   const auto load = [&](int i) { return model.cast(model::dense_tensors(model, model.load_block(i, model.stored_dtype())), dtype); };
 
-  std::vector<std::vector<mx::array>> states(blocks + 1);  // before each block, and behind the last
+  std::vector<std::vector<mx::array>> states(runs + 1);  // before each run of a block, and behind the last
   {
     const auto embedding = model::dense_tensors(model, model.load_embedding(model.stored_dtype()));
     for (std::size_t b = 0; b < ids.size(); ++b) states[0].push_back(model::embed(spec, embedding, {}, ids[b], dtype, context_of(b)));
     mx::eval(states[0]);
   }
-  for (int i = 0; i < blocks; ++i) {
-    const auto tensors = load(i);
+  for (int i = 0; i < runs; ++i) {
+    const auto tensors = load(visits[i].block);
     for (std::size_t b = 0; b < ids.size(); ++b) {
-      states[i + 1].push_back(model::block(spec, i, tensors, {}, states[i][b], context_of(b)));
+      states[i + 1].push_back(model::block(spec, visits[i], tensors, {}, states[i][b], context_of(b)));
       states[i + 1].back().eval();
     }
   }
 
   double tokens = 0;
-  auto& gradients = states[blocks];  // of the states behind the block at hand, in their places
+  auto& gradients = states[runs];  // of the states behind the block at hand, in their places
   {
     const auto outer = model::dense_tensors(model, model.load_final(model.stored_dtype()));
     const auto head = model::head(spec, outer, {}, dtype);
@@ -69,19 +71,25 @@ void block_sensitivities(const model::Model& model, const std::vector<mx::array>
       tokens += mx::sum(counts).item<float>();
     }
   }
-  for (int i = blocks - 1; i >= 0; --i) {
+  std::map<int, mx::array> later;  // of blocks, the sums over later passes
+  for (int i = runs - 1; i >= 0; --i) {
+    const auto& visit = visits[i];
     const int width = spec.streams * spec.hidden;
     auto sum = mx::zeros({width, width}, mx::float32);
     for (const auto& gradient : gradients) {
       sum = mx::add(sum, kernels::gram(mx::contiguous(model::residual_of(spec, gradient))));
       sum.eval();
     }
-    take(i, mx::divide(sum, mx::array(static_cast<float>(std::max(1.0, tokens)))));
+    if (const auto others = later.extract(visit.block)) sum = mx::add(sum, others.mapped());
+    if (visit.pass > 0)
+      later.insert({visit.block, sum});
+    else
+      take(visit.block, mx::divide(sum, mx::array(static_cast<float>(std::max(1.0, tokens)))));
     if (i == 0) break;
-    const auto tensors = load(i);
+    const auto tensors = load(visit.block);
     for (std::size_t b = 0; b < ids.size(); ++b) {
       const auto run = [&](const std::vector<mx::array>& x) {
-        return std::vector<mx::array>{model::block(spec, i, tensors, {}, x[0], context_of(b))};
+        return std::vector<mx::array>{model::block(spec, visit, tensors, {}, x[0], context_of(b))};
       };
       gradients[b] = kernels::gradients_through(run, {states[i][b]}, gradients[b], dtype).gradients[0];
       gradients[b].eval();

@@ -85,9 +85,11 @@ mx::array ints(const std::vector<std::int32_t>& values, mx::Shape shape) { retur
 /// places go on: of most questions a small part, and of the last block nearly all products.
 mx::array hidden_at(const LoadedModel& m, const mx::array& ids, const mx::array& at, const model::Context& context) {
   auto x = model::embed(m.spec, m.tensors, m.formats, ids, m.dtype, context);
-  const int last = static_cast<int>(m.spec.blocks.size()) - 1;
-  for (int i = 0; i < last; ++i) x = model::block(m.spec, i, m.tensors, m.formats, x, context);
-  const auto& block = m.spec.blocks[last];
+  auto before = m.spec.visits();
+  const auto last = before.back();
+  before.pop_back();
+  for (const auto& visit : before) x = model::block(m.spec, visit, m.tensors, m.formats, x, context);
+  const auto& block = m.spec.blocks[last.block];
   const int mixed = model::mixed_by(block), stages = model::stages(block);
   model::Halted halted{x};
   for (int stage = 0; stage <= std::min(mixed, stages - 1); ++stage) halted = model::advance(m.spec, last, stage, m.tensors, m.formats, halted, context);

@@ -93,10 +93,14 @@ mx::array close(Scope scope, const Step& step, const Halted& at) {
   for (std::size_t b = 0; b < step.branches.size(); ++b) {
     if (step.branches[b].gives < 0) continue;
     const auto values = step.branches[b].op->carried(at.flows[b]);
+    if (values.empty()) continue;
     x = with_columns(x, step.branches[b].gives, mx::concatenate(values, -1));
   }
   return step.drops.all() ? x : without_columns(x, step.drops);
 }
+
+/// Where the cache keeps what is this run's own.
+int place_of(const ModelSpec& spec, const Visit& visit) { return visit.block + visit.pass * static_cast<int>(spec.blocks.size()); }
 
 /// A block, the front (−1), or the tail (behind the last block).
 const BlockSpec& block_of(const ModelSpec& spec, int i) {
@@ -156,9 +160,9 @@ int mixed_by(const BlockSpec& block) {
   return stage;
 }
 
-Halted advance(const ModelSpec& spec, int i, int stage, const Tensors& tensors, const Formats& formats, const Halted& at, const Context& context) {
-  const auto& block = block_of(spec, i);
-  Scope scope{tensors, formats, context, at.residual.dtype(), i};
+Halted advance(const ModelSpec& spec, const Visit& visit, int stage, const Tensors& tensors, const Formats& formats, const Halted& at, const Context& context) {
+  const auto& block = block_of(spec, visit.block);
+  Scope scope{tensors, formats, context, at.residual.dtype(), place_of(spec, visit), nullptr, visit.pass};
   const int s = step_of(block, stage), own = stage - first_stage(block, s);
   if (own == 0) return enter(scope, block.steps[s], s == 0 ? at.residual : close(scope, block.steps[s - 1], at));
   Halted next{at.residual, {}, at.state};
@@ -170,9 +174,9 @@ Halted advance(const ModelSpec& spec, int i, int stage, const Tensors& tensors, 
   return next;
 }
 
-mx::array leave(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const Halted& at, const Context& context) {
-  const auto& block = block_of(spec, i);
-  const Scope scope{tensors, formats, context, at.residual.dtype(), i};
+mx::array leave(const ModelSpec& spec, const Visit& visit, const Tensors& tensors, const Formats& formats, const Halted& at, const Context& context) {
+  const auto& block = block_of(spec, visit.block);
+  const Scope scope{tensors, formats, context, at.residual.dtype(), place_of(spec, visit), nullptr, visit.pass};
   auto x = block.steps.empty() ? at.residual : close(scope, block.steps.back(), at);
   if (block.scalar) {
     const auto& columns = block.steps.back().columns;
@@ -182,11 +186,11 @@ mx::array leave(const ModelSpec& spec, int i, const Tensors& tensors, const Form
   return x;
 }
 
-mx::array block(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const mx::array& x, const Context& context) {
+mx::array block(const ModelSpec& spec, const Visit& visit, const Tensors& tensors, const Formats& formats, const mx::array& x, const Context& context) {
   Halted at{x};
-  const int count = stages(block_of(spec, i));
-  for (int stage = 0; stage < count; ++stage) at = advance(spec, i, stage, tensors, formats, at, context);
-  return leave(spec, i, tensors, formats, at, context);
+  const int count = stages(block_of(spec, visit.block));
+  for (int stage = 0; stage < count; ++stage) at = advance(spec, visit, stage, tensors, formats, at, context);
+  return leave(spec, visit, tensors, formats, at, context);
 }
 
 }  // namespace lquant::model

@@ -36,12 +36,12 @@ int mixed_by(const BlockSpec& block);
 /// token.
 bool narrow(Halted& halted, const mx::array& at);
 
-/// Brings block i (−1: the front; behind the last one: the tail) from stage − 1 (for stage 0: from the state before it, which is `at.residual`) to
+/// Brings a block (−1: the front; behind the last one: the tail) from stage − 1 (for stage 0: from the state before it, which is `at.residual`) to
 /// `stage`. The observer is told of the linears that come next.
-Halted advance(const ModelSpec& spec, int i, int stage, const Tensors& tensors, const Formats& formats, const Halted& at,
+Halted advance(const ModelSpec& spec, const Visit& visit, int stage, const Tensors& tensors, const Formats& formats, const Halted& at,
                const Context& context = {});
 
 /// From the last stage out of the block: the state, [B, T, H] in most models. A block without stages gives what it got.
-mx::array leave(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const Halted& at, const Context& context = {});
+mx::array leave(const ModelSpec& spec, const Visit& visit, const Tensors& tensors, const Formats& formats, const Halted& at, const Context& context = {});
 
 }  // namespace lquant::model

@@ -107,7 +107,7 @@ mx::array logits(const ModelSpec& spec, const Tensors& tensors, const Formats& f
 mx::array hidden_states(const ModelSpec& spec, const Tensors& tensors, const Formats& formats, const mx::array& ids, mx::Dtype dtype,
                         const Context& context) {
   auto x = embed(spec, tensors, formats, ids, dtype, context);
-  for (int i = 0; i < static_cast<int>(spec.blocks.size()); ++i) x = block(spec, i, tensors, formats, x, context);
+  for (const auto& visit : spec.visits()) x = block(spec, visit, tensors, formats, x, context);
   if (context.cache) context.cache->advance(ids.shape(1));
   return final_norm(spec, tensors, x, formats, context);
 }

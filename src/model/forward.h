@@ -31,10 +31,11 @@ using BatchObserver = std::function<void(std::size_t batch, const std::string& l
 /// What tells `observer` of one batch; null when there is none. `observer` outlives it.
 Observer of_batch(const BatchObserver* observer, std::size_t batch);
 
-/// Keys and values of the positions seen so far, of each block [B, capacity, Hkv, D]; memory grows by steps. Beside them what else a block's ops keep
-/// from one call to the next, by name. Give one to every block call in Context and call advance(T) after the last block.
+/// Keys and values of the positions seen so far, of each run of a block [B, capacity, Hkv, D]; memory grows by steps. Beside them what else a block's
+/// ops keep from one call to the next, by name. Give one to every block call in Context and call advance(T) after the last block.
 class Cache {
  public:
+  /// For so many blocks, each counted as often as it runs (ModelSpec::visits).
   explicit Cache(int blocks) : layers_(blocks) {}
   int length() const { return length_; }
   void advance(int positions) { length_ += positions; }
@@ -86,8 +87,8 @@ struct Context {
 mx::array embed(const ModelSpec& spec, const Tensors& tensors, const Formats& formats, const mx::array& ids, mx::Dtype dtype,
                 const Context& context = {});
 
-/// One block: x [B, T, H] → [B, T, H]. Stage by stage: block.h.
-mx::array block(const ModelSpec& spec, int i, const Tensors& tensors, const Formats& formats, const mx::array& x, const Context& context = {});
+/// One run of a block: x [B, T, H] → [B, T, H]. Stage by stage: block.h.
+mx::array block(const ModelSpec& spec, const Visit& visit, const Tensors& tensors, const Formats& formats, const mx::array& x, const Context& context = {});
 
 /// The norm before the head, and what stands between it and the head.
 mx::array final_norm(const ModelSpec& spec, const Tensors& tensors, const mx::array& x, const Formats& formats = {}, const Context& context = {});

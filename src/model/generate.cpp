@@ -146,7 +146,7 @@ std::vector<std::vector<int>> sample(const ModelSpec& spec, const Tensors& tenso
     rows.push_back({static_cast<int>(i), generator(options.seed, static_cast<int>(i)), {}});
     shortest = std::min(shortest, prompts[i].size());
   }
-  Cache cache(static_cast<int>(spec.blocks.size()));
+  Cache cache(static_cast<int>(spec.visits().size()));
   Context context;
   context.cache = &cache;
   const Head output = head(spec, tensors, formats, dtype);

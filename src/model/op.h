@@ -24,8 +24,9 @@ struct Scope {
   const Formats& formats;
   const Context& context;
   mx::Dtype dtype;  ///< of the residual: the compute dtype
-  int block;
+  int block;                         ///< counted over all passes: the place of what the cache keeps for this run
   const mx::array* state = nullptr;  ///< all columns of the state, as the step found them
+  int pass = 0;                      ///< which of the block's runs this is
 
   mx::array columns(const Columns& columns) const;
   /// Rows of a table, an embedding of its own: ids int32 [...] → [..., in], times the multiplier.
@@ -71,7 +72,7 @@ class Op {
   /// Applies the last stage's: [B, T, H]; with `residual` their sum, for which the product has room.
   virtual mx::array finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const = 0;
 
-  /// What later blocks read, [B, T, n] each, side by side in the state; called once the last stage is reached.
+  /// What later blocks read, [B, T, n] each, side by side in the state; called once the last stage is reached. Nothing where a run has nothing new.
   virtual std::vector<mx::array> carried(const Flow&) const { return {}; }
 
   /// The linears that read the normed input; none when it is used otherwise too, so that no scale can be moved into the norm.

@@ -83,6 +83,13 @@ std::vector<const NormSpec*> BlockSpec::norms() const { return contents().norms;
 
 std::vector<const ParameterSpec*> BlockSpec::parameters() const { return contents().parameters; }
 
+std::vector<Visit> ModelSpec::visits() const {
+  std::vector<Visit> all;
+  for (int pass = 0; pass < passes; ++pass)
+    for (int i = 0; i < static_cast<int>(blocks.size()); ++i) all.emplace_back(i, pass);
+  return all;
+}
+
 std::vector<const LinearSpec*> ModelSpec::linears() const {
   std::vector<const LinearSpec*> all = {&embedding};
   for (const auto* linear : front_linears()) all.push_back(linear);

@@ -168,6 +168,13 @@ struct LeftOut {
   std::string why;      ///< "rotary tables, which follow from config.json"
 };
 
+/// One run of a block. Blocks of some models run more than once, over the same tensors.
+struct Visit {
+  int block = 0, pass = 0;
+
+  Visit(int block, int pass = 0) : block(block), pass(pass) {}  // of most models a block's number says it all
+};
+
 struct ModelSpec {
   std::string family;  ///< the table's name ("llama" for mistral too)
   int hidden = 0, vocab = 0;
@@ -195,10 +202,13 @@ struct ModelSpec {
   std::string text_config;            ///< where a wrapper's config.json describes the text model: "text_config"; empty: at its top
 
   int streams = 1;  ///< the first streams · hidden columns of the state are the residual
+  int passes = 1;   ///< how often the blocks run, each time all of them in order; the state goes on from one pass to the next
 
   bool tied() const { return !head; }
   /// Positions that the model knows, from the first token of a text on; 0: any number.
   int positions() const { return position_embedding ? position_embedding->out : 0; }
+  /// Every run of every block, in the order of the forward pass.
+  std::vector<Visit> visits() const;
   /// Every linear in the order of the forward pass: embedding, blocks, head. They are this spec's own.
   std::vector<const LinearSpec*> linears() const;
   /// Those before the first block but the embedding, and those behind the last one but the head.

@@ -44,18 +44,18 @@ std::vector<mx::array> stream_blocks(const Model& model, const std::vector<mx::a
   }
   if (options.after_block) options.after_block(-1, activations);
 
-  for (int i = 0; i < static_cast<int>(spec.blocks.size()); ++i) {
-    auto tensors = model.load_block(i, dtype);
+  for (const auto& visit : spec.visits()) {
+    auto tensors = model.load_block(visit.block, dtype);
     auto formats = formats_of(model.formats(), tensors);
-    if (options.before_block) options.before_block(i, tensors, formats);
+    if (options.before_block) options.before_block(visit.block, tensors, formats);
     densify(tensors, formats, dtype);
     for (std::size_t b = 0; b < activations.size(); ++b) {
       const auto observer = of_batch(options.observer, b);
       auto context = context_of(b);
       context.observer = &observer;
-      activations[b] = settled(block(spec, i, tensors, formats, mx::astype(activations[b], dtype), context), boundary);
+      activations[b] = settled(block(spec, visit, tensors, formats, mx::astype(activations[b], dtype), context), boundary);
     }
-    if (options.after_block) options.after_block(i, activations);
+    if (options.after_block) options.after_block(visit, activations);
   }
   return activations;
 }

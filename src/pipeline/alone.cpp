@@ -17,15 +17,16 @@ model::Tensors computed(const model::Model& model, model::Tensors tensors) {
 class Walker {
  public:
   Walker(const model::Model& model, const std::vector<calibration::Batch>& batches, const AloneRun& run)
-      : model_(model), spec_(model.spec()), batches_(batches), run_(run), blocks_(static_cast<int>(spec_.blocks.size())) {}
+      : model_(model), spec_(model.spec()), batches_(batches), run_(run), visits_(spec_.visits()) {}
   void all();
 
  private:
   model::Tensors load(int block) const { return computed(model_, model_.load_block(block, model_.stored_dtype())); }
   States embedded(const model::Tensors& tensors) const;
-  States pass(int block, const model::Tensors& tensors, States states, const model::BatchObserver* observer = nullptr) const;
-  /// Through all blocks from `from` on.
-  States rest(int from, States states) const;
+  States pass(const model::Visit& visit, const model::Tensors& tensors, States states, const model::BatchObserver* observer = nullptr) const;
+  /// From a run of a block, counted over all passes, to the end; with a part replaced wherever its block runs again. The observer is told of later
+  /// passes.
+  States rest(std::size_t from, States states, const AlonePart* part = nullptr, const model::BatchObserver* observer = nullptr) const;
   evaluate::Answers answers(const States& states, const model::Tensors& final_tensors) const;
   model::Tensors changed(const AlonePart& part, model::Tensors tensors) const;
   /// Parts outside of the blocks: `of` is the embedding or the head.
@@ -37,7 +38,7 @@ class Walker {
   const model::ModelSpec& spec_;
   const std::vector<calibration::Batch>& batches_;
   const AloneRun& run_;
-  const int blocks_;
+  const std::vector<model::Visit> visits_;
   std::optional<evaluate::Answers> teacher_;
 };
 
@@ -52,20 +53,25 @@ States Walker::embedded(const model::Tensors& tensors) const {
   return states;
 }
 
-States Walker::pass(int block, const model::Tensors& tensors, States states, const model::BatchObserver* observer) const {
+States Walker::pass(const model::Visit& visit, const model::Tensors& tensors, States states, const model::BatchObserver* observer) const {
   for (std::size_t b = 0; b < states.size(); ++b) {
     const auto told = model::of_batch(observer, b);
     model::Context context;
     context.segments = batches_[b].segments;
     context.observer = &told;
-    states[b] = model::block(spec_, block, tensors, {}, states[b], context);
+    states[b] = model::block(spec_, visit, tensors, {}, states[b], context);
     states[b].eval();
   }
   return states;
 }
 
-States Walker::rest(int from, States states) const {
-  for (int i = from; i < blocks_; ++i) states = pass(i, load(i), std::move(states));
+States Walker::rest(std::size_t from, States states, const AlonePart* part, const model::BatchObserver* observer) const {
+  for (std::size_t run = from; run < visits_.size(); ++run) {
+    const auto& visit = visits_[run];
+    auto tensors = load(visit.block);
+    if (part && part->block == visit.block) tensors = changed(*part, std::move(tensors));
+    states = pass(visit, tensors, std::move(states), visit.pass > 0 ? observer : nullptr);
+  }
   return states;
 }
 
@@ -93,7 +99,7 @@ void Walker::outer(const model::LinearSpec& of, const std::function<evaluate::An
 void Walker::all() {
   const auto embedding = computed(model_, model_.load_embedding(model_.stored_dtype()));
   const auto last = computed(model_, model_.load_final(model_.stored_dtype()));
-  const auto before = embedded(embedding), behind = rest(0, before);
+  const auto before = embedded(embedding), behind = rest(0, before, nullptr, run_.observer);
   teacher_ = answers(behind, last);
   if (run_.observer)
     for (std::size_t b = 0; b < behind.size(); ++b)
@@ -111,11 +117,11 @@ void Walker::all() {
   if (spec_.head) outer(*spec_.head, [&](const AlonePart& part) { return answers(behind, changed(part, last)); });
 
   auto states = before;
-  for (int i = 0; i < blocks_; ++i) {
+  for (int i = 0; i < static_cast<int>(spec_.blocks.size()); ++i) {
     const auto tensors = load(i);
     auto next = pass(i, tensors, states, run_.observer);
     for (const auto& part : run_.parts)
-      if (part.block == i && wanted(part)) figure(part, answers(rest(i + 1, pass(i, changed(part, tensors), states)), last));
+      if (part.block == i && wanted(part)) figure(part, answers(rest(i + 1, pass(i, changed(part, tensors), states), &part), last));
     states = std::move(next);
     if (run_.after_block) run_.after_block(i);
   }

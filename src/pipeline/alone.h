@@ -26,8 +26,8 @@ struct AloneRun {
   std::function<void(const AlonePart& part, const evaluate::Quality& quality)> done;
   /// Parts that are not to be measured (say, that an earlier process has measured); none by default.
   std::function<bool(const AlonePart& part)> skip = nullptr;
-  /// Told of the inputs of the model's own linears: of the head's (by the embedding's path when tied) before anything is measured, of a block's
-  /// before the block's parts are.
+  /// Told of the inputs of the model's own linears: of the head's (by the embedding's path when tied) and of blocks' later passes before anything is
+  /// measured, of a block's first before the block's parts are.
   const model::BatchObserver* observer = nullptr;
   /// Called when a block's parts are done.
   std::function<void(int block)> after_block = nullptr;

@@ -199,6 +199,7 @@ model::Tensors Awq::finish() {
   const auto outer = model_.load_final(model_.compute_dtype());
   calibration::HessianStore moments;
   for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
+    if (!run_.student().ends(b)) continue;
     auto input = model::final_norm(spec_, outer, run_.student().states(b), model_.formats());
     input.eval();
     moments.add(linear.path, input, nullptr, nullptr, rows_.counted[b] ? &*rows_.counted[b] : nullptr);

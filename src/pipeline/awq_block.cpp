@@ -72,7 +72,7 @@ RowErrors AwqBlock::step_error(const model::Tensors& tensors, int step) const {
     model::Context context;
     context.segments = in_.rows.segments[in_.judges[j]];
     model::Halted at{in_.student.states(in_.judges[j])};
-    for (int stage = 0; stage <= behind; ++stage) at = model::advance(spec_, in_.block, stage, tensors, {}, at, context);
+    for (int stage = 0; stage <= behind; ++stage) at = model::advance(spec_, in_.student.visit(in_.judges[j], in_.block), stage, tensors, {}, at, context);
     add_distance(errors, j, at.residual, in_.behind_step.at(step)[j]);
   }
   return errors;
@@ -83,7 +83,8 @@ RowErrors AwqBlock::block_error(const model::Tensors& tensors) const {
   for (std::size_t j = 0; j < in_.judges.size(); ++j) {
     model::Context context;
     context.segments = in_.rows.segments[in_.judges[j]];
-    add_distance(errors, j, model::block(spec_, in_.block, tensors, {}, in_.student.states(in_.judges[j]), context), in_.behind_block[j]);
+    const auto visit = in_.student.visit(in_.judges[j], in_.block);
+    add_distance(errors, j, model::block(spec_, visit, tensors, {}, in_.student.states(in_.judges[j]), context), in_.behind_block[j]);
   }
   return errors;
 }

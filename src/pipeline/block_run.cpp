@@ -51,7 +51,7 @@ void BlockRun::begin(json options, const json& more) {
   source.identify(identity);
   folder_.emplace(in_.output, identity, in_.fresh, context_);
   heeding_.emplace(context_.stop());
-  rows_ = source.read(model_, *folder_, context_);
+  rows_ = source.read(model_, *folder_, context_).in_passes(model_.spec().passes);
 }
 
 bool BlockRun::has_front() const {
@@ -89,6 +89,14 @@ void BlockRun::embed(BlockMethod& method) {
   }
   student_.emplace(spec, rows_.ids, rows_.segments, embedding, formats, model_.compute_dtype());
   if (method.needs_teacher()) teacher_.emplace(spec, rows_.ids, rows_.segments, original, model::Formats{}, model_.compute_dtype());
+  if (spec.passes == 1) return;
+  Walk full(spec, rows_.ids, rows_.segments, original, {}, model_.compute_dtype());
+  full.reach_passes([&](int i) {
+    context_.check();
+    return model_.cast(model::dense_tensors(model_, model_.load_block(i, model_.stored_dtype())), model_.compute_dtype());
+  });
+  student_->take_passes(full);
+  if (teacher_) teacher_->take_passes(full);
 }
 
 void BlockRun::quantize(BlockMethod& method) {

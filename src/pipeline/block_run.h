@@ -73,6 +73,7 @@ class BlockRun {
 
   const model::Model& model() const { return model_; }
   const plan::QuantPlan& plan() const { return plan_; }
+  /// As often as the model's blocks run (Rows::in_passes).
   const Rows& rows() const { return rows_; }
   const run::Context& context() const { return context_; }
   run::RunFolder& folder() { return *folder_; }

@@ -18,7 +18,11 @@ class BlockTraining {
   quantize::BlockwiseResult train(int block, const model::Tensors& dense, const Walk& before, model::Tensors& tensors);
 
  private:
-  bool is_last(int block) const { return block + 1 == static_cast<int>(run_.model().spec().blocks.size()); }
+  /// Whether nothing but the head stands behind the block, in every run of it.
+  bool is_last(int block) const {
+    const auto& spec = run_.model().spec();
+    return spec.passes == 1 && block + 1 == static_cast<int>(spec.blocks.size());
+  }
   quantize::OutputLoss loss_of(int block);
 
   const quantize::BlockwiseOptions& options_;

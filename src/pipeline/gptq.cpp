@@ -80,7 +80,7 @@ class Gptq : public BlockMethod {
         training_(options.training, run) {
     result_.tokens = rows_.tokens;
     // One batch alone fits everything and can judge nothing.
-    if (o_.asymmetric == Asymmetric::automatic && rows_.ids.size() > 1) held_every_ = rows_.held_every();
+    if (o_.asymmetric == Asymmetric::automatic && rows_.held_every() > 1) held_every_ = rows_.held_every();
     paired_ = o_.asymmetric == Asymmetric::on || held_every_ > 0;
     for (const auto& edge : spec_.edges())
       if (folds_.contains(edge.producer)) edges_.push_back(edge);
@@ -331,6 +331,7 @@ model::Tensors Gptq::finish() {
   auto tensors = model::dense_tensors(model_, model_.load_final(model_.stored_dtype()));
   const auto outer = model_.load_final(model_.compute_dtype());
   for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
+    if (!run_.student().ends(b)) continue;
     const auto input = [&](const mx::array& states) { return model::final_norm(spec_, outer, states, model_.formats()); };
     const std::optional<mx::array> reference = paired_ ? std::optional(input(run_.teacher()->states(b))) : std::nullopt;
     observe(linear.path, input(run_.student().states(b)), nullptr, b, reference ? &*reference : nullptr);

@@ -52,7 +52,9 @@ std::map<std::string, double> measured(const model::Model& model, const Rows& ro
     context.check();
   };
   alone.observer = &observer;
-  alone.after_block = [&](int) { moments.clear(); };
+  alone.after_block = [&](int block) {
+    for (const auto* linear : model.spec().blocks[block].linears()) moments.erase(linear->path);
+  };
   measure_alone(model, rows.batches, alone);
   progress.finish();
   return found;

@@ -25,7 +25,7 @@ double kept_per_token(const model::BlockSpec& block) {
 int micro_tokens(const model::ModelSpec& spec) {
   if (kernels::cpu_kernels()) return 1024;
   double kept = 0;
-  for (const auto& block : spec.blocks) kept += 2 * kept_per_token(block);
+  for (const auto& block : spec.blocks) kept += 2 * spec.passes * kept_per_token(block);
   // A quarter of the memory for activations leaves room for weights, gradients and the head's chunks.
   const double room = available_memory() / 4;
   return std::clamp(static_cast<int>(room / std::max(1.0, kept)), 1024, 65536);
@@ -45,7 +45,7 @@ double expected_memory(const model::ModelSpec& spec, const plan::QuantPlan& plan
   // Teacher and the student's dense weights, 2 bytes each; latents 2; the batch's gradient 4 when codes move; scales, biases and Adam.
   double bytes = parameters * (4 + (use.move_codes ? 6 : 0) + 8.0 * 4 / plan.base.group_size);
   const double tokens = std::max<double>(use.max_seq_length, micro_tokens(spec));
-  for (const auto& block : spec.blocks) bytes += tokens * (use.grad_checkpoint ? 2.0 * spec.hidden : 2 * kept_per_token(block));
+  for (const auto& block : spec.blocks) bytes += spec.passes * tokens * (use.grad_checkpoint ? 2.0 * spec.hidden : 2 * kept_per_token(block));
   return bytes + 2.0 * 128e6;  // the head's chunks
 }
 

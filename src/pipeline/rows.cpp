@@ -39,7 +39,7 @@ std::optional<mx::array> counted_tokens(const calibration::Batch& batch) {
   return mx::array(rows.data(), {static_cast<int>(rows.size())}, mx::int32);
 }
 
-std::size_t Rows::held_every() const { return std::min(kHeldOut, batches.size()); }
+std::size_t Rows::held_every() const { return std::min(kHeldOut, batches.size() / passes); }
 
 std::pair<Rows, Rows> Rows::hold_out() const {
   if (batches.size() < 2) return {*this, *this};
@@ -55,6 +55,15 @@ Rows Rows::first(double least) const {
   some.manifest = manifest;
   for (std::size_t b = 0; b < batches.size() && some.tokens < least; ++b) add(some, batches[b], counted[b]);
   return some;
+}
+
+Rows Rows::in_passes(int passes) const {
+  auto all = *this;
+  for (int pass = 1; pass < passes; ++pass)
+    for (std::size_t b = 0; b < batches.size(); ++b) add(all, batches[b], counted[b]);
+  all.tokens = tokens;
+  all.passes = passes;
+  return all;
 }
 
 void check_positions(const model::ModelSpec& spec, int tokens, const char* flag) {

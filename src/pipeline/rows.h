@@ -38,6 +38,7 @@ struct Rows {
   std::vector<std::optional<mx::array>> counted;  ///< of each batch the tokens that are no padding, int32; nullopt: all of them
   double tokens = 0;                              ///< that count
   nlohmann::json manifest;
+  int passes = 1;  ///< how often each batch is there (in_passes)
 
   /// One batch in so many judges and is not fitted to: the last of each eight, of fewer the last of all.
   std::size_t held_every() const;
@@ -45,6 +46,8 @@ struct Rows {
   std::pair<Rows, Rows> hold_out() const;
   /// The first batches that together have at least so many tokens, or all.
   Rows first(double least) const;
+  /// The batches as often as a model's blocks run (ModelSpec::passes), pass after pass; tokens count once.
+  Rows in_passes(int passes) const;
 };
 
 /// The tokens of a batch that are no padding, int32; nullopt: all of them.

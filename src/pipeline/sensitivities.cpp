@@ -56,28 +56,33 @@ class Sweep {
         rows_(rows),
         formats_(formats),
         run_(run),
-        blocks_(static_cast<int>(spec_.blocks.size())),
+        visits_(spec_.visits()),
+        runs_(static_cast<int>(visits_.size())),
         context_(context),
-        progress_(context.events(), "finding sensitivities", 2 * std::int64_t{blocks_} + 3) {
+        progress_(context.events(), "finding sensitivities", 2 * std::int64_t{runs_} + 3) {
     for (const auto& batch : rows_.batches) tokens_ += mx::sum(batch.next_mask).item<float>();
   }
 
   /// Costs by linear, in the order of the formats (null: its width does not allow it).
   json all();
-  static std::string before(int block) { return fmt::format("gradients-{:05d}", block); }
+  /// The unit of the gradients before a run of a block, counted over all passes.
+  static std::string before(int run) { return fmt::format("gradients-{:05d}", run); }
   double tokens() const { return tokens_; }
 
  private:
-  static std::string entering(int block) { return fmt::format("states-{:05d}", block); }
+  static std::string entering(int run) { return fmt::format("states-{:05d}", run); }
+  /// Of a block that runs again, the Fisher diagonals of its later passes.
+  static std::string later(int block) { return fmt::format("later-{:05d}", block); }
   model::Tensors dense_block(int i) const { return dense(model_.load_block(i, model_.stored_dtype())); }
   /// Dense, in the compute dtype.
   model::Tensors dense(model::Tensors tensors) const { return model_.cast(model::dense_tensors(model_, std::move(tensors)), model_.compute_dtype()); }
   void forward(int last);
-  States through(int block, const model::Tensors& tensors, const States& states, const States& gradients);
+  States through(const model::Visit& visit, const model::Tensors& tensors, const States& states, const States& gradients);
   States head(const States& states);
   void embedding(const States& gradients);
   mx::array embedded_part(const mx::array& gradient) const;
   json judge(const std::vector<const model::LinearSpec*>& linears, const model::Tensors& tensors);
+  model::Tensors sums_of(const std::vector<const model::LinearSpec*>& linears) const;
   /// Calls work(begin, end) for parts of a batch's rows.
   template <class Work>
   void in_parts(std::size_t batch, const Work& work) const;
@@ -91,7 +96,8 @@ class Sweep {
   const Rows& rows_;
   const std::vector<codec::Format>& formats_;
   run::RunFolder& run_;
-  const int blocks_;
+  const std::vector<model::Visit> visits_;
+  const int runs_;
   const run::Context& context_;
   run::Progress progress_;
   double tokens_ = 0;
@@ -104,7 +110,7 @@ void Sweep::in_parts(std::size_t batch, const Work& work) const {
   for (int begin = 0; begin < rows; begin += at_once) work(begin, std::min(rows, begin + at_once));
 }
 
-/// Leaves what enters each block up to `last` in the run folder; `last` may be the number of blocks, what leaves the last of them.
+/// Leaves what enters each run of a block up to `last` in the run folder; `last` may be the number of runs, what leaves the last of them.
 void Sweep::forward(int last) {
   int from = -1;
   while (from < last && run_.has(entering(from + 1))) ++from;
@@ -126,11 +132,11 @@ void Sweep::forward(int last) {
     step();
   }
   for (int i = from; i < last; ++i) {
-    const auto tensors = dense_block(i);
+    const auto tensors = dense_block(visits_[i].block);
     for (std::size_t b = 0; b < states.size(); ++b) {
       model::Context context;
       context.segments = rows_.segments[b];
-      states[b] = model::block(spec_, i, tensors, {}, states[b], context);
+      states[b] = model::block(spec_, visits_[i], tensors, {}, states[b], context);
       states[b].eval();
     }
     run_.save(entering(i + 1), as_unit(states));
@@ -152,6 +158,14 @@ json Sweep::judge(const std::vector<const model::LinearSpec*>& linears, const mo
     for (const auto& format : formats_) entry.push_back(linear->in % format.group_size == 0 ? json(costs[next++]) : json(nullptr));
   }
   return result;
+}
+
+/// The Fisher diagonals that are there, by path.
+model::Tensors Sweep::sums_of(const std::vector<const model::LinearSpec*>& linears) const {
+  model::Tensors sums;
+  for (const auto* linear : linears)
+    if (fisher_.has(linear->path)) sums.insert({linear->path, fisher_.of(linear->path)});
+  return sums;
 }
 
 /// The head's own gradient, and that of what it read.
@@ -196,14 +210,14 @@ void Sweep::embedding(const States& gradients) {
 }
 
 /// Takes the gradients from behind a block to before it, and sums the squares of its weights'.
-States Sweep::through(int block, const model::Tensors& tensors, const States& states, const States& gradients) {
+States Sweep::through(const model::Visit& visit, const model::Tensors& tensors, const States& states, const States& gradients) {
   States before;
   for (std::size_t b = 0; b < states.size(); ++b) {
     std::vector<mx::array> parts;
     in_parts(b, [&](int begin, int end) {
       model::Context context;
       context.segments = cut(rows_.segments[b], begin, end);
-      auto g = quantize::through_block(spec_, block, tensors, cut(states[b], begin, end), cut(gradients[b], begin, end), context);
+      auto g = quantize::through_block(spec_, visit, tensors, cut(states[b], begin, end), cut(gradients[b], begin, end), context);
       std::vector<mx::array> all{g.input};
       for (const auto& [path, gradient] : g.weights) all.push_back(gradient);
       mx::eval(all);
@@ -219,36 +233,45 @@ States Sweep::through(int block, const model::Tensors& tensors, const States& st
 json Sweep::all() {
   json costs = json::object();
   States gradients;
-  int at = 0;  // the gradients before this block are known
-  while (at <= blocks_ && !run_.has(before(at))) ++at;
-  if (spec_.tied() && !run_.has("head")) at = blocks_ + 1;  // half of the embedding's costs is gone: nothing behind it can be used
-  if (at <= blocks_) {
+  int at = 0;  // the gradients before this run are known
+  while (at <= runs_ && !run_.has(before(at))) ++at;
+  if (spec_.tied() && !run_.has("head")) at = runs_ + 1;  // half of the embedding's costs is gone: nothing behind it can be used
+  if (at <= runs_) {
     auto done = run_.need(before(at));
     costs = done.meta;
     gradients = from_unit(done.tensors);
-    progress_.skip(2 * blocks_ + 2 - at);
+    progress_.skip(2 * runs_ + 2 - at);
     if (at > 0) forward(at - 1);
   } else {
-    forward(blocks_);
-    gradients = head(from_unit(run_.need(entering(blocks_)).tensors));
+    forward(runs_);
+    gradients = head(from_unit(run_.need(entering(runs_)).tensors));
     if (spec_.tied())
       run_.save("head", {{"fisher", fisher_.of(spec_.embedding.path)}});
     else
       costs.update(judge({&*spec_.head}, dense(model_.load_final(model_.stored_dtype()))));
     fisher_.clear();
-    at = blocks_;
+    at = runs_;
     run_.save(before(at), as_unit(gradients), costs);
-    run_.drop(entering(blocks_));
+    run_.drop(entering(runs_));
     step();
   }
   for (int i = at - 1; i >= 0; --i) {
-    const auto tensors = dense_block(i);
-    gradients = through(i, tensors, from_unit(run_.need(entering(i)).tensors), gradients);
-    costs.update(judge(spec_.blocks[i].linears(), tensors));
+    const auto& visit = visits_[i];
+    const auto linears = spec_.blocks[visit.block].linears();
+    const auto tensors = dense_block(visit.block);
+    gradients = through(visit, tensors, from_unit(run_.need(entering(i)).tensors), gradients);
+    // Gradients of different passes are taken to be independent, as those of different tokens are.
+    if (visit.pass + 1 < spec_.passes)
+      for (const auto& [path, sum] : run_.need(later(visit.block)).tensors) fisher_.put(path, mx::add(fisher_.of(path), sum));
+    if (visit.pass > 0)
+      run_.save(later(visit.block), sums_of(linears));
+    else
+      costs.update(judge(linears, tensors));
     fisher_.clear();
     run_.save(before(i), as_unit(gradients), costs);
     run_.drop(entering(i));
     run_.drop(before(i + 1));
+    if (visit.pass == 0 && spec_.passes > 1) run_.drop(later(visit.block));
     step();
   }
   embedding(gradients);

@@ -62,7 +62,6 @@ void search(const model::Model& model, const plan::QuantPlan& plan, const std::v
       take(unit(i), tensors);
       progress.advance(1);
     }
-    moments.clear();
     context.check();
   };
 
@@ -79,8 +78,12 @@ void search(const model::Model& model, const plan::QuantPlan& plan, const std::v
     ids.push_back(batch.ids);
     options.segments.push_back(batch.segments);
   }
-  options.after_block = [&](int i, std::vector<mx::array>&) {
-    if (i >= 0) finish(i, [&] { return model.load_block(i, dtype); });
+  options.after_block = [&](const model::Visit& visit, std::vector<mx::array>&) {
+    const int i = visit.block;
+    // Before its last run not all that the block's linears read has been seen.
+    if (i < 0 || visit.pass + 1 < spec.passes) return;
+    finish(i, [&] { return model.load_block(i, dtype); });
+    for (const auto* linear : spec.blocks[i].linears()) moments.erase(linear->path);
   };
   const auto states = model::stream_blocks(model, ids, options);
   const auto final_tensors = model.load_final();

@@ -22,12 +22,31 @@ model::Context Walk::context_of(std::size_t batch) const {
   return context;
 }
 
+void Walk::reach_passes(const std::function<model::Tensors(int block)>& load) {
+  const std::size_t part = at_.size() / spec_->passes;
+  for (std::size_t first = part; first < at_.size(); first += part) {
+    for (std::size_t b = first; b < first + part; ++b) at_[b] = at_[b - part];
+    for (int i = 0; i < static_cast<int>(spec_->blocks.size()); ++i) {
+      const auto tensors = load(i);
+      for (std::size_t b = first; b < first + part; ++b) {
+        auto x = model::block(*spec_, visit(b - part, i), tensors, {}, at_[b].residual, context_of(b));
+        x.eval();
+        at_[b] = {x};
+      }
+    }
+  }
+}
+
+void Walk::take_passes(const Walk& other) {
+  for (std::size_t b = at_.size() / spec_->passes; b < at_.size(); ++b) at_[b] = other.at_[b];
+}
+
 void Walk::advance(std::size_t batch, int block, int stage, const model::Tensors& tensors, const model::Formats& formats,
                    const model::Observer* observer) {
   auto context = context_of(batch);
   context.observer = observer;
   auto& at = at_[batch];
-  at = model::advance(*spec_, block, stage, tensors, formats, at, context);
+  at = model::advance(*spec_, visit(batch, block), stage, tensors, formats, at, context);
   mx::eval(at.arrays());
 }
 
@@ -45,14 +64,14 @@ void refuse_infinite(const mx::array& states, int block) {
 }  // namespace
 
 void Walk::leave(std::size_t batch, int block, const model::Tensors& tensors, const model::Formats& formats) {
-  auto x = model::leave(*spec_, block, tensors, formats, at_[batch], context_of(batch));
+  auto x = model::leave(*spec_, visit(batch, block), tensors, formats, at_[batch], context_of(batch));
   refuse_infinite(x, block);
   at_[batch] = {x};
 }
 
 void Walk::pass(int block, const model::Tensors& tensors, const model::Formats& formats) {
   for (std::size_t b = 0; b < at_.size(); ++b) {
-    auto x = model::block(*spec_, block, tensors, formats, at_[b].residual, context_of(b));
+    auto x = model::block(*spec_, visit(b, block), tensors, formats, at_[b].residual, context_of(b));
     refuse_infinite(x, block);
     at_[b] = {x};
   }

@@ -37,7 +37,7 @@ BlockRows slice(const BlockRows& rows, int begin, int end) {
     start[0] = begin, stop[0] = end;
     return mx::slice(x, start, stop);
   };
-  return {cut(rows.inputs), cut(rows.targets), rows.segments ? std::optional(cut(*rows.segments)) : std::nullopt};
+  return {cut(rows.inputs), cut(rows.targets), rows.segments ? std::optional(cut(*rows.segments)) : std::nullopt, rows.pass};
 }
 
 /// The rows in parts of `size` or fewer.
@@ -60,7 +60,7 @@ mx::array loss_of(const model::ModelSpec& spec, int block, const Student& studen
                   const OutputLoss& loss) {
   model::Context context;
   context.segments = rows.segments;
-  return loss(model::block(spec, block, student.with(weights), student.fixed_formats(), rows.inputs, context), rows);
+  return loss(model::block(spec, {block, rows.pass}, student.with(weights), student.fixed_formats(), rows.inputs, context), rows);
 }
 
 /// Rᵀ f32 [H, H] with R Rᵀ = the matrix by which errors are weighed; nullopt when it cannot be had.

@@ -30,6 +30,7 @@ struct BlockRows {
   mx::array inputs;                   ///< [B, T, H], the quantized model's, in the compute dtype
   mx::array targets;                  ///< [B, T, H], what the block shall give for them
   std::optional<mx::array> segments;  ///< int32 [B, T] as model::Context has them; negative ones are padding and do not count
+  int pass = 0;                       ///< which of the block's runs it is (model::Visit)
 };
 
 /// What a block's outputs [B, T, H] for some rows are worth: f32 scalar, a sum over the tokens that count, 0 when they are the targets.

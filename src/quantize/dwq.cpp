@@ -52,19 +52,19 @@ mx::array DwqTrainer::loss(const std::vector<mx::array>& weights, const calibrat
   mx::array hidden(0);
   if (options_.grad_checkpoint && needs_gradient) {
     hidden = model::embed(spec_, tensors, formats, part.ids, dtype_, context);
-    for (int i = 0; i < static_cast<int>(spec_.blocks.size()); ++i) {
+    for (const auto& visit : spec_.visits()) {
       // Everything that gradients flow to must be an input of the checkpointed function.
       std::vector<std::string> names;
       std::vector<mx::array> inputs{hidden};
-      for (const auto* linear : spec_.blocks[i].linears()) {
+      for (const auto* linear : spec_.blocks[visit.block].linears()) {
         names.push_back(linear->path + ".weight");
         inputs.push_back(tensors.at(names.back()));
       }
       // By value: the backward pass calls it again when this function has returned.
-      hidden = mx::checkpoint([this, &formats, tensors, context, i, names](const std::vector<mx::array>& in) {
+      hidden = mx::checkpoint([this, &formats, tensors, context, visit, names](const std::vector<mx::array>& in) {
         auto own = tensors;
         for (std::size_t n = 0; n < names.size(); ++n) own.insert_or_assign(names[n], in[n + 1]);
-        return std::vector<mx::array>{model::block(spec_, i, own, formats, in[0], context)};
+        return std::vector<mx::array>{model::block(spec_, visit, own, formats, in[0], context)};
       })(inputs)[0];
     }
     hidden = model::final_norm(spec_, tensors, hidden, formats);

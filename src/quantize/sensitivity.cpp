@@ -74,15 +74,15 @@ const mx::array& FisherStore::of(const std::string& path) const {
   return it->second;
 }
 
-BlockGradients through_block(const model::ModelSpec& spec, int i, const model::Tensors& tensors, const mx::array& x, const mx::array& cotangent,
+BlockGradients through_block(const model::ModelSpec& spec, const model::Visit& visit, const model::Tensors& tensors, const mx::array& x, const mx::array& cotangent,
                              const model::Context& context) {
-  const auto linears = spec.blocks[i].linears();
+  const auto linears = spec.blocks[visit.block].linears();
   std::vector<mx::array> inputs{x};
   for (const auto* linear : linears) inputs.push_back(tensors.at(linear->path + ".weight"));
   const auto run = [&](const std::vector<mx::array>& in) {
     auto own = tensors;
     for (std::size_t n = 0; n < linears.size(); ++n) own.insert_or_assign(linears[n]->path + ".weight", in[n + 1]);
-    return std::vector<mx::array>{model::block(spec, i, own, {}, in[0], context)};
+    return std::vector<mx::array>{model::block(spec, visit, own, {}, in[0], context)};
   };
   const auto gradients = kernels::gradients_through(run, inputs, cotangent, x.dtype()).gradients;
   BlockGradients result{{}, gradients.front()};

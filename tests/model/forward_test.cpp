@@ -37,7 +37,7 @@ class ForwardTest : public testing::TestWithParam<std::string> {
 
 TEST_P(ForwardTest, CachedDecodingEqualsTheWhole) {
   const auto whole = forward(spec, tensors, {}, ids, mx::float32);
-  Cache cache(static_cast<int>(spec.blocks.size()));
+  Cache cache(static_cast<int>(spec.visits().size()));
   Context context;
   context.cache = &cache;
   std::vector<mx::array> parts;

@@ -293,8 +293,8 @@ TEST_F(StreamTest, EqualsTheForwardPass) {
   };
   StreamOptions options;
   options.observer = &observer;
-  options.after_block = [&](int block, std::vector<mx::array>& activations) {
-    blocks.push_back(block);
+  options.after_block = [&](const Visit& visit, std::vector<mx::array>& activations) {
+    blocks.push_back(visit.block);
     EXPECT_EQ(activations.size(), 2u);
   };
   const auto hidden = stream_blocks(model, ids, options);

@@ -134,6 +134,16 @@ const std::map<std::string, const char*>& published() {
         "num_query_heads":[12,12,12,12,12,16,16,16,16,16,16,16,20,20,20,20],"num_kv_heads":[3,3,3,3,3,4,4,4,4,4,4,4,5,5,5,5],
         "ffn_multipliers":[0.5,0.73,0.97,1.2,1.43,1.67,1.9,2.13,2.37,2.6,2.83,3.07,3.3,3.53,3.77,4.0]})"},
       {"nanochat", R"({"model_type":"nanochat"})"},
+      {"gptj", R"({"model_type":"gptj","n_embd":4096,"n_layer":28,"n_head":16,"n_positions":2048,"rotary_dim":64,"vocab_size":50400,"n_inner":null,
+        "layer_norm_epsilon":1e-05,"tie_word_embeddings":false})"},
+      {"hunyuan_v1_dense", R"({"model_type":"hunyuan_v1_dense","hidden_size":4096,"num_hidden_layers":32,"intermediate_size":14336,
+        "num_attention_heads":32,"num_key_value_heads":8,"head_dim":128,"rms_norm_eps":1e-05,"vocab_size":128167,"max_position_embeddings":262144,
+        "rope_theta":10000.0,"rope_scaling":{"type":"dynamic","alpha":1000.0,"factor":1.0},"use_qk_norm":true,"tie_word_embeddings":true})"},
+      {"plamo", R"({"model_type":"plamo","hidden_size":5120,"num_hidden_layers":40,"intermediate_size":16640,"num_attention_heads":40,
+        "n_shared_head":8,"rms_norm_eps":1e-06,"vocab_size":50432,"max_position_embeddings":4096,"tie_word_embeddings":false})"},
+      {"iquestloopcoder", R"({"model_type":"iquestloopcoder","hidden_size":5120,"num_hidden_layers":80,"intermediate_size":27648,
+        "num_attention_heads":40,"num_key_value_heads":8,"head_dim":128,"rms_norm_eps":1e-05,"vocab_size":76800,"max_position_embeddings":131072,
+        "rope_theta":500000.0,"loop_num":2,"loop_window_size":64,"tie_word_embeddings":false})"},
       {"glm4", R"({"model_type":"glm4","hidden_size":4096,"num_hidden_layers":40,"intermediate_size":13696,"num_attention_heads":32,
         "num_key_value_heads":2,"head_dim":128,"rms_norm_eps":1e-05,"vocab_size":151552,"max_position_embeddings":32768,"rope_theta":10000.0,
         "partial_rotary_factor":0.5,"attention_bias":true,"tie_word_embeddings":false})"},
@@ -141,7 +151,28 @@ const std::map<std::string, const char*>& published() {
   return configs;
 }
 
-ModelSpec published_spec(const std::string& type) { return spec_from_config(json::parse(published().at(type))); }
+/// Llama 3.3 Nemotron Super 49B: Llama 3.3 70B with narrower MLPs in some blocks, and no attention in most of these.
+json nemotron_super() {
+  struct Run {
+    int blocks;
+    bool attends;
+    double ffn_mult;
+  };
+  json blocks = json::array();
+  for (const auto& run : {Run{1, true, 2.625},    Run{5, true, 5.25},    Run{2, false, 2.625},  Run{3, true, 5.25},    Run{1, false, 3.28125},
+                          Run{30, true, 5.25},    Run{1, false, 1.3125}, Run{2, false, 2.625},  Run{1, false, 1.3125}, Run{1, false, 5.25},
+                          Run{1, false, 1.3125},  Run{1, false, 2.625},  Run{3, false, 1.3125}, Run{1, true, 5.25},    Run{1, false, 1.3125},
+                          Run{2, false, 1.0},     Run{1, false, 1.3125}, Run{3, false, 1.0},    Run{2, false, 1.3125}, Run{2, false, 0.5},
+                          Run{2, false, 1.0},     Run{2, false, 0.5},    Run{1, false, 1.0},    Run{2, false, 0.5},    Run{9, true, 5.25}})
+    for (int i = 0; i < run.blocks; ++i)
+      blocks.push_back({{"attention", run.attends ? json{{"n_heads_in_group", 8}} : json{{"no_op", true}}}, {"ffn", {{"ffn_mult", run.ffn_mult}}}});
+  return {{"model_type", "nemotron-nas"}, {"hidden_size", 8192}, {"num_hidden_layers", 80}, {"num_attention_heads", 64},
+          {"rms_norm_eps", 1e-5},         {"vocab_size", 128256}, {"rope_theta", 500000.0},  {"block_configs", blocks}};
+}
+
+ModelSpec published_spec(const std::string& type) {
+  return spec_from_config(type == "nemotron-nas" ? nemotron_super() : json::parse(published().at(type)));
+}
 
 TEST(Spec, PublishedModelsHaveTheirPublishedSizes) {
   // Parameters of the linears alone (norms and biases are the small rest), from the models' own cards.
@@ -151,7 +182,10 @@ TEST(Spec, PublishedModelsHaveTheirPublishedSizes) {
       {"apertus", 8.053},      {"lfm2", 1.170},      {"cohere", 103.81},     {"cohere2", 8.028},     {"olmo2", 7.298},     {"olmo3", 7.297},
       {"phi", 2.779},          {"stablelm", 12.14},  {"starcoder2", 3.029},  {"granite", 8.17},      {"gpt_neox", 6.856},  {"gpt2", 0.12432},
       {"gpt_bigcode", 15.515}, {"nemotron", 4.19},   {"gemma", 2.506},       {"glm", 9.40},          {"internlm2", 7.738}, {"exaone", 2.405},
-      {"exaone4", 1.279},      {"minicpm", 3.008},   {"qwen", 1.837},        {"lille-130m", 0.1272}, {"openelm", 0.2715},  {"nanochat", 0.561}};
+      {"exaone4", 1.279},      {"minicpm", 3.008},   {"qwen", 1.837},        {"lille-130m", 0.1272}, {"openelm", 0.2715},  {"nanochat", 0.561},
+      {"gptj", 6.05},          {"plamo", 13.10},      {"nemotron-nas", 49.87},
+      // Their cards say 7B and 40B; these follow from their configs.
+      {"hunyuan_v1_dense", 7.504}, {"iquestloopcoder", 39.79}};
   for (const auto& [type, size] : billions) {
     const auto spec = published_spec(type);  // linears() points into it
     double total = 0;
@@ -373,6 +407,9 @@ TEST(Spec, WrongConfigsAreRefusedByName) {
   refused(changed("openelm", {{"ffn_multipliers", {0.5, -1}}}), "ffn_multipliers[1]");
   refused(changed("openelm", {{"num_kv_heads", {2, 4}}}), "num_kv_heads");
   refused(changed("plamo", {{"n_shared_head", 3}}), "n_shared_head");
+  refused(changed("gptj", {{"rotary_dim", 18}}), "rotary_dim");
+  refused(changed("gptj", {{"n_inner", 96}}), "n_inner");
+  refused(changed("iquestloopcoder", {{"loop_num", 3}}), "loop_num");
   refused(changed("nanochat", {{"num_attention_heads", 5}, {"num_key_value_heads", 5}}), "num_attention_heads");
   refused(with("rope_scaling", {{"type", "longrope"}, {"original_max_position_embeddings", 64}, {"long_factor", {1.0, 2.0}}}), "long_factor");
 }

@@ -73,6 +73,7 @@ json tiny_config(const std::string& model_type) {
     config.update({{"model_dim", 64}, {"num_transformer_layers", 2}, {"ffn_dim_divisor", 16}});
     config.update({{"num_query_heads", {4, 6}}, {"num_kv_heads", {2, 3}}, {"ffn_multipliers", {0.5, 1.5}}});
   }
+  if (model_type == "iquestloopcoder") config.update({{"attention_bias", true}, {"loop_window_size", 5}});
   if (model_type == "plamo") config["n_shared_head"] = 2;
   if (model_type == "gemma2") config["query_pre_attn_scalar"] = 24, config["attn_logit_softcapping"] = 5.0, config["final_logit_softcapping"] = 8.0;
   if (model_type == "gemma3_text") config["sliding_window"] = 5, config["sliding_window_pattern"] = 2, config["query_pre_attn_scalar"] = 24;
@@ -129,6 +130,7 @@ json tiny_config(const std::string& model_type) {
     config.update({{"attention_multiplier", 0.2}, {"embedding_multiplier", 1.5}, {"residual_multiplier", 0.7}});
   }
   if (model_type == "gpt_neox") config.update({{"rotary_emb_base", 10000}, {"rotary_pct", 0.5}});
+  if (model_type == "gptj") config.update({{"rotary_dim", 8}, {"n_inner", nullptr}});
   if (model_type == "nemotron") config.update({{"hidden_act", "relu2"}, {"attention_bias", true}, {"mlp_bias", true}});
   return config;
 }

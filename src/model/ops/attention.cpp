@@ -56,6 +56,15 @@ mx::array heated(const Scope& scope, const QueryTemperature& temperature, const 
   return mx::multiply(q, mx::reshape(mx::astype(factor, q.dtype()), {q.shape(0), q.shape(1), 1, 1}));
 }
 
+/// gate · a + (1 − gate) · b, head by head; all [B, T, heads, head_dim].
+mx::array mixed(const Scope& scope, const Attention::Again& again, const mx::array& q, const mx::array& a, const mx::array& b) {
+  const auto weight = mx::expand_dims(mx::astype(scope.tensor(again.gate.path), q.dtype()), -1);
+  const auto bias = mx::expand_dims(mx::astype(scope.tensor(again.gate_bias.path), q.dtype()), -1);
+  const auto scores = mx::transpose(mx::matmul(mx::transpose(q, {0, 2, 1, 3}), weight), {0, 2, 1, 3});
+  const auto gate = mx::sigmoid(mx::add(scores, bias));
+  return mx::add(mx::multiply(gate, a), mx::multiply(mx::subtract(mx::array(1, q.dtype()), gate), b));
+}
+
 }  // namespace
 
 std::vector<Part> parts_in_order(int q, int kv) {
@@ -77,6 +86,8 @@ void Attention::contents(int op, int first_stage, Contents& all) const {
     if (*norm) all.norms.push_back(&**norm);
   for (const auto* parameter : {&k_taps, &v_taps, &k_step, &v_step})
     if (*parameter) all.parameters.push_back(&**parameter);
+  if (again)
+    for (const auto* parameter : {&again->gate, &again->gate_bias}) all.parameters.push_back(parameter);
 }
 
 std::vector<mx::array> Attention::project(const Scope& scope, const mx::array& h) const {
@@ -94,6 +105,14 @@ std::vector<mx::array> Attention::project(const Scope& scope, const mx::array& h
   std::vector<mx::array> all;
   for (const auto& part : parts) all.push_back(columns_of(y, part));
   return all;
+}
+
+/// Keys and values that another run of a block has left.
+std::pair<mx::array, mx::array> Attention::carried_by(const Scope& scope, const Shared& from, int batch, int length) const {
+  if (scope.context.cache) return scope.context.cache->appended(from.block, length);
+  const int width = kv_heads * head_dim;
+  const auto split = [&](int first) { return mx::reshape(scope.columns({first, width}), {batch, length, kv_heads, head_dim}); };
+  return {split(from.first), split(from.first + width)};
 }
 
 Flow Attention::attend(const Scope& scope, const mx::array& h) const {
@@ -145,28 +164,34 @@ Flow Attention::attend(const Scope& scope, const mx::array& h) const {
   if (k_step) k = stepped(scope, *k_step, k);
   if (v_step) v = stepped(scope, *v_step, v);
   if (temperature) q = heated(scope, *temperature, q, longest);
+  const bool returns = again && scope.pass > 0;
   Flow next;
-  const int width = kv_heads * head_dim;
-  if (gives)
-    for (const auto* x : {&k, &v}) next.kept.push_back(mx::reshape(*x, {batch, length, width}));
+  if (gives && !returns)
+    for (const auto* x : {&k, &v}) next.kept.push_back(mx::reshape(*x, {batch, length, kv_heads * head_dim}));
+  if (shared)
+    std::tie(k, v) = carried_by(scope, *shared, batch, length);
+  else if (context.cache)
+    std::tie(k, v) = context.cache->append(scope.block, k, v);
   kernels::AttentionArgs args;
   args.scale = scale;
-  args.window = branches ? 0 : window;
   args.softcap = softcap;
+  if (context.cache) args.offset = offset;
   if (branches) args.branch_bits = Branches::kBits;
-  if (context.cache) {
-    args.offset = offset;
-    std::tie(k, v) = shared ? context.cache->appended(shared->block, length) : context.cache->append(scope.block, k, v);
-  } else if (shared) {
-    k = split(scope.columns({shared->first, width}), kv_heads);
-    v = split(scope.columns({shared->first + width, width}), kv_heads);
-  }
-  if (tiled) k = mx::tile(k, {1, 1, heads / kv_heads, 1}), v = mx::tile(v, {1, 1, heads / kv_heads, 1});
   const auto dtype = q.dtype();
-  if (wide && dtype == mx::float16)
-    for (auto* x : {&q, &k, &v}) *x = mx::astype(*x, mx::float32);
-  const auto out = kernels::attention(q, k, v, args, context.segments);
-  next.inputs.push_back(mx::reshape(mx::astype(out, dtype), {batch, length, heads * head_dim}));
+  const auto look = [&](mx::array keys, mx::array values, int window) {
+    args.window = branches ? 0 : window;
+    if (tiled) keys = mx::tile(keys, {1, 1, heads / kv_heads, 1}), values = mx::tile(values, {1, 1, heads / kv_heads, 1});
+    auto queries = q;
+    if (wide && dtype == mx::float16)
+      for (auto* x : {&queries, &keys, &values}) *x = mx::astype(*x, mx::float32);
+    return mx::astype(kernels::attention(queries, keys, values, args, context.segments), dtype);
+  };
+  auto out = look(k, v, returns ? again->window : window);
+  if (returns) {
+    const auto [keys, values] = carried_by(scope, again->first, batch, length);
+    out = mixed(scope, *again, q, look(keys, values, window), out);
+  }
+  next.inputs.push_back(mx::reshape(out, {batch, length, heads * head_dim}));
   return next;
 }
 
@@ -192,8 +217,9 @@ std::vector<std::string> Attention::readers() const {
 }
 
 std::vector<Edge> Attention::edges() const {
-  // A norm on the values takes their scale away, steps do not bear one; what later blocks read, or keys read too, keeps its own.
-  if (v_norm || v_step || shared || gives || values_from_keys) return {};
+  // A norm on the values takes their scale away, steps do not bear one; what later blocks read, or keys read too, keeps its own. A later run of this
+  // block reads them for the same output.
+  if (v_norm || v_step || shared || (gives && !again) || values_from_keys) return {};
   Edge edge;
   edge.producer = inputs.back().path;
   edge.rows = inputs.size() == 1 ? inputs[0].parts[2] : Part::piece(Role::v, 0, inputs.back().out);
@@ -205,6 +231,6 @@ std::vector<Edge> Attention::edges() const {
   return {edge};
 }
 
-Traits Attention::traits() const { return {.mixed_by = 1, .window = window}; }
+Traits Attention::traits() const { return {.mixed_by = 1, .window = again ? again->window : window}; }
 
 }  // namespace lquant::model

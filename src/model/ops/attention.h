@@ -34,6 +34,14 @@ struct Attention final : Op {
     int block = 0, first = 0;
   };
   std::optional<Shared> shared;
+  /// Where a block runs again, over the same tensors (IQuest's Loop Coder): every query looks at the first pass's keys and values, all before it, and
+  /// at its own pass's through a window. gate · the one + (1 − gate) · the other, with gate = sigmoid(query · w + b) of the query in its position.
+  struct Again {
+    Shared first;                      ///< the first pass's
+    int window = 0;                    ///< of its own
+    ParameterSpec gate, gate_bias;     ///< [heads, head_dim], [heads]
+  };
+  std::optional<Again> again;
   bool gives = false;                           ///< they are carried to later blocks: keys, then values
   bool values_from_keys = false;                ///< values are the keys' product before norm and positions: inputs are q and k (Gemma 4)
   std::optional<QueryTemperature> temperature;  ///< behind rope
@@ -61,6 +69,7 @@ struct Attention final : Op {
  private:
   std::vector<mx::array> project(const Scope& scope, const mx::array& h) const;
   Flow attend(const Scope& scope, const mx::array& h) const;
+  std::pair<mx::array, mx::array> carried_by(const Scope& scope, const Shared& from, int batch, int length) const;
 };
 
 /// Parts of a fused linear whose rows are all of q's, then k's, then v's.
