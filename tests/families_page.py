@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import families
+import tiny_models
 from mlx_lm.utils import MODEL_REMAPPING
 
 sys.path.append(str(Path(__file__).parent / "model"))
@@ -63,7 +64,7 @@ The methods work on every type. They know ops and the edges between them, not fa
 
 def known_model_types():
     """As `lquant families` lists them."""
-    done = subprocess.run([str(families.LQUANT), "families"], capture_output=True, text=True, env=families.ENVIRONMENT)
+    done = subprocess.run([str(tiny_models.LQUANT), "families"], capture_output=True, text=True, env=tiny_models.ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

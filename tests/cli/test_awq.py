@@ -7,6 +7,7 @@ import mlx.core as mx
 import mlx_lm
 import numpy as np
 import pytest
+import tiny_models
 from support import CONFIG, dense_weights, encode, kl, quantization, random_model, run, same_bytes, sentences, tensors, text_rows, write_rows
 
 WIDTHS = ["--bits", 3, "--embed-bits", 6, "--embed-group-size", 64, "--sequence-length", 64]
@@ -197,7 +198,7 @@ def test_options_change_what_they_say(model, rows, plain_kl, tmp_path):
 def family(name, folder):
     """A random small model with the embedded tokenizer; of two blocks, where its config does not list them."""
     listed = {"num_hidden_layers", "layer_types", "no_rope_layers", "sliding_window_pattern"} & families.FAMILIES[name].keys()
-    return families.family_folder(folder, name, seed=4, vocab_size=8192, **({} if listed else dict(num_hidden_layers=2)))
+    return tiny_models.family_folder(folder, name, seed=4, vocab_size=8192, **({} if listed else dict(num_hidden_layers=2)))
 
 
 @pytest.mark.parametrize("name", families.REPRESENTATIVES)
@@ -211,8 +212,8 @@ def test_every_op_and_topology(name, tmp_path, ran):
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     run("convert", "--hf-path", source, "-q", "--q-bits", 3, "--q-group-size", 32, "--plan", tmp_path / "plan.json", "--mlx-path", tmp_path / "plain")
     ids = [ids[:24] for ids in encode(sentences(4, seed=1000, words=30))]
-    exact, found, plain = (families.mlx_lm_logits(f, ids, mx.float32) for f in (source, tmp_path / "awq", tmp_path / "plain"))
-    families.assert_close(families.lquant_logits(tmp_path / "awq", ids, "float32"), found)
+    exact, found, plain = (tiny_models.mlx_lm_logits(f, ids, mx.float32) for f in (source, tmp_path / "awq", tmp_path / "plain"))
+    tiny_models.assert_close(tiny_models.lquant_logits(tmp_path / "awq", ids, "float32"), found)
     assert np.square(found - exact).mean() < np.square(plain - exact).mean()
     ran("awq", name)
 

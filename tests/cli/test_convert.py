@@ -8,9 +8,10 @@ import mlx.core as mx
 import mlx_lm
 import numpy as np
 import pytest
-from families import DENSE_EMBEDDING, FAMILIES, STAY_DENSE, TINY, assert_close, family_folder, lquant_logits, mlx_lm_logits, model_type, token_ids
+from families import DENSE_EMBEDDING, FAMILIES, STAY_DENSE, model_type
 from mlx_lm import utils
 from support import quantization, run, same_bytes, same_model, tensors
+from tiny_models import TINY, assert_close, family_folder, lquant_logits, mlx_lm_logits, token_ids
 
 RECIPES = ["mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6"]
 GROUPS = [None, 32, 64, 128]

@@ -7,8 +7,8 @@ import shutil
 import mlx.core as mx
 import numpy as np
 import pytest
-from families import family_folder, mlx_lm_logits, token_ids
 from support import dense_weights, run, sentences, tensors, text_rows
+from tiny_models import family_folder, mlx_lm_logits, token_ids
 
 ON_MLX = dict(LQUANT_KERNELS="mlx")
 DTYPES = ["float32", "bfloat16", "float16"]

@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx_lm
 import numpy as np
 import pytest
+import tiny_models
 from mlx_lm.quant import dynamic_quant as original
 from mlx_lm.utils import compute_bits_per_weight
 from support import ENVIRONMENT, LQUANT, encode, kl, quantization, random_model, run, sentences, tensors, text_rows, tree
@@ -341,13 +342,13 @@ def test_a_default_target_out_of_reach_gives_way(tmp_path):
 @pytest.mark.parametrize("name", families.REPRESENTATIVES)
 def test_every_op_and_topology(name, tmp_path, ran):
     """Random models, mixtures too, get a plan of three widths, load, and have the size that was asked for."""
-    families.family_folder(tmp_path / "model", name, seed=4, vocab_size=8192)
+    tiny_models.family_folder(tmp_path / "model", name, seed=4, vocab_size=8192)
     rows = text_rows(tmp_path / "rows.jsonl", count=24)
     done = run("dynamic-quant", "--model", tmp_path / "model", "--data-path", rows, "--mlx-path", tmp_path / "out", *ROWS, "--widths", 3, 4, 6, "--target-bpw", 5, "--json",
                cwd=tmp_path)
     figures = json.loads(done.stdout)
     assert np.isfinite(figures["kl"]) and figures["bits_per_weight"] <= 5
-    assert np.isfinite(families.mlx_lm_logits(tmp_path / "out", encode(["the old river walks"]), mx.float32)).all()
+    assert np.isfinite(tiny_models.mlx_lm_logits(tmp_path / "out", encode(["the old river walks"]), mx.float32)).all()
     ran("dynamic_quant", name)
 
 

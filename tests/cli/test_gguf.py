@@ -8,9 +8,9 @@ import mlx.core as mx
 import mlx_lm
 import numpy as np
 import pytest
+import tiny_models
 from gguf_files import write_gguf
 from support import TINY, random_model, run, same_bytes, tensors, text_rows, tree
-
 
 # What a GGUF file cannot say is left out: other scales of Gemma's scores than by its head, raw probabilities of experts, NoPE layers by list.
 MODELS = {
@@ -32,11 +32,11 @@ MODELS = {
 def build(monkeypatch, tmp_path):
     def make(name, dtype=None):
         monkeypatch.setitem(families.FAMILIES, name, MODELS[name])
-        model, config, unstacked, untied = families.build(name, seed=4)
+        model, config, unstacked, untied = tiny_models.build(name, seed=4)
         if dtype is not None:
             model.set_dtype(dtype)
         folder = tmp_path / "source"
-        families.save(folder, model, config, unstacked, untied)
+        tiny_models.save(folder, model, config, unstacked, untied)
         return folder
 
     return make
@@ -71,10 +71,10 @@ def test_every_architecture(build, tmp_path, name):
     file = write_gguf(source, tmp_path / "x.gguf", tokenizer_folder=TINY)
     run("convert", "--model", file, "--mlx-path", tmp_path / "back")
     assert_same_weights(tmp_path / "back", source, gemma=name.startswith("gemma"))
-    ids = families.token_ids(160)
-    theirs = families.mlx_lm_logits(source, ids)
-    families.assert_close(logits(file, ids, tmp_path), theirs)
-    families.assert_close(families.mlx_lm_logits(tmp_path / "back", ids), theirs)
+    ids = tiny_models.token_ids(160)
+    theirs = tiny_models.mlx_lm_logits(source, ids)
+    tiny_models.assert_close(logits(file, ids, tmp_path), theirs)
+    tiny_models.assert_close(tiny_models.mlx_lm_logits(tmp_path / "back", ids), theirs)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2-untied-yarn", "phi3", "gemma3", "qwen3-moe"])
@@ -116,7 +116,7 @@ def test_split_files_are_one(small, tmp_path):
     write_gguf(folder, tmp_path / "part.gguf", pieces=5)
     names = sorted(p.name for p in tmp_path.glob("part-*.gguf"))
     assert len(names) > 3 and names[0].startswith("part-00001-of-")
-    ids = families.token_ids(8192, rows=1)
+    ids = tiny_models.token_ids(8192, rows=1)
     expected = logits(whole, ids, tmp_path)
     for name in (names[0], names[-1]):
         assert np.array_equal(logits(tmp_path / name, ids, tmp_path), expected)

@@ -9,7 +9,8 @@ import mlx.core as mx
 import mlx_lm
 import numpy as np
 import pytest
-from support import TINY, kl, encode, quantization, random_model, run, sentences, tensors, text_rows, write_rows
+import tiny_models
+from support import TINY, encode, kl, quantization, random_model, run, sentences, tensors, text_rows, write_rows
 
 WIDTHS = ["--bits", 3, "--sequence-length", 64]
 
@@ -79,7 +80,7 @@ def test_options_change_what_they_say(model, rows, quantized, tmp_path):
 @pytest.mark.parametrize("name", families.REPRESENTATIVES)
 def test_every_op_and_topology(name, tmp_path, ran):
     """Random models are quantized and load; logits are nearer to the original's than those of plain rounding."""
-    source = families.family_folder(tmp_path / "source", name, seed=4, vocab_size=8192)
+    source = tiny_models.family_folder(tmp_path / "source", name, seed=4, vocab_size=8192)
     rows = text_rows(tmp_path / "rows.jsonl", count=64)
     gptq = ["gptq", "--model", source, "--data-path", rows, "--bits", 3, "--group-size", 32, "--sequence-length", 64]
     run(*gptq, "--mlx-path", tmp_path / "gptq")
@@ -88,16 +89,16 @@ def test_every_op_and_topology(name, tmp_path, ran):
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     run("convert", "--hf-path", source, "-q", "--q-bits", 3, "--q-group-size", 32, "--plan", tmp_path / "plan.json", "--mlx-path", tmp_path / "plain")
     ids = [ids[:24] for ids in encode(sentences(4, seed=1000, words=30))]
-    exact, found, plain = (families.mlx_lm_logits(f, ids, mx.float32) for f in (source, tmp_path / "gptq", tmp_path / "plain"))
+    exact, found, plain = (tiny_models.mlx_lm_logits(f, ids, mx.float32) for f in (source, tmp_path / "gptq", tmp_path / "plain"))
     assert np.square(found - exact).mean() < np.square(plain - exact).mean()
     run(*gptq, "--train-blocks", 1, "--mlx-path", tmp_path / "trained")
-    trained = families.mlx_lm_logits(tmp_path / "trained", ids, mx.float32)
+    trained = tiny_models.mlx_lm_logits(tmp_path / "trained", ids, mx.float32)
     assert np.square(trained - exact).mean() < np.square(plain - exact).mean()
     ran("gptq", name)
 
 
 def test_starved_experts_are_named(tmp_path):
-    source = families.family_folder(tmp_path / "source", "qwen3-moe", seed=4, vocab_size=8192)
+    source = tiny_models.family_folder(tmp_path / "source", "qwen3-moe", seed=4, vocab_size=8192)
     rows = write_rows(tmp_path / "rows.jsonl", [{"text": "the river"}])
     done = run("gptq", "--model", source, "--data-path", rows, "--mlx-path", tmp_path / "result", *WIDTHS)
     assert "experts saw fewer than" in done.stderr and "mlp.switch_mlp.gate_proj" in done.stderr

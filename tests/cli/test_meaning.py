@@ -14,7 +14,8 @@ from support import CHATML, TINY, random_model, run
 from transformers import AutoTokenizer
 
 sys.path.append(str(Path(__file__).parents[1]))
-from families import MOE, assert_close, build, longrope, lquant_logits, mlx_lm_logits, save, token_ids  # noqa: E402
+from families import MOE, longrope  # noqa: E402
+from tiny_models import assert_close, build, lquant_logits, mlx_lm_logits, save, token_ids  # noqa: E402
 
 ABSENT = object()
 LINEAR = dict(rope_type="linear", factor=2.0)

@@ -8,9 +8,9 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from families import assert_close, family_folder, lquant_logits, mlx_lm_logits, token_ids
 from mlx_lm import utils
 from support import run
+from tiny_models import assert_close, family_folder, lquant_logits, mlx_lm_logits, token_ids
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]  # output i of eight lies in this nibble

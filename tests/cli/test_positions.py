@@ -1,8 +1,8 @@
 """Models with an embedding of positions: it is written wherever the embedding of tokens is, and bounds what they read."""
 
-import families
 import mlx.core as mx
 import pytest
+import tiny_models
 from support import encode, quantization, run, sentences, tensors, text_rows
 
 POSITIONS = 64
@@ -10,7 +10,7 @@ POSITIONS = 64
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return families.family_folder(tmp_path_factory.mktemp("source") / "gpt2", "gpt2", vocab_size=8192, n_layer=2, n_positions=POSITIONS, n_ctx=POSITIONS)
+    return tiny_models.family_folder(tmp_path_factory.mktemp("source") / "gpt2", "gpt2", vocab_size=8192, n_layer=2, n_positions=POSITIONS, n_ctx=POSITIONS)
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def rows(tmp_path_factory):
 def written_and_read(folder):
     assert "model.wpe.weight" in tensors(folder)
     ids = [ids[:24] for ids in encode(sentences(2, seed=1000, words=30))]
-    families.assert_close(families.lquant_logits(folder, ids, "float32"), families.mlx_lm_logits(folder, ids, mx.float32))
+    tiny_models.assert_close(tiny_models.lquant_logits(folder, ids, "float32"), tiny_models.mlx_lm_logits(folder, ids, mx.float32))
 
 
 def test_every_method_writes_them(source, rows, tmp_path):

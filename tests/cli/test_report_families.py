@@ -6,10 +6,10 @@ import re
 import mlx.core as mx
 import numpy as np
 import pytest
-from families import family_folder, mlx_lm_logits
 from mlx_lm import utils
 from support import dense_weights, encode, log_softmax, quantization, run, sentences, tensors, text_rows
 from test_report import Page, numbers_of
+from tiny_models import family_folder, mlx_lm_logits
 
 NAMES = [
     "llama-untied-biases",
@@ -139,7 +139,7 @@ def test_replaced_alone_is_mlx_lms_model_with_one_linear_replaced(tmp_path):
     ids = np.array(encode([text.read_text()])[0][: ALONE * LENGTH]).reshape(ALONE, LENGTH).tolist()
     teacher, weights = mlx_lm_logits(source, ids), dense_weights(packed)
     # Both sides' logits are sums of some hundred f32 products a layer, three blocks deep, in other orders; e is ten times what that has been seen to
-    # leave (families.assert_close allows as much again). KL is to leading order half the variance of the logits' change, so that an error
+    # leave (tiny_models.assert_close allows as much again). KL is to leading order half the variance of the logits' change, so that an error
     # of e in every logit changes it by at most √(2·KL)·2e + e² a token, and its mean, by Jensen, by no more than the mean's.
     e = 1e-5 * np.ptp(teacher)
 

@@ -9,9 +9,9 @@ import mlx.core as mx
 import mlx_lm.utils
 import numpy as np
 import pytest
-from families import TINY, assert_close, lquant_logits, mlx_lm_logits, token_ids
 from mlx.utils import tree_flatten
 from support import quantization, run, write_rows
+from tiny_models import TINY, assert_close, lquant_logits, mlx_lm_logits, token_ids
 
 FIXTURES = Path(__file__).parents[1] / "model" / "fixtures"
 # Where an output has what begins with these names in the fixture; the text model comes under "language_model." everywhere.

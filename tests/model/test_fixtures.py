@@ -21,10 +21,10 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from families import ENVIRONMENT, LQUANT, assert_close, token_ids
 from mlx.utils import tree_map
 from mlx_lm import utils
 from mlx_lm.models.cache import make_prompt_cache
+from tiny_models import ENVIRONMENT, LQUANT, assert_close, token_ids
 
 FIXTURES = Path(__file__).parent / "fixtures"
 NAMES = sorted(f.name for f in FIXTURES.iterdir())

@@ -12,10 +12,24 @@ import subprocess
 import mlx.core as mx
 import numpy as np
 import pytest
-from families import ENVIRONMENT, FAMILIES, LQUANT, TINY, assert_close, build, cache_for, family_folder, is_embedding, lquant_logits, mlx_lm_logits, save, token_ids
+from families import FAMILIES
 from families_page import EXPECTED
 from mlx_lm import generate, load, utils
 from mlx_lm.generate import generate_step
+from tiny_models import (
+    ENVIRONMENT,
+    LQUANT,
+    TINY,
+    assert_close,
+    build,
+    cache_for,
+    family_folder,
+    is_embedding,
+    lquant_logits,
+    mlx_lm_logits,
+    save,
+    token_ids,
+)
 
 # name: (family, group size, bits, mode, what quantizes a path: None for mlx_lm's own choice)
 QUANTIZED = {

@@ -18,10 +18,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 for folder in ("tests", "tests/cli", "tests/hub"):
     sys.path.insert(0, str(ROOT / folder))
-from families import family_folder  # noqa: E402
 from gguf_files import write_gguf  # noqa: E402
 from mock_hub import MockHub  # noqa: E402
 from support import CHATML, ENVIRONMENT, LQUANT, chat_rows, run, sentences, text_rows  # noqa: E402
+from tiny_models import family_folder  # noqa: E402
 
 ROWS = {"--num-samples": 8, "--sequence-length": 32}
 LOWERED = {
