@@ -75,6 +75,8 @@ mx::array value_after(const Change& change, const mx::array& x) {
     }
     case Kind::reshape:
       return mx::reshape(x, change.shape);
+    case Kind::add_one:
+      return mx::add(x, mx::array(1.0f, x.dtype()));
     case Kind::unit_rows: {
       const auto wide = mx::astype(x, mx::float32);
       const auto length = mx::sqrt(mx::sum(mx::square(wide), -1, /*keepdims=*/true));
@@ -98,6 +100,18 @@ std::vector<std::string> our_names(const Imports& imports, const std::string& na
   for (const auto& rename : imports.renames)
     if (name.starts_with(rename.theirs)) names.push_back(rename.ours + name.substr(rename.theirs.size()));
   return names;
+}
+
+void settle_form(Imports& imports, const std::function<std::optional<mx::Shape>(const std::string&)>& shape_of) {
+  const auto has = [&](const std::string& name) { return shape_of(name).has_value(); };
+  std::erase_if(imports.rows, [&](const Import& row) {
+    if (!row.where) return false;
+    const auto name = located(imports, row.where->tensor, has);
+    if (!name) return true;
+    const auto shape = *shape_of(*name);
+    const int axis = axis_of(row.where->axis, shape.size());
+    return axis < 0 || shape[axis] != row.where->length;
+  });
 }
 
 std::optional<Source> find_source(const Imports& imports, const std::string& name, const std::function<bool(const std::string&)>& has) {

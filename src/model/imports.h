@@ -21,11 +21,19 @@ struct Change {
     slice,      ///< entries first … first + count of `axis` (counted from the end when negative)
     unit_rows,  ///< each row is divided by its L2 norm + 1e-7, in f32 (Baichuan M1's head)
     reshape,    ///< to `shape`, of as many entries
+    add_one,    ///< to every number, in its own dtype (a norm's w, where 1 + w is the weight)
     zeros,      ///< no source at all: zeros of `shape`, for what mlx_lm wants to be there and nothing reads
   };
   Kind kind;
   int axis = 0, first = 0, count = 0;
   mx::Shape shape = {};
+};
+
+/// Tells the forms of a checkpoint apart: in one of them this axis of this tensor has this length.
+struct Sign {
+  std::string tensor;
+  int axis = -1;
+  int length = 0;
 };
 
 /// One row: the tensors of `target` come from those of `sources`. Both are whole names or paths of linears ("model.layers.0.mlp.switch_mlp.up_proj"),
@@ -35,7 +43,8 @@ struct Import {
   std::string target;
   std::vector<std::string> sources;
   std::vector<Change> changes = {};
-  std::string unless = {};  ///< a tensor that, where it is there, says that the target needs no such change
+  std::string unless = {};                   ///< a tensor that, where it is there, says that the target needs no such change
+  std::optional<Sign> where = std::nullopt;  ///< the row is for checkpoints of this form alone
 };
 
 /// Names that begin with `ours` stand in some checkpoints under `theirs` ("language_model.model." under "model.language_model.").
@@ -65,6 +74,9 @@ std::vector<std::string> our_names(const Imports& imports, const std::string& na
 
 /// Whether a name fits a pattern, in which '*' stands for any characters.
 bool fits(const std::string& pattern, const std::string& name);
+
+/// Forgets the rows that are for checkpoints of another form; `shape_of` a tensor's, none when it is not there.
+void settle_form(Imports& imports, const std::function<std::optional<mx::Shape>(const std::string&)>& shape_of);
 
 /// One tensor's sources in a checkpoint, and what is done with them.
 struct Source {

@@ -9,25 +9,11 @@
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
 #include "model/norm.h"
+#include "model/ops/parts.h"
 #include "model/segments.h"
 
 namespace lquant::model {
 namespace {
-
-/// Rows of a product [..., out] that belong to a part: [..., rows].
-mx::array columns_of(const mx::array& y, const Part& part) {
-  auto shape = y.shape();
-  const int count = part.rows / part.run;
-  auto grouped = shape;
-  grouped.back() = count;
-  grouped.push_back(part.stride);
-  const auto groups = mx::reshape(y, grouped);
-  auto start = mx::Shape(grouped.size(), 0), stop = grouped;
-  start.back() = part.first;
-  stop.back() = part.first + part.run;
-  shape.back() = part.rows;
-  return mx::reshape(mx::slice(groups, start, stop), shape);
-}
 
 /// w0 · the token before + w1 · the token itself; x [B, T, Hkv, D].
 mx::array tapped(const Scope& scope, const ParameterSpec& taps, const mx::array& x) {
@@ -45,6 +31,16 @@ mx::array stepped(const Scope& scope, const ParameterSpec& spec, const mx::array
   const auto fixed = mx::stop_gradient(within);
   const auto steps = mx::add(mx::round(fixed), mx::subtract(within, fixed));  // what is added is 0
   return mx::astype(mx::multiply(steps, step), x.dtype());
+}
+
+/// x [B, T, heads · D] times the activated gate [B, T, heads · D or heads].
+mx::array gated(const OutputGate& gate, const mx::array& x, const mx::array& product, int heads) {
+  const bool by_head = product.shape(-1) == heads, sigmoid = gate.activation == OutputGate::Activation::sigmoid;
+  if (sigmoid && !by_head) return kernels::gated(product, x, kernels::Activation::sigmoid);
+  const auto softplus = [&] { return mx::logaddexp(mx::astype(product, mx::float32), mx::array(0.0f)); };
+  const auto factor = mx::astype(sigmoid ? mx::sigmoid(product) : softplus(), x.dtype());
+  if (!by_head) return mx::multiply(x, factor);
+  return mx::flatten(mx::multiply(mx::unflatten(x, -1, {heads, x.shape(-1) / heads}), mx::expand_dims(factor, -1)), -2, -1);
 }
 
 /// Nothing where the factor is 1 for all positions below `longest`.
@@ -71,6 +67,11 @@ std::vector<Part> parts_in_order(int q, int kv) {
   return {Part::piece(Role::q, 0, q), Part::piece(Role::k, q, kv), Part::piece(Role::v, q + kv, kv)};
 }
 
+std::vector<Part> parts_with_gate(int heads, int head_dim) {
+  const int rows = heads * head_dim, stride = 2 * head_dim;
+  return {{Role::q, rows, 0, head_dim, stride}, {Role::other, rows, head_dim, head_dim, stride}};
+}
+
 std::vector<Part> parts_by_group(int kv_heads, int repeats, int head_dim) {
   const int stride = (repeats + 2) * head_dim, q = repeats * head_dim;
   return {{Role::q, kv_heads * q, 0, q, stride},
@@ -81,6 +82,7 @@ std::vector<Part> parts_by_group(int kv_heads, int repeats, int head_dim) {
 void Attention::contents(int op, int first_stage, Contents& all) const {
   for (const auto& linear : inputs) all.readings.push_back({&linear, op, first_stage});
   for (const auto& linear : unread) all.readings.push_back({&linear, op, first_stage});
+  if (gate && gate->linear) all.readings.push_back({&*gate->linear, op, first_stage});
   all.readings.push_back({&output, op, first_stage + 1});
   for (const auto* norm : {&q_norm, &k_norm, &v_norm, &unread_norm})
     if (*norm) all.norms.push_back(&**norm);
@@ -90,20 +92,23 @@ void Attention::contents(int op, int first_stage, Contents& all) const {
     for (const auto* parameter : {&again->gate, &again->gate_bias}) all.parameters.push_back(parameter);
 }
 
+/// Of the queries, keys, values; last of all the gate's, where there is one.
 std::vector<mx::array> Attention::project(const Scope& scope, const mx::array& h) const {
-  std::vector<kernels::LinearWeight> weights;
-  if (inputs.size() > 1 || inputs[0].parts.empty()) {
-    for (const auto& linear : inputs) weights.push_back(scope.weight(linear));
-    return kernels::linears(h, weights);
-  }
   const auto& parts = inputs[0].parts;
-  if (std::all_of(parts.begin(), parts.end(), [](const Part& part) { return part.contiguous(); })) {
+  const bool in_pieces = !parts.empty() && std::all_of(parts.begin(), parts.end(), [](const Part& part) { return part.contiguous(); });
+  std::vector<kernels::LinearWeight> weights;
+  if (in_pieces) {
     for (const auto& part : parts) weights.push_back(scope.weight(inputs[0], part));
-    return kernels::linears(h, weights);
+  } else {
+    for (const auto& linear : inputs) weights.push_back(scope.weight(linear));
   }
-  const auto y = kernels::linear(h, scope.weight(inputs[0]));
+  if (gate && gate->linear) weights.push_back(scope.weight(*gate->linear));
+  auto products = kernels::linears(h, weights);
+  if (parts.empty() || in_pieces) return products;
   std::vector<mx::array> all;
-  for (const auto& part : parts) all.push_back(columns_of(y, part));
+  for (const auto& part : parts) all.push_back(columns_of(products[0], part));
+  all.insert(all.end(), products.begin() + 1, products.end());
+  if (gate && !gate->linear) std::rotate(all.begin() + 1, all.begin() + 2, all.end());
   return all;
 }
 
@@ -191,12 +196,14 @@ Flow Attention::attend(const Scope& scope, const mx::array& h) const {
     const auto [keys, values] = carried_by(scope, again->first, batch, length);
     out = mixed(scope, *again, q, look(keys, values, window), out);
   }
-  next.inputs.push_back(mx::reshape(out, {batch, length, heads * head_dim}));
+  const auto together = mx::reshape(out, {batch, length, heads * head_dim});
+  next.inputs.push_back(gate ? gated(*gate, together, projected.back(), heads) : together);
   return next;
 }
 
 Flow Attention::start(const Scope& scope, const mx::array& normed, const mx::array&) const {
   for (const auto& linear : inputs) scope.observe(linear, normed);
+  if (gate && gate->linear) scope.observe(*gate->linear, normed);
   return {{normed}, {}};
 }
 
@@ -213,6 +220,7 @@ mx::array Attention::finish(const Scope& scope, const Flow& at, const std::optio
 std::vector<std::string> Attention::readers() const {
   std::vector<std::string> all;
   for (const auto& linear : inputs) all.push_back(linear.path);
+  if (gate && gate->linear) all.push_back(gate->linear->path);
   return all;
 }
 

@@ -16,7 +16,19 @@ struct QueryTemperature {
   int period = 1;
 };
 
-/// Grouped-head causal attention (arXiv 2305.13245) with rotary positions. Stage 0: q, k, v; stage 1: o.
+/// A factor of what attention gives, before the output (arXiv 2505.06708): an activation of a product of attention's own input.
+struct OutputGate {
+  enum class Activation {
+    sigmoid,
+    softplus,  ///< made in f32 and rounded
+  };
+  Activation activation = Activation::sigmoid;
+  /// [heads · head_dim, H], a factor for each feature, or [heads, H], one for each head. None: the second part of the queries' linear, whose first
+  /// are the queries, a factor for each feature.
+  std::optional<LinearSpec> linear = std::nullopt;
+};
+
+/// Grouped-head causal attention (arXiv 2305.13245) with rotary positions. Stage 0: q, k, v, the gate; stage 1: o.
 struct Attention final : Op {
   int heads = 0, kv_heads = 0, head_dim = 0;
   float scale = 1;
@@ -51,6 +63,7 @@ struct Attention final : Op {
   std::optional<ParameterSpec> k_step, v_step;
   /// q, k, v; or one linear with three parts, in this order.
   std::vector<LinearSpec> inputs;
+  std::optional<OutputGate> gate;
   LinearSpec output;
   /// Of an attention that reads another block's keys and values: what mlx_lm wants to be there all the same.
   std::vector<LinearSpec> unread;
@@ -74,6 +87,8 @@ struct Attention final : Op {
 
 /// Parts of a fused linear whose rows are all of q's, then k's, then v's.
 std::vector<Part> parts_in_order(int q, int kv);
+/// Queries and their gates, rows head by head: a head's queries, then its gates (OutputGate).
+std::vector<Part> parts_with_gate(int heads, int head_dim);
 /// Parts of one whose rows come group by group: `repeats` query heads, their key head, their value head (gpt_neox with repeats 1, InternLM 2).
 std::vector<Part> parts_by_group(int kv_heads, int repeats, int head_dim);
 
