@@ -125,7 +125,7 @@ Flow Attention::attend(const Scope& scope, const mx::array& h) const {
   if (context.cache && context.segments) throw std::invalid_argument("[model] segments and a cache exclude each other");
   const auto* branches = context.branches ? &*context.branches : nullptr;
   if (branches && !context.segments) throw std::invalid_argument("[model] branches need segments");
-  if (branches && window > 0 && branches->longest > window)
+  if (const int sees = traits().window; branches && sees > 0 && branches->longest > sees)
     throw std::invalid_argument("[model] a text with its ending is longer than the window; give it without branches");
   const int batch = h.shape(0), length = h.shape(1);
   const auto projected = project(scope, h);
@@ -153,11 +153,12 @@ Flow Attention::attend(const Scope& scope, const mx::array& h) const {
   const int longest = branches ? branches->longest : offset + length;
   if (rope) {
     const auto inv_freq = inverse_frequencies(*rope, longest);
-    // Scores of rotated heads know distances alone. A norm's weights behind the rotation know places, so there each text counts its own.
+    // Scores of rotated heads know distances alone. A norm's weights behind the rotation know places, as a gate's do, so there each text counts its
+    // own.
     std::optional<mx::array> places;
     if (branches)
       places = branches->positions;
-    else if (context.segments && norms_behind_rope)
+    else if (context.segments && (norms_behind_rope || again))
       places = positions(context, batch, length);
     q = kernels::rope(q, inv_freq, offset, rope->magnitude, rope->interleaved, places);
     if (!shared) k = kernels::rope(k, inv_freq, offset, rope->magnitude, rope->interleaved, places);
