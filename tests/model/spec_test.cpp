@@ -134,6 +134,17 @@ const std::map<std::string, const char*>& published() {
         "num_query_heads":[12,12,12,12,12,16,16,16,16,16,16,16,20,20,20,20],"num_kv_heads":[3,3,3,3,3,4,4,4,4,4,4,4,5,5,5,5],
         "ffn_multipliers":[0.5,0.73,0.97,1.2,1.43,1.67,1.9,2.13,2.37,2.6,2.83,3.07,3.3,3.53,3.77,4.0]})"},
       {"nanochat", R"({"model_type":"nanochat"})"},
+      {"qwen3_next", R"({"model_type":"qwen3_next","hidden_size":2048,"num_hidden_layers":48,"intermediate_size":5120,"num_attention_heads":16,
+        "num_key_value_heads":2,"head_dim":256,"linear_num_key_heads":16,"linear_num_value_heads":32,"linear_key_head_dim":128,
+        "linear_value_head_dim":128,"linear_conv_kernel_dim":4,"full_attention_interval":4,"num_experts":512,"num_experts_per_tok":10,
+        "decoder_sparse_step":1,"mlp_only_layers":[],"moe_intermediate_size":512,"shared_expert_intermediate_size":512,"norm_topk_prob":true,
+        "rms_norm_eps":1e-06,"vocab_size":151936,"rope_theta":10000000,"rope_scaling":null,"partial_rotary_factor":0.25,
+        "max_position_embeddings":262144,"tie_word_embeddings":false})"},
+      {"qwen3_5", R"({"model_type":"qwen3_5","tie_word_embeddings":true,"text_config":{"model_type":"qwen3_5_text","hidden_size":1024,
+        "num_hidden_layers":24,"intermediate_size":3584,"num_attention_heads":8,"num_key_value_heads":2,"head_dim":256,"linear_num_key_heads":16,
+        "linear_num_value_heads":16,"linear_key_head_dim":128,"linear_value_head_dim":128,"linear_conv_kernel_dim":4,"full_attention_interval":4,
+        "rms_norm_eps":1e-06,"vocab_size":248320,"max_position_embeddings":262144,"rope_parameters":{"mrope_interleaved":true,
+        "mrope_section":[11,11,10],"rope_type":"default","rope_theta":10000000,"partial_rotary_factor":0.25}}})"},
       {"glm4", R"({"model_type":"glm4","hidden_size":4096,"num_hidden_layers":40,"intermediate_size":13696,"num_attention_heads":32,
         "num_key_value_heads":2,"head_dim":128,"rms_norm_eps":1e-05,"vocab_size":151552,"max_position_embeddings":32768,"rope_theta":10000.0,
         "partial_rotary_factor":0.5,"attention_bias":true,"tie_word_embeddings":false})"},
@@ -151,7 +162,8 @@ TEST(Spec, PublishedModelsHaveTheirPublishedSizes) {
       {"apertus", 8.053},      {"lfm2", 1.170},      {"cohere", 103.81},     {"cohere2", 8.028},     {"olmo2", 7.298},     {"olmo3", 7.297},
       {"phi", 2.779},          {"stablelm", 12.14},  {"starcoder2", 3.029},  {"granite", 8.17},      {"gpt_neox", 6.856},  {"gpt2", 0.12432},
       {"gpt_bigcode", 15.515}, {"nemotron", 4.19},   {"gemma", 2.506},       {"glm", 9.40},          {"internlm2", 7.738}, {"exaone", 2.405},
-      {"exaone4", 1.279},      {"minicpm", 3.008},   {"qwen", 1.837},        {"lille-130m", 0.1272}, {"openelm", 0.2715},  {"nanochat", 0.561}};
+      {"exaone4", 1.279},      {"minicpm", 3.008},   {"qwen", 1.837},        {"lille-130m", 0.1272}, {"openelm", 0.2715},  {"nanochat", 0.561},
+      {"qwen3_next", 79.67},   {"qwen3_5", 0.752}};
   for (const auto& [type, size] : billions) {
     const auto spec = published_spec(type);  // linears() points into it
     double total = 0;
@@ -480,6 +492,11 @@ TEST(Spec, WhatMlxLmCannotRunIsRefused) {
   refused("lfm2", {{"layer_types", {"full_attention", "full_attention"}}}, "layers of both kinds");
   refused("lfm2", {{"block_dim", 32}}, "block_dim");
   refused("lfm2", {{"conv_L_cache", 1}}, "conv_L_cache");
+  refused("qwen3_next", {{"full_attention_interval", 1}}, "layers of one kind");
+  refused("qwen3_next", {{"full_attention_interval", 3}}, "layers of one kind");
+  refused("qwen3_next", {{"linear_num_value_heads", 3}}, "linear_num_value_heads");
+  refused("qwen3_5", {{"linear_conv_kernel_dim", 1}}, "linear_conv_kernel_dim");
+  refused("olmo_hybrid", {{"rope_parameters", {{"rope_type", "yarn"}, {"rope_theta", 1e4}}}}, "scales the positions");
   const auto blocks = oracle::tiny_config("nemotron-nas").at("block_configs");
   const auto changed = [&](int block, const char* half, const json& value) {
     auto all = blocks;
@@ -618,6 +635,9 @@ TEST(Spec, FieldsThatMlxLmWouldReadOtherwiseAreSettled) {
   EXPECT_EQ(settled("apertus", {{"rope_theta", "absent"}, {"rope_parameters", within}, {"post_norm", "absent"}, {"qk_norm", "absent"}}),
             (json{{"rope_theta", 500.0}, {"rope_scaling", scaling}, {"post_norm", false}, {"qk_norm", true}}));
   EXPECT_EQ(settled("lfm2", {{"block_dim", "absent"}}), (json{{"block_dim", 64}}));
+  EXPECT_EQ(settled("qwen3_5", {{"full_attention_interval", "absent"}, {"layer_types", {"linear_attention", "full_attention"}}}),
+            (json{{"full_attention_interval", 2}}));
+  EXPECT_EQ(settled("olmo_hybrid", {{"rope_theta", "absent"}, {"rope_parameters", nullptr}}), (json{{"rope_theta", nullptr}}));
   EXPECT_EQ(settled("nemotron-nas", {{"rope_scaling", {{"rope_type", "default"}}}}), (json{{"rope_scaling", nullptr}}));
 }
 
