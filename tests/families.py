@@ -26,6 +26,39 @@ MOE = dict(
     mlp_only_layers=[],
     norm_topk_prob=True,
 )
+# Three layers, the second of which has attention; more value heads than key heads, and heads of widths of their own.
+DELTA_NET = dict(
+    full_attention_interval=2,
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    linear_key_head_dim=32,
+    linear_value_head_dim=64,
+    linear_conv_kernel_dim=4,
+)
+OLMO_HYBRID = dict(
+    DELTA_NET,
+    model_type="olmo_hybrid",
+    layer_norm_epsilon=1e-4,
+    linear_allow_neg_eigval=True,
+    attention_bias=False,
+    tie_word_embeddings=False,
+    layer_types=["linear_attention", "full_attention", "linear_attention"],
+    rope_theta=None,
+    rope_parameters=dict(rope_theta=20000.0),
+)
+QWEN3_5 = dict(
+    DELTA_NET,
+    model_type="qwen3_5",
+    rope_theta=None,
+    rope_parameters=dict(rope_type="default", rope_theta=20000.0, partial_rotary_factor=0.5, mrope_section=[2, 1, 1]),
+)
+QWEN3_NEXT = dict(
+    MOE,
+    **DELTA_NET,
+    partial_rotary_factor=0.25,
+    shared_expert_intermediate_size=192,
+)
+QWEN3_NEXT["model_type"] = "qwen3_next"
 OPENELM = dict(model_type="openelm", model_dim=128, num_transformer_layers=3, ffn_dim_divisor=64, ffn_multipliers=[0.5, 1.7, 3.0])
 STABLELM = dict(model_type="stablelm", partial_rotary_factor=0.25, layer_norm_eps=1e-5)
 GRANITE = dict(model_type="granite", attention_multiplier=0.2, embedding_multiplier=1.5, residual_multiplier=0.7, logits_scaling=4.0)
@@ -309,6 +342,26 @@ FAMILIES = {
         hidden_size_per_layer_input=0,
     ),
     "gemma4-unified-mixture": dict(GEMMA4_MOE, wrapper="gemma4_unified"),
+    "olmo_hybrid": OLMO_HYBRID,
+    "olmo_hybrid-published-biases-tied": dict(
+        OLMO_HYBRID,
+        unstacked=True,
+        tie_word_embeddings=True,
+        attention_bias=True,
+        linear_allow_neg_eigval=False,
+        layer_types=["full_attention", "linear_attention", "linear_attention"],
+        rope_parameters=dict(rope_theta=None, rope_type="default"),
+    ),
+    "qwen3_5": QWEN3_5,
+    "qwen3_5-published-biases-untied": dict(
+        QWEN3_5, wrapper="qwen3_5", unstacked=True, tie_word_embeddings=False, attention_bias=True, linear_num_value_heads=2, rope_parameters=None
+    ),
+    "qwen3_5-moe": dict(MOE, **{**QWEN3_5, "model_type": "qwen3_5_moe", "shared_expert_intermediate_size": 192}),
+    "qwen3_5-moe-published": dict(
+        MOE, **{**QWEN3_5, "wrapper": "qwen3_5_moe", "model_type": "qwen3_5_moe_text", "unstacked": True, "shared_expert_intermediate_size": 192}
+    ),
+    "qwen3_next": QWEN3_NEXT,
+    "qwen3_next-published-some-dense": dict(QWEN3_NEXT, unstacked=True, mlp_only_layers=[1], norm_topk_prob=False, attention_bias=True),
     "qwen3-moe-some-dense-raw-probabilities": dict(MOE, mlp_only_layers=[1], norm_topk_prob=False, tie_word_embeddings=False),
 }
 
@@ -351,12 +404,15 @@ REPRESENTATIVES = {
     "baichuan_m1": "taps on keys and values, a head that is normed as it is read",
     "iquestloopcoder": "blocks that run twice, the second time over the first pass's keys and values too",
     "lfm2": "short convolutions",
+    "olmo_hybrid": "gated delta nets of three convolutions, norms before in some blocks and behind in others",
+    "qwen3_5": "gated delta nets, attention with an output gate",
+    "qwen3_next-published-some-dense": "gated delta nets of fused linears, an MLP beside the experts with a gate on its result, norms stored less 1",
     "qwen3-moe": "mixture of experts in stacks",
     "qwen3-moe-unstacked": "experts stored one by one",
     "qwen3-moe-some-dense-raw-probabilities": "mixtures and dense blocks in one model",
 }
 # Model types whose 16-bit pass mlx_lm cannot do on a CPU: MLX has no mixtures in 16 bits there.
-FLOAT32_ALONE = {"qwen3_moe", "qwen3_vl_moe"}
+FLOAT32_ALONE = {"qwen3_5_moe", "qwen3_moe", "qwen3_next", "qwen3_vl_moe"}
 # Models whose tied embedding stays dense, for mlx_lm multiplies by it as it is stored: what mlx_lm.convert makes of them without a predicate does not run.
 DENSE_EMBEDDING = {"seed-oss-tied"}
 # Linears that mlx_lm's quantizer fails on, by the end of their path: both programs leave them dense.

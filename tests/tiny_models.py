@@ -60,6 +60,25 @@ def build(name, seed, **changes):
     return model, config, unstacked, untied
 
 
+def published_hybrid(weights, ones):
+    """Models with gated delta nets as on the hub: taps as torch has them, Qwen's norms less 1, Qwen3.5's experts in two tensors, the head outside the text model."""
+    found = {}
+    for name, weight in weights.items():
+        if "switch_mlp" in name and name.startswith("language_model."):
+            stacks, kind = name.removesuffix("_proj.weight").split("switch_mlp.")
+            if kind == "up":
+                continue
+            if kind == "gate":
+                kind, weight = "gate_up", mx.concatenate([weight, weights[f"{stacks}switch_mlp.up_proj.weight"]], axis=1)
+            name = f"{stacks}experts.{kind}_proj"
+        elif "conv1d" in name:
+            weight = weight.swapaxes(1, 2)
+        elif ones and "norm" in name and "linear_attn" not in name:
+            weight = weight - 1
+        found[name.replace("language_model.model.", "model.language_model.").replace("language_model.lm_head", "lm_head")] = mx.contiguous(weight)
+    return found
+
+
 def save(folder, model, config, unstacked=False, untied=False):
     weights = dict(tree_flatten(model.parameters()))
     if config["model_type"].startswith("gemma3") and not untied:
@@ -71,6 +90,8 @@ def save(folder, model, config, unstacked=False, untied=False):
             weights[stacks + "experts.gate_up_proj"] = mx.concatenate([gate, up], axis=2)
             weights[stacks + "experts.down_proj"] = mx.contiguous(down)
     elif unstacked:
+        if config["model_type"].startswith(("qwen3_5", "qwen3_next", "olmo_hybrid")):
+            weights = published_hybrid(weights, ones=config["model_type"].startswith("qwen"))
         for name in [n for n in weights if "switch_mlp" in n]:
             for e, w in enumerate(weights.pop(name)):
                 weights[name.replace("switch_mlp", f"experts.{e}")] = mx.contiguous(w)

@@ -24,6 +24,8 @@ PARTS = {
     "pixtral": {"vision_tower.": "vision_tower.", "multi_modal_projector.": "multi_modal_projector."},
     "qwen2_vl": {"visual.": "vision_tower."},
     "qwen2_5_vl": {"visual.": "vision_tower."},
+    "qwen3_5": {"model.visual.": "vision_tower."},
+    "qwen3_5_moe": {"model.visual.": "vision_tower."},
     "qwen3_vl": {"model.visual.": "vision_tower."},
 }
 FILES = ["preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "chat_template.json"]

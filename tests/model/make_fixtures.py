@@ -56,6 +56,23 @@ def sized(**fields):
 WIDE = dict(head_dim=16, num_key_value_heads=1, intermediate_size=32)
 
 
+DELTA_NET = dict(
+    intermediate_size=32,
+    head_dim=16,
+    num_key_value_heads=1,
+    layer_types=["linear_attention", "full_attention"],
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    linear_key_head_dim=8,
+    linear_value_head_dim=8,
+    linear_conv_kernel_dim=4,
+)
+EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=32)
+QWEN3_5_ROPE = rope(10000000.0, mrope_section=[1, 1, 0], mrope_interleaved=True, partial_rotary_factor=0.25)
+QWEN3_5_TOWER = dict(depth=1, hidden_size=8, out_hidden_size=32, num_heads=2, intermediate_size=16, patch_size=4, num_position_embeddings=16)
+QWEN3_5_IDS = dict(image_token_id=90, video_token_id=91, vision_start_token_id=92, vision_end_token_id=93)
+
+
 GPT = dict(vocab_size=96, n_positions=32, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2)
 
 NEOX = {k: v for k, v in sized(intermediate_size=128).items() if k != "num_key_value_heads"}
@@ -181,6 +198,12 @@ FAMILIES = {
     "lfm2": (
         "Lfm2ForCausalLM",
         sized(layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False, conv_L_cache=3, rope_parameters=rope(1000000.0)),
+    ),
+    "qwen3_next": ("Qwen3NextForCausalLM", sized(**DELTA_NET, **EXPERTS, rope_parameters=rope(10000000.0, partial_rotary_factor=0.25))),
+    # Queries, keys and values as wide as each other: transformers 5.24 saves the taps in three equal parts whatever they belong to.
+    "olmo_hybrid": (
+        "OlmoHybridForCausalLM",
+        sized(**dict(DELTA_NET, linear_num_key_heads=4), rope_parameters=rope(None), tie_word_embeddings=False),
     ),
     "gptj": ("GPTJForCausalLM", dict(GPT, rotary_dim=4, tie_word_embeddings=False)),
     # Wrappers: a tower for images beside a text model.
@@ -331,6 +354,24 @@ FAMILIES = {
             video_token_id=91,
             vision_start_token_id=92,
             vision_end_token_id=93,
+        ),
+    ),
+    "qwen3_5": (
+        "Qwen3_5ForConditionalGeneration",
+        dict(
+            text_config=sized(**DELTA_NET, rope_parameters=QWEN3_5_ROPE, tie_word_embeddings=True),
+            vision_config=QWEN3_5_TOWER,
+            tie_word_embeddings=True,
+            **QWEN3_5_IDS,
+        ),
+    ),
+    "qwen3_5_moe": (
+        "Qwen3_5MoeForConditionalGeneration",
+        dict(
+            text_config=sized(**DELTA_NET, **EXPERTS, rope_parameters=QWEN3_5_ROPE, tie_word_embeddings=False),
+            vision_config=QWEN3_5_TOWER,
+            tie_word_embeddings=False,
+            **QWEN3_5_IDS,
         ),
     ),
     "lfm2_vl": (

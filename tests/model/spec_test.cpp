@@ -144,6 +144,17 @@ const std::map<std::string, const char*>& published() {
       {"iquestloopcoder", R"({"model_type":"iquestloopcoder","hidden_size":5120,"num_hidden_layers":80,"intermediate_size":27648,
         "num_attention_heads":40,"num_key_value_heads":8,"head_dim":128,"rms_norm_eps":1e-05,"vocab_size":76800,"max_position_embeddings":131072,
         "rope_theta":500000.0,"loop_num":2,"loop_window_size":64,"tie_word_embeddings":false})"},
+      {"qwen3_next", R"({"model_type":"qwen3_next","hidden_size":2048,"num_hidden_layers":48,"intermediate_size":5120,"num_attention_heads":16,
+        "num_key_value_heads":2,"head_dim":256,"linear_num_key_heads":16,"linear_num_value_heads":32,"linear_key_head_dim":128,
+        "linear_value_head_dim":128,"linear_conv_kernel_dim":4,"full_attention_interval":4,"num_experts":512,"num_experts_per_tok":10,
+        "decoder_sparse_step":1,"mlp_only_layers":[],"moe_intermediate_size":512,"shared_expert_intermediate_size":512,"norm_topk_prob":true,
+        "rms_norm_eps":1e-06,"vocab_size":151936,"rope_theta":10000000,"rope_scaling":null,"partial_rotary_factor":0.25,
+        "max_position_embeddings":262144,"tie_word_embeddings":false})"},
+      {"qwen3_5", R"({"model_type":"qwen3_5","tie_word_embeddings":true,"text_config":{"model_type":"qwen3_5_text","hidden_size":1024,
+        "num_hidden_layers":24,"intermediate_size":3584,"num_attention_heads":8,"num_key_value_heads":2,"head_dim":256,"linear_num_key_heads":16,
+        "linear_num_value_heads":16,"linear_key_head_dim":128,"linear_value_head_dim":128,"linear_conv_kernel_dim":4,"full_attention_interval":4,
+        "rms_norm_eps":1e-06,"vocab_size":248320,"max_position_embeddings":262144,"rope_parameters":{"mrope_interleaved":true,
+        "mrope_section":[11,11,10],"rope_type":"default","rope_theta":10000000,"partial_rotary_factor":0.25}}})"},
       {"glm4", R"({"model_type":"glm4","hidden_size":4096,"num_hidden_layers":40,"intermediate_size":13696,"num_attention_heads":32,
         "num_key_value_heads":2,"head_dim":128,"rms_norm_eps":1e-05,"vocab_size":151552,"max_position_embeddings":32768,"rope_theta":10000.0,
         "partial_rotary_factor":0.5,"attention_bias":true,"tie_word_embeddings":false})"},
@@ -185,7 +196,8 @@ TEST(Spec, PublishedModelsHaveTheirPublishedSizes) {
       {"exaone4", 1.279},      {"minicpm", 3.008},   {"qwen", 1.837},        {"lille-130m", 0.1272}, {"openelm", 0.2715},  {"nanochat", 0.561},
       {"gptj", 6.05},          {"plamo", 13.10},      {"nemotron-nas", 49.87},
       // Their cards say 7B and 40B; these follow from their configs.
-      {"hunyuan_v1_dense", 7.504}, {"iquestloopcoder", 39.79}};
+      {"hunyuan_v1_dense", 7.504}, {"iquestloopcoder", 39.79},
+      {"qwen3_next", 79.67},   {"qwen3_5", 0.752}};
   for (const auto& [type, size] : billions) {
     const auto spec = published_spec(type);  // linears() points into it
     double total = 0;
@@ -517,6 +529,11 @@ TEST(Spec, WhatMlxLmCannotRunIsRefused) {
   refused("lfm2", {{"layer_types", {"full_attention", "full_attention"}}}, "layers of both kinds");
   refused("lfm2", {{"block_dim", 32}}, "block_dim");
   refused("lfm2", {{"conv_L_cache", 1}}, "conv_L_cache");
+  refused("qwen3_next", {{"full_attention_interval", 1}}, "layers of one kind");
+  refused("qwen3_next", {{"full_attention_interval", 3}}, "layers of one kind");
+  refused("qwen3_next", {{"linear_num_value_heads", 3}}, "linear_num_value_heads");
+  refused("qwen3_5", {{"linear_conv_kernel_dim", 1}}, "linear_conv_kernel_dim");
+  refused("olmo_hybrid", {{"rope_parameters", {{"rope_type", "yarn"}, {"rope_theta", 1e4}}}}, "scales the positions");
   const auto blocks = oracle::tiny_config("nemotron-nas").at("block_configs");
   const auto changed = [&](int block, const char* half, const json& value) {
     auto all = blocks;
@@ -655,6 +672,9 @@ TEST(Spec, FieldsThatMlxLmWouldReadOtherwiseAreSettled) {
   EXPECT_EQ(settled("apertus", {{"rope_theta", "absent"}, {"rope_parameters", within}, {"post_norm", "absent"}, {"qk_norm", "absent"}}),
             (json{{"rope_theta", 500.0}, {"rope_scaling", scaling}, {"post_norm", false}, {"qk_norm", true}}));
   EXPECT_EQ(settled("lfm2", {{"block_dim", "absent"}}), (json{{"block_dim", 64}}));
+  EXPECT_EQ(settled("qwen3_5", {{"full_attention_interval", "absent"}, {"layer_types", {"linear_attention", "full_attention"}}}),
+            (json{{"full_attention_interval", 2}}));
+  EXPECT_EQ(settled("olmo_hybrid", {{"rope_theta", "absent"}, {"rope_parameters", nullptr}}), (json{{"rope_theta", nullptr}}));
   EXPECT_EQ(settled("nemotron-nas", {{"rope_scaling", {{"rope_type", "default"}}}}), (json{{"rope_scaling", nullptr}}));
 }
 

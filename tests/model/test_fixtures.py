@@ -64,6 +64,7 @@ RUNS = {
     "nemotron",
     "olmo2",
     "olmo3",
+    "olmo_hybrid",
     "phi",
     "phi3",
     "pixtral",
@@ -71,6 +72,9 @@ RUNS = {
     "qwen2_5_vl",
     "qwen2_vl",
     "qwen3",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "qwen3_next",
     "qwen3_vl",
     "seed_oss",
     "smollm3",
@@ -100,7 +104,11 @@ REFUSED_AS_SAVED = {
     "lfm2_vl",  # the model type, the names of all tensors, the taps' axes, block_dim
     "nanochat",  # the names of all tensors
     "olmo3",  # rope_theta
+    "olmo_hybrid",  # the names of the norms in layers with a delta net
     "qwen2_5_vl",  # tie_word_embeddings inside text_config
+    "qwen3_5",  # full_attention_interval, tie_word_embeddings inside text_config
+    "qwen3_5_moe",  # full_attention_interval, experts one by one
+    "qwen3_next",  # rope_theta, partial_rotary_factor, full_attention_interval
     "stablelm",  # rope_theta, partial_rotary_factor
 }
 
@@ -116,6 +124,9 @@ FLAT = {
     "gptj": dict(n_inner=None),
     "lfm2": dict(block_dim=32, block_ff_dim=64),
     "lfm2_vl": dict(block_dim=32, block_ff_dim=32),
+    "qwen3_5": dict(full_attention_interval=2),
+    "qwen3_5_moe": dict(full_attention_interval=2),
+    "qwen3_next": dict(full_attention_interval=2),
 }
 # What only mlx_lm asks for, at the top of config.json and in its text_config.
 MLX_LM = {
@@ -127,7 +138,7 @@ MLX_LM = {
 
 
 # These had "rope_parameters" from the beginning.
-BORN_NESTED = {"gemma4", "gemma4_text", "ministral3"}
+BORN_NESTED = {"gemma4", "gemma4_text", "ministral3", "olmo_hybrid", "qwen3_5", "qwen3_5_moe"}
 
 
 def flat_positions(text):
@@ -207,7 +218,27 @@ def gemma3n_weights(weights):
     return weights
 
 
-WEIGHTS = {"gemma3n": gemma3n_weights, "lfm2_vl": lfm2_vl_weights, "nanochat": nanochat_weights}
+def olmo_hybrid_weights(weights):
+    return renamed(weights, ("attention_layer_norm", "input_layernorm"), ("feedforward_layer_norm", "post_attention_layernorm"))
+
+
+def qwen3_5_moe_weights(weights):
+    """mlx_lm reads experts in two tensors a layer, as the published files have them."""
+    for layer in (0, 1):
+        experts = f"model.language_model.layers.{layer}.mlp.experts."
+        stack = lambda kind: mx.stack([weights.pop(f"{experts}{e}.{kind}_proj.weight") for e in range(4)])
+        weights[experts + "gate_up_proj"] = mx.concatenate([stack("gate"), stack("up")], axis=1)
+        weights[experts + "down_proj"] = stack("down")
+    return weights
+
+
+WEIGHTS = {
+    "gemma3n": gemma3n_weights,
+    "lfm2_vl": lfm2_vl_weights,
+    "nanochat": nanochat_weights,
+    "olmo_hybrid": olmo_hybrid_weights,
+    "qwen3_5_moe": qwen3_5_moe_weights,
+}
 
 
 def copied(name, config, folder):

@@ -116,6 +116,24 @@ json tiny_config(const std::string& model_type) {
     config.update({{"num_experts", 5}, {"num_experts_per_tok", 2}, {"moe_intermediate_size", 32}, {"decoder_sparse_step", 1}});
     config.update({{"mlp_only_layers", json::array()}, {"norm_topk_prob", true}});
   }
+  if (model_type == "olmo_hybrid")
+    config.update({{"attention_bias", true},
+                   {"linear_allow_neg_eigval", true},
+                   {"linear_num_key_heads", 2},
+                   {"linear_num_value_heads", 4},
+                   {"linear_key_head_dim", 24},
+                   {"linear_value_head_dim", 16},
+                   {"linear_conv_kernel_dim", 3},
+                   {"layer_types", {"linear_attention", "full_attention"}}});
+  if (model_type.starts_with("qwen3_5") || model_type == "qwen3_next") {
+    config.update({{"full_attention_interval", 2}, {"partial_rotary_factor", 0.5}, {"linear_conv_kernel_dim", 3}});
+    config.update({{"linear_num_key_heads", 2}, {"linear_num_value_heads", 4}, {"linear_key_head_dim", 24}, {"linear_value_head_dim", 16}});
+    config["rope_parameters"] = {{"rope_theta", 10000.0}, {"partial_rotary_factor", 0.5}};
+  }
+  if (model_type == "qwen3_5_moe" || model_type == "qwen3_next") {
+    config.update({{"num_experts", 5}, {"num_experts_per_tok", 2}, {"moe_intermediate_size", 32}, {"decoder_sparse_step", 1}});
+    config.update({{"mlp_only_layers", json::array()}, {"norm_topk_prob", true}, {"shared_expert_intermediate_size", 48}});
+  }
   // Sizes, norms and positions of models that name them otherwise.
   config.update({{"layer_norm_eps", 1e-5}, {"norm_epsilon", 1e-5}, {"norm_eps", 1e-5}, {"layer_norm_epsilon", 1e-5}});
   config.update({{"n_embd", 64}, {"n_layer", 2}, {"n_head", 4}, {"n_positions", 32}, {"n_ctx", 32}, {"n_inner", 96}});

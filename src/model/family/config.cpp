@@ -170,8 +170,7 @@ std::pair<double, nlohmann::json> nested_positions(const Config& config, const c
   return {base, scaling};
 }
 
-int sliding_window_pattern(const Config& config, int layers, int otherwise) {
-  const char* key = "sliding_window_pattern";
+int layer_pattern(const Config& config, const char* key, int layers, int otherwise) {
   if (config.has(key) || !config.has("layer_types")) return config.count_or(key, otherwise);
   const auto types = config.texts("layer_types", layers);
   int pattern = 1;

@@ -106,9 +106,14 @@ Config with_flat_positions(const Config& config, const char* theta = "rope_theta
 /// The same where transformers 5 nests them by kind of layer ("full_attention"): base and scaling of one kind, the base settled under `key`.
 std::pair<double, nlohmann::json> nested_positions(const Config& config, const char* kind, const char* key);
 
-/// "sliding_window_pattern": of so many layers the last sees everything, the others a window. transformers 5 lists "layer_types" instead, whose
-/// pattern is settled; a list without one is refused.
-int sliding_window_pattern(const Config& config, int layers, int otherwise);
+/// Of so many layers, which the field of this name says, the last has full attention, the others something else. transformers 5 lists "layer_types"
+/// instead, whose pattern is settled; a list without one is refused.
+int layer_pattern(const Config& config, const char* key, int layers, int otherwise);
+
+/// "sliding_window_pattern": the others see a window.
+inline int sliding_window_pattern(const Config& config, int layers, int otherwise) {
+  return layer_pattern(config, "sliding_window_pattern", layers, otherwise);
+}
 
 /// How many features of a head of `head_dim` turn: "partial_rotary_factor" of them, `otherwise` where there is none; it must be there when that is
 /// null.

@@ -1,4 +1,4 @@
-// Qwen2-VL (arXiv 2409.12191), Qwen2.5-VL (arXiv 2502.13923) and Qwen3-VL: Qwen2 and Qwen3, dense or with experts, behind a tower. Their rotary
+// Qwen2-VL (arXiv 2409.12191), Qwen2.5-VL (arXiv 2502.13923), Qwen3-VL and Qwen3.5: text models, dense or with experts, behind a tower. Their rotary
 // positions have three axes, which agree for text. Qwen2's fields stand at the top of config.json in most files and, since transformers 5, in
 // text_config.
 #include "base/error.h"
@@ -81,6 +81,15 @@ ModelSpec qwen3_vl_moe(const Config& config) {
     const auto stacks = mlp->down.path.substr(0, mlp->down.path.rfind("switch_mlp.")) + "experts.";
     fused_experts(*mlp, stacks + "gate_up_proj", stacks + "down_proj", /*transposed=*/true, spec.imports);
   }
+  return spec;
+}
+
+/// Without text_config the file is the text model's; its tensors' names and its outputs are the same.
+ModelSpec qwen3_5(const Config& config) {
+  settle_tower(config);
+  if (config.has("text_config")) return wrapped(qwen3_5_text(tied_as_told(config)), tower());
+  auto spec = wrapped(qwen3_5_text(config.under(kTextPrefix)), tower());
+  spec.text_config.clear();
   return spec;
 }
 

@@ -1,0 +1,160 @@
+// Within a chunk of C tokens the rule is a system of equations: with D_ij the decay from token j to token i, what each token writes is
+//   V′ = (I + A)⁻¹ (β V − β D_i0 K S₀ᵀ),  A_ij = β_i D_ij k_i·k_j for j < i,
+// so that Y = D_i0 Q S₀ᵀ + (D ⊙ Q Kᵀ) V′ and S = D_C0 S₀ + Σ_j D_Cj v′_j k_jᵀ (arXiv 2406.06484, 2412.06464). All but S₀ is made of all chunks at
+// once; one chunk after the other has three products with the state. Texts are kept apart by masks: a logarithm of 0 is −∞, and −∞ − −∞ no number.
+// D is made of sums over the tokens between j and i: differences of sums from the chunk's beginning would lose what small decays say behind large
+// ones. The inverse is made block by block, which is substitution: the powers of A, whose alternating sum it also is, grow beyond f32 where keys
+// repeat.
+#include "kernels/gated_delta.h"
+
+#include <fmt/format.h>
+#include <mlx/mlx.h>
+
+#include <algorithm>
+#include <functional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels/gated_delta_paths.h"
+#include "kernels/half.h"
+#include "kernels/primitive.h"
+
+namespace lquant::kernels {
+namespace {
+
+// As fla's and transformers': long enough for the products, short enough for the C² of a token.
+constexpr int kChunk = 64;
+
+void require(bool holds, const std::string& sentence) {
+  if (!holds) throw std::invalid_argument("[kernels] gated_delta: " + sentence);
+}
+
+void check(const mx::array& q, const mx::array& k, const mx::array& v, const mx::array& log_decay, const mx::array& beta,
+           const std::optional<mx::array>& segments, const std::optional<mx::array>& state) {
+  require(q.ndim() == 4 && v.ndim() == 4 && q.shape() == k.shape(), "q and k have one shape, and v 4 dimensions: [batch, tokens, heads, features]");
+  require(q.dtype() == k.dtype() && q.dtype() == v.dtype() && is_float(q.dtype()), "q, k and v are float32, bfloat16 or float16, of one dtype");
+  require(v.shape(0) == q.shape(0) && v.shape(1) == q.shape(1), "q and v have as many rows and tokens as each other");
+  require(q.shape(2) > 0 && v.shape(2) % q.shape(2) == 0, fmt::format("{} value heads do not divide among {} key heads", v.shape(2), q.shape(2)));
+  const mx::Shape by_head{v.shape(0), v.shape(1), v.shape(2)};
+  for (const auto* x : {&log_decay, &beta})
+    require(x->shape() == by_head && is_float(x->dtype()), "decays and betas are float [batch, tokens, heads]");
+  if (segments)
+    require(segments->dtype() == mx::int32 && segments->shape() == mx::Shape{q.shape(0), q.shape(1)}, "segments are int32 [batch, tokens]");
+  if (state)
+    require(!segments && state->dtype() == mx::float32 && state->shape() == mx::Shape{v.shape(0), v.shape(2), v.shape(3), q.shape(3)},
+            "a state is float32 [batch, heads, value features, key features], and not together with segments");
+}
+
+mx::array part(const mx::array& x, int axis, int first, int count) {
+  auto start = mx::Shape(x.ndim(), 0), stop = x.shape();
+  start[axis] = first;
+  stop[axis] = first + count;
+  return mx::slice(x, start, stop);
+}
+
+/// Token × token masks of a chunk, f32 0 or 1.
+mx::array chunk_mask(int length, const std::function<mx::array(const mx::array& row, const mx::array& column)>& holds) {
+  const auto places = mx::arange(length, mx::int32);
+  return mx::astype(holds(mx::expand_dims(places, 1), mx::expand_dims(places, 0)), mx::float32);
+}
+
+/// (I + a)⁻¹ of strictly lower triangular a [..., C, C]: the inverses of diagonal blocks of 1, 2, 4 … rows, two of which and what stands below the
+/// first make one of twice the size.
+mx::array unit_inverse(const mx::array& a) {
+  const int length = a.shape(-1);
+  const auto number = [](int value) { return mx::array(value, mx::int32); };
+  auto inverse = mx::eye(length);
+  for (int block = 1; block < length; block *= 2) {
+    const auto below = chunk_mask(length, [&](const mx::array& i, const mx::array& j) {
+      const auto pair = [&](const mx::array& x) { return mx::floor_divide(x, number(2 * block)); };
+      const auto second = [&](const mx::array& x) { return mx::greater_equal(mx::remainder(x, number(2 * block)), number(block)); };
+      return mx::logical_and(mx::equal(pair(i), pair(j)), mx::logical_and(second(i), mx::logical_not(second(j))));
+    });
+    const auto between = mx::multiply(a, below);
+    inverse = mx::subtract(inverse, block == 1 ? between : mx::matmul(mx::matmul(inverse, between), inverse));
+  }
+  return inverse;
+}
+
+/// How many texts have begun in the chunk up to each token, its own included: [B, N, C] of begins [B, T].
+mx::array count_begins(const mx::array& segments, int chunks, int length) {
+  const int batch = segments.shape(0), tokens = segments.shape(1);
+  const auto before = part(segments, 1, 0, tokens - 1), own = part(segments, 1, 1, tokens - 1);
+  const auto begins = mx::concatenate({mx::ones({batch, 1}, mx::bool_), mx::not_equal(before, own)}, 1);
+  const auto padded = mx::pad(mx::astype(begins, mx::int32), std::vector<int>{1}, {0}, {chunks * length - tokens});
+  return mx::cumsum(mx::reshape(padded, {batch, chunks, length}), -1);
+}
+
+}  // namespace
+
+std::pair<mx::array, mx::array> gated_delta_mlx(const mx::array& q, const mx::array& k, const mx::array& v, const mx::array& log_decay,
+                                                const mx::array& beta, const std::optional<mx::array>& segments,
+                                                const std::optional<mx::array>& state) {
+  const int batch = q.shape(0), tokens = q.shape(1), key_heads = q.shape(2), value_heads = v.shape(2), repeats = value_heads / key_heads;
+  const int keys = q.shape(3), values = v.shape(3), length = std::min(tokens, kChunk), chunks = (tokens + length - 1) / length;
+  // [B, T, heads, …] → [B, Hk, heads / Hk, N, C, …]; the tokens that fill the last chunk have k = 0, β = 0 and no decay, and change nothing.
+  const auto in_chunks = [&](const mx::array& x) {
+    const auto padded = mx::pad(mx::astype(x, mx::float32), std::vector<int>{1}, {0}, {chunks * length - tokens});
+    auto shape = x.shape();
+    shape.erase(shape.begin() + 1, shape.begin() + 3);
+    shape.insert(shape.begin() + 1, {chunks, length, key_heads, x.shape(2) / key_heads});
+    std::vector<int> axes = {0, 3, 4, 1, 2};
+    for (int axis = 5; axis < static_cast<int>(shape.size()); ++axis) axes.push_back(axis);
+    return mx::transpose(mx::reshape(padded, shape), axes);
+  };
+  const auto queries = in_chunks(q), all_keys = in_chunks(k), strengths = mx::expand_dims(in_chunks(beta), -1);
+  const auto logs = in_chunks(log_decay);
+  const auto lower = chunk_mask(length, [](const auto& i, const auto& j) { return mx::greater_equal(i, j); });
+  const auto strictly = chunk_mask(length, [](const auto& i, const auto& j) { return mx::greater(i, j); });
+
+  // Σ of the logarithms over the tokens behind j up to i; from the chunk's beginning up to i.
+  const auto between = mx::cumsum(mx::multiply(mx::expand_dims(logs, -1), strictly), -2);
+  auto decay = mx::multiply(mx::exp(between), lower), from_front = mx::expand_dims(mx::exp(mx::cumsum(logs, -1)), -1);
+  if (segments) {
+    const auto begun = mx::expand_dims(count_begins(*segments, chunks, length), {1, 2});
+    decay = mx::multiply(decay, mx::astype(mx::equal(mx::expand_dims(begun, -1), mx::expand_dims(begun, -2)), mx::float32));
+    from_front = mx::multiply(from_front, mx::astype(mx::expand_dims(mx::equal(begun, mx::array(0, mx::int32)), -1), mx::float32));
+  }
+  const auto to_end = mx::swapaxes(part(decay, -2 + decay.ndim(), length - 1, 1), -1, -2),
+             kept = part(from_front, from_front.ndim() - 2, length - 1, 1);
+
+  const auto weighted = mx::multiply(all_keys, strengths), across = mx::swapaxes(all_keys, -1, -2);
+  const auto solved = unit_inverse(mx::multiply(mx::matmul(weighted, across), mx::multiply(decay, strictly)));
+  const auto written = mx::matmul(solved, mx::multiply(in_chunks(v), strengths));
+  const auto read = mx::matmul(solved, mx::multiply(weighted, from_front));
+  const auto seen = mx::multiply(mx::matmul(queries, across), decay);
+  const auto asked = mx::multiply(queries, from_front), told = mx::swapaxes(mx::multiply(all_keys, to_end), -1, -2);
+
+  auto memory =
+      state ? mx::swapaxes(mx::unflatten(*state, 1, {key_heads, repeats}), -1, -2) : mx::zeros({batch, key_heads, repeats, keys, values});  // Sᵀ
+  std::vector<mx::array> results;
+  for (int n = 0; n < chunks; ++n) {
+    const auto of = [&](const mx::array& x) { return mx::squeeze(part(x, 3, n, 1), 3); };
+    const auto corrected = mx::subtract(of(written), mx::matmul(of(read), memory));
+    results.push_back(mx::add(mx::matmul(of(asked), memory), mx::matmul(of(seen), corrected)));
+    memory = mx::add(mx::multiply(of(kept), memory), mx::matmul(of(told), corrected));
+  }
+  // [B, Hk, heads / Hk, T, Dv] → [B, T, Hv, Dv]
+  const auto all = chunks == 1 ? results[0] : part(mx::concatenate(results, 3), 3, 0, tokens);
+  const auto y = mx::reshape(mx::transpose(all, {0, 3, 1, 2, 4}), {batch, tokens, value_heads, values});
+  return {mx::astype(y, q.dtype()), mx::flatten(mx::swapaxes(memory, -1, -2), 1, 2)};
+}
+
+std::pair<mx::array, mx::array> gated_delta(const mx::array& q, const mx::array& k, const mx::array& v, const mx::array& log_decay,
+                                            const mx::array& beta, const std::optional<mx::array>& segments, const std::optional<mx::array>& state) {
+  check(q, k, v, log_decay, beta, segments, state);
+  if (q.size() == 0 || v.size() == 0)
+    return {mx::zeros(v.shape(), q.dtype()), state.value_or(mx::zeros({v.shape(0), v.shape(2), v.shape(3), q.shape(3)}))};
+#ifdef LQUANT_ONEDNN
+  if (cpu_kernels() && q.dtype() != mx::float16) return gated_delta_cpu(q, k, v, log_decay, beta, segments, state);
+  if (cpu_kernels()) {  // its products are of f32 and bf16
+    const auto f32 = [](const mx::array& x) { return mx::astype(x, mx::float32); };
+    auto [y, last] = gated_delta_cpu(f32(q), f32(k), f32(v), log_decay, beta, segments, state);
+    return {mx::astype(y, mx::float16), last};
+  }
+#endif
+  return gated_delta_mlx(q, k, v, log_decay, beta, segments, state);
+}
+
+}  // namespace lquant::kernels
