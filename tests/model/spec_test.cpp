@@ -2,6 +2,8 @@
 
 #include "model/ops/attention.h"
 #include "model/ops/experts.h"
+#include "model/ops/gated_mlp.h"
+#include "model/ops/latent_attention.h"
 
 #include <gtest/gtest.h>
 #include <mlx/mlx.h>
@@ -134,6 +136,24 @@ const std::map<std::string, const char*>& published() {
         "num_query_heads":[12,12,12,12,12,16,16,16,16,16,16,16,20,20,20,20],"num_kv_heads":[3,3,3,3,3,4,4,4,4,4,4,4,5,5,5,5],
         "ffn_multipliers":[0.5,0.73,0.97,1.2,1.43,1.67,1.9,2.13,2.37,2.6,2.83,3.07,3.3,3.53,3.77,4.0]})"},
       {"nanochat", R"({"model_type":"nanochat"})"},
+      {"deepseek_v2", R"({"model_type":"deepseek_v2","hidden_size":2048,"num_hidden_layers":27,"intermediate_size":10944,"moe_intermediate_size":1408,
+        "num_attention_heads":16,"num_key_value_heads":16,"kv_lora_rank":512,"q_lora_rank":null,"qk_nope_head_dim":128,"qk_rope_head_dim":64,
+        "v_head_dim":128,"n_routed_experts":64,"n_shared_experts":2,"num_experts_per_tok":6,"first_k_dense_replace":1,"moe_layer_freq":1,
+        "n_group":1,"topk_group":1,"topk_method":"greedy","routed_scaling_factor":1.0,"norm_topk_prob":false,"vocab_size":102400,
+        "rms_norm_eps":1e-06,"rope_theta":10000,"max_position_embeddings":163840,"rope_scaling":{"beta_fast":32,"beta_slow":1,"factor":40,
+        "mscale":0.707,"mscale_all_dim":0.707,"original_max_position_embeddings":4096,"type":"yarn"}})"},
+      {"deepseek_v3", R"({"model_type":"deepseek_v3","hidden_size":7168,"num_hidden_layers":61,"intermediate_size":18432,"moe_intermediate_size":2048,
+        "num_attention_heads":128,"num_key_value_heads":128,"kv_lora_rank":512,"q_lora_rank":1536,"qk_nope_head_dim":128,"qk_rope_head_dim":64,
+        "v_head_dim":128,"n_routed_experts":256,"n_shared_experts":1,"num_experts_per_tok":8,"first_k_dense_replace":3,"moe_layer_freq":1,
+        "n_group":8,"topk_group":4,"topk_method":"noaux_tc","scoring_func":"sigmoid","routed_scaling_factor":2.5,"norm_topk_prob":true,
+        "vocab_size":129280,"rms_norm_eps":1e-06,"rope_theta":10000,"max_position_embeddings":163840,"num_nextn_predict_layers":1,
+        "rope_scaling":{"beta_fast":32,"beta_slow":1,"factor":40,"mscale":1.0,"mscale_all_dim":1.0,"original_max_position_embeddings":4096,
+        "type":"yarn"},"tie_word_embeddings":false})"},
+      {"minicpm3", R"({"model_type":"minicpm3","hidden_size":2560,"num_hidden_layers":62,"intermediate_size":6400,"num_attention_heads":40,
+        "num_key_value_heads":40,"kv_lora_rank":256,"q_lora_rank":768,"qk_nope_head_dim":64,"qk_rope_head_dim":32,"vocab_size":73448,
+        "rms_norm_eps":1e-05,"scale_emb":12,"dim_model_base":256,"scale_depth":1.4,"max_position_embeddings":32768,"rope_scaling":{"type":"longrope",
+        "long_factor":1.0,"short_factor":1.0,"original_max_position_embeddings":32768},"tie_word_embeddings":true})"},
+      {"youtu_llm", R"({"model_type":"youtu_llm"})"},
       {"glm4", R"({"model_type":"glm4","hidden_size":4096,"num_hidden_layers":40,"intermediate_size":13696,"num_attention_heads":32,
         "num_key_value_heads":2,"head_dim":128,"rms_norm_eps":1e-05,"vocab_size":151552,"max_position_embeddings":32768,"rope_theta":10000.0,
         "partial_rotary_factor":0.5,"attention_bias":true,"tie_word_embeddings":false})"},
@@ -151,7 +171,8 @@ TEST(Spec, PublishedModelsHaveTheirPublishedSizes) {
       {"apertus", 8.053},      {"lfm2", 1.170},      {"cohere", 103.81},     {"cohere2", 8.028},     {"olmo2", 7.298},     {"olmo3", 7.297},
       {"phi", 2.779},          {"stablelm", 12.14},  {"starcoder2", 3.029},  {"granite", 8.17},      {"gpt_neox", 6.856},  {"gpt2", 0.12432},
       {"gpt_bigcode", 15.515}, {"nemotron", 4.19},   {"gemma", 2.506},       {"glm", 9.40},          {"internlm2", 7.738}, {"exaone", 2.405},
-      {"exaone4", 1.279},      {"minicpm", 3.008},   {"qwen", 1.837},        {"lille-130m", 0.1272}, {"openelm", 0.2715},  {"nanochat", 0.561}};
+      {"exaone4", 1.279},      {"minicpm", 3.008},   {"qwen", 1.837},        {"lille-130m", 0.1272}, {"openelm", 0.2715},  {"nanochat", 0.561},
+      {"deepseek_v2", 15.7},   {"deepseek_v3", 671.0}, {"minicpm3", 4.07},      {"youtu_llm", 1.96}};
   for (const auto& [type, size] : billions) {
     const auto spec = published_spec(type);  // linears() points into it
     double total = 0;
@@ -275,6 +296,45 @@ TEST(Spec, FamiliesNearLlamaDifferWhereTheyShould) {
 
   const auto plamo = spec_from_config(oracle::tiny_config("plamo"));
   EXPECT_EQ(plamo.edges_of(0)[0].consumers.size(), 5u);
+}
+
+TEST(Spec, LatentAttentionDiffersWhereItShould) {
+  const auto v2 = published_spec("deepseek_v2"), v3 = published_spec("deepseek_v3"), youtu = published_spec("youtu_llm");
+  const auto& plain = *find_op<LatentAttention>(v2.blocks[0]);
+  EXPECT_FALSE(plain.q_a);
+  EXPECT_EQ(plain.stages(), 3);
+  // The second head's first value: behind the first head's 128 keys and 128 values and its own keys.
+  EXPECT_EQ(plain.kv_b->parts[1].row(128), 256 + 128);
+  const double gain = 0.1 * 0.707 * std::log(40.0) + 1;
+  EXPECT_FLOAT_EQ(plain.scale, gain * gain / std::sqrt(192.0));
+  EXPECT_FLOAT_EQ(plain.rope.magnitude, 1);  // both of its gains are equal
+  EXPECT_TRUE(find_op<GatedMlp>(v2.blocks[0]));
+  EXPECT_EQ(find_op<Experts>(v2.blocks[1])->router.groups.count, 1);
+
+  const auto& absorbed = *find_op<LatentAttention>(v3.blocks[60]);
+  EXPECT_EQ(absorbed.stages(), 5);
+  EXPECT_EQ(absorbed.embed_q->stack, LinearSpec::Stack::sliced);
+  EXPECT_EQ(absorbed.embed_q->experts, 128);
+  EXPECT_EQ(absorbed.unembed_out->out, 128);
+  EXPECT_TRUE(absorbed.rope.interleaved);
+  const auto& router = find_op<Experts>(v3.blocks[3])->router;
+  EXPECT_EQ(router.groups.kept, 4);
+  EXPECT_TRUE(router.correction->keeps_dtype);
+  EXPECT_FALSE(router.linear.dense_why.empty());
+  EXPECT_EQ(v3.left_out.back().pattern, "model.layers.61.*");
+
+  EXPECT_TRUE(youtu.tied());
+  EXPECT_FLOAT_EQ(find_op<LatentAttention>(youtu.blocks[0])->scale, 1 / std::sqrt(192.0f));
+
+  const auto v32 = spec_from_config(oracle::tiny_config("deepseek_v32"));
+  const auto choosing = [](const LinearSpec* linear) { return linear->only_chooses; };
+  const auto linears = v32.blocks[0].linears();
+  EXPECT_EQ(std::count_if(linears.begin(), linears.end(), choosing), 3);
+  EXPECT_EQ(v32.edges_of(0)[0].consumers.size(), 4u);
+
+  const auto longcat = spec_from_config(oracle::tiny_config("longcat_flash"));
+  EXPECT_TRUE(longcat.blocks[0].steps[1].branches[1].late);
+  for (const auto& edge : longcat.edges_of(0)) EXPECT_NE(edge.producer, "model.layers.0.post_attention_layernorm.0");  // experts give it back
 }
 
 TEST(Spec, AliasesRunAsTheirTargets) {

@@ -47,16 +47,33 @@ mx::array stepped(const Scope& scope, const ParameterSpec& spec, const mx::array
   return mx::astype(mx::multiply(steps, step), x.dtype());
 }
 
-/// Nothing where the factor is 1 for all positions below `longest`.
+}  // namespace
+
+kernels::AttentionArgs attention_args(const Context& context, float scale, int window) {
+  if (context.cache && context.segments) throw std::invalid_argument("[model] segments and a cache exclude each other");
+  if (context.branches && !context.segments) throw std::invalid_argument("[model] branches need segments");
+  if (context.branches && window > 0 && context.branches->longest > window)
+    throw std::invalid_argument("[model] a text with its ending is longer than the window; give it without branches");
+  kernels::AttentionArgs args;
+  args.scale = scale;
+  args.window = context.branches ? 0 : window;
+  if (context.branches) args.branch_bits = Branches::kBits;
+  if (context.cache) args.offset = context.cache->length();
+  return args;
+}
+
+int longest_text(const Context& context, int length) {
+  if (context.branches) return context.branches->longest;
+  return (context.cache ? context.cache->length() : context.offset) + length;
+}
+
 mx::array heated(const Scope& scope, const QueryTemperature& temperature, const mx::array& q, int longest) {
-  if (longest <= temperature.period) return q;
+  if (longest <= temperature.period) return q;  // the factor is 1
   const auto places = mx::astype(positions(scope.context, q.shape(0), q.shape(1)), mx::float32);
   const auto periods = mx::floor(mx::divide(places, mx::array(static_cast<float>(temperature.period))));
   const auto factor = mx::add(mx::array(1.0f), mx::multiply(mx::array(temperature.beta), mx::log(mx::add(mx::array(1.0f), periods))));
   return mx::multiply(q, mx::reshape(mx::astype(factor, q.dtype()), {q.shape(0), q.shape(1), 1, 1}));
 }
-
-}  // namespace
 
 std::vector<Part> parts_in_order(int q, int kv) {
   return {Part::piece(Role::q, 0, q), Part::piece(Role::k, q, kv), Part::piece(Role::v, q + kv, kv)};
@@ -98,11 +115,8 @@ std::vector<mx::array> Attention::project(const Scope& scope, const mx::array& h
 
 Flow Attention::attend(const Scope& scope, const mx::array& h) const {
   const auto& context = scope.context;
-  if (context.cache && context.segments) throw std::invalid_argument("[model] segments and a cache exclude each other");
-  const auto* branches = context.branches ? &*context.branches : nullptr;
-  if (branches && !context.segments) throw std::invalid_argument("[model] branches need segments");
-  if (branches && window > 0 && branches->longest > window)
-    throw std::invalid_argument("[model] a text with its ending is longer than the window; give it without branches");
+  auto args = attention_args(context, scale, window);
+  args.softcap = softcap;
   const int batch = h.shape(0), length = h.shape(1);
   const auto projected = project(scope, h);
   const auto split = [&](const mx::array& x, int count) { return mx::reshape(x, {batch, length, count, head_dim}); };
@@ -126,13 +140,13 @@ Flow Attention::attend(const Scope& scope, const mx::array& h) const {
   }
 
   const int offset = context.cache ? context.cache->length() : context.offset;
-  const int longest = branches ? branches->longest : offset + length;
+  const int longest = longest_text(context, length);
   if (rope) {
     const auto inv_freq = inverse_frequencies(*rope, longest);
     // Scores of rotated heads know distances alone. A norm's weights behind the rotation know places, so there each text counts its own.
     std::optional<mx::array> places;
-    if (branches)
-      places = branches->positions;
+    if (context.branches)
+      places = context.branches->positions;
     else if (context.segments && norms_behind_rope)
       places = positions(context, batch, length);
     q = kernels::rope(q, inv_freq, offset, rope->magnitude, rope->interleaved, places);
@@ -149,13 +163,7 @@ Flow Attention::attend(const Scope& scope, const mx::array& h) const {
   const int width = kv_heads * head_dim;
   if (gives)
     for (const auto* x : {&k, &v}) next.kept.push_back(mx::reshape(*x, {batch, length, width}));
-  kernels::AttentionArgs args;
-  args.scale = scale;
-  args.window = branches ? 0 : window;
-  args.softcap = softcap;
-  if (branches) args.branch_bits = Branches::kBits;
   if (context.cache) {
-    args.offset = offset;
     std::tie(k, v) = shared ? context.cache->appended(shared->block, length) : context.cache->append(scope.block, k, v);
   } else if (shared) {
     k = split(scope.columns({shared->first, width}), kv_heads);
