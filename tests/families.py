@@ -88,6 +88,66 @@ GEMMA4_MOE = dict(
     top_k_experts=2,
     moe_intermediate_size=128,
 )
+# Latent attention: a query head has 16 features of its own and 32 that turn; values have their own width.
+LATENT = dict(kv_lora_rank=128, q_lora_rank=128, qk_nope_head_dim=16, qk_rope_head_dim=32)
+MINICPM3 = dict(
+    LATENT,
+    model_type="minicpm3",
+    tie_word_embeddings=False,
+    dim_model_base=48,
+    scale_depth=1.4,
+    scale_emb=3.0,
+    rope_scaling=dict(
+        type="longrope", short_factor=[1.0] * 16, long_factor=[1.0 + 0.2 * i for i in range(16)], original_max_position_embeddings=32
+    ),
+)
+# Keys of 128 features: enough for any group.
+ABSORBED = dict(
+    LATENT,
+    qk_nope_head_dim=128,
+    v_head_dim=32,
+    n_routed_experts=8,
+    num_experts_per_tok=3,
+    moe_intermediate_size=128,
+    n_shared_experts=1,
+    first_k_dense_replace=1,
+    moe_layer_freq=1,
+    routed_scaling_factor=1.7,
+    num_key_value_heads=4,
+)
+DEEPSEEK_YARN = dict(YARN, mscale=0.9, mscale_all_dim=0.7, beta_fast=20, beta_slow=2)
+DEEPSEEK_V2 = dict(ABSORBED, model_type="deepseek_v2", qk_nope_head_dim=16, rope_scaling=DEEPSEEK_YARN)
+DEEPSEEK_V3 = dict(ABSORBED, model_type="deepseek_v3")
+# A query of the 24 tokens reads 8 keys.
+DEEPSEEK_V32 = dict(ABSORBED, model_type="deepseek_v32", index_n_heads=4, index_head_dim=64, index_topk=8)
+MISTRAL4 = dict(
+    ABSORBED,
+    model_type="mistral4",
+    n_group=1,
+    topk_group=1,
+    norm_topk_prob=True,
+    tie_word_embeddings=False,
+    rope_theta=None,
+    rope_parameters=MINISTRAL["rope_parameters"],
+)
+LONGCAT = dict(
+    LATENT,
+    model_type="longcat_flash",
+    attention_method="MLA",
+    zero_expert_type="identity",
+    ffn_hidden_size=256,
+    moe_topk=3,
+    expert_ffn_hidden_size=128,
+    n_routed_experts=6,
+    zero_expert_num=3,
+    num_layers=2,
+    v_head_dim=32,
+    routed_scaling_factor=1.5,
+    mla_scale_q_lora=True,
+    mla_scale_kv_lora=True,
+    attention_bias=False,
+)
+YOUTU = dict(LATENT, model_type="youtu_llm", v_head_dim=64)
 AFM7 = dict(model_type="afm7", hidden_dim=128, num_layers=4, num_kv_reuse_layers=2, num_heads=4, num_kv_heads=2, hidden_dim_scale_factor=3.0)
 APERTUS = dict(model_type="apertus", mlp_bias=False, attention_bias=False, post_norm=False, qk_norm=True)
 # Blocks of every kind: all of Llama's, a linear for each half, halves that are left out, nothing at all, an MLP of another width.
@@ -362,6 +422,50 @@ FAMILIES = {
     ),
     "qwen3_next": QWEN3_NEXT,
     "qwen3_next-published-some-dense": dict(QWEN3_NEXT, unstacked=True, mlp_only_layers=[1], norm_topk_prob=False, attention_bias=True),
+    "deepseek-v2": DEEPSEEK_V2,
+    "deepseek-v2-groups-no-query-rank-unstacked": dict(
+        DEEPSEEK_V2, q_lora_rank=None, topk_method="group_limited_greedy", n_group=4, topk_group=2, attention_bias=True, unstacked=True
+    ),
+    "deepseek-v3": DEEPSEEK_V3,
+    "deepseek-v3-groups-yarn-unstacked": dict(
+        DEEPSEEK_V3, n_group=4, topk_group=2, rope_scaling=DEEPSEEK_YARN, attention_bias=True, n_shared_experts=2, unstacked=True
+    ),
+    "deepseek-v3-dense-no-query-rank": dict(DEEPSEEK_V3, n_routed_experts=None, q_lora_rank=None, qk_nope_head_dim=48),
+    "deepseek-v32": DEEPSEEK_V32,
+    "deepseek-v32-few-keys-yarn-unstacked": dict(DEEPSEEK_V32, index_topk=64, rope_scaling=DEEPSEEK_YARN, norm_topk_prob=False, unstacked=True),
+    "glm4-moe-lite": dict(ABSORBED, model_type="glm4_moe_lite"),
+    "glm4-moe-lite-groups-unstacked": dict(ABSORBED, model_type="glm4_moe_lite", n_group=2, topk_group=1, moe_layer_freq=2, unstacked=True),
+    "kimi-k2": dict(DEEPSEEK_V3, model_type="kimi_k2"),
+    "kimi-k25": dict(DEEPSEEK_V3, wrapper="kimi_k25", unstacked=True),
+    "kimi-vl": dict(DEEPSEEK_V3, wrapper="kimi_vl", rope_scaling=DEEPSEEK_YARN),
+    "joyai-llm-flash": dict(DEEPSEEK_V3, model_type="joyai_llm_flash", num_experts_per_tok=1),
+    "longcat-flash": LONGCAT,
+    "longcat-flash-normalized-yarn-unstacked": dict(
+        LONGCAT, norm_topk_prob=True, router_bias=True, attention_bias=True, rope_scaling=DEEPSEEK_YARN, unstacked=True
+    ),
+    "mistral4": MISTRAL4,
+    "mistral4-groups-tied-halves-unstacked": dict(
+        MISTRAL4, n_group=4, topk_group=2, norm_topk_prob=False, tie_word_embeddings=True, rope_interleave=False, attention_bias=True, unstacked=True
+    ),
+    "glm-moe-dsa": dict(
+        DEEPSEEK_V32,
+        model_type="glm_moe_dsa",
+        rope_theta=None,
+        rope_parameters=dict(rope_theta=20000.0, rope_type="default"),
+        topk_method="noaux_tc",
+        scoring_func="sigmoid",
+        norm_topk_prob=True,
+        n_group=1,
+        topk_group=1,
+        attention_bias=False,
+    ),
+    "minicpm3": MINICPM3,
+    "minicpm3-tied-biases-usual-positions": dict(
+        MINICPM3, tie_word_embeddings=True, attention_bias=True, num_key_value_heads=4, rope_theta=30000.0, rope_scaling=dict(type="dynamic")
+    ),
+    "youtu-llm": YOUTU,
+    "youtu-llm-no-query-rank-halves": dict(YOUTU, q_lora_rank=None, rope_traditional=False, tie_word_embeddings=False),
+    "youtu-llm-biases-yarn": dict(YOUTU, attention_bias=True, mlp_bias=True, rope_scaling=dict(YARN, mscale=1.0, mscale_all_dim=0.7)),
     "qwen3-moe-some-dense-raw-probabilities": dict(MOE, mlp_only_layers=[1], norm_topk_prob=False, tie_word_embeddings=False),
 }
 
@@ -407,12 +511,30 @@ REPRESENTATIVES = {
     "olmo_hybrid": "gated delta nets of three convolutions, norms before in some blocks and behind in others",
     "qwen3_5": "gated delta nets, attention with an output gate",
     "qwen3_next-published-some-dense": "gated delta nets of fused linears, an MLP beside the experts with a gate on its result, norms stored less 1",
+    "minicpm3": "latent attention, keys and values by one linear",
+    "deepseek-v3": "latent attention, keys and values by stacks that are not routed",
     "qwen3-moe": "mixture of experts in stacks",
     "qwen3-moe-unstacked": "experts stored one by one",
     "qwen3-moe-some-dense-raw-probabilities": "mixtures and dense blocks in one model",
 }
 # Model types whose 16-bit pass mlx_lm cannot do on a CPU: MLX has no mixtures in 16 bits there.
-FLOAT32_ALONE = {"qwen3_5_moe", "qwen3_moe", "qwen3_next", "qwen3_vl_moe"}
+FLOAT32_ALONE = {
+    "deepseek_v2",
+    "deepseek_v3",
+    "deepseek_v32",
+    "glm4_moe_lite",
+    "glm_moe_dsa",
+    "joyai_llm_flash",
+    "kimi_k2",
+    "kimi_k25",
+    "kimi_vl",
+    "longcat_flash",
+    "mistral4",
+    "qwen3_5_moe",
+    "qwen3_moe",
+    "qwen3_next",
+    "qwen3_vl_moe",
+}
 # Models whose tied embedding stays dense, for mlx_lm multiplies by it as it is stored: what mlx_lm.convert makes of them without a predicate does not run.
 DENSE_EMBEDDING = {"seed-oss-tied"}
 # Linears that mlx_lm's quantizer fails on, by the end of their path: both programs leave them dense.

@@ -20,7 +20,7 @@ TINY = Path(__file__).parents[1] / "models" / "tiny"
 
 
 def is_embedding(path):
-    return "embed" in path or "wte" in path or "wpe" in path
+    return ("embed" in path and "embed_q" not in path and "unembed_out" not in path) or "wte" in path or "wpe" in path
 
 
 def build(name, seed, **changes):
@@ -30,7 +30,8 @@ def build(name, seed, **changes):
     if "vocab_size" in changes and "vocab_size_per_layer_input" in config:
         config["vocab_size_per_layer_input"] = changes["vocab_size"]
     wrapper = config.pop("wrapper", None)
-    config = {k: v for k, v in config.items() if v is not None}
+    # A missing rank of queries is a default in mlx_lm, one that is null is none.
+    config = {k: v for k, v in config.items() if v is not None or k == "q_lora_rank"}
     if config["model_type"] == "qwen2":
         config.pop("head_dim")
     if wrapper:  # a model that sees has its text model's fields inside; what stands at the top too is what tests ask for
@@ -95,6 +96,10 @@ def save(folder, model, config, unstacked=False, untied=False):
         for name in [n for n in weights if "switch_mlp" in n]:
             for e, w in enumerate(weights.pop(name)):
                 weights[name.replace("switch_mlp", f"experts.{e}")] = mx.contiguous(w)
+        for name in [n for n in weights if n.endswith("embed_q.weight")]:
+            keys, values = weights.pop(name).swapaxes(1, 2), weights.pop(name.replace("embed_q", "unembed_out"))
+            both = mx.concatenate([keys, values], axis=1)
+            weights[name.replace("embed_q", "kv_b_proj")] = both.reshape(-1, both.shape[-1])
         for name in [n for n in weights if n.endswith("switch_glu.gate_proj.weight")]:
             stacks = name.removesuffix("switch_glu.gate_proj.weight")
             gate, up, down = (weights.pop(f"{stacks}switch_glu.{kind}_proj.weight") for kind in ("gate", "up", "down"))

@@ -30,7 +30,7 @@ class HessianStore {
   void add(const std::string& path, const mx::array& input, const model::ExpertRows* experts, const mx::array* reference, const mx::array* tokens);
 
   bool has(const std::string& path) const { return owner_.count(path) > 0; }
-  /// One for a linear, one for each expert of stacked ones. Throws std::invalid_argument for a path that was never seen.
+  /// One for a linear or for a stack that shares one input, one for each expert of other stacks. Throws std::invalid_argument for a path that was never seen.
   const std::vector<Hessian>& of(const std::string& path) const;
   void clear();
 
@@ -39,6 +39,9 @@ class HessianStore {
   std::map<std::string, std::vector<Hessian>> sums_;
   std::map<std::string, mx::array> last_;  ///< what an owner saw last: kept, for another array could get the id of one that is gone
 };
+
+/// That of matrix `e` of a stack: its own, or the one that all share.
+inline const Hessian& of_matrix(const std::vector<Hessian>& sums, std::size_t e) { return sums.size() == 1 ? sums.front() : sums.at(e); }
 
 /// a + b, of the same linear. Where one lacks a shift, the sum has the other's.
 Hessian together(const Hessian& a, const Hessian& b);

@@ -59,31 +59,6 @@ mx::array chunk_begins(int keys, int chunk, const std::optional<mx::array>& segm
   return mx::subtract(position, mx::remainder(mx::subtract(position, first), mx::array(chunk)));
 }
 
-/// Which keys each query sees: bool [T, S], or [B, 1, T, S] with segments; nothing when all see all.
-std::optional<mx::array> visible(int queries, int keys, const AttentionArgs& args, const std::optional<mx::array>& segments) {
-  std::optional<mx::array> mask;
-  const auto also = [&](const mx::array& other) { mask = mask ? mx::logical_and(*mask, other) : other; };
-  const auto t = mx::expand_dims(mx::arange(args.offset, args.offset + queries, 1), 1), s = mx::expand_dims(mx::arange(0, keys, 1), 0);
-  if (args.causal) also(mx::less_equal(s, t));
-  if (args.window > 0) also(mx::greater(s, mx::subtract(t, mx::array(args.window))));
-  if (args.chunk > 0) {
-    const auto begins = chunk_begins(keys, args.chunk, segments);
-    const auto of_queries = mx::slice(begins, {0, args.offset}, {begins.shape(0), args.offset + queries});
-    also(segments ? mx::equal(mx::expand_dims(of_queries, {1, 3}), mx::expand_dims(begins, {1, 2}))
-                  : mx::equal(mx::squeeze(mx::expand_dims(of_queries, 2), 0), begins));
-  }
-  if (segments) {
-    const auto of_query = mx::expand_dims(*segments, {1, 3}), of_key = mx::expand_dims(*segments, {1, 2});
-    auto same = mx::equal(of_query, of_key);
-    if (args.branch_bits > 0) {
-      const auto trunk = mx::left_shift(mx::right_shift(of_query, mx::array(args.branch_bits)), mx::array(args.branch_bits));
-      same = mx::logical_or(same, mx::equal(trunk, of_key));
-    }
-    also(same);
-  }
-  return mask;
-}
-
 /// softmax(softcap(q·kᵀ·scale)) · v, a sink among the scores, with heads before tokens: q [B, H, T, D], k and v [B, Hkv, S, …].
 mx::array capped(const mx::array& q, const mx::array& k, const mx::array& v, const AttentionArgs& args, const std::optional<mx::array>& mask,
                  const std::optional<mx::array>& sinks) {
@@ -108,6 +83,30 @@ mx::array capped(const mx::array& q, const mx::array& k, const mx::array& v, con
 
 }  // namespace
 
+std::optional<mx::array> visible_keys(int queries, int keys, const AttentionArgs& args, const std::optional<mx::array>& segments) {
+  std::optional<mx::array> mask;
+  const auto also = [&](const mx::array& other) { mask = mask ? mx::logical_and(*mask, other) : other; };
+  const auto t = mx::expand_dims(mx::arange(args.offset, args.offset + queries, 1), 1), s = mx::expand_dims(mx::arange(0, keys, 1), 0);
+  if (args.causal) also(mx::less_equal(s, t));
+  if (args.window > 0) also(mx::greater(s, mx::subtract(t, mx::array(args.window))));
+  if (args.chunk > 0) {
+    const auto begins = chunk_begins(keys, args.chunk, segments);
+    const auto of_queries = mx::slice(begins, {0, args.offset}, {begins.shape(0), args.offset + queries});
+    also(segments ? mx::equal(mx::expand_dims(of_queries, {1, 3}), mx::expand_dims(begins, {1, 2}))
+                  : mx::equal(mx::squeeze(mx::expand_dims(of_queries, 2), 0), begins));
+  }
+  if (segments) {
+    const auto of_query = mx::expand_dims(*segments, {1, 3}), of_key = mx::expand_dims(*segments, {1, 2});
+    auto same = mx::equal(of_query, of_key);
+    if (args.branch_bits > 0) {
+      const auto trunk = mx::left_shift(mx::right_shift(of_query, mx::array(args.branch_bits)), mx::array(args.branch_bits));
+      same = mx::logical_or(same, mx::equal(trunk, of_key));
+    }
+    also(same);
+  }
+  return mask;
+}
+
 mx::array attention_mlx(const mx::array& q, const mx::array& k, const mx::array& v, const AttentionArgs& args,
                         const std::optional<mx::array>& segments, const std::optional<mx::array>& sinks) {
   const int queries = q.shape(1), keys = args.causal ? args.offset + queries : k.shape(1);
@@ -117,8 +116,8 @@ mx::array attention_mlx(const mx::array& q, const mx::array& k, const mx::array&
   };
   const auto qh = heads_first(q, queries), kh = heads_first(k, keys), vh = heads_first(v, keys);
   const bool plain_causal = args.causal && args.window == 0 && args.chunk == 0 && !segments;
-  if (args.softcap > 0) return mx::swapaxes(capped(qh, kh, vh, args, visible(queries, keys, args, segments), sinks), 1, 2);
-  const auto mask = plain_causal ? std::nullopt : visible(queries, keys, args, segments);
+  if (args.softcap > 0) return mx::swapaxes(capped(qh, kh, vh, args, visible_keys(queries, keys, args, segments), sinks), 1, 2);
+  const auto mask = plain_causal ? std::nullopt : visible_keys(queries, keys, args, segments);
   const auto of_heads = sinks ? std::optional(mx::astype(*sinks, q.dtype())) : std::nullopt;
   const auto result = mx::fast::scaled_dot_product_attention(qh, kh, vh, args.scale, plain_causal ? "causal" : "", mask, of_heads);
   return mx::swapaxes(result, 1, 2);

@@ -37,4 +37,7 @@ struct AttentionArgs {
 mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v, const AttentionArgs& args,
                     const std::optional<mx::array>& segments = std::nullopt, const std::optional<mx::array>& sinks = std::nullopt);
 
+/// Which keys each query sees: bool [T, S], or [B, 1, T, S] with segments; nothing when all see all.
+std::optional<mx::array> visible_keys(int queries, int keys, const AttentionArgs& args, const std::optional<mx::array>& segments = std::nullopt);
+
 }  // namespace lquant::kernels

@@ -69,6 +69,7 @@ mx::array sum_of(const Scope& scope, const Step& step, const Halted& at) {
   if (!step.after && !step.replaces) sum = at.residual;
   for (std::size_t b = 0; b < step.branches.size(); ++b) {
     const auto& branch = step.branches[b];
+    if (branch.late) continue;
     if (!branch.after && branch.scale == 1) {
       sum = branch.op->finish(scope, at.flows[b], sum);
       continue;
@@ -83,6 +84,13 @@ mx::array sum_of(const Scope& scope, const Step& step, const Halted& at) {
     sum = sum ? kernels::add(*sum, y) : y;
   }
   return scaled(step.after ? add_norm(scope.tensors, *step.after, at.residual, *sum) : *sum, step.scale);
+}
+
+/// The result of the step's late branch, or that of a step before.
+std::optional<mx::array> late_of(const Scope& scope, const Step& step, const Halted& at) {
+  for (std::size_t b = 0; b < step.branches.size(); ++b)
+    if (step.branches[b].late) return step.branches[b].op->finish(scope, at.flows[b], std::nullopt);
+  return at.late;
 }
 
 /// The state behind a step.
@@ -115,6 +123,7 @@ mx::array Scope::columns(const Columns& columns) const { return columns.all() ? 
 std::vector<mx::array> Halted::arrays() const {
   std::vector<mx::array> all{residual};
   if (state) all.push_back(*state);
+  if (late) all.push_back(*late);
   for (const auto& flow : flows) {
     all.insert(all.end(), flow.inputs.begin(), flow.inputs.end());
     all.insert(all.end(), flow.kept.begin(), flow.kept.end());
@@ -131,6 +140,7 @@ bool narrow(Halted& halted, const mx::array& at) {
   const auto take = [&](mx::array& x) { x = mx::take(x, at, 1); };
   take(halted.residual);
   if (halted.state) take(*halted.state);
+  if (halted.late) take(*halted.late);
   for (auto& flow : halted.flows) {
     std::for_each(flow.inputs.begin(), flow.inputs.end(), take);
     std::for_each(flow.kept.begin(), flow.kept.end(), take);
@@ -164,8 +174,12 @@ Halted advance(const ModelSpec& spec, const Visit& visit, int stage, const Tenso
   const auto& block = block_of(spec, visit.block);
   Scope scope{tensors, formats, context, at.residual.dtype(), place_of(spec, visit), nullptr, visit.pass};
   const int s = step_of(block, stage), own = stage - first_stage(block, s);
-  if (own == 0) return enter(scope, block.steps[s], s == 0 ? at.residual : close(scope, block.steps[s - 1], at));
-  Halted next{at.residual, {}, at.state};
+  if (own == 0) {
+    auto next = enter(scope, block.steps[s], s == 0 ? at.residual : close(scope, block.steps[s - 1], at));
+    if (s > 0) next.late = late_of(scope, block.steps[s - 1], at);
+    return next;
+  }
+  Halted next{at.residual, {}, at.state, at.late};
   scope.state = at.state ? &*at.state : &at.residual;
   for (std::size_t b = 0; b < at.flows.size(); ++b) {
     const auto& op = *block.steps[s].branches[b].op;
@@ -178,6 +192,7 @@ mx::array leave(const ModelSpec& spec, const Visit& visit, const Tensors& tensor
   const auto& block = block_of(spec, visit.block);
   const Scope scope{tensors, formats, context, at.residual.dtype(), place_of(spec, visit), nullptr, visit.pass};
   auto x = block.steps.empty() ? at.residual : close(scope, block.steps.back(), at);
+  if (at.late) x = kernels::add(x, *at.late);
   if (block.scalar) {
     const auto& columns = block.steps.back().columns;
     const auto factor = mx::astype(scope.tensor(block.scalar->path), x.dtype());

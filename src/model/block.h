@@ -18,6 +18,7 @@ struct Halted {
   mx::array residual;                             ///< what the step's result is added to; between blocks: the whole state
   std::vector<Flow> flows = {};                   ///< of each branch of the step
   std::optional<mx::array> state = std::nullopt;  ///< all columns, when the residual is some of them
+  std::optional<mx::array> late = std::nullopt;   ///< of a step before this one: what is added at the end of the block
 
   /// Everything that goes on from here: to be evaluated together.
   std::vector<mx::array> arrays() const;

@@ -1,5 +1,5 @@
-// Keys and values of decoding: one buffer a block, written in place while nobody else holds it (MLX donates it to the update). What else is kept has
-// a fixed size and is replaced as a whole.
+// Keys and values of decoding: one buffer a block, written in place while nobody else holds it (MLX donates it to the update). What else is kept is
+// replaced as a whole.
 #include <mlx/mlx.h>
 
 #include <stdexcept>

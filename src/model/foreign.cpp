@@ -72,10 +72,14 @@ std::optional<ForeignWeight> weight_of(const checkpoint::Checkpoint& checkpoint,
            shown(name));
   }
   if (!packed) return std::nullopt;
-  for (const auto& change : source->changes)
-    if (change.kind == Change::Kind::transpose)
+  // What is cut into matrices first is stored as other weights are; a part of it may well be turned then.
+  bool cut = false;
+  for (const auto& change : source->changes) {
+    cut = cut || change.kind == Change::Kind::reshape;
+    if (change.kind == Change::Kind::transpose && !cut)
       fail("model", "tensor {} is packed, and a model of this type has its weights transposed, which is not read; give the unquantized model",
            shown(source->names.front()));
+  }
   if (changed_shape(source->changes, shapes) != weight_shape(linear))
     fail("model", "tensor {} and what lies beside it do not make {} of {} outputs and {} inputs; the files of the folder do not belong together",
          shown(source->names.front()), linear.path, linear.out, linear.in);

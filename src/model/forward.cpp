@@ -48,6 +48,15 @@ void Scope::observe_experts(const std::vector<const LinearSpec*>& linears, const
   for (const auto* linear : linears) (*context.observer)(linear->path, input, &rows);
 }
 
+void Scope::observe_slices(const LinearSpec& linear, const mx::array& input) const {
+  if (!observed()) return;
+  const int tokens = input.shape(0) * input.shape(1), slices = input.shape(2);
+  const auto rows = mx::reshape(mx::swapaxes(mx::reshape(input, {tokens, slices, -1}), 0, 1), {slices * tokens, -1});
+  const auto count = mx::array(tokens, mx::int32);
+  const ExpertRows whose{mx::multiply(mx::arange(0, slices + 1, mx::int32), count), mx::remainder(mx::arange(0, slices * tokens, mx::int32), count)};
+  (*context.observer)(linear.path, rows, &whose);
+}
+
 Observer of_batch(const BatchObserver* observer, std::size_t batch) {
   if (!observer || !*observer) return nullptr;
   return [observer, batch](const std::string& path, const mx::array& input, const ExpertRows* experts) { (*observer)(batch, path, input, experts); };

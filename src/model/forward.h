@@ -17,14 +17,15 @@
 // call and multiplied as dense; gradients reach its scales and biases.
 namespace lquant::model {
 
-/// Whose the rows [R, in] are that the experts of a mixture read: sorted by expert, each a copy of some token's. Lazy.
+/// Whose the rows [R, in] are that the experts of a mixture, or the heads of a sliced stack, read: sorted by expert, each a copy of some token's.
+/// Lazy.
 struct ExpertRows {
   mx::array offsets;  ///< int32 [E + 1]: rows offsets[e] … offsets[e + 1] are expert e's
   mx::array tokens;   ///< int32 [R]: of each row the token, counted in [B · T]
 };
 
-/// Told of each linear's input before the product: [B, T, in], `experts` null; of an expert's linear [R, in] and whose rows they are. Padding is
-/// among them. Inputs are lazy.
+/// Told of each linear's input before the product: [B, T, in], `experts` null, also of a stack that shares one input; of an expert's linear [R, in]
+/// and whose rows they are. Padding is among them. Inputs are lazy.
 using Observer = std::function<void(const std::string& linear_path, const mx::array& input, const ExpertRows* experts)>;
 /// The same for what runs batch after batch, which is named first.
 using BatchObserver = std::function<void(std::size_t batch, const std::string& linear_path, const mx::array& input, const ExpertRows* experts)>;

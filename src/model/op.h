@@ -39,6 +39,8 @@ struct Scope {
   kernels::LinearWeight weight(const LinearSpec& linear, const Part& part) const;
   bool observed() const { return context.observer && *context.observer; }
   void observe(const LinearSpec& linear, const mx::array& input) const;
+  /// Of a stack whose matrices read a slice each: input [B, T, matrices, in].
+  void observe_slices(const LinearSpec& linear, const mx::array& input) const;
   void observe_experts(const std::vector<const LinearSpec*>& linears, const mx::array& input, const kernels::Routing& routing, int top_k) const;
 };
 

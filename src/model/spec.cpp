@@ -19,6 +19,8 @@ std::string_view to_string(Role role) {
       return "v";
     case Role::qkv:
       return "qkv";
+    case Role::kv:
+      return "kv";
     case Role::o:
       return "o";
     case Role::gate:

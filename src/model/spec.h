@@ -23,8 +23,9 @@ namespace mx = mlx::core;
 class Op;  // op.h
 
 /// What a linear does: a hint for recipes, reports and GGUF names. What methods do follows from stages and edges. A plain MLP's linears are `up` and
-/// `down`; `router` chooses the experts of a token; `other` is everything without a name of its own.
-enum class Role { q, k, v, qkv, o, gate, up, gate_up, down, router, expert_gate, expert_up, expert_down, other, embed, head };
+/// `down`; `kv` makes keys and values, or what both are made of; `router` chooses the experts of a token; `other` is everything without a name of its
+/// own.
+enum class Role { q, k, v, qkv, kv, o, gate, up, gate_up, down, router, expert_gate, expert_up, expert_down, other, embed, head };
 std::string_view to_string(Role role);
 
 /// Rows of a fused linear that belong to one of its parts: row r of the part is row first + (r / run) · stride + r % run of the linear. A part in one
@@ -38,7 +39,7 @@ struct Part {
   static Part piece(Role role, int first, int rows) { return {role, rows, first, rows, rows}; }
 };
 
-/// y = x · Wᵀ (+ bias): tensors path + ".weight" [out, in] and, if `bias`, path + ".bias" [out]. With experts > 0 both have
+/// y = x · Wᵀ (+ bias): tensors path + ".weight" [out, in] and, if `bias`, path + ".bias" [out]. With experts > 0 it is a stack: both have
 /// a leading axis [experts]. The embedding is one too (out = vocabulary, in = hidden size): its rows are looked up.
 struct LinearSpec {
   std::string path;  ///< "model.layers.0.self_attn.q_proj"
@@ -47,7 +48,7 @@ struct LinearSpec {
   int experts = 0;
   bool bias = false;
   int block = -1;                ///< the block it belongs to; −1 for the embedding and the head
-  int top_k = 0;                 ///< of experts: how many a token meets
+  int top_k = 0;                 ///< of a stack: how many matrices a token meets
   std::vector<Part> parts = {};  ///< of a fused linear; empty: one part
   /// What mlx_lm's own quantizer uses for it whatever the user asked for (routers: 8 bits, group 64).
   std::optional<codec::Format> fixed_format = std::nullopt;
@@ -58,6 +59,11 @@ struct LinearSpec {
   int reads = 1;
   /// Why it must stay dense, for mlx_lm could not run it packed; empty: it need not.
   std::string dense_why = {};
+  /// What the matrices of a stack read: rows that a router sends to each; a slice of the input each, such as a head's; one input all of them.
+  enum class Stack { routed, sliced, shared };
+  Stack stack = Stack::routed;
+  /// Its result is only compared (an indexer's): no gradient reaches it, and none can tell how many bits it needs.
+  bool only_chooses = false;
 
   std::int64_t parameters() const { return std::int64_t{1} * out * in * (experts > 0 ? experts : 1); }
 };
@@ -106,6 +112,7 @@ struct Branch {
   std::optional<NormSpec> after = std::nullopt;
   float scale = 1;  ///< rounded to the compute dtype when used, as a Python scalar is by MLX
   int gives = -1;   ///< first column of the state that Op::carried() is written to; −1: it carries nothing
+  bool late = false;  ///< its result is added behind the block's last step (LongCat-Flash)
 };
 
 /// Branches that all read the residual as it stands: x ← x + after(Σ branches). A norm that several branches read stands once, as `before`.

@@ -16,7 +16,7 @@ constexpr int kNamed = 8;
 }  // namespace
 
 std::vector<calibration::Hessian> supported(const model::LinearSpec& linear, std::vector<calibration::Hessian> sums, const run::Context& context) {
-  if (linear.experts == 0) return sums;
+  if (linear.experts == 0 || linear.stack != model::LinearSpec::Stack::routed) return sums;
   auto pooled = sums.front();
   for (std::size_t e = 1; e < sums.size(); ++e) pooled = calibration::together(pooled, sums[e]);
   const double enough = std::max(1, linear.in / kStarved);

@@ -10,7 +10,7 @@
 namespace lquant::pipeline {
 
 /// The Hessians to use for a linear: experts that saw too few tokens of their own lean on the inputs of all of them together, with
-/// a warning that names them.
+/// a warning that names them. Matrices of a stack that is not routed see all tokens.
 std::vector<calibration::Hessian> supported(const model::LinearSpec& linear, std::vector<calibration::Hessian> sums, const run::Context& context);
 
 }  // namespace lquant::pipeline

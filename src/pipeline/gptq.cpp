@@ -189,13 +189,14 @@ Gptq::Quantized Gptq::quantize_linear(const model::LinearSpec& linear, const mx:
       const auto own = [&](const calibration::Hessian& h) {
         return columns ? calibration::rescaled(h, columns->ndim() == 2 ? mx::take(*columns, e, 0) : *columns) : h;
       };
-      const bool judged = held_.has(linear.path);
-      const auto train = own(train_.of(linear.path)[e]), held = judged ? own(held_.of(linear.path)[e]) : train;
-      const auto name = linear.experts == 0 ? linear.path : fmt::format("{} (expert {})", linear.path, e);
-      const auto done = quantize_matrix(name, cut(scaled), own(hessians[e]), judged ? &train : nullptr, judged ? &held : nullptr, format);
+      const auto& hessian = calibration::of_matrix(hessians, e);
+      const bool judged = held_.has(linear.path) && hessians.size() == 1;
+      const auto train = own(calibration::of_matrix(train_.of(linear.path), e)), held = judged ? own(held_.of(linear.path).front()) : train;
+      const auto name = linear.experts == 0 ? linear.path : fmt::format("{} (matrix {})", linear.path, e);
+      const auto done = quantize_matrix(name, cut(scaled), own(hessian), judged ? &train : nullptr, judged ? &held : nullptr, format);
       codes.push_back(done.packed.codes), scales.push_back(done.packed.scales), biases.push_back(*done.packed.biases);
       all.plain_error += done.plain_error, all.error += done.error;
-      if (scaled_edge(linear)) all.judged += quantize::output_error(cut(scaled), done.packed, format, judged ? held : own(hessians[e]));
+      if (scaled_edge(linear)) all.judged += quantize::output_error(cut(scaled), done.packed, format, judged ? held : own(hessian));
     }
     const auto joined = [&](const std::vector<mx::array>& parts) { return linear.experts == 0 ? parts.front() : mx::stack(parts); };
     all.packed = {joined(codes), joined(scales), joined(biases)};

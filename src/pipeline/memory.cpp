@@ -16,7 +16,14 @@ namespace {
 /// Values that one token leaves behind in one block for the backward pass: inputs and outputs of norms, products and the gate.
 double kept_per_token(const model::BlockSpec& block) {
   double width = 0;
-  for (const auto* linear : block.linears()) width += linear->experts > 0 ? 0 : linear->in + linear->out;
+  for (const auto* linear : block.linears()) {
+    using Stack = model::LinearSpec::Stack;
+    // Heads have one side of their own each; the other is the latent, which the linear that makes it counts.
+    if (linear->experts == 0)
+      width += linear->in + linear->out;
+    else if (linear->stack != Stack::routed)
+      width += double(linear->experts) * (linear->stack == Stack::sliced ? linear->in : linear->out);
+  }
   return width;
 }
 

@@ -56,6 +56,15 @@ FormatChooser::FormatChooser(const model::ModelSpec& spec, const ChooserOptions&
             fmt::format("its {} inputs are not a multiple of the group size {}", linear->in, linear->fixed_format->group_size);
       continue;
     }
+    if (linear->only_chooses) {
+      // No gradient tells what it needs, and by its gradient it would get the fewest bits.
+      const int group = fixed_.base.group_size;
+      if (linear->in % group == 0)
+        fixed_.formats[linear->path] = {codec::Mode::affine, 8, group};
+      else
+        fixed_.dense[linear->path] = fmt::format("its {} inputs are not a multiple of the group size {}", linear->in, group);
+      continue;
+    }
     if (std::none_of(o.formats.begin(), o.formats.end(), [&](const auto& f) { return linear->in % f.group_size == 0; })) {
       fixed_.dense[linear->path] = fmt::format("its {} inputs are a multiple of no group size", linear->in);
       continue;

@@ -38,6 +38,7 @@ bool high(const model::LinearSpec& linear, int blocks) {
       return true;
     case Role::v:
     case Role::qkv:
+    case Role::kv:
     case Role::down:
     case Role::expert_down:
       return favoured(linear.block, blocks);

@@ -170,7 +170,16 @@ def folders(tmp_path, family, form, **changes):
 CASES = [(family, form) for form, family in zip(FORMS, ["llama", "qwen3", "mistral", "mistral", "llama", "qwen3", "llama", "mistral"])]
 
 
-@pytest.mark.parametrize("family, form", CASES + [("qwen3-moe-unstacked", "fp8 blocks"), ("qwen3-moe-unstacked", "awq")])
+# Experts one by one; keys and values in one linear, which is cut into two stacks.
+STACKS = [
+    ("qwen3-moe-unstacked", "fp8 blocks"),
+    ("qwen3-moe-unstacked", "awq"),
+    ("deepseek-v3-groups-yarn-unstacked", "fp8 blocks"),
+    ("kimi-k25", "pack-quantized"),
+]
+
+
+@pytest.mark.parametrize("family, form", CASES + STACKS)
 def test_same_logits(family, form, tmp_path):
     packed, dense = folders(tmp_path, family, form)
     ids = token_ids(160)

@@ -71,6 +71,12 @@ EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, s
 QWEN3_5_ROPE = rope(10000000.0, mrope_section=[1, 1, 0], mrope_interleaved=True, partial_rotary_factor=0.25)
 QWEN3_5_TOWER = dict(depth=1, hidden_size=8, out_hidden_size=32, num_heads=2, intermediate_size=16, patch_size=4, num_position_embeddings=16)
 QWEN3_5_IDS = dict(image_token_id=90, video_token_id=91, vision_start_token_id=92, vision_end_token_id=93)
+# Latent attention, and mixtures behind a dense layer.
+LATENT = sized(num_key_value_heads=4, kv_lora_rank=32, q_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16)
+DEEPSEEK = dict(
+    LATENT, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, n_shared_experts=1, first_k_dense_replace=1, n_group=1, topk_group=1
+)
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=8, mscale=0.9, mscale_all_dim=0.7, beta_fast=4.0, beta_slow=1.0)
 
 
 GPT = dict(vocab_size=96, n_positions=32, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2)
@@ -198,6 +204,38 @@ FAMILIES = {
     "lfm2": (
         "Lfm2ForCausalLM",
         sized(layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False, conv_L_cache=3, rope_parameters=rope(1000000.0)),
+    ),
+    "deepseek_v2": ("DeepseekV2ForCausalLM", dict(DEEPSEEK, rope_parameters=rope(20000.0, **YARN), topk_method="greedy", norm_topk_prob=False)),
+    "deepseek_v3": (
+        "DeepseekV3ForCausalLM",
+        dict(DEEPSEEK, rope_parameters=rope(20000.0, **YARN), n_group=2, topk_group=1, q_lora_rank=None, attention_bias=True),
+    ),
+    "glm_moe_dsa": (
+        "GlmMoeDsaForCausalLM",
+        dict(DEEPSEEK, rope_parameters=rope(20000.0), index_n_heads=2, index_head_dim=16, index_topk=8, n_shared_experts=2),
+    ),
+    "longcat_flash": (
+        "LongcatFlashForCausalLM",
+        dict(
+            LATENT, num_layers=1, ffn_hidden_size=32, moe_topk=2, expert_ffn_hidden_size=32, n_routed_experts=3, zero_expert_num=2,
+            rope_parameters=rope(20000.0),
+        ),
+    ),
+    "minicpm3": (
+        "MiniCPM3ForCausalLM",
+        dict(
+            LATENT,
+            v_head_dim=8,
+            dim_model_base=16,
+            tie_word_embeddings=False,
+            rope_parameters=rope(
+                20000.0, rope_type="longrope", long_factor=[1.0, 1.5, 2.0, 3.0], short_factor=[1.0] * 4, original_max_position_embeddings=32
+            ),
+        ),
+    ),
+    "mistral4": (
+        "Mistral4ForCausalLM",
+        dict(DEEPSEEK, rope_parameters=rope(20000.0, **YARN, llama_4_scaling_beta=0.4, max_position_embeddings=128), tie_word_embeddings=False),
     ),
     "qwen3_next": ("Qwen3NextForCausalLM", sized(**DELTA_NET, **EXPERTS, rope_parameters=rope(10000000.0, partial_rotary_factor=0.25))),
     # Queries, keys and values as wide as each other: transformers 5.24 saves the taps in three equal parts whatever they belong to.
@@ -417,6 +455,8 @@ def build(name):
             noise = torch.randn(p.shape, generator=random)
             if p.dim() < 2 or "norm" in path:
                 p.copy_((p if torch.all(p == p.flatten()[0]) else torch.zeros_like(p)) + 0.3 * noise)
+            elif p.dim() == 3 and "experts" in path:
+                p.copy_(noise * 1.2 / p.shape[-1] ** 0.5)
             elif "embed_tokens" in path or "wte" in path or "embed_in" in path:
                 p.copy_(noise)
             else:
@@ -424,6 +464,8 @@ def build(name):
         for path, b in model.named_buffers():
             if path.endswith("layer_scalar"):
                 b.copy_(1 + 0.3 * torch.randn(b.shape, generator=random))
+            if path.endswith("e_score_correction_bias"):
+                b.copy_(0.3 * torch.randn(b.shape, generator=random))
     return model.to(torch.bfloat16)
 
 

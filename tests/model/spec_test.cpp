@@ -2,6 +2,8 @@
 
 #include "model/ops/attention.h"
 #include "model/ops/experts.h"
+#include "model/ops/gated_mlp.h"
+#include "model/ops/latent_attention.h"
 
 #include <gtest/gtest.h>
 #include <mlx/mlx.h>
@@ -155,6 +157,24 @@ const std::map<std::string, const char*>& published() {
         "linear_num_value_heads":16,"linear_key_head_dim":128,"linear_value_head_dim":128,"linear_conv_kernel_dim":4,"full_attention_interval":4,
         "rms_norm_eps":1e-06,"vocab_size":248320,"max_position_embeddings":262144,"rope_parameters":{"mrope_interleaved":true,
         "mrope_section":[11,11,10],"rope_type":"default","rope_theta":10000000,"partial_rotary_factor":0.25}}})"},
+      {"deepseek_v2", R"({"model_type":"deepseek_v2","hidden_size":2048,"num_hidden_layers":27,"intermediate_size":10944,"moe_intermediate_size":1408,
+        "num_attention_heads":16,"num_key_value_heads":16,"kv_lora_rank":512,"q_lora_rank":null,"qk_nope_head_dim":128,"qk_rope_head_dim":64,
+        "v_head_dim":128,"n_routed_experts":64,"n_shared_experts":2,"num_experts_per_tok":6,"first_k_dense_replace":1,"moe_layer_freq":1,
+        "n_group":1,"topk_group":1,"topk_method":"greedy","routed_scaling_factor":1.0,"norm_topk_prob":false,"vocab_size":102400,
+        "rms_norm_eps":1e-06,"rope_theta":10000,"max_position_embeddings":163840,"rope_scaling":{"beta_fast":32,"beta_slow":1,"factor":40,
+        "mscale":0.707,"mscale_all_dim":0.707,"original_max_position_embeddings":4096,"type":"yarn"}})"},
+      {"deepseek_v3", R"({"model_type":"deepseek_v3","hidden_size":7168,"num_hidden_layers":61,"intermediate_size":18432,"moe_intermediate_size":2048,
+        "num_attention_heads":128,"num_key_value_heads":128,"kv_lora_rank":512,"q_lora_rank":1536,"qk_nope_head_dim":128,"qk_rope_head_dim":64,
+        "v_head_dim":128,"n_routed_experts":256,"n_shared_experts":1,"num_experts_per_tok":8,"first_k_dense_replace":3,"moe_layer_freq":1,
+        "n_group":8,"topk_group":4,"topk_method":"noaux_tc","scoring_func":"sigmoid","routed_scaling_factor":2.5,"norm_topk_prob":true,
+        "vocab_size":129280,"rms_norm_eps":1e-06,"rope_theta":10000,"max_position_embeddings":163840,"num_nextn_predict_layers":1,
+        "rope_scaling":{"beta_fast":32,"beta_slow":1,"factor":40,"mscale":1.0,"mscale_all_dim":1.0,"original_max_position_embeddings":4096,
+        "type":"yarn"},"tie_word_embeddings":false})"},
+      {"minicpm3", R"({"model_type":"minicpm3","hidden_size":2560,"num_hidden_layers":62,"intermediate_size":6400,"num_attention_heads":40,
+        "num_key_value_heads":40,"kv_lora_rank":256,"q_lora_rank":768,"qk_nope_head_dim":64,"qk_rope_head_dim":32,"vocab_size":73448,
+        "rms_norm_eps":1e-05,"scale_emb":12,"dim_model_base":256,"scale_depth":1.4,"max_position_embeddings":32768,"rope_scaling":{"type":"longrope",
+        "long_factor":1.0,"short_factor":1.0,"original_max_position_embeddings":32768},"tie_word_embeddings":true})"},
+      {"youtu_llm", R"({"model_type":"youtu_llm"})"},
       {"glm4", R"({"model_type":"glm4","hidden_size":4096,"num_hidden_layers":40,"intermediate_size":13696,"num_attention_heads":32,
         "num_key_value_heads":2,"head_dim":128,"rms_norm_eps":1e-05,"vocab_size":151552,"max_position_embeddings":32768,"rope_theta":10000.0,
         "partial_rotary_factor":0.5,"attention_bias":true,"tie_word_embeddings":false})"},
@@ -197,7 +217,8 @@ TEST(Spec, PublishedModelsHaveTheirPublishedSizes) {
       {"gptj", 6.05},          {"plamo", 13.10},      {"nemotron-nas", 49.87},
       // Their cards say 7B and 40B; these follow from their configs.
       {"hunyuan_v1_dense", 7.504}, {"iquestloopcoder", 39.79},
-      {"qwen3_next", 79.67},   {"qwen3_5", 0.752}};
+      {"qwen3_next", 79.67},   {"qwen3_5", 0.752},
+      {"deepseek_v2", 15.7},   {"deepseek_v3", 671.0}, {"minicpm3", 4.07},      {"youtu_llm", 1.96}};
   for (const auto& [type, size] : billions) {
     const auto spec = published_spec(type);  // linears() points into it
     double total = 0;
@@ -321,6 +342,45 @@ TEST(Spec, FamiliesNearLlamaDifferWhereTheyShould) {
 
   const auto plamo = spec_from_config(oracle::tiny_config("plamo"));
   EXPECT_EQ(plamo.edges_of(0)[0].consumers.size(), 5u);
+}
+
+TEST(Spec, LatentAttentionDiffersWhereItShould) {
+  const auto v2 = published_spec("deepseek_v2"), v3 = published_spec("deepseek_v3"), youtu = published_spec("youtu_llm");
+  const auto& plain = *find_op<LatentAttention>(v2.blocks[0]);
+  EXPECT_FALSE(plain.q_a);
+  EXPECT_EQ(plain.stages(), 3);
+  // The second head's first value: behind the first head's 128 keys and 128 values and its own keys.
+  EXPECT_EQ(plain.kv_b->parts[1].row(128), 256 + 128);
+  const double gain = 0.1 * 0.707 * std::log(40.0) + 1;
+  EXPECT_FLOAT_EQ(plain.scale, gain * gain / std::sqrt(192.0));
+  EXPECT_FLOAT_EQ(plain.rope.magnitude, 1);  // both of its gains are equal
+  EXPECT_TRUE(find_op<GatedMlp>(v2.blocks[0]));
+  EXPECT_EQ(find_op<Experts>(v2.blocks[1])->router.groups.count, 1);
+
+  const auto& absorbed = *find_op<LatentAttention>(v3.blocks[60]);
+  EXPECT_EQ(absorbed.stages(), 5);
+  EXPECT_EQ(absorbed.embed_q->stack, LinearSpec::Stack::sliced);
+  EXPECT_EQ(absorbed.embed_q->experts, 128);
+  EXPECT_EQ(absorbed.unembed_out->out, 128);
+  EXPECT_TRUE(absorbed.rope.interleaved);
+  const auto& router = find_op<Experts>(v3.blocks[3])->router;
+  EXPECT_EQ(router.groups.kept, 4);
+  EXPECT_TRUE(router.correction->keeps_dtype);
+  EXPECT_FALSE(router.linear.dense_why.empty());
+  EXPECT_EQ(v3.left_out.back().pattern, "model.layers.61.*");
+
+  EXPECT_TRUE(youtu.tied());
+  EXPECT_FLOAT_EQ(find_op<LatentAttention>(youtu.blocks[0])->scale, 1 / std::sqrt(192.0f));
+
+  const auto v32 = spec_from_config(oracle::tiny_config("deepseek_v32"));
+  const auto choosing = [](const LinearSpec* linear) { return linear->only_chooses; };
+  const auto linears = v32.blocks[0].linears();
+  EXPECT_EQ(std::count_if(linears.begin(), linears.end(), choosing), 3);
+  EXPECT_EQ(v32.edges_of(0)[0].consumers.size(), 4u);
+
+  const auto longcat = spec_from_config(oracle::tiny_config("longcat_flash"));
+  EXPECT_TRUE(longcat.blocks[0].steps[1].branches[1].late);
+  for (const auto& edge : longcat.edges_of(0)) EXPECT_NE(edge.producer, "model.layers.0.post_attention_layernorm.0");  // experts give it back
 }
 
 TEST(Spec, AliasesRunAsTheirTargets) {

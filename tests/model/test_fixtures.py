@@ -33,6 +33,8 @@ RUNS = {
     "apertus",
     "cohere",
     "cohere2",
+    "deepseek_v2",
+    "deepseek_v3",
     "ernie4_5",
     "exaone4",
     "gemma",
@@ -44,6 +46,7 @@ RUNS = {
     "gemma4_text",
     "glm",
     "glm4",
+    "glm_moe_dsa",
     "gpt2",
     "gpt_bigcode",
     "gpt_neox",
@@ -57,9 +60,12 @@ RUNS = {
     "lfm2_vl",
     "llama",
     "llava",
+    "longcat_flash",
+    "minicpm3",
     "ministral3",
     "mistral",
     "mistral3",
+    "mistral4",
     "nanochat",
     "nemotron",
     "olmo2",
@@ -87,6 +93,7 @@ RUNS_AS_SAVED = RUNS
 REFUSED_AS_SAVED = {
     "apertus",  # rope_theta, mlp_bias, post_norm, qk_norm
     "cohere2",  # sliding_window_pattern: its default, 4, is more than the layers here
+    "deepseek_v2",  # rope_scaling
     "ernie4_5",  # rope_theta
     "exaone4",  # rope_theta, rope_scaling
     "gemma3",  # vocab_size at the top, sliding_window_pattern
@@ -97,11 +104,14 @@ REFUSED_AS_SAVED = {
     "glm4",  # rope_theta, partial_rotary_factor
     "gpt2",  # n_ctx
     "gpt_bigcode",  # n_inner is null
+    "glm_moe_dsa",  # moe_layer_freq, topk_method, scoring_func
     "gpt_neox",  # rotary_emb_base, rotary_pct
     "granite",  # rope_theta
     "helium",  # rope_theta
     "lfm2",  # block_dim
     "lfm2_vl",  # the model type, the names of all tensors, the taps' axes, block_dim
+    "longcat_flash",  # rope_theta, attention_method, zero_expert_type, mla_scale_q_lora, mla_scale_kv_lora, weights of experts that have none
+    "minicpm3",  # rope_scaling
     "nanochat",  # the names of all tensors
     "olmo3",  # rope_theta
     "olmo_hybrid",  # the names of the norms in layers with a delta net
@@ -120,6 +130,7 @@ FLAT = {
     "gemma3_text": dict(sliding_window_pattern=3),
     "gemma4": dict(global_head_dim=16, num_global_key_value_heads=1),
     "gemma4_text": dict(global_head_dim=16),
+    "glm_moe_dsa": dict(moe_layer_freq=1, topk_method="noaux_tc", scoring_func="sigmoid"),
     "gpt2": dict(n_ctx=32),
     "gptj": dict(n_inner=None),
     "lfm2": dict(block_dim=32, block_ff_dim=64),
@@ -127,6 +138,7 @@ FLAT = {
     "qwen3_5": dict(full_attention_interval=2),
     "qwen3_5_moe": dict(full_attention_interval=2),
     "qwen3_next": dict(full_attention_interval=2),
+    "longcat_flash": dict(attention_method="MLA", zero_expert_type="identity", mla_scale_q_lora=True, mla_scale_kv_lora=True),
 }
 # What only mlx_lm asks for, at the top of config.json and in its text_config.
 MLX_LM = {
@@ -138,7 +150,7 @@ MLX_LM = {
 
 
 # These had "rope_parameters" from the beginning.
-BORN_NESTED = {"gemma4", "gemma4_text", "ministral3", "olmo_hybrid", "qwen3_5", "qwen3_5_moe"}
+BORN_NESTED = {"gemma4", "gemma4_text", "glm_moe_dsa", "ministral3", "mistral4", "olmo_hybrid", "qwen3_5", "qwen3_5_moe"}
 
 
 def flat_positions(text):
@@ -232,9 +244,15 @@ def qwen3_5_moe_weights(weights):
     return weights
 
 
+def longcat_flash_weights(weights):
+    """Experts 3 and 4 give a token back; transformers saves numbers for them that nothing reads."""
+    return {name: w for name, w in weights.items() if ".experts.3." not in name and ".experts.4." not in name}
+
+
 WEIGHTS = {
     "gemma3n": gemma3n_weights,
     "lfm2_vl": lfm2_vl_weights,
+    "longcat_flash": longcat_flash_weights,
     "nanochat": nanochat_weights,
     "olmo_hybrid": olmo_hybrid_weights,
     "qwen3_5_moe": qwen3_5_moe_weights,

@@ -7,10 +7,12 @@
 #include <atomic>
 #include <cmath>
 #include <fstream>
+#include <limits>
 #include <map>
 
 #include "model/ops/attention.h"
 #include "model/ops/experts.h"
+#include "model/ops/latent_attention.h"
 
 namespace lquant::oracle {
 
@@ -20,7 +22,7 @@ using nlohmann::json;
 json tiny_config(const std::string& model_type) {
   // Wrappers: the text model stands inside.
   static const std::map<std::string, std::string> inner = {
-      {"gemma3", "gemma3_text"},  {"gemma4", "gemma4_text"}, {"lfm2-vl", "lfm2"},   {"lfm2_vl", "lfm2"},   {"llava", "llama"},
+      {"gemma3", "gemma3_text"},  {"gemma4", "gemma4_text"}, {"kimi_k25", "deepseek_v3"}, {"kimi_vl", "deepseek_v3"}, {"lfm2-vl", "lfm2"},   {"lfm2_vl", "lfm2"},   {"llava", "llama"},
       {"mistral3", "ministral3"}, {"pixtral", "mistral"},    {"qwen2_vl", "qwen2"}, {"qwen3_vl", "qwen3"}, {"qwen3_vl_moe", "qwen3_moe"}};
   if (const auto text = inner.find(model_type); text != inner.end()) {
     auto config = tiny_config(text->second);
@@ -134,6 +136,31 @@ json tiny_config(const std::string& model_type) {
     config.update({{"num_experts", 5}, {"num_experts_per_tok", 2}, {"moe_intermediate_size", 32}, {"decoder_sparse_step", 1}});
     config.update({{"mlp_only_layers", json::array()}, {"norm_topk_prob", true}, {"shared_expert_intermediate_size", 48}});
   }
+  for (const char* latent : {"deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "minicpm3", "mistral4", "youtu_llm"}) {
+    if (model_type != latent) continue;
+    config.update({{"kv_lora_rank", 32}, {"q_lora_rank", 64}, {"qk_nope_head_dim", 32}, {"qk_rope_head_dim", 8}, {"v_head_dim", 24}});
+    config.update({{"n_routed_experts", 6}, {"num_experts_per_tok", 2}, {"moe_intermediate_size", 32}, {"n_shared_experts", 1}});
+    config.update({{"first_k_dense_replace", 1}, {"moe_layer_freq", 1}, {"routed_scaling_factor", 1.5}, {"tie_word_embeddings", false}});
+    config.update({{"n_group", 1}, {"topk_group", 1}, {"norm_topk_prob", true}, {"topk_method", "noaux_tc"}, {"attention_bias", true}});
+  }
+  if (model_type == "deepseek_v2") config["rope_scaling"] = {{"factor", 4.0}, {"original_max_position_embeddings", 32}, {"mscale_all_dim", 0.7}};
+  if (model_type == "deepseek_v3") config.update({{"n_group", 3}, {"topk_group", 2}, {"q_lora_rank", nullptr}});
+  if (model_type == "deepseek_v32" || model_type == "glm_moe_dsa")
+    config.update({{"index_n_heads", 2}, {"index_head_dim", 32}, {"index_topk", 5}, {"rope_parameters", {{"rope_theta", 10000.0}}}});
+  if (model_type == "mistral4")
+    config["rope_parameters"] = {
+        {"type", "yarn"}, {"rope_theta", 10000.0}, {"factor", 4.0}, {"original_max_position_embeddings", 3}, {"llama_4_scaling_beta", 0.4}};
+  if (model_type == "longcat_flash") {
+    config.update({{"kv_lora_rank", 32}, {"q_lora_rank", 64}, {"qk_nope_head_dim", 32}, {"qk_rope_head_dim", 8}, {"v_head_dim", 24}});
+    config.update({{"attention_method", "MLA"}, {"zero_expert_type", "identity"}, {"ffn_hidden_size", 96}, {"moe_topk", 2}, {"num_layers", 2}});
+    config.update({{"expert_ffn_hidden_size", 32}, {"n_routed_experts", 4}, {"zero_expert_num", 2}, {"routed_scaling_factor", 1.5}});
+    config.update({{"mla_scale_q_lora", true}, {"mla_scale_kv_lora", true}, {"router_bias", true}, {"attention_bias", true}});
+  }
+  if (model_type == "minicpm3") {
+    config.update({{"dim_model_base", 24}, {"scale_depth", 1.4}, {"scale_emb", 3.0}});
+    config["rope_scaling"] = {{"type", "longrope"}, {"long_factor", {1.0, 1.5, 2.0, 3.0}}, {"short_factor", 1.0}, {"original_max_position_embeddings", 32}};
+  }
+  if (model_type == "youtu_llm") config.update({{"q_lora_rank", nullptr}, {"mlp_bias", true}});
   // Sizes, norms and positions of models that name them otherwise.
   config.update({{"layer_norm_eps", 1e-5}, {"norm_epsilon", 1e-5}, {"norm_eps", 1e-5}, {"layer_norm_epsilon", 1e-5}});
   config.update({{"n_embd", 64}, {"n_layer", 2}, {"n_head", 4}, {"n_positions", 32}, {"n_ctx", 32}, {"n_inner", 96}});
@@ -207,6 +234,11 @@ model::ModelSpec with_all_experts(model::ModelSpec spec) {
   for (auto& block : spec.blocks)
     for (auto& step : block.steps)
       for (auto& branch : step.branches) {
+        if (const auto* latent = dynamic_cast<const model::LatentAttention*>(branch.op.get()); latent && latent->indexer) {
+          auto all = *latent;
+          all.indexer->top_k = std::numeric_limits<int>::max();
+          branch.op = std::make_shared<const model::LatentAttention>(all);
+        }
         const auto* chosen = dynamic_cast<const model::Experts*>(branch.op.get());
         if (!chosen) continue;
         auto all = *chosen;

@@ -17,7 +17,8 @@ model::Tensors random_tensors(const model::ModelSpec& spec, std::uint64_t seed);
 
 /// The same model with keys and values as they are where it rounds them to steps: near a boundary two sound computations are a whole step apart.
 model::ModelSpec without_steps(model::ModelSpec spec);
-/// The same model with mixtures whose tokens go to every expert: choosing some is a step function, which has no gradient.
+/// The same model with mixtures whose tokens go to every expert and attention that reads every key: choosing some is a step function, which has no
+/// gradient.
 model::ModelSpec with_all_experts(model::ModelSpec spec);
 
 /// f32, bf16 and f16: every dtype that a checkpoint's numbers may have; and their names, for names of tests.

@@ -12,6 +12,7 @@
 #include "model/family/unknown.h"
 #include "model/op.h"
 #include "model/ops/attention.h"
+#include "model/ops/latent_attention.h"
 
 namespace lquant::model {
 namespace {
@@ -25,6 +26,9 @@ const std::map<std::string, Family>& families() {
       {"baichuan_m1", family::baichuan_m1},
       {"cohere", family::cohere},
       {"cohere2", family::cohere2},
+      {"deepseek_v2", family::deepseek_v2},
+      {"deepseek_v3", family::deepseek_v3},
+      {"deepseek_v32", family::deepseek_v32},
       {"ernie4_5", family::ernie4_5},
       {"exaone", family::exaone},
       {"exaone4", family::exaone4},
@@ -37,6 +41,8 @@ const std::map<std::string, Family>& families() {
       {"gemma4_text", family::gemma4_text},
       {"glm", family::glm},
       {"glm4", family::glm4},
+      {"glm4_moe_lite", family::glm4_moe_lite},
+      {"glm_moe_dsa", family::glm_moe_dsa},
       {"gpt2", family::gpt2},
       {"gpt_bigcode", family::gpt_bigcode},
       {"gpt_neox", family::gpt_neox},
@@ -47,16 +53,21 @@ const std::map<std::string, Family>& families() {
       {"internlm2", family::internlm2},
       {"internlm3", family::internlm3},
       {"iquestloopcoder", family::iquestloopcoder},
+      {"kimi_k25", family::kimi_k25},
+      {"kimi_vl", family::kimi_vl},
       {"lfm2", family::lfm2},
       {"lfm2-vl", family::lfm2_vl},
       {"lfm2_vl", family::lfm2_vl},
       {"lille-130m", family::lille_130m},
       {"llama", family::llama},
       {"llava", family::llava},
+      {"longcat_flash", family::longcat_flash},
       {"mimo", family::mimo},
       {"minicpm", family::minicpm},
+      {"minicpm3", family::minicpm3},
       {"ministral3", family::ministral3},
       {"mistral3", family::mistral3},
+      {"mistral4", family::mistral4},
       {"nanochat", family::nanochat},
       {"nemotron", family::nemotron},
       {"nemotron-nas", family::nemotron_nas},
@@ -83,6 +94,7 @@ const std::map<std::string, Family>& families() {
       {"stablelm", family::stablelm},
       {"starcoder2", family::starcoder2},
       {"telechat3", family::telechat3},
+      {"youtu_llm", family::youtu_llm},
   };
   return table;
 }
@@ -128,8 +140,9 @@ namespace {
 bool already_so(const ModelSpec& spec, const nlohmann::json& parameters) {
   for (const auto& block : spec.blocks) {
     const auto* attention = find_op<Attention>(block);
-    if (!attention || !attention->rope) continue;
-    const auto& rope = *attention->rope;
+    const auto* latent = find_op<LatentAttention>(block);
+    if (!latent && (!attention || !attention->rope)) continue;
+    const auto& rope = latent ? latent->rope : *attention->rope;
     try {
       const auto wanted = make_rope(2 * static_cast<int>(rope.inv_freq.size()), family::Config(parameters).number("rope_theta"), rope.interleaved,
                                     parameters, rope.dynamic_from);

@@ -43,14 +43,35 @@ mx::array gated(const OutputGate& gate, const mx::array& x, const mx::array& pro
   return mx::flatten(mx::multiply(mx::unflatten(x, -1, {heads, x.shape(-1) / heads}), mx::expand_dims(factor, -1)), -2, -1);
 }
 
-/// Nothing where the factor is 1 for all positions below `longest`.
+}  // namespace
+
+kernels::AttentionArgs attention_args(const Context& context, float scale, int window) {
+  if (context.cache && context.segments) throw std::invalid_argument("[model] segments and a cache exclude each other");
+  if (context.branches && !context.segments) throw std::invalid_argument("[model] branches need segments");
+  if (context.branches && window > 0 && context.branches->longest > window)
+    throw std::invalid_argument("[model] a text with its ending is longer than the window; give it without branches");
+  kernels::AttentionArgs args;
+  args.scale = scale;
+  args.window = context.branches ? 0 : window;
+  if (context.branches) args.branch_bits = Branches::kBits;
+  if (context.cache) args.offset = context.cache->length();
+  return args;
+}
+
+int longest_text(const Context& context, int length) {
+  if (context.branches) return context.branches->longest;
+  return (context.cache ? context.cache->length() : context.offset) + length;
+}
+
 mx::array heated(const Scope& scope, const QueryTemperature& temperature, const mx::array& q, int longest) {
-  if (longest <= temperature.period) return q;
+  if (longest <= temperature.period) return q;  // the factor is 1
   const auto places = mx::astype(positions(scope.context, q.shape(0), q.shape(1)), mx::float32);
   const auto periods = mx::floor(mx::divide(places, mx::array(static_cast<float>(temperature.period))));
   const auto factor = mx::add(mx::array(1.0f), mx::multiply(mx::array(temperature.beta), mx::log(mx::add(mx::array(1.0f), periods))));
   return mx::multiply(q, mx::reshape(mx::astype(factor, q.dtype()), {q.shape(0), q.shape(1), 1, 1}));
 }
+
+namespace {
 
 /// gate · a + (1 − gate) · b, head by head; all [B, T, heads, head_dim].
 mx::array mixed(const Scope& scope, const Attention::Again& again, const mx::array& q, const mx::array& a, const mx::array& b) {
@@ -122,11 +143,8 @@ std::pair<mx::array, mx::array> Attention::carried_by(const Scope& scope, const 
 
 Flow Attention::attend(const Scope& scope, const mx::array& h) const {
   const auto& context = scope.context;
-  if (context.cache && context.segments) throw std::invalid_argument("[model] segments and a cache exclude each other");
-  const auto* branches = context.branches ? &*context.branches : nullptr;
-  if (branches && !context.segments) throw std::invalid_argument("[model] branches need segments");
-  if (const int sees = traits().window; branches && sees > 0 && branches->longest > sees)
-    throw std::invalid_argument("[model] a text with its ending is longer than the window; give it without branches");
+  auto args = attention_args(context, scale, traits().window);
+  args.softcap = softcap;
   const int batch = h.shape(0), length = h.shape(1);
   const auto projected = project(scope, h);
   const auto split = [&](const mx::array& x, int count) { return mx::reshape(x, {batch, length, count, head_dim}); };
@@ -150,14 +168,14 @@ Flow Attention::attend(const Scope& scope, const mx::array& h) const {
   }
 
   const int offset = context.cache ? context.cache->length() : context.offset;
-  const int longest = branches ? branches->longest : offset + length;
+  const int longest = longest_text(context, length);
   if (rope) {
     const auto inv_freq = inverse_frequencies(*rope, longest);
     // Scores of rotated heads know distances alone. A norm's weights behind the rotation know places, as a gate's do, so there each text counts its
     // own.
     std::optional<mx::array> places;
-    if (branches)
-      places = branches->positions;
+    if (context.branches)
+      places = context.branches->positions;
     else if (context.segments && (norms_behind_rope || again))
       places = positions(context, batch, length);
     q = kernels::rope(q, inv_freq, offset, rope->magnitude, rope->interleaved, places);
@@ -178,14 +196,9 @@ Flow Attention::attend(const Scope& scope, const mx::array& h) const {
     std::tie(k, v) = carried_by(scope, *shared, batch, length);
   else if (context.cache)
     std::tie(k, v) = context.cache->append(scope.block, k, v);
-  kernels::AttentionArgs args;
-  args.scale = scale;
-  args.softcap = softcap;
-  if (context.cache) args.offset = offset;
-  if (branches) args.branch_bits = Branches::kBits;
   const auto dtype = q.dtype();
   const auto look = [&](mx::array keys, mx::array values, int window) {
-    args.window = branches ? 0 : window;
+    args.window = context.branches ? 0 : window;
     if (tiled) keys = mx::tile(keys, {1, 1, heads / kv_heads, 1}), values = mx::tile(values, {1, 1, heads / kv_heads, 1});
     auto queries = q;
     if (wide && dtype == mx::float16)

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/attention.h"
 #include "model/op.h"
 #include "model/rope.h"
 
@@ -27,6 +28,15 @@ struct OutputGate {
   /// are the queries, a factor for each feature.
   std::optional<LinearSpec> linear = std::nullopt;
 };
+
+/// What the kernel has to know of the context. Throws std::invalid_argument for segments with a cache, and for branches without segments or longer
+/// than the window.
+kernels::AttentionArgs attention_args(const Context& context, float scale, int window = 0);
+/// Of a call with `length` tokens: positions of the longest text, what a cache holds included.
+int longest_text(const Context& context, int length);
+
+/// q [B, T, heads, D] times the factor of each token's place; `longest` bounds the positions of all texts.
+mx::array heated(const Scope& scope, const QueryTemperature& temperature, const mx::array& q, int longest);
 
 /// Grouped-head causal attention (arXiv 2305.13245) with rotary positions. Stage 0: q, k, v, the gate; stage 1: o.
 struct Attention final : Op {

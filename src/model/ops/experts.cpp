@@ -14,6 +14,8 @@ struct Routed {
   mx::array rows;     ///< [T·k, H]
   mx::array weights;  ///< [T, k]
   kernels::Routing routing;
+  kernels::Routing seen;                             ///< the same without rows of experts that have no weights
+  std::optional<mx::array> identity = std::nullopt;  ///< [T, 1]: the weights of experts that give what they read
 };
 
 mx::array by_token(const mx::array& x) { return mx::reshape(x, {-1, x.shape(-1)}); }
@@ -22,14 +24,24 @@ mx::array by_token(const mx::array& x) { return mx::reshape(x, {-1, x.shape(-1)}
 Routed route(const Scope& scope, const Experts& op, const mx::array& h, const mx::array& of_router) {
   const auto& router = op.router;
   auto choice = choose(scope, router, by_token(of_router));
-  auto routing = kernels::sort_by_expert(choice.experts, router.experts);
+  auto routing = kernels::sort_by_expert(choice.experts, router.experts), seen = routing;
+  std::optional<mx::array> identity;
+  if (op.identities > 0) {
+    const int with_weights = router.experts - op.identities, rows = choice.experts.shape(0) * router.top_k;
+    seen.offsets = mx::slice(routing.offsets, {0}, {with_weights + 1});
+    // The products' last expert gets their rows as well, which count 0.
+    routing.offsets = mx::concatenate({mx::slice(routing.offsets, {0}, {with_weights}), mx::array({rows}, {1}, mx::int32)});
+    const auto own = mx::less(choice.experts, mx::array(with_weights, mx::int32)), none = mx::array(0.0f, choice.weights.dtype());
+    identity = mx::sum(mx::where(own, none, choice.weights), -1, /*keepdims=*/true);
+    choice.weights = mx::where(own, choice.weights, none);
+  }
   auto rows = kernels::gather_rows(by_token(h), routing, router.top_k);
   if (op.weighs_inputs) {
     const auto own = mx::take(mx::flatten(choice.weights), routing.order);
     rows = mx::multiply(rows, mx::astype(mx::expand_dims(own, 1), rows.dtype()));
     choice.weights = mx::ones_like(choice.weights);
   }
-  return {std::move(rows), std::move(choice.weights), std::move(routing)};
+  return {std::move(rows), std::move(choice.weights), std::move(routing), std::move(seen), std::move(identity)};
 }
 
 mx::array product(const Scope& scope, const LinearSpec& linear, const mx::array& x, const kernels::Routing& routing) {
@@ -68,7 +80,7 @@ Flow Experts::start(const Scope& scope, const mx::array& normed, const mx::array
   if (scope.observed()) {
     scope.observe(router.linear, first.inputs.back());
     const auto routed = route(scope, *this, normed, first.inputs.back());
-    scope.observe_experts(inputs(), routed.rows, routed.routing, router.top_k);
+    scope.observe_experts(inputs(), routed.rows, routed.seen, router.top_k);
   }
   return first;
 }
@@ -76,18 +88,21 @@ Flow Experts::start(const Scope& scope, const mx::array& normed, const mx::array
 Flow Experts::advance(const Scope& scope, int, const Flow& at) const {
   const auto routed = route(scope, *this, at.inputs[0], at.inputs.back());
   Flow next{{inner(scope, *this, routed)}, {routed.routing.order, routed.routing.offsets, routed.weights, at.inputs[0]}};
-  scope.observe_experts({&down}, next.inputs[0], routed.routing, router.top_k);
+  if (routed.identity) next.kept.push_back(*routed.identity);
+  scope.observe_experts({&down}, next.inputs[0], routed.seen, router.top_k);
   return next;
 }
 
 mx::array Experts::finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const {
   const kernels::Routing routing{at.kept[0], at.kept[1]};
-  const auto sum = kernels::combine_rows(product(scope, down, at.inputs[0], routing), at.kept[2], routing, router.top_k);
+  auto sum = kernels::combine_rows(product(scope, down, at.inputs[0], routing), at.kept[2], routing, router.top_k);
+  if (identities > 0) sum = mx::add(sum, mx::multiply(by_token(at.kept[3]), mx::astype(at.kept[4], sum.dtype())));
   const auto out = mx::reshape(sum, at.kept[3].shape());
   return residual ? kernels::add(*residual, out) : out;
 }
 
 std::vector<std::string> Experts::readers() const {
+  if (identities > 0) return {};  // what the norm makes is part of the result
   std::vector<std::string> all;
   if (!router_norm) all.push_back(router.linear.path);
   for (const auto* linear : inputs()) all.push_back(linear->path);

@@ -17,6 +17,8 @@ struct Experts final : Op {
   kernels::Activation activation = kernels::Activation::silu;
   std::optional<kernels::ClampedGate> clamp;  ///< in place of the activation
   std::optional<NormSpec> router_norm;        ///< the router reads the branch's input as it came, through this norm (Gemma 4)
+  /// The last so many of the router's experts have no weights: they give what they read (LongCat-Flash's zero experts).
+  int identities = 0;
   bool weighs_inputs = false;                 ///< the router's weights are factors of what experts read, not of their results (Llama 4)
   Router router;
   std::optional<LinearSpec> gate;  ///< none: down(activation(up(x)))

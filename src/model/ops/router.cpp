@@ -50,10 +50,14 @@ Choice choose(const Scope& scope, const Router& router, const mx::array& input) 
 
   auto ranked = mx::stop_gradient(scores);
   if (router.correction) ranked = mx::add(ranked, in_f32(scope.tensor(router.correction->path)));
-  if (router.groups.count > router.groups.kept) ranked = without_lost_groups(router.groups, ranked);
-  const int first = router.experts - router.top_k;
-  const auto order = first > 0 ? mx::argpartition(ranked, first, -1) : mx::argsort(ranked, -1);
-  const auto chosen = mx::slice(order, {0, first}, {order.shape(0), router.experts});
+  const bool grouped = router.groups.count > router.groups.kept;
+  if (grouped) ranked = without_lost_groups(router.groups, ranked);
+  const int first = grouped ? 0 : router.experts - router.top_k;
+  // Experts of lost groups are equal: where some are chosen all the same, they are those that mlx_lm takes, which looks for the least of −score.
+  const auto order = grouped     ? mx::argpartition(mx::negative(ranked), router.top_k - 1, -1)
+                     : first > 0 ? mx::argpartition(ranked, first, -1)
+                                 : mx::argsort(ranked, -1);
+  const auto chosen = mx::slice(order, {0, first}, {order.shape(0), first + router.top_k});
 
   auto weights = mx::take_along_axis(scores, chosen, -1);
   if (router.score == Router::Score::softmax_chosen) weights = mx::softmax(weights, -1, /*precise=*/true);
