@@ -151,6 +151,55 @@ def test_the_example_of_a_family_is_what_the_files_hold():
         assert line in [there.strip() for there in (ROOT / file).read_text(encoding="utf-8").splitlines()], f"{file} has no line {line}"
 
 
+# Names of families that say something else outside src/model/family: (files, what is allowed there, why).
+NOT_A_FAMILY = [
+    ("src/checkpoint/gguf/pretokenizers.cpp", r"[\s\S]+", "tokenizers as llama.cpp names them (tokenizer.ggml.pre), and their patterns"),
+    ("src/checkpoint/gguf/tokenizer.cpp", r'"gpt2"|"llama"|\\"gpt2\\"|\\"llama\\"', "kinds of vocabularies as GGUF names them (tokenizer.ggml.model)"),
+    ("src/checkpoint/gguf/rope_scaling.cpp", r"\bllama3(_factor)?\b|factors of Llama 3 and LongRoPE", "a value of rope_type, and who scales positions by it"),
+    ("src/model/rope.cpp", r"\bllama3\b|\bdeepseek_yarn\b|\btelechat3-yarn\b", "values of rope_type"),
+    ("src/text/chat.cpp", r"longcat_think", "a tag in the templates of chats"),
+    ("src/kernels/simd_activations-inl.h", r"\bphi\b", "Φ, the normal distribution"),
+]
+# First words of types that are words of the language or of mathematics too: such a type is searched by its whole name alone.
+WORDS = {"dots", "gpt", "phi", "recurrent", "seed", "solar", "step"}
+# First words of types that are called as the op of their paper is, which other families have too.
+OPS = {"mamba", "rwkv"}
+
+
+def words_of_code(text):
+    """C++ without comments, which may say which model an idea comes from: nothing depends on them."""
+    token = re.compile(r'R"(\w*)\([\s\S]*?\)\1"|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'|//[^\n]*|/\*[\s\S]*?\*/')
+    return token.sub(lambda match: " " if match.group().startswith("/") else match.group(), text)
+
+
+def names_of_families():
+    """A pattern of every type that src/model/family/family.cpp lists, alone or in a longer name: "gemma3_text" is found as gemma2, kGemma or GemmaForCausalLM."""
+    table = (ROOT / "src/model/family/family.cpp").read_text(encoding="utf-8")
+    types = {name for row in re.findall(r'^\s+\{"([\w-]+)", (?:family::\w+|"([\w-]+)")\},', table, re.MULTILINE) for name in row if name}
+    assert len(types) > 50, "the rows of family.cpp have another form than is looked for here"
+    stem = {name: re.match(r"[a-z]+", name.lower()).group() for name in types}
+    whole = {re.sub(r"[-_]", "[-_ ]?", name.lower()) for name in types if stem[name] not in OPS}
+    names = sorted(whole | {word + r"[\d.]*" for word in set(stem.values()) - WORDS - OPS}, key=len, reverse=True)
+    # A name begins where a word does, also within kQwenExperts, and ends where no small letter goes on.
+    return re.compile(rf"(?:(?<![A-Za-z])|(?<=[a-z])(?=[A-Z]))(?i:{'|'.join(names)})(?![a-z])")
+
+
+def test_no_family_is_named_outside_its_room():
+    pattern = names_of_families()
+    found = []
+    for path in code("src", "include"):
+        place = path.relative_to(ROOT).as_posix()
+        if place.startswith("src/model/family/"):
+            continue
+        text = words_of_code(path.read_text(encoding="utf-8")).replace("llama.cpp", "the program that writes GGUF files")
+        for file, allowed, why in NOT_A_FAMILY:
+            if place == file:
+                assert re.search(allowed, text), f"{file} no longer has {allowed} ({why}): take its row out"
+                text = re.sub(allowed, " ", text)
+        found += [f"{place}: {word}" for word in sorted(set(re.findall(r"[\w.-]+", text))) if pattern.search(word)]
+    assert not found, "\n".join(found)
+
+
 def test_headers_guard_themselves():
     # Highway's *-inl.h files are read once per instruction set and have the toggle that it asks for.
     for header in (p for p in code("src", "include", "tests", "benchmarks") if p.suffix == ".h"):

@@ -37,6 +37,8 @@ void check_folder(const fs::path& folder) {
   std::error_code ignored;
   if (fs::is_directory(folder, ignored)) return;
   const auto text = folder.string();
+  if (fs::exists(folder, ignored) && gguf::is_gguf(folder))
+    fail("checkpoint", "{}: is a GGUF file where only the folder of a model will do; make one of it: lquant convert --model {}", text, text);
   if (fs::exists(folder, ignored))
     fail("checkpoint", "{}: is a file; give the folder that holds config.json and model.safetensors, or a .gguf file", text);
   if (looks_like_hub_id(text)) {
@@ -144,19 +146,22 @@ void Checkpoint::State::check_index(const WeightMap& index) const {
   }
 }
 
-Checkpoint Checkpoint::open(const fs::path& path) {
+Checkpoint Checkpoint::open(const fs::path& path, const std::vector<gguf::Architecture>& architectures) {
+  std::error_code ignored;
+  if (!gguf::is_gguf(path) || fs::is_directory(path, ignored)) return open(path);
   auto state = std::make_shared<State>();
   state->folder = path;
-  std::error_code is_folder;
-  if (gguf::is_gguf(path) && !fs::is_directory(path, is_folder)) {
-    state->gguf = gguf::Source::open(path);
-    state->config = state->gguf->config();
-    state->tensors = state->gguf->tensors();
-    state->small_files = state->gguf->files();
-    return Checkpoint(std::move(state));
-  }
-  const auto& folder = path;
+  state->gguf = gguf::Source::open(path, architectures);
+  state->config = state->gguf->config();
+  state->tensors = state->gguf->tensors();
+  state->small_files = state->gguf->files();
+  return Checkpoint(std::move(state));
+}
+
+Checkpoint Checkpoint::open(const fs::path& folder) {
   check_folder(folder);
+  auto state = std::make_shared<State>();
+  state->folder = folder;
   state->small_files = FileSet::of_folder(folder);
   check_small_files(folder);
   const auto config = folder / "config.json";

@@ -16,6 +16,10 @@
 
 namespace lquant::checkpoint {
 
+namespace gguf {
+struct Architecture;
+}
+
 /// Whether load() refuses a floating-point tensor with a NaN or an infinity in it.
 enum class CheckFinite { no, yes };
 
@@ -31,9 +35,11 @@ class Checkpoint {
   /// there, or places a tensor in a file that lacks it; when any file that a command may read or copy is a link that leads out of the folder, or no
   /// regular file (see find_file).
   ///
-  /// A path that ends in ".gguf" is read as such a file, or as the pieces of a split one of which it is any. Throws Error as
-  /// gguf::Source::open does.
-  static Checkpoint open(const std::filesystem::path& path);
+  /// A GGUF file is refused too: see below, and model::open_checkpoint for whatever a user may give as a model.
+  static Checkpoint open(const std::filesystem::path& folder);
+  /// The same, and a path that ends in ".gguf" is read as such a file, or as the pieces of a split one of which it is any, when its architecture is
+  /// one of these, which are of no use once it is open. Throws Error as gguf::Source::open does.
+  static Checkpoint open(const std::filesystem::path& path, const std::vector<gguf::Architecture>& architectures);
 
   const nlohmann::json& config() const;
   /// The folder or the file, as given to open(): for messages.

@@ -15,7 +15,6 @@
 #include <vector>
 
 #include "base/error.h"
-#include "checkpoint/checkpoint.h"
 #include "cli/command.h"
 #include "cli/paths.h"
 #include "cli/print.h"
@@ -135,7 +134,7 @@ int run(Options options, const CLI::App& command, run::Stop& stop) {
 
   const auto events = events_on_stderr();
   const run::Context context(*events, stop);
-  const auto checkpoint = checkpoint::Checkpoint::open(hub::model(std::filesystem::path(options.model), context));
+  const auto checkpoint = model::open_checkpoint(hub::model(std::filesystem::path(options.model), context));
   const auto tokenizer = text::Tokenizer::open(checkpoint.files());
   if (!tokenizer.has_chat_template())
     remark_idle(command, {"--system-prompt", "--chat-template-config"}, "on this model, which has no chat template");

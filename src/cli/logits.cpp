@@ -10,7 +10,6 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/json.h"
-#include "checkpoint/checkpoint.h"
 #include "cli/command.h"
 #include "cli/paths.h"
 #include "cli/terminal.h"
@@ -53,7 +52,7 @@ void check(const Options& o) {
 int run(const Options& options, run::Stop& stop) {
   const auto events = events_on_stderr();
   const run::Context context(*events, stop);
-  const auto model = model::Model::open(checkpoint::Checkpoint::open(hub::model(std::filesystem::path(options.model), context)));
+  const auto model = model::Model::open(model::open_checkpoint(hub::model(std::filesystem::path(options.model), context)));
   const auto& spec = model.spec();
   const auto ids = read_ids(options.ids, spec.vocab);
   if (const int most = spec.positions(); most > 0 && ids.shape(1) > most)

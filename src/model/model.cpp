@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/shown.h"
 #include "kernels/primitive.h"
+#include "model/family/gguf.h"
 #include "model/formats.h"
 
 namespace lquant::model {
@@ -113,6 +114,8 @@ nlohmann::json* settled_text(ModelSpec& spec) {
 }
 
 }  // namespace
+
+checkpoint::Checkpoint open_checkpoint(const std::filesystem::path& path) { return checkpoint::Checkpoint::open(path, family::gguf_architectures()); }
 
 Model Model::open(const checkpoint::Checkpoint& checkpoint) {
   Model model(checkpoint);

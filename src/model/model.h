@@ -2,6 +2,7 @@
 
 #include <mlx/array.h>
 
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <optional>
@@ -17,6 +18,9 @@
 #include "model/tensors.h"
 
 namespace lquant::model {
+
+/// What a user gives as a model: a folder, or a GGUF file of an architecture that a family has a row for. Throws Error as Checkpoint::open does.
+checkpoint::Checkpoint open_checkpoint(const std::filesystem::path& path);
 
 /// A tensor that an output has byte for byte.
 struct KeptTensor {

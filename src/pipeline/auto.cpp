@@ -297,7 +297,7 @@ AutoResult auto_quantize(const AutoRun& given, const run::Context& context) {
       throw UsageError(fmt::format("--steps {} is none of awq, gptq, blocks, dwq", step));
   if (context.ranks() > 1) throw UsageError("auto runs as one process; of its steps dwq alone can be shared among several");
   if (!o.dry_run) check_output(o.output);
-  const auto checkpoint = checkpoint::Checkpoint::open(o.model);
+  const auto checkpoint = model::open_checkpoint(o.model);
   const auto model = model::Model::open(checkpoint);
   if (!model.formats().empty()) fail("pipeline", "{}: is quantized already; start from the original", o.model.string());
   check_source(model, context);

@@ -18,7 +18,7 @@ std::string unit_of(int block) { return fmt::format("block-{:05d}", block); }
 
 checkpoint::Checkpoint open_for(const std::filesystem::path& model, const std::filesystem::path& output) {
   check_output(output);
-  return checkpoint::Checkpoint::open(model);
+  return model::open_checkpoint(model);
 }
 
 }  // namespace

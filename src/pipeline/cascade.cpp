@@ -17,7 +17,7 @@ namespace {
 
 /// All that the first step depends on.
 json identity_of(const Cascade& c) {
-  const auto checkpoint = checkpoint::Checkpoint::open(c.awq.model);
+  const auto checkpoint = model::open_checkpoint(c.awq.model);
   json identity{{"command", "awq"},
                 {"options", awq_options(c.awq)},
                 {"model", checkpoint.fingerprint()},

@@ -72,7 +72,7 @@ void check_options(const ConvertOptions& o) {
 void convert(const ConvertOptions& options, const run::Context& context) {
   check_options(options);
   check_output(options.output);
-  const auto checkpoint = checkpoint::Checkpoint::open(options.model);
+  const auto checkpoint = model::open_checkpoint(options.model);
   const auto model = model::Model::open(checkpoint);
   if (options.quantize && !model.formats().empty())
     fail("pipeline", "{}: is quantized already; dequantize it first (lquant convert --dequantize) or start from the original",

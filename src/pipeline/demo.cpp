@@ -33,7 +33,7 @@ void clear_earlier(const fs::path& output) {
 
 DemoRow measured(const std::string& name, const fs::path& folder, const evaluate::LoadedModel& teacher,
                  const std::vector<calibration::Batch>& batches) {
-  const auto checkpoint = checkpoint::Checkpoint::open(folder);
+  const auto checkpoint = model::open_checkpoint(folder);
   const auto model = model::Model::open(checkpoint);
   const auto size = plan::size_of(model.spec(), plan::plan_of(model.spec(), model.formats(), checkpoint.config()));
   return {name, size.bits_per_weight(), size.bytes, evaluate::measure(evaluate::LoadedModel::load(model), &teacher, batches), 0};
@@ -42,7 +42,7 @@ DemoRow measured(const std::string& name, const fs::path& folder, const evaluate
 }  // namespace
 
 std::vector<DemoRow> demo(const DemoOptions& options, const run::Context& context) {
-  const auto checkpoint = checkpoint::Checkpoint::open(options.model);
+  const auto checkpoint = model::open_checkpoint(options.model);
   const auto model = model::Model::open(checkpoint);
   const auto tokenizer = text::Tokenizer::open(checkpoint.files());
   clear_earlier(options.output);

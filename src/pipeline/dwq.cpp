@@ -179,11 +179,11 @@ struct Inputs {
 Inputs open_inputs(const DwqRun& o, int ranks, const run::Context& context) {
   if (o.plan && o.quantized_model) throw UsageError("--plan and --quantized-model exclude each other: the quantized model has its formats already");
   const std::optional<json> overrides = o.plan ? std::optional(read_plan(*o.plan)) : std::nullopt;
-  const auto teacher_files = checkpoint::Checkpoint::open(o.model);
+  const auto teacher_files = model::open_checkpoint(o.model);
   Inputs in{teacher_files, model::Model::open(teacher_files), std::nullopt, std::nullopt, {}, {}, text::Tokenizer::open(teacher_files.files()), {}};
   check_positions(in.teacher.spec(), o.data == "self" ? std::min(o.max_seq_length, kSelfTokens) : o.max_seq_length, "--max-seq-length");
   if (o.quantized_model) {
-    in.student_files = checkpoint::Checkpoint::open(*o.quantized_model);
+    in.student_files = model::open_checkpoint(*o.quantized_model);
     in.student = model::Model::open(*in.student_files);
     if (in.student->formats().empty())
       fail("pipeline", "{}: is not quantized; give a quantized model to --quantized-model", o.quantized_model->string());

@@ -235,7 +235,7 @@ json DynamicResult::to_json() const {
 DynamicResult dynamic_quant(const DynamicRun& given_run, const run::Context& context) {
   const auto began = Clock::now();
   check_options(given_run);
-  const auto checkpoint = checkpoint::Checkpoint::open(given_run.model);
+  const auto checkpoint = model::open_checkpoint(given_run.model);
   const auto model = model::Model::open(checkpoint);
   check_source(model, context);
   const int dense_bytes = static_cast<int>(mx::size_of(model.stored_dtype()));

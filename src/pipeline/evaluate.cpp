@@ -84,7 +84,7 @@ evaluate::Chat chat_of(const text::Tokenizer& tokenizer, const EvaluateRun& run,
 /// Reads the tasks for one model. `rows` gets what does not depend on it.
 Side open_side(const std::string& folder, const std::string& prefix, const std::vector<const evaluate::Task*>& tasks, const EvaluateRun& run,
                std::optional<bool>& chat, std::vector<TaskRows>& rows, const run::Context& context) {
-  const auto checkpoint = checkpoint::Checkpoint::open(folder);
+  const auto checkpoint = model::open_checkpoint(folder);
   Side side{prefix, model::Model::open(checkpoint), 0, {}, {}};
   side.max_tokens = max_tokens(run, side.model);
   const auto tokenizer = text::Tokenizer::open(checkpoint.files());

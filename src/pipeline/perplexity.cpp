@@ -43,13 +43,13 @@ std::vector<calibration::Batch> ScoredText::batches(const text::Tokenizer& token
 }
 
 evaluate::Quality perplexity(const PerplexityOptions& o, const run::Context& context) {
-  const auto checkpoint = checkpoint::Checkpoint::open(o.model);
+  const auto checkpoint = model::open_checkpoint(o.model);
   const auto model = model::Model::open(checkpoint);
   for (const auto& text : model.spec().warnings) context.warn(text);
   std::optional<checkpoint::Checkpoint> teacher_checkpoint;
   std::optional<evaluate::LoadedModel> teacher;
   if (o.teacher) {
-    teacher_checkpoint = checkpoint::Checkpoint::open(*o.teacher);
+    teacher_checkpoint = model::open_checkpoint(*o.teacher);
     teacher = evaluate::LoadedModel::load(model::Model::open(*teacher_checkpoint));
   }
   const auto tokenizer = text::Tokenizer::open(checkpoint.files());

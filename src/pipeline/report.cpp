@@ -216,11 +216,11 @@ void check(const ReportRun& o) {
 
 evaluate::Report report(const ReportRun& o, const run::Context& context) {
   check(o);
-  const auto teacher_files = checkpoint::Checkpoint::open(o.teacher);
+  const auto teacher_files = model::open_checkpoint(o.teacher);
   const auto teacher = model::Model::open(teacher_files);
   std::vector<Folder> folders;
   for (const auto& path : o.folders) {
-    const auto files = checkpoint::Checkpoint::open(path);
+    const auto files = model::open_checkpoint(path);
     folders.push_back({files, model::Model::open(files), {}});
     check_alike(path, folders.back().model, o.teacher, teacher);
     if (fs::is_directory(path)) folders.back().folds = read_folds(path, teacher.spec());  // a GGUF file has no scales of AWQ

@@ -21,6 +21,16 @@ struct Gguf {
     for (const auto& value : values) bytes += text(value);
     return bytes;
   }
+  static std::string i32s(const std::vector<std::int32_t>& values) { return numbers(5, values); }
+  static std::string f32s(const std::vector<float>& values) { return numbers(6, values); }
+  static std::string bools(const std::vector<std::uint8_t>& values) { return numbers(7, values); }
+
+  template <class T>
+  static std::string numbers(std::uint32_t type, const std::vector<T>& values) {
+    auto bytes = number(std::uint32_t{9}) + number(type) + number(std::uint64_t{values.size()});
+    for (const auto value : values) bytes += number(value);
+    return bytes;
+  }
 
   std::string magic = "GGUF";
   std::uint32_t version = 3;
@@ -63,6 +73,11 @@ struct Gguf {
     for (std::uint64_t i = 0; i < n; ++i) bytes += number(1.0f);
     return tensor_of(name, shape, 0, bytes);
   }
+  /// Without the entry of metadata, or with another in its place.
+  Gguf& replace(const std::string& key, const std::string& typed = "") {
+    std::erase_if(values, [&](const std::string& entry) { return entry.starts_with(text(key)); });
+    return typed.empty() ? *this : value(key, typed);
+  }
   std::string head() const {
     auto bytes = magic + number(version) + number(tensors.size() + more_tensors) + number(values.size() + more_values);
     for (const auto& entry : values) bytes += entry;
@@ -76,8 +91,8 @@ struct Gguf {
   }
 };
 
-/// A whole llama of one block with two heads of four features and a byte-level vocabulary of three tokens.
-inline Gguf small_llama(const std::string& architecture = "llama") {
+/// A whole model of one block with two heads of four features and a byte-level vocabulary of three tokens.
+inline Gguf small_model(const std::string& architecture) {
   Gguf file;
   const auto key = [&](const std::string& name) { return architecture + "." + name; };
   file.value("general.architecture", Gguf::string(architecture))

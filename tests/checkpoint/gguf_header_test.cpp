@@ -15,7 +15,7 @@ using lquant::testing::error_of;
 using lquant::testing::expect_sentence;
 using lquant::testing::Folder;
 using lquant::testing::Gguf;
-using lquant::testing::small_llama;
+using lquant::testing::small_model;
 
 struct Hostile {
   std::string name;
@@ -77,7 +77,7 @@ std::vector<Hostile> hostile_files() {
       {"big_endian", big_endian(), "is a big-endian GGUF file", "gguf-convert-endian"},
       {"many_values", many_values.bytes(), "entries of metadata, more than fit"},
       {"many_tensors", many_tensors.bytes(), "tensors, more than fit"},
-      {"cut_in_values", small_llama().head().substr(0, 700), "is cut short: its header goes on past byte 700"},
+      {"cut_in_values", small_model("maple").head().substr(0, 700), "is cut short: its header goes on past byte 700"},
       {"key_too_long", Gguf{}.bytes().substr(0, 16) + Gguf::number(std::uint64_t{1}) + Gguf::number(longest) + std::string(64, 'x'),
        "bytes of text in one place, more than fit"},
       {"key_twice", twice_key.bytes(), "its metadata name \"a\" twice"},
@@ -164,7 +164,7 @@ TEST(GgufHeader, MayBeLong) {
 }
 
 std::string sound_file() {
-  auto file = small_llama();
+  auto file = small_model("reed");
   return file.value("scores", array(6, 3, std::string(12, '\0'))).bytes();
 }
 

@@ -1,10 +1,12 @@
-// GGUF files as checkpoints: names, values, config and what is refused. tests/cli/test_gguf.py compares whole models.
+// GGUF files as checkpoints: names, values, config and what is refused, of architectures that no model has. The families' rows are held by
+// tests/model/gguf_test.cpp, and by tests/cli/test_gguf.py, which compares whole models.
 #include "checkpoint/gguf/source.h"
 
 #include <mlx/ops.h>
 
 #include "base/hash.h"
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/gguf/config.h"
 #include "gguf_bytes.h"
 #include "support.h"
 
@@ -15,13 +17,73 @@ using lquant::testing::error_of;
 using lquant::testing::expect_sentence;
 using lquant::testing::Folder;
 using lquant::testing::Gguf;
-using lquant::testing::small_llama;
+using lquant::testing::small_model;
 
 std::vector<float> values_of(const mx::array& array) { return {array.data<float>(), array.data<float>() + array.size()}; }
 
+/// What rows can say: two invented architectures, one of them in two rows.
+const std::vector<gguf::Architecture>& architectures() {
+  using gguf::Change;
+  static const std::vector<gguf::Architecture> table = {
+      {.name = "reed",
+       .model_type = "reed",
+       .class_name = "ReedForCausalLM",
+       .block = {{"attn_q", "self_attn.q_proj", Change::heads},
+                 {"attn_k", "self_attn.k_proj", Change::kv_heads},
+                 {"attn_v", "self_attn.v_proj"},
+                 {"attn_output", "self_attn.o_proj"},
+                 {"attn_norm", "input_layernorm"},
+                 {"ffn_norm", "post_attention_layernorm"},
+                 {"ffn_gate", "mlp.gate_proj"},
+                 {"ffn_up", "mlp.up_proj"},
+                 {"ffn_down", "mlp.down_proj"}}},
+      {.name = "fern",
+       .model_type = "fern_text",
+       .class_name = "FernForCausalLM",
+       .block = {{"attn_q", "self_attn.q_proj"},
+                 {"attn_k", "self_attn.k_proj"},
+                 {"attn_v", "self_attn.v_proj"},
+                 {"attn_output", "self_attn.o_proj"},
+                 {"attn_norm", "input_layernorm", Change::plus_one},
+                 {"ffn_norm", "post_attention_layernorm"},
+                 {"ffn_gate", "mlp.gate_proj"},
+                 {"ffn_up", "mlp.gate_proj", Change::first_half},
+                 {"ffn_up", "mlp.up_proj", Change::second_half},
+                 {"ffn_down", "mlp.down_proj"}},
+       .final_norm = Change::plus_one,
+       .partial_rope = true,
+       .complete =
+           [](const gguf::Metadata& metadata, const gguf::Tensors& tensors, nlohmann::json& config) {
+             gguf::Fields fields(metadata, config);
+             fields.number("leaf_scale", "leaf.scale");
+             fields.count("leaves", "leaf.count", 3);
+             config["hidden_act"] = "relu";
+             config["last_norm"] = tensors.contains("model.norm.weight");
+           },
+       .takes_blanks = [](std::string_view token) { return token != "<keep>"; }},
+      {.name = "reed",
+       .model_type = "reed_mixture",
+       .class_name = "ReedMixtureForCausalLM",
+       .block = {{"attn_q", "self_attn.q_proj", Change::heads},
+                 {"ffn_gate_inp", "mlp.router"},
+                 {"ffn_up_exps", "mlp.switch_mlp.up_proj"},
+                 {"ffn_down.*", "mlp.experts.*.w2"}}},
+  };
+  return table;
+}
+
+Gguf reed() { return small_model("reed"); }
+
+Gguf fern() {
+  auto file = small_model("fern").value("fern.leaf.scale", Gguf::f32(0.5f));
+  std::erase_if(file.tensors,
+                [](const std::string& entry) { return entry.find("blk.0.ffn_gate.") != entry.npos || entry.find("blk.0.ffn_up.") != entry.npos; });
+  return file.counting("blk.0.ffn_up.weight", {8, 16});
+}
+
 Checkpoint open(const Folder& folder, const Gguf& file, const std::string& name = "model.gguf") {
   folder.put(name, file.bytes());
-  return Checkpoint::open(folder / name);
+  return Checkpoint::open(folder / name, architectures());
 }
 
 void expect_refused(const Gguf& file, const std::vector<std::string>& parts) {
@@ -29,21 +91,19 @@ void expect_refused(const Gguf& file, const std::vector<std::string>& parts) {
   folder.put("model.gguf", file.bytes());
   auto all = parts;
   all.push_back("model.gguf: ");
-  expect_sentence(error_of([&] { Checkpoint::open(folder / "model.gguf"); }), all);
+  expect_sentence(error_of([&] { Checkpoint::open(folder / "model.gguf", architectures()); }), all);
 }
 
-/// `file` without the entry of metadata, or with another in its place.
-Gguf with(Gguf file, const std::string& key, const std::string& typed = "") {
-  std::erase_if(file.values, [&](const std::string& entry) { return entry.starts_with(Gguf::text(key)); });
-  if (!typed.empty()) file.value(key, typed);
-  return file;
-}
+Gguf with(Gguf file, const std::string& key, const std::string& typed = "") { return file.replace(key, typed); }
 
 TEST(GgufSource, LooksLikeAFolder) {
   const Folder folder;
-  const auto checkpoint = open(folder, small_llama(), "Small-Llama.Q4_0.gguf");
-  EXPECT_EQ(checkpoint.name(), "Small-Llama.Q4_0");
-  EXPECT_EQ(checkpoint.config()["model_type"], "llama");
+  const auto checkpoint = open(folder, reed(), "Small-Reed.Q4_0.gguf");
+  EXPECT_EQ(checkpoint.name(), "Small-Reed.Q4_0");
+  EXPECT_EQ(checkpoint.config()["model_type"], "reed");
+  EXPECT_EQ(checkpoint.config()["architectures"], nlohmann::json({"ReedForCausalLM"}));
+  EXPECT_EQ(checkpoint.config()["hidden_act"], "silu");
+  EXPECT_FALSE(checkpoint.config().contains("partial_rotary_factor"));
   EXPECT_EQ(checkpoint.config()["head_dim"], 4);
   EXPECT_EQ(checkpoint.config()["vocab_size"], 3);
   EXPECT_EQ(checkpoint.config()["tie_word_embeddings"], true);
@@ -62,14 +122,14 @@ TEST(GgufSource, LooksLikeAFolder) {
 
 TEST(GgufSource, FingerprintIsOfItsBytes) {
   const Folder folder;
-  const auto file = small_llama();
+  const auto file = reed();
   EXPECT_EQ(open(folder, file).fingerprint(), sha256("model.gguf " + sha256(file.bytes()) + "\n"));
 }
 
 TEST(GgufSource, OneDtypeForMatrices) {
   const std::string f16(2 * 64, '\0'), bf16 = f16, q8(8 * 34, '\0');
   const auto dtype_with = [&](const std::vector<std::pair<std::uint32_t, std::string>>& more) {
-    auto file = with(small_llama(), "x");
+    auto file = with(reed(), "x");
     int e = 0;
     for (const auto& [type, bytes] : more) {
       file.tensor_of(fmt::format("blk.{}.attn_v.weight", ++e), {type == 8 ? 32u : 8u, 8}, type, bytes);
@@ -84,7 +144,7 @@ TEST(GgufSource, OneDtypeForMatrices) {
 }
 
 TEST(GgufSource, VectorsKeepTheirDtype) {
-  auto file = small_llama();
+  auto file = reed();
   file.tensor_of("blk.1.attn_v.weight", {32, 8}, 8, std::string(8 * 34, '\0'));
   const Folder folder;
   const auto checkpoint = open(folder, file);
@@ -145,81 +205,97 @@ TEST(GgufSource, ReadsLargeTensorsInPieces) {
   EXPECT_TRUE(mx::array_equal(rounded, mx::astype(plain, mx::bfloat16)).item<bool>());
 }
 
-TEST(GgufSource, NamesOfExperts) {
-  const auto* mixtral = gguf::find_architecture("llama", true);
-  EXPECT_STREQ(mixtral->model_type, "mixtral");
+TEST(GgufSource, FindsNames) {
   const auto name = [&](const gguf::Architecture* architecture, const char* gguf) {
     std::string all;
     for (const auto& mapped : gguf::map_name(*architecture, gguf)) all += mapped.name + " ";
     return all;
   };
-  EXPECT_EQ(name(mixtral, "blk.12.ffn_gate_exps.weight"), "model.layers.12.block_sparse_moe.switch_mlp.gate_proj.weight ");
-  EXPECT_EQ(name(mixtral, "blk.12.ffn_down.7.weight"), "model.layers.12.block_sparse_moe.experts.7.w2.weight ");
-  const auto* qwen = gguf::find_architecture("qwen3moe", true);
-  EXPECT_EQ(name(qwen, "blk.0.ffn_gate_up_exps.weight"),
-            "model.layers.0.mlp.switch_mlp.gate_proj.weight model.layers.0.mlp.switch_mlp.up_proj.weight ");
+  const auto* experts = gguf::find_architecture(architectures(), "reed", true);
+  EXPECT_STREQ(experts->model_type, "reed_mixture");
+  EXPECT_STREQ(gguf::find_architecture(architectures(), "reed", false)->model_type, "reed");
+  EXPECT_EQ(gguf::find_architecture(architectures(), "moss", false), nullptr);
+  EXPECT_EQ(name(experts, "blk.12.ffn_up_exps.weight"), "model.layers.12.mlp.switch_mlp.up_proj.weight ");
+  EXPECT_EQ(name(experts, "blk.12.ffn_down.7.weight"), "model.layers.12.mlp.experts.7.w2.weight ");
+  const auto* fern = gguf::find_architecture(architectures(), "fern", true);
+  EXPECT_EQ(name(fern, "blk.0.ffn_up.weight"), "model.layers.0.mlp.gate_proj.weight model.layers.0.mlp.up_proj.weight ");
   for (const char* none : {"blk.x.attn_q.weight", "blk.0.attn_q", "blk.0..weight", "blk.0.weight", "blk..attn_q.weight", "", ".", "attn_q.weight",
                            "blk.", "blk.0.attn_q.scale", "blk.1.ffn_down.7x.weight"})
-    EXPECT_EQ(name(mixtral, none), "") << none;
+    EXPECT_EQ(name(experts, none), "") << none;
 }
 
-TEST(GgufSource, MixtralCallsItselfLlama) {
-  Gguf file = small_llama();
-  std::erase_if(file.tensors,
-                [](const std::string& entry) { return entry.find(".ffn_gate.") != entry.npos || entry.find(".ffn_up.") != entry.npos; });
-  std::erase_if(file.tensors, [](const std::string& entry) { return entry.find(".ffn_down.") != entry.npos; });
-  file.value("llama.expert_count", Gguf::u32(2)).value("llama.expert_used_count", Gguf::u32(1));
-  file.ones("blk.0.ffn_gate_inp.weight", {8, 2}).ones("blk.0.ffn_up_exps.weight", {8, 8, 2});
+TEST(GgufSource, ExpertsPickTheSecondRowOfAName) {
+  Gguf file = reed();
+  std::erase_if(file.tensors, [](const std::string& entry) { return entry.find("blk.") != entry.npos; });
+  file.value("reed.expert_count", Gguf::u32(2)).ones("blk.0.ffn_gate_inp.weight", {8, 2}).ones("blk.0.ffn_up_exps.weight", {8, 8, 2});
   file.ones("blk.0.ffn_down.0.weight", {8, 8}).ones("blk.0.ffn_down.1.weight", {8, 8});
   const Folder folder;
   const auto checkpoint = open(folder, file);
-  EXPECT_EQ(checkpoint.config()["model_type"], "mixtral");
-  EXPECT_EQ(checkpoint.config()["num_local_experts"], 2);
-  EXPECT_EQ(checkpoint.info("model.layers.0.block_sparse_moe.switch_mlp.up_proj.weight").shape, (mx::Shape{2, 8, 8}));
-  EXPECT_TRUE(checkpoint.has("model.layers.0.block_sparse_moe.experts.1.w2.weight"));
+  EXPECT_EQ(checkpoint.config()["model_type"], "reed_mixture");
+  EXPECT_EQ(checkpoint.info("model.layers.0.mlp.switch_mlp.up_proj.weight").shape, (mx::Shape{2, 8, 8}));
+  EXPECT_TRUE(checkpoint.has("model.layers.0.mlp.experts.1.w2.weight"));
 }
 
-TEST(GgufSource, GemmasNormsLoseTheirOne) {
-  auto file = small_llama("gemma");
-  file.value("gemma.attention.key_length", Gguf::u32(4));
+TEST(GgufSource, ChangesAreUndoneWhereTheRowSaysSo) {
   const Folder folder;
-  const auto checkpoint = open(folder, file);
-  EXPECT_EQ(checkpoint.config()["model_type"], "gemma");
-  for (const char* name : {"model.norm", "model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm"})
-    EXPECT_EQ(values_of(checkpoint.load(std::string(name) + ".weight")), std::vector<float>(8, 0.0f)) << name;
-  EXPECT_EQ(values_of(checkpoint.load("model.layers.0.self_attn.q_proj.weight")), std::vector<float>(64, 1.0f));
+  const auto checkpoint = open(folder, fern());
+  const auto values = [&](const std::string& name) { return values_of(checkpoint.load(name + ".weight")); };
+  for (const char* name : {"model.norm", "model.layers.0.input_layernorm"}) EXPECT_EQ(values(name), std::vector<float>(8, 0.0f)) << name;
+  EXPECT_EQ(values("model.layers.0.post_attention_layernorm"), std::vector<float>(8, 1.0f));
+  EXPECT_EQ(values("model.layers.0.self_attn.q_proj"), std::vector<float>(64, 1.0f));
+  EXPECT_EQ(values("model.layers.0.mlp.gate_proj").front(), 0.0f);
+  EXPECT_EQ(values("model.layers.0.mlp.up_proj").front(), 64.0f);
 }
 
-TEST(GgufSource, LargestGemmasScaleByTheirWidth) {
-  const auto scalar = [](const std::string& architecture, std::uint32_t layers) {
-    auto file = with(small_llama(architecture), architecture + ".block_count", Gguf::u32(layers));
-    file.value(architecture + ".attention.key_length", Gguf::u32(6));  // the model's room would notice that no matrix has 12 features
-    std::erase_if(file.tensors, [](const std::string& entry) { return entry.find("blk.") != entry.npos; });
-    const Folder folder;
-    return open(folder, file).config()["query_pre_attn_scalar"].get<int>();
-  };
-  EXPECT_EQ(scalar("gemma2", 26), 6);
-  EXPECT_EQ(scalar("gemma2", 46), 4);
-  EXPECT_EQ(scalar("gemma3", 34), 6);
-  EXPECT_EQ(scalar("gemma3", 62), 4);
+TEST(GgufSource, AnArchitectureCompletesItsConfig) {
+  const Folder folder;
+  const auto config = open(folder, fern()).config();
+  EXPECT_EQ(config["model_type"], "fern_text");
+  EXPECT_EQ(config["leaf_scale"], 0.5);
+  EXPECT_EQ(config["leaves"], 3);
+  EXPECT_EQ(config["hidden_act"], "relu");
+  EXPECT_EQ(config["last_norm"], true);
+  EXPECT_EQ(open(folder, with(fern(), "fern.leaf.count", Gguf::u32(5))).config()["leaves"], 5);
+  expect_refused(with(fern(), "fern.leaf.scale"), {"lacks the metadata fern.leaf.scale"});
+  expect_refused(with(fern(), "fern.leaf.count", Gguf::string("5")), {"\"fern.leaf.count\" are of type text where a whole number is needed"});
 }
 
-TEST(GgufSource, WindowsAndTheirPattern) {
-  const auto pattern = [](const std::string& typed, std::uint32_t window = 16) {
-    auto file = with(small_llama("gemma3"), "gemma3.block_count", Gguf::u32(7));
-    file.value("gemma3.attention.sliding_window", Gguf::u32(window));
-    if (!typed.empty()) file.value("gemma3.attention.sliding_window_pattern", typed);
+TEST(GgufSource, PartOfAHeadTurnsWhereTheRowSaysSo) {
+  const Folder folder;
+  const auto part = [&](std::uint32_t turning, std::uint32_t of) {
+    auto file = with(fern(), "fern.rope.dimension_count", Gguf::u32(turning)).value("fern.attention.key_length", Gguf::u32(of));
+    return open(folder, file).config()["partial_rotary_factor"].get<double>();  // that no matrix has such heads is the model's room to notice
+  };
+  EXPECT_EQ(part(4, 4), 1.0);
+  EXPECT_EQ(part(2, 4), 0.5);
+  // For all small heads the whole part of the product is what turns, as readers have it.
+  for (int of = 1; of <= 256; ++of) {
+    const int turning = of * 7 / 10;
+    if (turning > 0) EXPECT_EQ(static_cast<int>(of * part(static_cast<std::uint32_t>(turning), static_cast<std::uint32_t>(of))), turning);
+  }
+}
+
+TEST(GgufSource, TokensTakeBlanksWhereTheRowSaysSo) {
+  const auto takes = [](Gguf file) {
+    file.replace("tokenizer.ggml.model", Gguf::string("llama"))
+        .replace("tokenizer.ggml.tokens", Gguf::strings({"a", "<end>", "<keep>"}))
+        .value("tokenizer.ggml.scores", Gguf::f32s({0, 0, 0}))
+        .value("tokenizer.ggml.token_type", Gguf::i32s({1, 3, 3}));  // a normal token and two control tokens
     const Folder folder;
-    return open(folder, file).config()["sliding_window_pattern"].get<int>();
+    const auto tokens = nlohmann::json::parse(*open(folder, file).files().read("test", "tokenizer.json"))["added_tokens"];
+    return std::vector<bool>{tokens[0]["rstrip"], tokens[1]["rstrip"]};
   };
-  const auto list = [](const std::string& local) {
-    return Gguf::number(std::uint32_t{9}) + Gguf::number(std::uint32_t{7}) + Gguf::number(std::uint64_t{local.size()}) + local;
-  };
-  EXPECT_EQ(pattern(""), 6);
-  EXPECT_EQ(pattern("", 0), 1);
-  EXPECT_EQ(pattern(Gguf::u32(3)), 3);
-  EXPECT_EQ(pattern(list({1, 1, 0, 1, 1, 0, 1})), 3);
-  expect_sentence(error_of([&] { pattern(list({1, 0, 0, 1, 1, 0, 1})); }), {"gemma3.attention.sliding_window_pattern is no regular pattern"});
+  EXPECT_EQ(takes(fern()), (std::vector<bool>{true, false}));
+  EXPECT_EQ(takes(reed()), (std::vector<bool>{false, false}));
+}
+
+TEST(GgufSource, IsRefusedWhereAFolderIsNeeded) {
+  const Folder folder;
+  folder.put("model.gguf", reed().bytes());
+  expect_sentence(error_of([&] { Checkpoint::open(folder / "model.gguf"); }),
+                  {"model.gguf: is a GGUF file where only the folder of a model will do", "lquant convert --model "});
+  expect_sentence(error_of([&] { Checkpoint::open(folder / "none.gguf"); }), {"none.gguf: there is no such folder"});
+  expect_sentence(error_of([&] { Checkpoint::open(folder / "none", architectures()); }), {"none: there is no such folder"});
 }
 
 TEST(GgufSource, Llama3sFactorsBecomeItsNumbers) {
@@ -230,9 +306,9 @@ TEST(GgufSource, Llama3sFactorsBecomeItsNumbers) {
     const double smooth = (8192 / wave - 1) / 3;
     factors += Gguf::number(static_cast<float>(wave < 2048 ? 1 : wave > 8192 ? 8 : 1 / ((1 - smooth) / 8 + smooth)));
   }
-  auto file = with(small_llama(), "llama.attention.head_count", Gguf::u32(1));
-  file.value("llama.attention.key_length", Gguf::u32(128))
-      .value("llama.rope.freq_base", Gguf::f32(500000))
+  auto file = with(reed(), "reed.attention.head_count", Gguf::u32(1));
+  file.value("reed.attention.key_length", Gguf::u32(128))
+      .value("reed.rope.freq_base", Gguf::f32(500000))
       .tensor_of("rope_freqs.weight", {64}, 0, factors);
   const Folder folder;
   // The matrices do not have 128 features, which is the model's room to notice.
@@ -243,24 +319,21 @@ TEST(GgufSource, Llama3sFactorsBecomeItsNumbers) {
 }
 
 TEST(GgufSource, RefusesWhatItDoesNotKnow) {
-  expect_refused(small_llama("mamba"),
-                 {"its architecture is \"mamba\"", "supported: llama, smollm3, qwen2, qwen3, qwen3moe, gemma, gemma2, gemma3, phi3"});
-  expect_refused(with(small_llama(), "general.architecture"), {"has no general.architecture"});
-  expect_refused(with(small_llama(), "llama.block_count"), {"lacks the metadata \"llama.block_count\""});
-  expect_refused(with(small_llama(), "llama.block_count", Gguf::string("1")),
-                 {"\"llama.block_count\" are of type text where a whole number is needed"});
-  expect_refused(with(small_llama(), "llama.block_count", Gguf::f32(0.5f)), {"where a whole number from 0"});
-  expect_refused(with(small_llama(), "llama.attention.head_count", Gguf::u32(0)), {"cannot be divided into the heads"});
-  expect_refused(with(small_llama(), "llama.attention.value_length", Gguf::u32(2)), {"its keys and values have different lengths"});
-  expect_refused(with(small_llama(), "llama.rope.dimension_count", Gguf::u32(2)), {"2 of 4 features of a head turn"});
-  expect_refused(with(small_llama(), "llama.logit_scale", Gguf::f32(2)), {"sets llama.logit_scale to 2"});
-  expect_refused(small_llama().ones("blk.0.attn_sub_norm.weight", {8}),
-                 {"tensor \"blk.0.attn_sub_norm.weight\" is none that a model of architecture llama"});
-  expect_refused(small_llama().ones("rope_freqs.weight", {3}), {"rope_freqs.weight has 3 factors for 4 turning features"});
-  expect_refused(with(small_llama(), "tokenizer.ggml.model", Gguf::string("t5")), {"tokenizer.ggml.model is \"t5\""});
-  expect_refused(with(small_llama(), "tokenizer.ggml.pre", Gguf::string("abacus")),
+  expect_refused(small_model("moss"), {"its architecture is \"moss\"", "which lquant does not read from GGUF files; supported: reed, fern"});
+  expect_refused(with(reed(), "general.architecture"), {"has no general.architecture"});
+  expect_refused(with(reed(), "reed.block_count"), {"lacks the metadata \"reed.block_count\""});
+  expect_refused(with(reed(), "reed.block_count", Gguf::string("1")), {"\"reed.block_count\" are of type text where a whole number is needed"});
+  expect_refused(with(reed(), "reed.block_count", Gguf::f32(0.5f)), {"where a whole number from 0"});
+  expect_refused(with(reed(), "reed.attention.head_count", Gguf::u32(0)), {"cannot be divided into the heads"});
+  expect_refused(with(reed(), "reed.attention.value_length", Gguf::u32(2)), {"its keys and values have different lengths"});
+  expect_refused(with(reed(), "reed.rope.dimension_count", Gguf::u32(2)), {"2 of 4 features of a head turn"});
+  expect_refused(with(reed(), "reed.logit_scale", Gguf::f32(2)), {"sets reed.logit_scale to 2"});
+  expect_refused(reed().ones("blk.0.attn_sub_norm.weight", {8}), {"tensor \"blk.0.attn_sub_norm.weight\" is none that a model of architecture reed"});
+  expect_refused(reed().ones("rope_freqs.weight", {3}), {"rope_freqs.weight has 3 factors for 4 turning features"});
+  expect_refused(with(reed(), "tokenizer.ggml.model", Gguf::string("t5")), {"tokenizer.ggml.model is \"t5\""});
+  expect_refused(with(reed(), "tokenizer.ggml.pre", Gguf::string("abacus")),
                  {"tokenizer.ggml.pre is \"abacus\"", "smollm", "llama-bpe", "use the original"});
-  expect_refused(with(small_llama(), "tokenizer.ggml.tokens"), {"has no tokenizer.ggml.tokens"});
+  expect_refused(with(reed(), "tokenizer.ggml.tokens"), {"has no tokenizer.ggml.tokens"});
 }
 
 TEST(GgufSource, RefusesDamagedVocabularies) {
@@ -268,15 +341,15 @@ TEST(GgufSource, RefusesDamagedVocabularies) {
     const Folder folder;
     return error_of([&] { open(folder, file).files().read("test", "tokenizer.json"); });
   };
-  expect_sentence(read(with(small_llama(), "tokenizer.ggml.tokens", Gguf::strings({"a", "b", "a"}))), {"tokens 0 and 2 are both \"a\""});
-  expect_sentence(read(with(small_llama(), "tokenizer.ggml.tokens", Gguf::strings({"a", "b", "\xff"}))), {"token 2 is no valid UTF-8"});
-  expect_sentence(read(with(small_llama(), "tokenizer.ggml.merges", Gguf::strings({"a c"}))), {"merge 0 (\"a c\") names what is no token"});
-  expect_sentence(read(with(small_llama(), "tokenizer.ggml.merges", Gguf::strings({""}))), {"merge 0 (\"\") names what is no token"});
-  expect_sentence(read(with(small_llama(), "tokenizer.ggml.merges")), {"has no tokenizer.ggml.merges"});
-  expect_sentence(read(with(small_llama(), "tokenizer.ggml.scores",
+  expect_sentence(read(with(reed(), "tokenizer.ggml.tokens", Gguf::strings({"a", "b", "a"}))), {"tokens 0 and 2 are both \"a\""});
+  expect_sentence(read(with(reed(), "tokenizer.ggml.tokens", Gguf::strings({"a", "b", "\xff"}))), {"token 2 is no valid UTF-8"});
+  expect_sentence(read(with(reed(), "tokenizer.ggml.merges", Gguf::strings({"a c"}))), {"merge 0 (\"a c\") names what is no token"});
+  expect_sentence(read(with(reed(), "tokenizer.ggml.merges", Gguf::strings({""}))), {"merge 0 (\"\") names what is no token"});
+  expect_sentence(read(with(reed(), "tokenizer.ggml.merges")), {"has no tokenizer.ggml.merges"});
+  expect_sentence(read(with(reed(), "tokenizer.ggml.scores",
                             Gguf::number(std::uint32_t{9}) + Gguf::number(std::uint32_t{6}) + Gguf::number(std::uint64_t{1}) + Gguf::number(0.5f))),
                   {"differ in number (3, 3, 1)"});
-  expect_sentence(read(with(small_llama(), "tokenizer.ggml.model", Gguf::string("llama"))), {"SentencePiece vocabulary without scores"});
+  expect_sentence(read(with(reed(), "tokenizer.ggml.model", Gguf::string("llama"))), {"SentencePiece vocabulary without scores"});
 }
 
 std::string u16(std::uint16_t value) { return Gguf::number(std::uint32_t{2}) + Gguf::number(value); }
@@ -287,21 +360,21 @@ TEST(GgufSplit, AnyPieceNamesTheWhole) {
   const Folder folder;
   Gguf second;
   second.ones("blk.1.attn_norm.weight", {8});
-  folder.put("m-00001-of-00002.gguf", piece(small_llama(), 0, 2).value("split.tensors.count", Gguf::u32(12)).bytes());
+  folder.put("m-00001-of-00002.gguf", piece(reed(), 0, 2).value("split.tensors.count", Gguf::u32(12)).bytes());
   folder.put("m-00002-of-00002.gguf", piece(second, 1, 2).bytes());
   for (const char* name : {"m-00001-of-00002.gguf", "m-00002-of-00002.gguf"}) {
-    const auto checkpoint = Checkpoint::open(folder / name);
+    const auto checkpoint = Checkpoint::open(folder / name, architectures());
     EXPECT_EQ(checkpoint.name(), "m");
     EXPECT_EQ(checkpoint.names().size(), 12u);
     EXPECT_EQ(values_of(checkpoint.load("model.layers.1.input_layernorm.weight"))[7], 1.0f);
-    EXPECT_EQ(checkpoint.fingerprint(), Checkpoint::open(folder / "m-00001-of-00002.gguf").fingerprint());
+    EXPECT_EQ(checkpoint.fingerprint(), Checkpoint::open(folder / "m-00001-of-00002.gguf", architectures()).fingerprint());
   }
 }
 
 TEST(GgufSplit, SaysWhatIsWrong) {
   const Folder folder;
-  const auto message = [&](const char* name) { return error_of([&] { Checkpoint::open(folder / name); }); };
-  folder.put("m-00001-of-00002.gguf", piece(small_llama(), 0, 2).bytes());
+  const auto message = [&](const char* name) { return error_of([&] { Checkpoint::open(folder / name, architectures()); }); };
+  folder.put("m-00001-of-00002.gguf", piece(reed(), 0, 2).bytes());
   expect_sentence(message("m-00001-of-00002.gguf"), {"m-00002-of-00002.gguf: is not there", "download it too"});
   folder.put("m-00002-of-00002.gguf", piece(Gguf{}, 0, 2).bytes());
   expect_sentence(message("m-00001-of-00002.gguf"), {"says of itself that it is piece 1 of 2, and its name says 2 of 2"});
@@ -309,10 +382,10 @@ TEST(GgufSplit, SaysWhatIsWrong) {
   expect_sentence(message("m-00001-of-00002.gguf"), {"piece 2 of 3, and its name says 2 of 2"});
   folder.put("m-00002-of-00002.gguf", piece(Gguf{}.ones("output_norm.weight", {8}), 1, 2).bytes());
   expect_sentence(message("m-00001-of-00002.gguf"), {"tensor \"output_norm.weight\" is there twice"});
-  folder.put("renamed.gguf", piece(small_llama(), 0, 2).bytes());
+  folder.put("renamed.gguf", piece(reed(), 0, 2).bytes());
   expect_sentence(message("renamed.gguf"), {"is one of 2 pieces of a model, and its name does not say so"});
   folder.put("m-00002-of-00002.gguf", piece(Gguf{}, 1, 2).bytes());
-  folder.put("m-00001-of-00002.gguf", piece(small_llama(), 0, 2).value("split.tensors.count", Gguf::u32(99)).bytes());
+  folder.put("m-00001-of-00002.gguf", piece(reed(), 0, 2).value("split.tensors.count", Gguf::u32(99)).bytes());
   expect_sentence(message("m-00001-of-00002.gguf"), {"its pieces hold 11 tensors, and 99 were split"});
   expect_sentence(message("none.gguf"), {"none.gguf: cannot be opened"});
 }

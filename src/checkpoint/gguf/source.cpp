@@ -7,11 +7,11 @@
 namespace lquant::checkpoint::gguf {
 namespace {
 
-const Architecture* architecture_of(const Metadata& metadata) {
+const Architecture& architecture_of(const Metadata& metadata, const std::vector<Architecture>& architectures) {
   const auto experts = metadata.count(metadata.key("expert_count")).value_or(0) > 0;
-  if (const auto* found = find_architecture(metadata.architecture(), experts)) return found;
+  if (const auto* found = find_architecture(architectures, metadata.architecture(), experts)) return *found;
   std::string known;
-  for (const auto& name : architecture_names()) known += (known.empty() ? "" : ", ") + name;
+  for (const auto& name : architecture_names(architectures)) known += (known.empty() ? "" : ", ") + name;
   fail("checkpoint", "{}: its architecture is {}, which lquant does not read from GGUF files; supported: {}", metadata.file().string(),
        in_quotes(metadata.architecture()), known);
 }
@@ -36,18 +36,18 @@ mx::Dtype vector_dtype(const BlockType& type) {
 
 }  // namespace
 
-Source Source::open(const std::filesystem::path& path) {
+Source Source::open(const std::filesystem::path& path, const std::vector<Architecture>& architectures) {
   Source source;
   source.pieces_ = open_pieces(path);
   source.metadata_ = std::make_shared<const Metadata>(source.pieces_[0].header, source.pieces_[0].file.path());
-  source.architecture_ = architecture_of(*source.metadata_);
-  source.map_tensors();
-  source.config_ = make_config(*source.metadata_, *source.architecture_, source.tensors_, read_tables(source.pieces_));
-  source.files_ = tokenizer_files(source.metadata_, source.config_);
+  const auto& architecture = architecture_of(*source.metadata_, architectures);
+  source.map_tensors(architecture);
+  source.config_ = make_config(*source.metadata_, architecture, source.tensors_, read_tables(source.pieces_));
+  source.files_ = tokenizer_files(source.metadata_, source.config_, architecture.takes_blanks);
   return source;
 }
 
-void Source::map_tensors() {
+void Source::map_tensors(const Architecture& architecture) {
   const int heads = metadata_->needed_count(metadata_->key("attention.head_count"));
   const int kv_heads = metadata_->count(metadata_->key("attention.head_count_kv")).value_or(heads);
   const auto matrices = matrix_dtype(pieces_);
@@ -55,7 +55,7 @@ void Source::map_tensors() {
     for (const auto& tensor : pieces_[p].header.tensors) {
       if (is_table(tensor.name)) continue;
       const auto& file = pieces_[p].file.path();
-      const auto mapped = map_name(*architecture_, tensor.name);
+      const auto mapped = map_name(architecture, tensor.name);
       if (mapped.empty())
         fail("checkpoint", "{}: tensor {} is none that a model of architecture {} has, as lquant knows it; it may be a variant that is not supported",
              file.string(), in_quotes(tensor.name), metadata_->architecture());

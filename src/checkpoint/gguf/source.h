@@ -26,12 +26,13 @@ namespace lquant::checkpoint::gguf {
 /// matrices do not make a float32 model.
 class Source {
  public:
-  /// Throws Error, naming the file and what to do: see open_pieces and parse_header; an architecture or tokenizer that lquant lacks; a
-  /// tensor that the architecture does not have; metadata that are missing or change what no supported model changes.
-  static Source open(const std::filesystem::path& path);
+  /// A file of one of these architectures, which are of no use once it is open. Throws Error, naming the file and what to do: see open_pieces and
+  /// parse_header; an architecture that is not among them or a tokenizer that lquant lacks; a tensor that the architecture does not have; metadata
+  /// that are missing or change what no supported model changes.
+  static Source open(const std::filesystem::path& path, const std::vector<Architecture>& architectures);
 
   const nlohmann::json& config() const { return config_; }
-  const std::map<std::string, TensorInfo, std::less<>>& tensors() const { return tensors_; }
+  const Tensors& tensors() const { return tensors_; }
   const FileSet& files() const { return files_; }
   const std::vector<Piece>& pieces() const { return pieces_; }
 
@@ -42,16 +43,15 @@ class Source {
 
  private:
   Source() = default;
-  void map_tensors();
+  void map_tensors(const Architecture& architecture);
   struct Place {
     std::size_t piece = 0;
     Wanted wanted;
   };
   std::vector<Piece> pieces_;
   std::shared_ptr<const Metadata> metadata_;
-  const Architecture* architecture_ = nullptr;
   nlohmann::json config_;
-  std::map<std::string, TensorInfo, std::less<>> tensors_;
+  Tensors tensors_;
   std::map<std::string, Place, std::less<>> places_;
   FileSet files_;
 };

@@ -29,6 +29,7 @@ struct Parts {
   Kind kind = Kind::bytes;
   std::optional<PreTokenizer> pre;  ///< of byte-level ones
   nlohmann::json config;
+  bool (*takes_blanks)(std::string_view token) = nullptr;  ///< see Architecture
 
   Vocabulary vocabulary() const { return Vocabulary(*metadata, kind == Kind::sentencepiece); }
   bool add_bos() const { return metadata->flag("tokenizer.ggml.add_bos_token").value_or(pre ? pre->add_bos : true); }
@@ -38,23 +39,18 @@ struct Parts {
 
 Json or_null(const nlohmann::json& value) { return value.is_null() ? Json() : Json(value); }
 
-/// Phi-3's special tokens take the blanks behind them, but for those that stand between documents; nothing in the file says so.
-bool takes_blanks(const Parts& parts, const Token& token) {
-  if (parts.kind != Kind::sentencepiece || parts.metadata->architecture() != "phi3") return false;
-  return token.text != "<unk>" && token.text != "<s>" && token.text != "<|endoftext|>";
-}
-
 Json added_tokens(const Parts& parts, const Vocabulary& vocabulary) {
   Json all = Json::array();
   for (std::size_t i = 0; i < vocabulary.tokens().size(); ++i) {
     const auto& token = vocabulary.tokens()[i];
     const bool special = token.type == TokenType::control || token.type == TokenType::unknown;
     if (!special && token.type != TokenType::user_defined) continue;
+    const bool takes_blanks = parts.kind == Kind::sentencepiece && parts.takes_blanks && parts.takes_blanks(token.text);
     all.push_back({{"id", i},
                    {"content", token.text},
                    {"single_word", false},
                    {"lstrip", false},
-                   {"rstrip", takes_blanks(parts, token)},
+                   {"rstrip", takes_blanks},
                    {"normalized", false},
                    {"special", special}});
   }
@@ -200,8 +196,8 @@ Kind kind_of(const Metadata& metadata) {
 
 }  // namespace
 
-FileSet tokenizer_files(std::shared_ptr<const Metadata> metadata, const nlohmann::json& config) {
-  Parts parts{metadata, kind_of(*metadata), std::nullopt, config};
+FileSet tokenizer_files(std::shared_ptr<const Metadata> metadata, const nlohmann::json& config, bool (*takes_blanks)(std::string_view token)) {
+  Parts parts{metadata, kind_of(*metadata), std::nullopt, config, takes_blanks};
   if (parts.kind == Kind::bytes) parts.pre = pre_tokenizer(metadata->text("tokenizer.ggml.pre").value_or("default"), metadata->file().string());
   if (const auto* tokens = metadata->texts("tokenizer.ggml.tokens"); !tokens || tokens->empty())
     fail("checkpoint", "{}: has no tokenizer.ggml.tokens; convert the original model with its tokenizer", metadata->file().string());

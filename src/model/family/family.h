@@ -4,6 +4,10 @@
 #include "model/family/decoder.h"
 #include "model/spec.h"
 
+namespace lquant::checkpoint::gguf {
+struct Architecture;
+}
+
 // One file a family, one row in family.cpp. A family's function reads its fields of config.json (with the defaults of mlx_lm's
 // ModelArgs, since its output must mean the same there), fills a Decoder, and changes in the layers what is its own.
 namespace lquant::model::family {
@@ -82,6 +86,18 @@ ModelSpec stablelm(const Config& config);
 ModelSpec starcoder2(const Config& config);
 ModelSpec telechat3(const Config& config);
 ModelSpec youtu_llm(const Config& config);
+
+// Rows for GGUF files (gguf.h), of the families that llama.cpp has an architecture for.
+checkpoint::gguf::Architecture gemma_gguf();
+checkpoint::gguf::Architecture gemma2_gguf();
+checkpoint::gguf::Architecture gemma3_gguf();
+checkpoint::gguf::Architecture llama_gguf();
+checkpoint::gguf::Architecture mixtral_gguf();
+checkpoint::gguf::Architecture phi3_gguf();
+checkpoint::gguf::Architecture qwen2_gguf();
+checkpoint::gguf::Architecture qwen3_gguf();
+checkpoint::gguf::Architecture qwen3_moe_gguf();
+checkpoint::gguf::Architecture smollm3_gguf();
 
 /// The spec of a text model of this type, by the table of families; for wrappers, whose text_config names one. Throws Error for a type that is not
 /// there.

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "model/family/family.h"
+#include "model/family/gguf.h"
 
 namespace lquant::model::family {
 namespace {
@@ -26,6 +27,54 @@ Decoder sandwiched(const Config& config) {
   decoder.norm_offset = 1;
   decoder.activation = kernels::Activation::gelu_tanh;
   return decoder;
+}
+
+void gelu_of_gemma(nlohmann::json& config) {
+  config.erase("hidden_act");
+  config["hidden_activation"] = "gelu_pytorch_tanh";
+}
+
+/// Scores are scaled by the head's size, in the models of 27 thousand million parameters by the width over the heads. No others have their number of
+/// layers, by which llama.cpp tells them too.
+void scale_of_gemma(nlohmann::json& config, int layers_of_largest) {
+  const bool largest = config["num_hidden_layers"] == layers_of_largest;
+  config["query_pre_attn_scalar"] =
+      largest ? config["hidden_size"].get<int>() / config["num_attention_heads"].get<int>() : config["head_dim"].get<int>();
+}
+
+void complete_gemma2(const gguf::Metadata& metadata, const gguf::Tensors&, nlohmann::json& config) {
+  gelu_of_gemma(config);
+  scale_of_gemma(config, 46);
+  gguf::Fields fields(metadata, config);
+  fields.number("attn_logit_softcapping", "attn_logit_softcapping", 50);
+  fields.number("final_logit_softcapping", "final_logit_softcapping", 30);
+  fields.count("sliding_window", "attention.sliding_window", 4096);
+}
+
+/// Every n-th layer is global; as a number, or as a list that says of each layer whether it is local.
+int gguf_pattern(const gguf::Metadata& metadata, int layers) {
+  const auto key = metadata.key("attention.sliding_window_pattern");
+  constexpr int kUsual = 6;  // of all published models
+  try {
+    return metadata.count(key).value_or(kUsual);
+  } catch (const Error&) {
+    const auto local = metadata.numbers(key).value_or(std::vector<double>{});
+    for (int n = 1; n <= layers; ++n) {
+      bool fits = static_cast<int>(local.size()) == layers;
+      for (int i = 0; fits && i < layers; ++i) fits = (local[static_cast<std::size_t>(i)] != 0) == ((i + 1) % n != 0);
+      if (fits) return n;
+    }
+    fail("model", "{}: its {} is no regular pattern, which mlx_lm cannot run", metadata.file().string(), key);
+  }
+}
+
+void complete_gemma3(const gguf::Metadata& metadata, const gguf::Tensors&, nlohmann::json& config) {
+  gelu_of_gemma(config);
+  scale_of_gemma(config, 62);
+  gguf::Fields fields(metadata, config);
+  fields.number("rope_local_base_freq", "rope.freq_base_swa", 10000);
+  const int window = fields.count("sliding_window", "attention.sliding_window", 0);
+  config["sliding_window_pattern"] = window == 0 ? 1 : gguf_pattern(metadata, config["num_hidden_layers"]);  // 1: every layer is global
 }
 
 }  // namespace
@@ -98,6 +147,33 @@ ModelSpec gemma3_text(const Config& config) {
   // mlx_lm rounds this one to bf16 whatever the compute dtype.
   spec.embedding_multiplier = static_cast<float>(mlx::core::bfloat16_t(std::sqrt(static_cast<float>(decoder.hidden))));
   return spec;
+}
+
+gguf::Architecture gemma_gguf() {
+  return {.name = "gemma",
+          .model_type = "gemma",
+          .class_name = "GemmaForCausalLM",
+          .block = rows::join({rows::kAttention, rows::changed(gguf::Change::plus_one, {rows::kNorms}), rows::kMlp}),
+          .final_norm = gguf::Change::plus_one,
+          .complete = [](const auto&, const auto&, auto& config) { gelu_of_gemma(config); }};
+}
+
+gguf::Architecture gemma2_gguf() {
+  return {.name = "gemma2",
+          .model_type = "gemma2",
+          .class_name = "Gemma2ForCausalLM",
+          .block = rows::join({rows::kAttention, rows::changed(gguf::Change::plus_one, {rows::kSandwichNorms}), rows::kMlp}),
+          .final_norm = gguf::Change::plus_one,
+          .complete = complete_gemma2};
+}
+
+gguf::Architecture gemma3_gguf() {
+  return {.name = "gemma3",
+          .model_type = "gemma3_text",
+          .class_name = "Gemma3ForCausalLM",
+          .block = rows::join({rows::kAttention, rows::changed(gguf::Change::plus_one, {rows::kHeadNorms, rows::kSandwichNorms}), rows::kMlp}),
+          .final_norm = gguf::Change::plus_one,
+          .complete = complete_gemma3};
 }
 
 }  // namespace lquant::model::family

@@ -3,6 +3,7 @@
 // "long_factor" in every one: what lacks them is written so that it is read there as it was here.
 #include "base/error.h"
 #include "model/family/family.h"
+#include "model/family/gguf.h"
 
 namespace lquant::model::family {
 namespace {
@@ -48,6 +49,23 @@ ModelSpec phi3(const Config& config) {
   const bool interleaved = scaling.is_object() && scaling.at("type") != "linear" ? false : config.flag_or("rope_traditional", false);
   return decoder.build(
       "phi3", make_rope(turning, config.number_or("rope_theta", 10000), interleaved, scaling, config.count_or("max_position_embeddings", 131072)));
+}
+
+/// Special tokens take the blanks behind them, but for those that stand between documents; nothing in the file says so.
+gguf::Architecture phi3_gguf() {
+  return {.name = "phi3",
+          .model_type = "phi3",
+          .class_name = "Phi3ForCausalLM",
+          .block = rows::join({rows::kFusedAttention, rows::kNorms, rows::kFusedMlp}),
+          .partial_rope = true,
+          .complete =
+              [](const auto& metadata, const auto&, auto& config) {
+                gguf::Fields fields(metadata, config);
+                fields.count("original_max_position_embeddings", "rope.scaling.original_context_length", config["max_position_embeddings"]);
+                if (metadata.count(metadata.key("attention.sliding_window")).value_or(0) > 0)
+                  fields.count("sliding_window", "attention.sliding_window");
+              },
+          .takes_blanks = [](std::string_view token) { return token != "<unk>" && token != "<s>" && token != "<|endoftext|>"; }};
 }
 
 }  // namespace lquant::model::family

@@ -1,5 +1,6 @@
 // SmolLM3: Llama, but some layers (every fourth unless listed) know no positions (NoPE, arXiv 2501.18795).
 #include "model/family/family.h"
+#include "model/family/gguf.h"
 
 namespace lquant::model::family {
 
@@ -12,6 +13,17 @@ ModelSpec smollm3(const Config& config) {
     const bool rotates = listed.empty() ? (i + 1) % interval != 0 : listed[i] != 0;  // the list holds 1 where positions are used
     if (!rotates) layer.attention.rope.reset();
   });
+}
+
+gguf::Architecture smollm3_gguf() {
+  return {.name = "smollm3",
+          .model_type = "smollm3",
+          .class_name = "SmolLM3ForCausalLM",
+          .block = rows::join({rows::kInterleavedAttention, rows::kNorms, rows::kMlp}),
+          .complete = [](const auto&, const auto& tensors, auto& config) {
+            gguf_biases(tensors, config);
+            config["no_rope_layer_interval"] = 4;  // of the one published model; llama.cpp has it in its code
+          }};
 }
 
 }  // namespace lquant::model::family
