@@ -2,29 +2,10 @@
 
 #include <mlx/mlx.h>
 
-#include <stdexcept>
-
 #include "kernels/linear.h"
-#include "model/segments.h"
+#include "model/ops/taps.h"
 
 namespace lquant::model {
-namespace {
-
-/// Σ over the taps in f32, rounded once. x [B, T, channels], taps [channels, taps, 1].
-mx::array convolved(const Scope& scope, const ParameterSpec& spec, const mx::array& x) {
-  const int channels = spec.shape[0], count = spec.shape[1];
-  const auto taps = mx::astype(mx::reshape(scope.tensor(spec.path), {channels, count}), mx::float32);
-  const auto inputs = preceding(scope.context, scope.block, spec.path, x, count - 1);
-  std::optional<mx::array> sum;
-  for (int back = count - 1; back >= 0; --back) {
-    const auto tap = mx::reshape(mx::slice(taps, {0, count - 1 - back}, {channels, count - back}), {channels});
-    const auto term = mx::multiply(mx::astype(inputs[back], mx::float32), tap);
-    sum = sum ? mx::add(*sum, term) : term;
-  }
-  return mx::astype(*sum, x.dtype());
-}
-
-}  // namespace
 
 void ShortConv::contents(int op, int first_stage, Contents& all) const {
   all.readings.push_back({&input, op, first_stage});
@@ -39,7 +20,6 @@ Flow ShortConv::start(const Scope& scope, const mx::array& normed, const mx::arr
 }
 
 Flow ShortConv::advance(const Scope& scope, int, const Flow& at) const {
-  if (scope.context.cache && scope.context.segments) throw std::invalid_argument("[model] segments and a cache exclude each other");
   std::vector<kernels::LinearWeight> weights;
   for (const auto& part : input.parts) weights.push_back(scope.weight(input, part));
   const auto all = kernels::linears(at.inputs[0], weights);
