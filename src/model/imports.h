@@ -5,6 +5,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 // Where each tensor of an architecture comes from in a checkpoint that has it under other names or in another form.
@@ -21,11 +22,20 @@ struct Change {
     slice,      ///< entries first … first + count of `axis` (counted from the end when negative)
     unit_rows,  ///< each row is divided by its L2 norm + 1e-7, in f32 (Baichuan M1's head)
     reshape,    ///< to `shape`, of as many entries
+    multiply,   ///< rows of the first axis by `factor` and the factor of their part, each rounded to the tensor's dtype (Falcon H1)
     zeros,      ///< no source at all: zeros of `shape`, for what mlx_lm wants to be there and nothing reads
   };
   Kind kind;
   int axis = 0, first = 0, count = 0;
   mx::Shape shape = {};
+  float factor = 1;
+  std::vector<std::pair<int, float>> parts = {};  ///< how many rows each has, and their factor; none: `factor` alone
+};
+
+/// A tensor's shape in a checkpoint, where that tells in which of two forms all of it is.
+struct Shaped {
+  std::string tensor;
+  mx::Shape shape;
 };
 
 /// One row: the tensors of `target` come from those of `sources`. Both are whole names or paths of linears ("model.layers.0.mlp.switch_mlp.up_proj"),
@@ -36,6 +46,7 @@ struct Import {
   std::vector<std::string> sources;
   std::vector<Change> changes = {};
   std::string unless = {};  ///< a tensor that, where it is there, says that the target needs no such change
+  std::optional<Shaped> only_where = std::nullopt;  ///< the row is for checkpoints with such a tensor alone; Model::open drops it for others
 };
 
 /// Names that begin with `ours` stand in some checkpoints under `theirs` ("language_model.model." under "model.language_model.").

@@ -120,6 +120,10 @@ Model Model::open(const checkpoint::Checkpoint& checkpoint) {
   auto& spec = model.spec_;
   const auto description = codec::foreign_of(checkpoint.config());
   if (description) model.foreign_ = std::make_shared<const ForeignLinears>(*description);
+  std::erase_if(spec.imports.rows, [&](const Import& row) {
+    const auto& where = row.only_where;
+    return where && !(checkpoint.has(where->tensor) && checkpoint.info(where->tensor).shape == where->shape);
+  });
   if (spec.head_if_present && spec.head && !model.source_of(spec.head->path + ".weight")) spec.head.reset();
   if (auto* settled = settled_text(spec); settled && settled->contains("tie_word_embeddings")) (*settled)["tie_word_embeddings"] = spec.tied();
   model.formats_ = read_formats(checkpoint, spec);

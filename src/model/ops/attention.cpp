@@ -2,32 +2,17 @@
 
 #include <mlx/mlx.h>
 
-#include <algorithm>
 #include <stdexcept>
 #include <tuple>
 
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
 #include "model/norm.h"
+#include "model/ops/parts.h"
 #include "model/segments.h"
 
 namespace lquant::model {
 namespace {
-
-/// Rows of a product [..., out] that belong to a part: [..., rows].
-mx::array columns_of(const mx::array& y, const Part& part) {
-  auto shape = y.shape();
-  const int count = part.rows / part.run;
-  auto grouped = shape;
-  grouped.back() = count;
-  grouped.push_back(part.stride);
-  const auto groups = mx::reshape(y, grouped);
-  auto start = mx::Shape(grouped.size(), 0), stop = grouped;
-  start.back() = part.first;
-  stop.back() = part.first + part.run;
-  shape.back() = part.rows;
-  return mx::reshape(mx::slice(groups, start, stop), shape);
-}
 
 /// w0 · the token before + w1 · the token itself; x [B, T, Hkv, D].
 mx::array tapped(const Scope& scope, const ParameterSpec& taps, const mx::array& x) {
@@ -80,20 +65,10 @@ void Attention::contents(int op, int first_stage, Contents& all) const {
 }
 
 std::vector<mx::array> Attention::project(const Scope& scope, const mx::array& h) const {
+  if (inputs.size() == 1 && !inputs[0].parts.empty()) return products_of_parts(scope, inputs[0], h);
   std::vector<kernels::LinearWeight> weights;
-  if (inputs.size() > 1 || inputs[0].parts.empty()) {
-    for (const auto& linear : inputs) weights.push_back(scope.weight(linear));
-    return kernels::linears(h, weights);
-  }
-  const auto& parts = inputs[0].parts;
-  if (std::all_of(parts.begin(), parts.end(), [](const Part& part) { return part.contiguous(); })) {
-    for (const auto& part : parts) weights.push_back(scope.weight(inputs[0], part));
-    return kernels::linears(h, weights);
-  }
-  const auto y = kernels::linear(h, scope.weight(inputs[0]));
-  std::vector<mx::array> all;
-  for (const auto& part : parts) all.push_back(columns_of(y, part));
-  return all;
+  for (const auto& linear : inputs) weights.push_back(scope.weight(linear));
+  return kernels::linears(h, weights);
 }
 
 Flow Attention::attend(const Scope& scope, const mx::array& h) const {

@@ -1,0 +1,41 @@
+#include "model/ops/parts.h"
+
+#include <mlx/mlx.h>
+
+#include <algorithm>
+
+#include "kernels/linear.h"
+
+namespace lquant::model {
+namespace {
+
+/// Rows of a product [..., out] that belong to a part: [..., rows].
+mx::array columns_of(const mx::array& y, const Part& part) {
+  auto shape = y.shape();
+  const int count = part.rows / part.run;
+  auto grouped = shape;
+  grouped.back() = count;
+  grouped.push_back(part.stride);
+  const auto groups = mx::reshape(y, grouped);
+  auto start = mx::Shape(grouped.size(), 0), stop = grouped;
+  start.back() = part.first;
+  stop.back() = part.first + part.run;
+  shape.back() = part.rows;
+  return mx::reshape(mx::slice(groups, start, stop), shape);
+}
+
+}  // namespace
+
+std::vector<mx::array> products_of_parts(const Scope& scope, const LinearSpec& linear, const mx::array& x) {
+  if (std::all_of(linear.parts.begin(), linear.parts.end(), [](const Part& part) { return part.contiguous(); })) {
+    std::vector<kernels::LinearWeight> weights;
+    for (const auto& part : linear.parts) weights.push_back(scope.weight(linear, part));
+    return kernels::linears(x, weights);
+  }
+  const auto y = kernels::linear(x, scope.weight(linear));
+  std::vector<mx::array> all;
+  for (const auto& part : linear.parts) all.push_back(columns_of(y, part));
+  return all;
+}
+
+}  // namespace lquant::model

@@ -1,0 +1,15 @@
+#pragma once
+
+#include <mlx/array.h>
+
+#include <vector>
+
+#include "model/op.h"
+
+namespace lquant::model {
+
+/// The product of x [..., in] with each part of a fused linear, in the order of its parts: [..., rows]. Parts in one piece are products of their own, so that
+/// nothing is copied; the others are taken out of one product.
+std::vector<mx::array> products_of_parts(const Scope& scope, const LinearSpec& linear, const mx::array& x);
+
+}  // namespace lquant::model
