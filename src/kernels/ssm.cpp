@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kernels/chunks.h"
+#include "kernels/ssm_cpu.h"
 
 namespace lquant::kernels {
 namespace {
@@ -88,6 +89,53 @@ std::pair<mx::array, mx::array> state_space(const StateSpace& in) {
   }
   const auto in_order = mx::reshape(mx::transpose(y, {0, 1, 4, 2, 3, 5}), {batch, chunks * length, heads, width});
   return {mx::slice(in_order, {0, 0, 0, 0}, {batch, tokens, heads, width}), mx::flatten(*state, 1, 2)};
+}
+
+namespace {
+
+void check(const SelectiveScan& in) {
+  const auto &x = in.x, &b = in.b;
+  require(x.ndim() == 3 && b.ndim() == 3 && in.a.ndim() == 2, "selective_scan: x, dt, b, c have 3 axes, a 2");
+  require(in.dt.shape() == x.shape() && in.c.shape() == b.shape(), "selective_scan: dt must be as x, c as b");
+  require(b.shape(0) == x.shape(0) && b.shape(1) == x.shape(1) && in.a.shape() == mx::Shape{x.shape(2), b.shape(2)},
+          "selective_scan: b and a must fit x");
+  for (const auto* one : {&x, &in.dt, &in.a, &b, &in.c}) require(one->dtype() == mx::float32, "selective_scan: x, dt, a, b and c must be f32");
+  if (in.segments) {
+    require(in.segments->shape() == mx::Shape{x.shape(0), x.shape(1)}, "selective_scan: segments must be [B, T]");
+    require(!in.state, "selective_scan: segments and a state exclude each other");
+  }
+  if (in.state)
+    require(in.state->shape() == mx::Shape{x.shape(0), x.shape(2), b.shape(2)} && in.state->dtype() == mx::float32,
+            "selective_scan: state must be f32 [B, C, N]");
+}
+
+/// f32 [B, T]: 0 where a text begins, else 1.
+mx::array goes_on(const mx::array& segments) {
+  const int batch = segments.shape(0), tokens = segments.shape(1);
+  const auto before = mx::slice(segments, {0, 0}, {batch, tokens - 1}), after = mx::slice(segments, {0, 1}, segments.shape());
+  return mx::concatenate({mx::ones({batch, 1}), f32(mx::equal(before, after))}, 1);
+}
+
+}  // namespace
+
+std::pair<mx::array, mx::array> selective_scan(const SelectiveScan& in) {
+  check(in);
+  if constexpr (cpu::built) {
+    if (cpu::serves(mx::float32)) {
+      const int batch = in.x.shape(0), tokens = in.x.shape(1), channels = in.x.shape(2), size = in.b.shape(2);
+      const auto keeps = in.segments ? goes_on(*in.segments) : mx::ones({batch, tokens});
+      const auto first = in.state ? mx::swapaxes(*in.state, 1, 2) : mx::zeros({batch, size, channels});
+      const auto [y, last] = cpu::selective_scan(in.x, in.dt, mx::transpose(in.a), in.b, in.c, keeps, first);
+      return {y, mx::swapaxes(last, 1, 2)};
+    }
+  }
+  auto decays = mx::exp(mx::multiply(mx::expand_dims(in.dt, -1), in.a));
+  if (in.segments) decays = mx::multiply(decays, mx::expand_dims(goes_on(*in.segments), {-2, -1}));
+  const auto terms = mx::multiply(mx::expand_dims(mx::multiply(in.dt, in.x), -1), mx::expand_dims(in.b, -2));
+  const auto h = linear_scan(decays, terms, in.state);
+  const int tokens = h.shape(1);
+  const auto last = mx::squeeze(mx::slice(h, {0, tokens - 1, 0, 0}, h.shape()), 1);
+  return {mx::squeeze(mx::matmul(h, mx::expand_dims(in.c, -1)), -1), last};
 }
 
 mx::array linear_scan(const mx::array& a, const mx::array& u, const std::optional<mx::array>& first) {

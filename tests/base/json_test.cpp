@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+
 #include "base/error.h"
 
 namespace lquant {
@@ -45,6 +46,21 @@ TEST(ParseJson, FaultsSayWhere) {
   for (const auto* text : {"{", "[1,]", "\"\xff\"", "nul", "{\"a\":1}}", "\"\\ud800\""}) {
     EXPECT_TRUE(fault_of(text).starts_with("line 1, column ")) << text << fault_of(text);
   }
+}
+
+// What Python's json writes and reads, and JSON does not know; inside strings words stay words.
+TEST(ParseJson, FloatsThatAreNotFiniteAreTagged) {
+  const auto value = parse_json(with_tagged_floats(R"({"a": [0.0, Infinity], "NaN": "-Infinity \\\" NaN", "b": -Infinity, "c": NaN, "d\\": 1})"));
+  EXPECT_EQ(value.at("a"), (json{0.0, {{"__float__", "Infinity"}}}));
+  EXPECT_EQ(value.at("NaN"), "-Infinity \\\" NaN");
+  EXPECT_EQ(number_or_tagged(value.at("a")[1]), INFINITY);
+  EXPECT_EQ(number_or_tagged(value.at("b")), -INFINITY);
+  EXPECT_TRUE(std::isnan(number_or_tagged(value.at("c")).value()));
+  EXPECT_EQ(number_or_tagged(value.at("d\\")), 1.0);
+  for (const json& other : {json("Infinity"), json({{"__float__", "Inf"}}), json({{"__float__", 1}}), json({{"__float__", "NaN"}, {"a", 1}}), json(nullptr)})
+    EXPECT_EQ(number_or_tagged(other), std::nullopt) << other;
+  EXPECT_EQ(with_tagged_floats("[1, \"x\"]"), "[1, \"x\"]");
+  EXPECT_EQ(fault_of(with_tagged_floats("[Infinit]")), "line 1, column 2");
 }
 
 TEST(ParseJson, DepthIsBounded) {

@@ -1,6 +1,7 @@
 #include "kernels/ssm.h"
 
 #include <algorithm>
+#include <array>
 
 #include "kernels/elementwise_testing.h"
 #include "oracle/kernels_ssm.h"
@@ -172,6 +173,127 @@ TEST(StateSpace, RefusesWhatDoesNotFit) {
   EXPECT_THROW(state_space(with([](auto& in) { in.a = mx::zeros({2}); })), std::invalid_argument);
   EXPECT_THROW(state_space(with([](auto& in) { in.segments = mx::zeros({1, 3}, mx::int32); })), std::invalid_argument);
   EXPECT_THROW(state_space(with([](auto& in) { in.state = mx::zeros({1, 4, 3, 2}); })), std::invalid_argument);
+}
+
+struct ScanCase {
+  SelectiveScan in;
+  oracle::SelectiveScanInput values;
+};
+
+ScanCase make_scan(int batch, int tokens, int channels, int size, bool segments, bool first) {
+  ScanCase made{{normal({batch, tokens, channels}, mx::float32, 1), mx::multiply(mx::array(0.3f), steps({batch, tokens, channels}, 2)),
+                 mx::negative(steps({channels, size}, 3)), normal({batch, tokens, size}, mx::float32, 4), normal({batch, tokens, size}, mx::float32, 5)},
+                {batch, tokens, channels, size}};
+  auto &in = made.in;
+  auto &v = made.values;
+  if (segments) {
+    for (int b = 0; b < batch; ++b)
+      for (int t = 0; t < tokens; ++t) v.segments.push_back(static_cast<int>(std::sqrt(2.0 * t + b)) % 3);
+    in.segments = mx::array(v.segments.data(), {batch, tokens}, mx::int32);
+  }
+  if (first) {
+    in.state = normal({batch, channels, size}, mx::float32, 6);
+    v.first = doubles(*in.state);
+  }
+  v.x = doubles(in.x), v.dt = doubles(in.dt), v.a = doubles(in.a), v.b = doubles(in.b), v.c = doubles(in.c);
+  return made;
+}
+
+/// Both forms that there are.
+void with_each_form(const std::function<void()>& work) {
+  work();
+  const MlxOpsOnly ops;
+  work();
+}
+
+// 130 channels: a slice and vectors in part.
+TEST(SelectiveScan, IsTheRecurrence) {
+  with_each_form([] {
+    for (const auto& [batch, tokens, channels, size] : {std::array{1, 1, 3, 2}, {2, 9, 17, 4}, {1, 40, 130, 5}})
+      for (const bool segments : {false, true})
+        for (const bool first : {false, true}) {
+          if (segments && first) continue;
+          const auto made = make_scan(batch, tokens, channels, size, segments, first);
+          const auto want = oracle::selective_scan(made.values);
+          auto absolute = made.values;
+          for (auto* all : {&absolute.x, &absolute.b, &absolute.c, &absolute.first})
+            for (auto& v : *all) v = std::abs(v);
+          auto sizes = oracle::selective_scan(absolute);
+          // A token is a product and a sum, and a decay that errs by two units and by its exponent's rounding, whose size is that of Δ a; then N terms.
+          double steepest = 0, largest = 0;
+          for (const double a : made.values.a) steepest = std::max(steepest, std::abs(a));
+          for (const double dt : made.values.dt) largest = std::max(largest, dt);
+          for (auto* all : {&sizes.y, &sizes.state})
+            for (auto& v : *all) v *= kF32 * (tokens * (5 + 2 * steepest * largest) + size + 4);
+          const auto [y, state] = selective_scan(made.in);
+          expect_close(y, want.y, sizes.y, "y");
+          expect_close(state, want.state, sizes.state, "state");
+        }
+  });
+}
+
+TEST(SelectiveScan, GradientsAreDifferences) {
+  with_each_form([] {
+    for (const bool segments : {false, true}) {
+      const auto made = make_scan(2, 9, 11, 3, segments, !segments);
+      const auto to_y = normal({2, 9, 11}, mx::float32, 8), to_state = normal({2, 11, 3}, mx::float32, 9);
+      auto cotangent = doubles(to_y);
+      for (const double v : doubles(to_state)) cotangent.push_back(v);
+      std::vector<mx::array> inputs = {made.in.x, made.in.dt, made.in.a, made.in.b, made.in.c};
+      if (made.in.state) inputs.push_back(*made.in.state);
+      const auto got = mx::vjp(
+          [&](const std::vector<mx::array>& in) {
+            SelectiveScan one{in[0], in[1], in[2], in[3], in[4], made.in.segments};
+            if (in.size() > 5) one.state = in[5];
+            const auto [y, state] = selective_scan(one);
+            return std::vector<mx::array>{y, state};
+          },
+          inputs, {to_y, to_state});
+      using In = oracle::SelectiveScanInput;
+      const std::vector<Values In::*> fields = {&In::x, &In::dt, &In::a, &In::b, &In::c, &In::first};
+      for (std::size_t i = 0; i < inputs.size(); ++i) {
+        const auto want = numeric_gradient(
+            [&](const Values& one) {
+              auto in = made.values;
+              in.*fields[i] = one;
+              auto out = oracle::selective_scan(in);
+              out.y.insert(out.y.end(), out.state.begin(), out.state.end());
+              return out.y;
+            },
+            made.values.*fields[i], cotangent);
+        double largest = 1;
+        for (const double v : want) largest = std::max(largest, std::abs(v));
+        expect_close(got.second[i], want, Values(want.size(), largest * (kDifference * 10 + 300 * kF32)), "gradient");
+      }
+    }
+  });
+}
+
+TEST(SelectiveScan, DoesNotDependOnThreads) {
+  const auto made = make_scan(1, 30, 700, 4, true, false);
+  const auto cotangent = normal({1, 30, 700}, mx::float32, 8);
+  expect_thread_independent([&] {
+    auto all = mx::vjp(
+        [&](const std::vector<mx::array>& in) {
+          return std::vector<mx::array>{selective_scan({in[0], in[1], in[2], in[3], in[4], made.in.segments}).first};
+        },
+        {made.in.x, made.in.dt, made.in.a, made.in.b, made.in.c}, {cotangent});
+    all.second.push_back(all.first[0]);
+    return all.second;
+  });
+}
+
+TEST(SelectiveScan, RefusesWhatDoesNotFit) {
+  const auto made = make_scan(1, 4, 5, 3, false, false);
+  auto in = made.in;
+  in.a = mx::zeros({3, 5});
+  EXPECT_THROW(selective_scan(in), std::invalid_argument);
+  in = made.in;
+  in.b = mx::astype(in.b, mx::bfloat16);
+  EXPECT_THROW(selective_scan(in), std::invalid_argument);
+  in = made.in;
+  in.state = mx::zeros({1, 3, 5});
+  EXPECT_THROW(selective_scan(in), std::invalid_argument);
 }
 
 TEST(LinearScan, IsTheRecurrence) {

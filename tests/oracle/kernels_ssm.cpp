@@ -36,6 +36,29 @@ StateSpaceOutput state_space(const StateSpaceSize& s, const StateSpaceInput& in)
   return out;
 }
 
+StateSpaceOutput selective_scan(const SelectiveScanInput& in) {
+  StateSpaceOutput out;
+  out.y.resize(in.x.size());
+  out.state = in.first.empty() ? std::vector<double>(static_cast<std::size_t>(in.batch) * in.channels * in.size) : in.first;
+  for (int batch = 0; batch < in.batch; ++batch)
+    for (int t = 0; t < in.tokens; ++t) {
+      const std::size_t token = static_cast<std::size_t>(batch) * in.tokens + t;
+      const bool begins = t > 0 && !in.segments.empty() && in.segments[token] != in.segments[token - 1];
+      for (int channel = 0; channel < in.channels; ++channel) {
+        const std::size_t at = token * in.channels + channel;
+        double y = 0;
+        for (int n = 0; n < in.size; ++n) {
+          double& h = out.state[(static_cast<std::size_t>(batch) * in.channels + channel) * in.size + n];
+          if (begins) h = 0;
+          h = std::exp(in.a[static_cast<std::size_t>(channel) * in.size + n] * in.dt[at]) * h + in.dt[at] * in.x[at] * in.b[token * in.size + n];
+          y += h * in.c[token * in.size + n];
+        }
+        out.y[at] = y;
+      }
+    }
+  return out;
+}
+
 std::vector<double> linear_scan(int batch, int tokens, const std::vector<double>& a, const std::vector<double>& u, const std::vector<double>& first) {
   std::vector<double> h(u.size());
   const std::size_t width = u.size() / batch / tokens;

@@ -9,7 +9,6 @@
 #include "kernels/ssm.h"
 #include "model/norm.h"
 #include "model/ops/parts.h"
-#include "model/segments.h"
 
 namespace lquant::model {
 namespace {
@@ -19,18 +18,12 @@ mx::array by_channel(const Scope& scope, const Mamba& op, const mx::array& x, co
   const auto& context = scope.context;
   if (context.branches) throw std::invalid_argument("[model] a recurrent state does not go on from a beginning computed once; give no branches");
   const auto f32 = [](const mx::array& value) { return mx::astype(value, mx::float32); };
-  const auto steps = mx::logaddexp(f32(dt), mx::array(0.0f)), wide = f32(x);
-  const auto rate = mx::negative(mx::exp(f32(scope.tensor(op.a_log->path))));
-  auto decays = mx::exp(mx::multiply(mx::expand_dims(steps, -1), rate));
-  if (context.segments) {
-    const auto begins = mx::equal(positions(context, x.shape(0), x.shape(1)), mx::array(0, mx::int32));
-    decays = mx::where(mx::expand_dims(begins, {-2, -1}), mx::array(0.0f), decays);
-  }
-  const auto terms = mx::multiply(mx::expand_dims(mx::multiply(steps, wide), -1), mx::expand_dims(f32(b), -2));
-  const auto first = context.cache ? context.cache->kept(scope.block, op.a_log->path) : std::nullopt;
-  const auto h = kernels::linear_scan(decays, terms, first);
-  if (context.cache) context.cache->keep(scope.block, op.a_log->path, mx::take(h, mx::array(h.shape(1) - 1), 1));
-  const auto y = mx::squeeze(mx::matmul(h, mx::expand_dims(f32(c), -1)), -1);
+  const auto wide = f32(x);
+  kernels::SelectiveScan in{wide, mx::logaddexp(f32(dt), mx::array(0.0f)), mx::negative(mx::exp(f32(scope.tensor(op.a_log->path)))), f32(b), f32(c)};
+  in.segments = context.segments;
+  if (context.cache) in.state = context.cache->kept(scope.block, op.a_log->path);
+  const auto [y, state] = kernels::selective_scan(in);
+  if (context.cache) context.cache->keep(scope.block, op.a_log->path, state);
   return mx::astype(mx::add(y, mx::multiply(f32(scope.tensor(op.d->path)), wide)), x.dtype());
 }
 
