@@ -35,6 +35,8 @@ RUNS = {
     "cohere2",
     "ernie4_5",
     "exaone4",
+    "falcon_h1",
+    "falcon_mamba",
     "gemma",
     "gemma2",
     "gemma3",
@@ -48,19 +50,25 @@ RUNS = {
     "gpt_bigcode",
     "gpt_neox",
     "granite",
+    "granitemoehybrid",
     "helium",
     "hunyuan_v1_dense",
     "internlm3",
     "iquestcoder",
+    "jamba",
     "lfm2",
+    "lfm2_moe",
     "lfm2_vl",
     "llama",
     "llava",
+    "mamba",
+    "mamba2",
     "ministral3",
     "mistral",
     "mistral3",
     "nanochat",
     "nemotron",
+    "nemotron_h",
     "olmo2",
     "olmo3",
     "phi",
@@ -71,6 +79,7 @@ RUNS = {
     "qwen2_vl",
     "qwen3",
     "qwen3_vl",
+    "recurrent_gemma",
     "seed_oss",
     "smollm3",
     "stablelm",
@@ -94,12 +103,15 @@ REFUSED_AS_SAVED = {
     "gpt_bigcode",  # n_inner is null
     "gpt_neox",  # rotary_emb_base, rotary_pct
     "granite",  # rope_theta
+    "granitemoehybrid",  # layer_types calls its kinds otherwise
     "helium",  # rope_theta
     "lfm2",  # block_dim
     "lfm2_vl",  # the model type, the names of all tensors, the taps' axes, block_dim
+    "mamba2",  # intermediate_size
     "nanochat",  # the names of all tensors
     "olmo3",  # rope_theta
     "qwen2_5_vl",  # tie_word_embeddings inside text_config
+    "recurrent_gemma",  # rope_theta
     "stablelm",  # rope_theta, partial_rotary_factor
 }
 
@@ -113,8 +125,10 @@ FLAT = {
     "gemma4_text": dict(global_head_dim=16),
     "gpt2": dict(n_ctx=32),
     "gptj": dict(n_inner=None),
+    "granitemoehybrid": dict(layer_types=["mamba", "attention"]),
     "lfm2": dict(block_dim=32, block_ff_dim=64),
     "lfm2_vl": dict(block_dim=32, block_ff_dim=32),
+    "mamba2": dict(intermediate_size=64),
 }
 # What only mlx_lm asks for, at the top of config.json and in its text_config.
 MLX_LM = {

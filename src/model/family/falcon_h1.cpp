@@ -69,7 +69,7 @@ class Multipliers {
 }  // namespace
 
 ModelSpec falcon_h1(const Config& given) {
-  const auto config = with_flat_positions(given).filled(defaults());
+  const auto config = given.filled(defaults());
   auto decoder = Decoder::read(config);
   decoder.read_tie(config, true);
   decoder.qkv_bias = decoder.o_bias = config.flag("attention_bias");

@@ -56,7 +56,10 @@ ModelSpec granitemoehybrid(const Config& config) {
   const auto kinds = layer_kinds(config, "layer_types", decoder.layers);
 
   std::optional<RopeSpec> rope;
-  if (!config.has("position_embedding_type") || config.text("position_embedding_type") != "nope") {
+  // Null means none to transformers, and mlx_lm would turn the heads.
+  if (config.is_null("position_embedding_type")) config.settle("position_embedding_type", "nope");
+  const bool turned = config.has("position_embedding_type") ? config.text("position_embedding_type") != "nope" : !config.is_null("position_embedding_type");
+  if (turned) {
     const auto nested = config.value("rope_parameters");
     const bool in_nested = nested.is_object() && nested.contains("rope_theta");
     const double base = in_nested ? config.child("rope_parameters").number("rope_theta") : config.number_or("rope_theta", 10000);

@@ -41,7 +41,9 @@ Mamba mixer_of(const Config& config, const Layer& layer, int hidden, int head_di
   op.dt_norm = bare_norm(path + "dt_norm", rank, eps);
   op.b_norm = bare_norm(path + "B_norm", state, eps), op.c_norm = bare_norm(path + "C_norm", state, eps);
   op.dt = linear("dt_proj", heads, rank);
-  HeadRecurrence recurrence{.heads = heads, .head_dim = head_dim, .groups = 1, .state = state, .least = 0.001, .most = 100};
+  HeadRecurrence recurrence;
+  recurrence.heads = heads, recurrence.head_dim = head_dim, recurrence.state = state;
+  recurrence.least = 0.001, recurrence.most = 100;
   recurrence.dt_bias = {path + "dt_bias", {heads}};
   recurrence.a_log = {path + "A_log", {heads}};
   recurrence.d = {path + "D", {heads}};
