@@ -57,8 +57,10 @@ std::string with_tagged_floats(std::string_view text) {
       i += word.size();
       continue;
     }
-    if (quoted && text[i] == '\\' && i + 1 < text.size()) out += text[i++];
-    else if (text[i] == '"') quoted = !quoted;
+    if (quoted && text[i] == '\\' && i + 1 < text.size())
+      out += text[i++];
+    else if (text[i] == '"')
+      quoted = !quoted;
     out += text[i++];
   }
   return out;

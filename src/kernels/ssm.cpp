@@ -1,6 +1,6 @@
 // Mamba-2 in chunks: within a chunk y = (C Bᵀ ⊙ L)(Δ x), with L_ij = exp(Σ a Δ over j < k ≤ i), and between chunks the state. The exponents are
-// differences of a running sum inside one chunk, never above 0 where they count, so nothing overflows; what does not count is cut out before the exponential
-// and behind it, for gradients' sake.
+// differences of a running sum inside one chunk, never above 0 where they count, so nothing overflows; what does not count is cut out before the
+// exponential and behind it, for gradients' sake.
 #include "kernels/ssm.h"
 
 #include <mlx/mlx.h>
@@ -147,7 +147,8 @@ mx::array linear_scan(const mx::array& a, const mx::array& u, const std::optiona
     require(first->shape() == shape && first->dtype() == mx::float32, "linear_scan: first must be f32 [B, …]");
   }
   // All chunks side by side, then their ends one after the other: 2 √T operations in a row instead of T.
-  const int tokens = u.shape(1), length = static_cast<int>(std::ceil(std::sqrt(static_cast<double>(tokens)))), chunks = (tokens + length - 1) / length;
+  const int tokens = u.shape(1), length = static_cast<int>(std::ceil(std::sqrt(static_cast<double>(tokens)))),
+            chunks = (tokens + length - 1) / length;
   const auto factors = chunked(a, chunks, length), terms = chunked(u, chunks, length);
   const auto token = [](const mx::array& x, int t) {
     auto start = mx::Shape(x.ndim(), 0), stop = x.shape();

@@ -1,12 +1,12 @@
 // A vector of channels walks through all tokens with its states beside it. The backward pass makes the states again and keeps them, for one vector of
-// channels at a time. Gradients to b and c are sums over channels: by slices of them, whose sums are added in their order, so that the result does not
-// depend on the number of threads.
+// channels at a time. Gradients to b and c are sums over channels: by slices of them, whose sums are added in their order, so that the result does
+// not depend on the number of threads.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/ssm_cpu.cpp"
 // Processors that have no AVX2 are older than 2013: the scalar code, which Highway always makes, is enough for them.
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
-#include <hwy/foreach_target.h>
 #include <hwy/contrib/math/math-inl.h>
+#include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 #include <mlx/mlx.h>
 
@@ -34,8 +34,8 @@ struct SelectiveScanArgs {
 struct SelectiveScanGradients {
   const float *to_y, *to_last;
   float *x, *dt, *first;
-  float *a;       ///< [B, N, C]
-  float *b, *c;   ///< [B, slices, T, N]
+  float* a;      ///< [B, N, C]
+  float *b, *c;  ///< [B, slices, T, N]
 };
 
 }  // namespace lquant::kernels::cpu
@@ -165,8 +165,8 @@ using Arrays = std::vector<mx::array>;
 /// `in` begins with x, dt, a, b, c, keeps, first.
 cpu::SelectiveScanArgs args_of(const Arrays& in) {
   const auto data = [&](int i) { return in[i].data<float>(); };
-  return {in[0].shape(0), in[0].shape(1), in[0].shape(2), in[3].shape(2), data(0), data(1), data(2), data(3),
-          data(4),        data(5),        data(6),        nullptr,        nullptr};
+  return {in[0].shape(0), in[0].shape(1), in[0].shape(2), in[3].shape(2), data(0), data(1), data(2),
+          data(3),        data(4),        data(5),        data(6),        nullptr, nullptr};
 }
 
 Arrays gradients(const Arrays& in, const Arrays& cotangents) {

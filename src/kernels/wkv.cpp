@@ -29,7 +29,8 @@ void check(const Wkv& in) {
     require(in.segments->shape() == mx::Shape{batch, tokens}, "segments must be [B, T]");
     require(!in.state, "segments and a state exclude each other");
   }
-  if (in.state) require(in.state->shape() == mx::Shape{batch, heads, width, width} && in.state->dtype() == mx::float32, "state must be f32 [B, H, D, D]");
+  if (in.state)
+    require(in.state->shape() == mx::Shape{batch, heads, width, width} && in.state->dtype() == mx::float32, "state must be f32 [B, H, D, D]");
 }
 
 mx::array turned(const mx::array& x) { return mx::swapaxes(x, -1, -2); }

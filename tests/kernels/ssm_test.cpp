@@ -30,7 +30,8 @@ Case make(const StateSpaceSize& s, mx::Dtype dtype, bool segments, bool first) {
   if (segments) {  // texts of 1, 2, 3 … tokens, numbers that come again, and a text over several chunks
     std::vector<int> numbers;
     for (int b = 0; b < s.batch; ++b)
-      for (int t = 0; t < s.tokens; ++t) numbers.push_back(static_cast<int>(std::sqrt(2.0 * t)) < 20 + b ? static_cast<int>(std::sqrt(2.0 * t)) % 3 : 7);
+      for (int t = 0; t < s.tokens; ++t)
+        numbers.push_back(static_cast<int>(std::sqrt(2.0 * t)) < 20 + b ? static_cast<int>(std::sqrt(2.0 * t)) % 3 : 7);
     in.segments = mx::array(numbers.data(), {s.batch, s.tokens}, mx::int32);
     made.values.segments = numbers;
   }
@@ -45,8 +46,8 @@ Case make(const StateSpaceSize& s, mx::Dtype dtype, bool segments, bool first) {
 
 const StateSpaceSize kSizes[] = {{1, 1, 2, 3, 1, 4}, {2, 5, 4, 3, 2, 5}, {1, 64, 2, 8, 1, 4}, {2, 65, 4, 5, 4, 3}, {1, 333, 6, 4, 3, 16}};
 
-/// Of each value the same sum of absolute terms. Each term passes one product for the decay, whose exponent is a difference of sums of at most a chunk's
-/// 64 steps (each sum errs by 64 units of itself), and the adding up over states and tokens: n + 64 at most, in any order.
+/// Of each value the same sum of absolute terms. Each term passes one product for the decay, whose exponent is a difference of sums of at most a
+/// chunk's 64 steps (each sum errs by 64 units of itself), and the adding up over states and tokens: n + 64 at most, in any order.
 Values bounds(const Case& c, const Values& sizes) {
   double steepest = 0;
   for (std::size_t i = 0; i < c.values.dt.size(); ++i) steepest = std::max(steepest, c.values.dt[i] * std::abs(c.values.a[i % c.size.heads]));
@@ -140,9 +141,9 @@ TEST(StateSpace, GradientsAreDifferences) {
           return std::vector<mx::array>{y, state};
         },
         inputs, {to_y, to_state});
-    std::vector<Values oracle::StateSpaceInput::*> fields = {&oracle::StateSpaceInput::x, &oracle::StateSpaceInput::dt, &oracle::StateSpaceInput::a,
-                                                             &oracle::StateSpaceInput::b, &oracle::StateSpaceInput::c,
-                                                             &oracle::StateSpaceInput::first};
+    std::vector<Values oracle::StateSpaceInput::*> fields = {&oracle::StateSpaceInput::x, &oracle::StateSpaceInput::dt,
+                                                             &oracle::StateSpaceInput::a, &oracle::StateSpaceInput::b,
+                                                             &oracle::StateSpaceInput::c, &oracle::StateSpaceInput::first};
     for (std::size_t i = 0; i < inputs.size(); ++i) {
       const auto values = [&](const Values& one) {
         auto in = made.values;
@@ -181,11 +182,12 @@ struct ScanCase {
 };
 
 ScanCase make_scan(int batch, int tokens, int channels, int size, bool segments, bool first) {
-  ScanCase made{{normal({batch, tokens, channels}, mx::float32, 1), mx::multiply(mx::array(0.3f), steps({batch, tokens, channels}, 2)),
-                 mx::negative(steps({channels, size}, 3)), normal({batch, tokens, size}, mx::float32, 4), normal({batch, tokens, size}, mx::float32, 5)},
-                {batch, tokens, channels, size}};
-  auto &in = made.in;
-  auto &v = made.values;
+  ScanCase made{
+      {normal({batch, tokens, channels}, mx::float32, 1), mx::multiply(mx::array(0.3f), steps({batch, tokens, channels}, 2)),
+       mx::negative(steps({channels, size}, 3)), normal({batch, tokens, size}, mx::float32, 4), normal({batch, tokens, size}, mx::float32, 5)},
+      {batch, tokens, channels, size}};
+  auto& in = made.in;
+  auto& v = made.values;
   if (segments) {
     for (int b = 0; b < batch; ++b)
       for (int t = 0; t < tokens; ++t) v.segments.push_back(static_cast<int>(std::sqrt(2.0 * t + b)) % 3);
@@ -219,7 +221,8 @@ TEST(SelectiveScan, IsTheRecurrence) {
           for (auto* all : {&absolute.x, &absolute.b, &absolute.c, &absolute.first})
             for (auto& v : *all) v = std::abs(v);
           auto sizes = oracle::selective_scan(absolute);
-          // A token is a product and a sum, and a decay that errs by two units and by its exponent's rounding, whose size is that of Δ a; then N terms.
+          // A token is a product and a sum, and a decay that errs by two units and by its exponent's rounding, whose size is that of Δ a; then N
+          // terms.
           double steepest = 0, largest = 0;
           for (const double a : made.values.a) steepest = std::max(steepest, std::abs(a));
           for (const double dt : made.values.dt) largest = std::max(largest, dt);

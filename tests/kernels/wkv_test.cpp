@@ -42,8 +42,8 @@ Case make(int batch, int tokens, int heads, int width, bool segments, bool first
   return made;
 }
 
-/// The largest value times some units: the transition shrinks what it meets (‖diag(w) − κ (κ ⊙ rate)ᵀ‖ ≤ 1 up to a few), so an error of a token is not
-/// amplified; each of the tokens that a state remembers (w ≤ 1: all of a hundred) adds sums over width and chunk.
+/// The largest value times some units: the transition shrinks what it meets (‖diag(w) − κ (κ ⊙ rate)ᵀ‖ ≤ 1 up to a few), so an error of a token is
+/// not amplified; each of the tokens that a state remembers (w ≤ 1: all of a hundred) adds sums over width and chunk.
 Values bound(const Values& want, int tokens, int width) {
   double largest = 0;
   for (const double v : want) largest = std::max(largest, std::abs(v));

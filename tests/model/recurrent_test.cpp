@@ -32,8 +32,8 @@ std::int64_t parameters_of(const ModelSpec& spec) {
   return total;
 }
 
-// Fields as published; the sums are those of the published files: Mamba 130M, Falcon Mamba 7B, Mamba-2 130M, Falcon H1 0.5B, Jamba 0.1, RecurrentGemma
-// 2B, RWKV-7 World 0.1B, LFM2 8B-A1B.
+// Fields as published; the sums are those of the published files: Mamba 130M, Falcon Mamba 7B, Mamba-2 130M, Falcon H1 0.5B, Jamba 0.1,
+// RecurrentGemma 2B, RWKV-7 World 0.1B, LFM2 8B-A1B.
 TEST(Recurrent, PublishedModelsHaveTheirPublishedSizes) {
   const std::vector<std::pair<const char*, std::int64_t>> models = {
       {R"({"model_type":"mamba","vocab_size":50280,"hidden_size":768,"intermediate_size":1536,"state_size":16,"num_hidden_layers":24,"conv_kernel":4,

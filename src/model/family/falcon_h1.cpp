@@ -1,6 +1,6 @@
-// Falcon H1 (arXiv 2507.22448): Mamba-2 and attention side by side read one norm, and both are added. The multipliers of muP are in the weights of mlx_lm's
-// files and in the config of Hugging Face's, whose taps in torch's layout tell: there the import multiplies. As in mlx_lm, key_multiplier is not
-// applied, nor attention_in_multiplier to values, nor any to a bias.
+// Falcon H1 (arXiv 2507.22448): Mamba-2 and attention side by side read one norm, and both are added. The multipliers of muP are in the weights of
+// mlx_lm's files and in the config of Hugging Face's, whose taps in torch's layout tell: there the import multiplies. As in mlx_lm, key_multiplier is
+// not applied, nor attention_in_multiplier to values, nor any to a bias.
 #include "base/error.h"
 #include "model/family/family.h"
 #include "model/family/state_space.h"

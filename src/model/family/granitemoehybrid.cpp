@@ -1,5 +1,5 @@
-// Granite 4: Granite with Mamba-2 in the place of most attentions; an MLP, or a mixture beside an MLP that every token meets. Hugging Face keeps gate and
-// up in one tensor, which mlx_lm takes apart where it is the only MLP and in the experts.
+// Granite 4: Granite with Mamba-2 in the place of most attentions; an MLP, or a mixture beside an MLP that every token meets. Hugging Face keeps gate
+// and up in one tensor, which mlx_lm takes apart where it is the only MLP and in the experts.
 #include <algorithm>
 
 #include "base/error.h"
@@ -58,7 +58,8 @@ ModelSpec granitemoehybrid(const Config& config) {
   std::optional<RopeSpec> rope;
   // Null means none to transformers, and mlx_lm would turn the heads.
   if (config.is_null("position_embedding_type")) config.settle("position_embedding_type", "nope");
-  const bool turned = config.has("position_embedding_type") ? config.text("position_embedding_type") != "nope" : !config.is_null("position_embedding_type");
+  const bool turned =
+      config.has("position_embedding_type") ? config.text("position_embedding_type") != "nope" : !config.is_null("position_embedding_type");
   if (turned) {
     const auto nested = config.value("rope_parameters");
     const bool in_nested = nested.is_object() && nested.contains("rope_theta");

@@ -1,5 +1,5 @@
-// Mamba (arXiv 2312.00752) and Falcon Mamba (arXiv 2410.05355), which norms dt, B and C: a norm and a mixer a layer, and nothing else. All norms have an
-// eps of their own in mlx_lm, whatever config.json says.
+// Mamba (arXiv 2312.00752) and Falcon Mamba (arXiv 2410.05355), which norms dt, B and C: a norm and a mixer a layer, and nothing else. All norms have
+// an eps of their own in mlx_lm, whatever config.json says.
 #include "model/family/family.h"
 #include "model/family/state_space.h"
 

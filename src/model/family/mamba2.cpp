@@ -1,5 +1,5 @@
-// Mamba-2 (arXiv 2405.21060): a norm and a mixer a layer, and nothing else. The layers' norms have an eps of their own in mlx_lm, whatever config.json
-// says.
+// Mamba-2 (arXiv 2405.21060): a norm and a mixer a layer, and nothing else. The layers' norms have an eps of their own in mlx_lm, whatever
+// config.json says.
 #include "model/family/family.h"
 #include "model/family/state_space.h"
 

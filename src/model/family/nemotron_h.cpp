@@ -1,5 +1,5 @@
-// Nemotron-H (arXiv 2504.03624) and Nemotron 3: one op a block, as a pattern of letters says: Mamba-2, attention without positions, an MLP of relu², or a
-// mixture of such beside experts that every token meets, with latents between model and experts in the largest.
+// Nemotron-H (arXiv 2504.03624) and Nemotron 3: one op a block, as a pattern of letters says: Mamba-2, attention without positions, an MLP of relu²,
+// or a mixture of such beside experts that every token meets, with latents between model and experts in the largest.
 #include <map>
 
 #include "base/error.h"
@@ -14,8 +14,8 @@ namespace {
 
 /// A letter a block. mlx_lm counts the blocks, whatever "num_hidden_layers" says.
 std::string pattern_of(const Config& config) {
-  static const std::map<std::string, char> letters = {{"full_attention", '*'}, {"linear_attention", 'M'}, {"moe", 'E'}, {"mlp", '-'},
-                                                      {"attention", '*'},      {"mamba", 'M'},            {"conv", 'M'}};
+  static const std::map<std::string, char> letters = {
+      {"full_attention", '*'}, {"linear_attention", 'M'}, {"moe", 'E'}, {"mlp", '-'}, {"attention", '*'}, {"mamba", 'M'}, {"conv", 'M'}};
   std::string pattern;
   const auto given = config.value("hybrid_override_pattern");
   if (given.is_string()) {

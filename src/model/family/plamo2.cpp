@@ -1,5 +1,5 @@
-// PLaMo 2 (arXiv 2509.04897): Mamba-2's recurrence fed as Mamba's, by products of its own for dt, B and C, in most layers; attention with norms of q and k
-// in the others; norms before and behind both halves, with offsets. mlx_lm has no window here.
+// PLaMo 2 (arXiv 2509.04897): Mamba-2's recurrence fed as Mamba's, by products of its own for dt, B and C, in most layers; attention with norms of q
+// and k in the others; norms before and behind both halves, with offsets. mlx_lm has no window here.
 #include <algorithm>
 #include <cmath>
 
@@ -11,11 +11,10 @@ namespace lquant::model::family {
 namespace {
 
 const nlohmann::json& defaults() {
-  static const nlohmann::json fields = {{"hidden_size", 4096},       {"num_hidden_layers", 32},    {"rms_norm_eps", 1e-6},
-                                        {"num_attention_heads", 32}, {"num_key_value_heads", 4},   {"hidden_size_per_head", 128},
-                                        {"mamba_d_state", 64},       {"mamba_d_conv", 4},          {"mamba_num_heads", 64},
-                                        {"mamba_step", 2},           {"mamba_enabled", true},      {"intermediate_size", 13312},
-                                        {"vocab_size", 32000},       {"tie_word_embeddings", true}};
+  static const nlohmann::json fields = {
+      {"hidden_size", 4096},         {"num_hidden_layers", 32},    {"rms_norm_eps", 1e-6}, {"num_attention_heads", 32},  {"num_key_value_heads", 4},
+      {"hidden_size_per_head", 128}, {"mamba_d_state", 64},        {"mamba_d_conv", 4},    {"mamba_num_heads", 64},      {"mamba_step", 2},
+      {"mamba_enabled", true},       {"intermediate_size", 13312}, {"vocab_size", 32000},  {"tie_word_embeddings", true}};
   return fields;
 }
 
@@ -67,7 +66,8 @@ ModelSpec plamo2(const Config& given) {
   decoder.norm_offset = 1;
   const int step = config.count("mamba_step", 2);
   if (decoder.layers <= step / 2)
-    fail("model", "config.json: {} layers are too few for \"mamba_step\" {}: mlx_lm runs none without the first layer of attention that it asks for; {}",
+    fail("model",
+         "config.json: {} layers are too few for \"mamba_step\" {}: mlx_lm runs none without the first layer of attention that it asks for; {}",
          decoder.layers, step, kMend);
   if (std::int64_t{1} * config.count("mamba_num_heads") * decoder.head_dim > std::numeric_limits<int>::max() / 8)
     fail("model", "config.json: {} heads of Mamba of {} features are too many", config.count("mamba_num_heads"), decoder.head_dim);

@@ -1,5 +1,5 @@
-// RecurrentGemma (arXiv 2404.07839), a Griffin: blocks of a linear recurrence and of attention with a window and one key and value head, in a pattern that
-// repeats; norms of 1 + w. mlx_lm fixes the eps of the blocks' norms, four taps, and positions of base 10000 on half of each head.
+// RecurrentGemma (arXiv 2404.07839), a Griffin: blocks of a linear recurrence and of attention with a window and one key and value head, in a pattern
+// that repeats; norms of 1 + w. mlx_lm fixes the eps of the blocks' norms, four taps, and positions of base 10000 on half of each head.
 #include <algorithm>
 #include <cmath>
 

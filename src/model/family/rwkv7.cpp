@@ -1,5 +1,5 @@
-// RWKV-7 (arXiv 2503.14456): time mixing by a recurrence and channel mixing, both with the token before; the first layer's values join those of all later
-// ones. mlx_lm packs what its low ranks end in, and the embedding, in 8 bits.
+// RWKV-7 (arXiv 2503.14456): time mixing by a recurrence and channel mixing, both with the token before; the first layer's values join those of all
+// later ones. mlx_lm packs what its low ranks end in, and the embedding, in 8 bits.
 #include "base/error.h"
 #include "model/family/family.h"
 #include "model/ops/per_layer.h"

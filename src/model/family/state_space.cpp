@@ -38,7 +38,8 @@ std::pair<double, double> time_step_limit(const Config& config, std::pair<double
 }
 
 Mamba2 mamba2_mixer(int block, const std::string& path, const Mamba2Sizes& sizes, Imports& imports) {
-  if (sizes.heads % sizes.groups != 0) fail("model", "config.json: {} heads of Mamba cannot be cut into {} groups; {}", sizes.heads, sizes.groups, kMend);
+  if (sizes.heads % sizes.groups != 0)
+    fail("model", "config.json: {} heads of Mamba cannot be cut into {} groups; {}", sizes.heads, sizes.groups, kMend);
   if (std::int64_t{1} * sizes.heads * sizes.head_dim > kWidest || std::int64_t{1} * sizes.groups * sizes.state > kWidest)
     fail("model", "config.json: {} heads of Mamba of {} features, {} groups of states of {} are too many", sizes.heads, sizes.head_dim, sizes.groups,
          sizes.state);
@@ -93,7 +94,8 @@ std::vector<std::string> layer_kinds(const Config& config, const char* key, int 
     if (kind == "linear_attention" || kind == "conv") kind = "mamba";
     renamed |= kind != before;
     if (kind != "attention" && kind != "mamba")
-      fail("model", "config.json: \"{}\" has a layer of kind \"{}\", where mlx_lm knows attention and mamba; {}", config.place(key), shown(kind), kMend);
+      fail("model", "config.json: \"{}\" has a layer of kind \"{}\", where mlx_lm knows attention and mamba; {}", config.place(key), shown(kind),
+           kMend);
   }
   if (renamed) config.settle(key, kinds);
   return kinds;

@@ -16,8 +16,8 @@ namespace lquant::model::family {
 /// Taps in torch's layout, [channels, 1, taps], are the same numbers in the same order as ours.
 Import torch_taps(const ParameterSpec& taps);
 
-/// "time_step_limit", two numbers of which the second may be Infinity. Where config.json has none, `otherwise`, which is settled when mlx_lm has no such
-/// default.
+/// "time_step_limit", two numbers of which the second may be Infinity. Where config.json has none, `otherwise`, which is settled when mlx_lm has no
+/// such default.
 std::pair<double, double> time_step_limit(const Config& config, std::pair<double, double> otherwise, bool settle = false);
 
 inline constexpr std::pair<double, double> kNoTimeLimit{0, std::numeric_limits<double>::infinity()};
@@ -45,8 +45,8 @@ Mamba mamba_mixer(int block, const std::string& path, const MambaSizes& sizes, I
 /// dt's rank: a count, or "auto", a sixteenth of the hidden size.
 int time_step_rank(const Config& config, const char* key, int hidden);
 
-/// What each layer is, "attention" or "mamba": the list of this name, in which transformers writes "full_attention" and "linear_attention" for what mlx_lm calls
-/// "attention" and "mamba"; these are settled.
+/// What each layer is, "attention" or "mamba": the list of this name, in which transformers writes "full_attention" and "linear_attention" for what
+/// mlx_lm calls "attention" and "mamba"; these are settled.
 std::vector<std::string> layer_kinds(const Config& config, const char* key, int layers);
 
 }  // namespace lquant::model::family

@@ -12,8 +12,8 @@ namespace lquant::model {
 
 /// Mixture of experts (arXiv 1701.06538): each token's sum over the experts that the router chose, small MLPs, with the router's weights. Stage 0:
 /// router, gate, up (the tokens sorted by expert, so that an expert's rows meet its weights in one product); stage 1: down. Experts that every token
-/// meets are a branch of their own. With latents (Nemotron 3) `into` makes of the input what experts read, and `out_of` the result of their sum: stage 0 is
-/// then router and into, before the two of the experts, and out_of is the last.
+/// meets are a branch of their own. With latents (Nemotron 3) `into` makes of the input what experts read, and `out_of` the result of their sum:
+/// stage 0 is then router and into, before the two of the experts, and out_of is the last.
 struct Experts final : Op {
   kernels::Activation activation = kernels::Activation::silu;
   std::optional<kernels::ClampedGate> clamp;  ///< in place of the activation

@@ -23,8 +23,8 @@ struct HeadRecurrence {
   mx::array apply(const Scope& scope, const mx::array& x, const mx::array& b, const mx::array& c, const mx::array& dt) const;
 };
 
-/// Mamba-2's mixer: out(norm(silu(gate) ⊙ recurrence(x, B, C, dt))), where one product gives gate, x, B, C and dt, and x, B and C pass taps and silu first.
-/// Without norm there is the gate alone. Stage 0: input; stage 1: output.
+/// Mamba-2's mixer: out(norm(silu(gate) ⊙ recurrence(x, B, C, dt))), where one product gives gate, x, B, C and dt, and x, B and C pass taps and silu
+/// first. Without norm there is the gate alone. Stage 0: input; stage 1: output.
 struct Mamba2 final : Op {
   LinearSpec input;                        ///< parts: gate, what the taps read (x, B, C), dt
   ParameterSpec taps;                      ///< [inner + 2 · groups · state, taps, 1]

@@ -8,8 +8,8 @@
 
 namespace lquant::model {
 
-/// The product of x [..., in] with each part of a fused linear, in the order of its parts: [..., rows]. Parts in one piece are products of their own, so that
-/// nothing is copied; the others are taken out of one product.
+/// The product of x [..., in] with each part of a fused linear, in the order of its parts: [..., rows]. Parts in one piece are products of their own,
+/// so that nothing is copied; the others are taken out of one product.
 std::vector<mx::array> products_of_parts(const Scope& scope, const LinearSpec& linear, const mx::array& x);
 
 }  // namespace lquant::model

@@ -48,7 +48,8 @@ Flow RgLru::advance(const Scope& scope, int, const Flow& at) const {
   const auto logs = mx::multiply(mx::multiply(mx::array(-8.0f), gate(scope, heads, wide, decay_gate, decay_gate_bias)), softplus);
   const auto places = positions(context, wide.shape(0), wide.shape(1));
   const auto begins = mx::expand_dims(mx::equal(places, mx::array(0, mx::int32)), -1);
-  // 1 − a² without its rounding near a = 1. What is cut out at a text's first token is cut out before the root too: its slope there may have no bound.
+  // 1 − a² without its rounding near a = 1. What is cut out at a text's first token is cut out before the root too: its slope there may have no
+  // bound.
   const auto rest = mx::where(begins, one, mx::negative(mx::expm1(mx::multiply(mx::array(2.0f), logs))));
   const auto terms = mx::multiply(mx::multiply(mx::sqrt(rest), gate(scope, heads, wide, input_gate, input_gate_bias)), wide);
   const auto decays = mx::where(begins, mx::array(0.0f), mx::exp(logs));

@@ -1,5 +1,5 @@
-// Mixes and the numbers of the recurrence are rounded where mlx_lm rounds them; the recurrence itself is f32. The norm in front of the mixes has no edge:
-// what AWQ weighs a scale by is one input, and here each linear has its own.
+// Mixes and the numbers of the recurrence are rounded where mlx_lm rounds them; the recurrence itself is f32. The norm in front of the mixes has no
+// edge: what AWQ weighs a scale by is one input, and here each linear has its own.
 #include "model/ops/rwkv.h"
 
 #include <mlx/mlx.h>
@@ -109,8 +109,8 @@ mx::array RwkvTimeMix::finish(const Scope& scope, const Flow& at, const std::opt
   return kernels::linear(at.inputs[0], scope.weight(output), residual);
 }
 
-/// Nothing stands between the products of rate and of value, and the gate's is a factor of what output reads. Not so the decay's (tanh) and the gate's
-/// first (σ), nor v, which a norm by head follows.
+/// Nothing stands between the products of rate and of value, and the gate's is a factor of what output reads. Not so the decay's (tanh) and the
+/// gate's first (σ), nor v, which a norm by head follows.
 std::vector<Edge> RwkvTimeMix::edges() const {
   std::vector<Edge> all;
   const auto add = [&](const LinearSpec& from, const LinearSpec& to) {
