@@ -5,8 +5,9 @@
 #define HWY_TARGET_INCLUDE "kernels/ssm_cpu.cpp"
 // Processors that have no AVX2 are older than 2013: the scalar code, which Highway always makes, is enough for them.
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
+#include <hwy/foreach_target.h>  // before all else: it includes this file once per instruction set
+
 #include <hwy/contrib/math/math-inl.h>
-#include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 #include <mlx/mlx.h>
 

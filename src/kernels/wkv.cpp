@@ -1,5 +1,6 @@
-// With W_i the product of w up to token i of a chunk, r̃_i = W_i r_i, ã_i = W_{i−1} a_i, k̃_j = k_j / W_j, b̃_j = b_j / W_j, and S the state in front:
-// u_i = S_{i−1} a_i = S ã_i + Σ_{j<i} (v_j k̃_j + u_j b̃_j)·ã_i, y_i = S r̃_i + Σ_{j≤i} (v_j k̃_j + u_j b̃_j)·r̃_i, S′ = (S + Σ_j v_j k̃_jᵀ + u_j b̃_jᵀ) W_C.
+// With W_i the product of w up to token i of a chunk, r̃_i = W_i r_i, ã_i = W_{i−1} a_i, k̃_j = k_j / W_j, b̃_j = b_j / W_j, and S the state in
+// front: u_i = S_{i−1} a_i = S ã_i + Σ_{j<i} (v_j k̃_j + u_j b̃_j)·ã_i, y_i = S r̃_i + Σ_{j≤i} (v_j k̃_j + u_j b̃_j)·r̃_i, and the state behind is
+// S′ = (S + Σ_j v_j k̃_jᵀ + u_j b̃_jᵀ) W_C.
 #include "kernels/wkv.h"
 
 #include <mlx/mlx.h>
