@@ -605,6 +605,8 @@ def build(name, seed, **changes):
             return mx.array(np.sqrt(old.size) * (1 + 0.3 * noise))
         if path.endswith("per_expert_scale"):
             return mx.array(1 + 0.3 * noise)
+        if path.endswith("e_score_correction_bias"):  # below 0 an expert could be worth less than those of lost groups, which all tie at 0
+            return mx.array(0.3 * np.abs(noise))
         norm = ("norm" in path or "ln_" in path) and path.endswith("weight")
         if old.ndim == 1 or norm:
             return mx.array((1.0 if norm and not offset else 0.0) + 0.3 * noise)
