@@ -172,6 +172,104 @@ LFM2 = dict(
     block_auto_adjust_ff_dim=False,
     layer_types=["conv", "full_attention", "conv"],
 )
+LFM2_MOE = dict(
+    model_type="lfm2_moe",
+    norm_eps=1e-5,
+    conv_bias=False,
+    conv_L_cache=3,
+    moe_intermediate_size=128,
+    num_experts=6,
+    num_experts_per_tok=2,
+    norm_topk_prob=True,
+    use_expert_bias=True,
+    num_dense_layers=1,
+    layer_types=["conv", "full_attention", "conv"],
+)
+MAMBA2 = dict(
+    model_type="mamba2",
+    num_heads=8,
+    state_size=16,
+    conv_kernel=4,
+    n_groups=2,
+    use_bias=False,
+    use_conv_bias=True,
+    layer_norm_epsilon=1e-4,
+    time_step_limit=[0.0, float("inf")],
+    time_step_rank="auto",
+)
+MAMBA = dict(model_type="mamba", state_size=8, conv_kernel=4, use_bias=False, use_conv_bias=True, time_step_rank=64)
+NEMOTRON_H = dict(
+    model_type="nemotron_h",
+    num_hidden_layers=4,
+    layer_norm_epsilon=1e-5,
+    attention_bias=False,
+    mlp_bias=False,
+    use_bias=False,
+    mamba_num_heads=8,
+    mamba_head_dim=32,
+    mamba_proj_bias=False,
+    ssm_state_size=16,
+    conv_kernel=4,
+    n_groups=2,
+    use_conv_bias=True,
+)
+NEMOTRON_H_MOE = dict(
+    NEMOTRON_H,
+    n_routed_experts=8,
+    num_experts_per_tok=3,
+    n_group=2,
+    topk_group=1,
+    moe_intermediate_size=128,
+    norm_topk_prob=True,
+    routed_scaling_factor=2.5,
+)
+GRANITE_HYBRID = dict(
+    GRANITE,
+    model_type="granitemoehybrid",
+    attention_bias=False,
+    layer_types=["mamba", "attention", "mamba"],
+    mamba_n_heads=8,
+    mamba_d_head=32,
+    mamba_proj_bias=False,
+    mamba_d_state=16,
+    mamba_d_conv=4,
+    mamba_n_groups=2,
+    mamba_conv_bias=True,
+)
+FALCON_H1 = dict(
+    model_type="falcon_h1",
+    mamba_d_ssm=256,
+    mamba_d_head=32,
+    mamba_n_heads=8,
+    mamba_n_groups=2,
+    mamba_d_state=16,
+    attention_in_multiplier=1.25,
+    ssm_multipliers=[0.5, 1.5, 0.75, 1.25, 0.875],
+)
+PLAMO2 = dict(model_type="plamo2", hidden_size_per_head=32, mamba_d_state=16, mamba_num_heads=8)
+JAMBA = dict(
+    model_type="jamba",
+    attn_layer_offset=1,
+    attn_layer_period=3,
+    expert_layer_offset=1,
+    expert_layer_period=2,
+    mamba_d_conv=4,
+    mamba_d_state=8,
+    mamba_expand=2,
+    mamba_dt_rank=64,
+    num_experts=1,
+    num_experts_per_tok=1,
+)
+RECURRENT_GEMMA = dict(model_type="recurrent_gemma", attention_bias=False, conv1d_width=4, logits_soft_cap=8.0, attention_window_size=8)
+RWKV7 = dict(
+    model_type="rwkv7",
+    norm_eps=1e-5,
+    tie_word_embeddings=False,
+    a_low_rank_dim=64,
+    v_low_rank_dim=64,
+    gate_low_rank_dim=128,
+    decay_low_rank_dim=64,
+)
 
 
 def longrope(kind, features):
@@ -289,6 +387,78 @@ FAMILIES = {
     "lfm2": LFM2,
     "lfm2-biases-adjusted": dict(
         LFM2, conv_bias=True, conv_L_cache=4, block_auto_adjust_ff_dim=True, block_ff_dim=600, block_ffn_dim_multiplier=0.7, full_attn_idxs=[2]
+    ),
+    "mamba2": MAMBA2,
+    "mamba2-untied-biases-limits": dict(
+        MAMBA2, tie_word_embeddings=False, use_bias=True, use_conv_bias=False, n_groups=1, time_step_limit=[0.5, 0.8], conv_kernel=2, unstacked=True
+    ),
+    "mamba": MAMBA,
+    "mamba-untied-biases": dict(MAMBA, tie_word_embeddings=False, use_bias=True, use_conv_bias=False, time_step_rank="auto", unstacked=True),
+    "falcon_mamba": dict(MAMBA, model_type="falcon_mamba", tie_word_embeddings=False, mixer_rms_eps=1e-4),
+    "nemotron_h": dict(NEMOTRON_H, hybrid_override_pattern="M*-M"),
+    "nemotron_h-biases-one-group": dict(
+        NEMOTRON_H,
+        layers_block_type=["mamba", "mlp", "attention", "mlp"],
+        n_groups=1,
+        mamba_proj_bias=True,
+        attention_bias=True,
+        mlp_bias=True,
+        use_conv_bias=False,
+        time_step_limit=[0.1, float("inf")],
+        unstacked=True,
+    ),
+    "nemotron_h-mixtures": dict(
+        NEMOTRON_H_MOE, hybrid_override_pattern="ME*E", n_shared_experts=1, moe_shared_expert_intermediate_size=384, mlp_bias=True, unstacked=True
+    ),
+    "nemotron_h-mixtures-latents": dict(NEMOTRON_H_MOE, hybrid_override_pattern="EM*E", n_shared_experts=1, moe_latent_size=64, norm_topk_prob=False),
+    "granitemoehybrid": dict(GRANITE_HYBRID, position_embedding_type="nope"),
+    "granitemoehybrid-untied-biases-rope": dict(
+        GRANITE_HYBRID,
+        tie_word_embeddings=False,
+        attention_bias=True,
+        mamba_proj_bias=True,
+        mamba_conv_bias=False,
+        logits_scaling=3.0,
+        time_step_limit=[0.0, float("inf")],
+        rope_parameters=dict(rope_theta=500.0, rope_type="default"),
+        unstacked=True,
+    ),
+    "granitemoehybrid-mixtures": dict(GRANITE_HYBRID, num_local_experts=6, num_experts_per_tok=2, shared_intermediate_size=384, intermediate_size=128),
+    "granitemoehybrid-mixtures-fused": dict(
+        GRANITE_HYBRID, num_local_experts=4, num_experts_per_tok=4, shared_intermediate_size=256, intermediate_size=128, unstacked=True
+    ),
+    "falcon_h1": FALCON_H1,
+    "falcon_h1-multipliers-norm-biases": dict(
+        FALCON_H1, unstacked=True, mamba_rms_norm=True, attention_bias=True, mlp_bias=True, projectors_bias=True, mamba_proj_bias=True
+    ),
+    "falcon_h1-multipliers-untied-gate-last": dict(
+        FALCON_H1, unstacked=True, tie_word_embeddings=False, mamba_rms_norm=True, mamba_norm_before_gate=True, mamba_conv_bias=False
+    ),
+    "plamo2": PLAMO2,
+    "plamo2-untied-one-in-three": dict(PLAMO2, tie_word_embeddings=False, mamba_step=3, mamba_num_heads=4, unstacked=True),
+    "jamba": JAMBA,
+    "jamba-mixtures-biases": dict(
+        JAMBA, num_experts=6, num_experts_per_tok=2, mamba_proj_bias=True, mamba_conv_bias=False, mamba_dt_rank="auto", tie_word_embeddings=False
+    ),
+    "jamba-mixtures-unstacked": dict(
+        JAMBA, num_experts=4, num_experts_per_tok=2, layers_block_type=["mamba", "mamba", "attention"], expert_layer_period=1, unstacked=True
+    ),
+    "recurrent_gemma": dict(RECURRENT_GEMMA, block_types=["recurrent", "recurrent", "attention"]),
+    "recurrent_gemma-untied-no-cap": dict(
+        RECURRENT_GEMMA, _block_types=["attention", "recurrent"], logits_soft_cap=0.0, embeddings_scale_by_sqrt_dim=False, unstacked=True, untied=True
+    ),
+    "rwkv7": RWKV7,
+    "rwkv7-tied": dict(RWKV7, tie_word_embeddings=True, head_dim=64, decay_low_rank_dim=32, num_hidden_layers=2),
+    "lfm2_moe": LFM2_MOE,
+    "lfm2_moe-biases-unstacked": dict(
+        LFM2_MOE,
+        conv_bias=True,
+        use_expert_bias=False,
+        norm_topk_prob=False,
+        routed_scaling_factor=1.5,
+        rope_parameters=dict(rope_theta=500.0),
+        full_attn_idxs=[0, 2],
+        unstacked=True,
     ),
     "xverse": dict(model_type="xverse", num_key_value_heads=4, tie_word_embeddings=False),
     "iquestcoder": dict(model_type="iquestcoder", tie_word_embeddings=False),
@@ -513,6 +683,13 @@ REPRESENTATIVES = {
     "qwen3_next-published-some-dense": "gated delta nets of fused linears, an MLP beside the experts with a gate on its result, norms stored less 1",
     "minicpm3": "latent attention, keys and values by one linear",
     "deepseek-v3": "latent attention, keys and values by stacks that are not routed",
+    "mamba2": "a recurrence by head behind taps, blocks of one step without attention or MLP",
+    "mamba": "a recurrence by channel, an op of four stages",
+    "recurrent_gemma": "a linear recurrence with gates by head",
+    "rwkv7": "linears of one stage that read inputs of their own, values of the first layer in all others",
+    "falcon_h1": "a recurrence and an attention that read one norm",
+    "nemotron_h": "norms in groups, one op a block",
+    "nemotron_h-mixtures-latents": "experts without a gate between latents, a bare router, an MLP that every token meets",
     "qwen3-moe": "mixture of experts in stacks",
     "qwen3-moe-unstacked": "experts stored one by one",
     "qwen3-moe-some-dense-raw-probabilities": "mixtures and dense blocks in one model",
@@ -528,6 +705,7 @@ FLOAT32_ALONE = {
     "kimi_k2",
     "kimi_k25",
     "kimi_vl",
+    "lfm2_moe",
     "longcat_flash",
     "mistral4",
     "qwen3_5_moe",

@@ -39,7 +39,7 @@ def build(name, seed, **changes):
     model_class, args_class = utils._get_classes(config)
     model = model_class(args_class.from_dict(config))
     rng = np.random.default_rng(seed)
-    offset = config["model_type"].startswith("gemma") or config["model_type"] == "nemotron"  # norms whose weight in use is 1 + w
+    offset = config["model_type"].startswith(("gemma", "recurrent_gemma")) or config["model_type"] == "nemotron"  # norms whose weight in use is 1 + w
 
     def draw(path, old):
         noise = rng.standard_normal(old.shape).astype(np.float32)
@@ -51,6 +51,8 @@ def build(name, seed, **changes):
             return mx.array(np.sqrt(old.size) * (1 + 0.3 * noise))
         if path.endswith("per_expert_scale"):
             return mx.array(1 + 0.3 * noise)
+        if path.endswith("e_score_correction_bias"):  # below 0 an expert could be worth less than those of lost groups, which all tie at 0
+            return mx.array(0.3 * np.abs(noise))
         norm = ("norm" in path or "ln_" in path) and path.endswith("weight")
         if old.ndim == 1 or norm:
             return mx.array((1.0 if norm and not offset else 0.0) + 0.3 * noise)
@@ -80,9 +82,30 @@ def published_hybrid(weights, ones):
     return found
 
 
+def fused_and_turned(weights, config):
+    """What Hugging Face's checkpoints of models with taps have otherwise, in place: taps in torch's layout, names and fused tensors of the MLPs."""
+    for name in [n for n in weights if n.endswith(("conv1d.weight", "conv_1d.weight", ".conv.weight"))]:
+        weights[name] = mx.contiguous(weights[name].swapaxes(1, 2))
+    others = dict(
+        nemotron_h=dict(fc1="up_proj", fc2="down_proj"),
+        lfm2_moe={"feed_forward.gate_proj": "feed_forward.w1", "feed_forward.up_proj": "feed_forward.w3", "feed_forward.down_proj": "feed_forward.w2"},
+    )
+    if config["model_type"] == "lfm2_moe":
+        others["lfm2_moe"].update({f"switch_mlp.{ours}_proj": f"switch_mlp.{theirs}" for ours, theirs in (("gate", "w1"), ("up", "w3"), ("down", "w2"))})
+    for ours, theirs in others.get(config["model_type"], {}).items():
+        for name in [n for n in weights if f"{ours}.weight" in n]:
+            weights[name.replace(ours, theirs)] = weights.pop(name)
+    if config["model_type"] == "granitemoehybrid":
+        for name in [n for n in weights if n.endswith("gate_proj.weight")]:
+            ours = name.removesuffix("gate_proj.weight")
+            theirs = ours.replace(".mlp.", ".shared_mlp.").replace("switch_mlp.", "")
+            gate, up, down = (weights.pop(f"{ours}{kind}_proj.weight") for kind in ("gate", "up", "down"))
+            weights[theirs + "input_linear.weight"], weights[theirs + "output_linear.weight"] = mx.concatenate([gate, up], axis=-2), down
+
+
 def save(folder, model, config, unstacked=False, untied=False):
     weights = dict(tree_flatten(model.parameters()))
-    if config["model_type"].startswith("gemma3") and not untied:
+    if config["model_type"].startswith(("gemma3", "recurrent_gemma")) and not untied:
         weights = {k: v for k, v in weights.items() if "lm_head" not in k}
     if unstacked and config["model_type"] == "qwen3_vl_moe":  # gate and up in one, everything [experts, in, out]
         for name in [n for n in weights if n.endswith("switch_mlp.gate_proj.weight")]:
@@ -93,6 +116,8 @@ def save(folder, model, config, unstacked=False, untied=False):
     elif unstacked:
         if config["model_type"].startswith(("qwen3_5", "qwen3_next", "olmo_hybrid")):
             weights = published_hybrid(weights, ones=config["model_type"].startswith("qwen"))
+        else:
+            fused_and_turned(weights, config)
         for name in [n for n in weights if "switch_mlp" in n]:
             for e, w in enumerate(weights.pop(name)):
                 weights[name.replace("switch_mlp", f"experts.{e}")] = mx.contiguous(w)

@@ -26,14 +26,25 @@ std::string read_file(const char* room, const fs::path& path, std::size_t limit)
   return bytes;
 }
 
-nlohmann::json read_json(const char* room, const fs::path& path) {
-  // The largest there are, indexes of a trillion parameters and tokens' sensitivities, have some 30 MB.
-  const auto bytes = read_file(room, path, std::size_t{1} << 28);
+namespace {
+
+// The largest there are, indexes of a trillion parameters and tokens' sensitivities, have some 30 MB.
+constexpr std::size_t kLargestJson = std::size_t{1} << 28;
+
+nlohmann::json parsed(const char* room, const fs::path& path, std::string_view text) {
   try {
-    return parse_json(bytes);
+    return parse_json(text);
   } catch (const JsonFault& fault) {
     fail(room, "{}: not valid JSON ({}); download or write the file again", path.string(), fault.what());
   }
+}
+
+}  // namespace
+
+nlohmann::json read_json(const char* room, const fs::path& path) { return parsed(room, path, read_file(room, path, kLargestJson)); }
+
+nlohmann::json read_config_json(const char* room, const fs::path& path) {
+  return parsed(room, path, with_tagged_floats(read_file(room, path, kLargestJson)));
 }
 
 namespace {

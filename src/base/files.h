@@ -13,6 +13,9 @@ std::string read_file(const char* room, const std::filesystem::path& path, std::
 /// A file parsed as JSON (base/json.h); the error names the path and the position.
 nlohmann::json read_json(const char* room, const std::filesystem::path& path);
 
+/// A config.json, in which floats may be Python's Infinity and NaN: they are tagged as transformers does (with_tagged_floats).
+nlohmann::json read_config_json(const char* room, const std::filesystem::path& path);
+
 /// Writes beside `path`, syncs, then renames over it: readers see the old file or the new one, never a part.
 void write_file_atomically(const char* room, const std::filesystem::path& path, std::string_view bytes);
 

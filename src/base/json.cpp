@@ -44,6 +44,38 @@ Json parse_json(std::string_view text) {
 template nlohmann::json parse_json(std::string_view);
 template nlohmann::ordered_json parse_json(std::string_view);
 
+std::string with_tagged_floats(std::string_view text) {
+  std::string out;
+  bool quoted = false;
+  for (std::size_t i = 0; i < text.size();) {
+    std::string_view word;
+    if (!quoted)
+      for (const std::string_view one : {"Infinity", "-Infinity", "NaN"})
+        if (text.substr(i).starts_with(one)) word = one;
+    if (!word.empty()) {
+      out += fmt::format(R"({{"__float__": "{}"}})", word);
+      i += word.size();
+      continue;
+    }
+    if (quoted && text[i] == '\\' && i + 1 < text.size())
+      out += text[i++];
+    else if (text[i] == '"')
+      quoted = !quoted;
+    out += text[i++];
+  }
+  return out;
+}
+
+std::optional<double> number_or_tagged(const nlohmann::json& value) {
+  if (value.is_number()) return value.get<double>();
+  if (!value.is_object() || value.size() != 1 || !value.contains("__float__") || !value["__float__"].is_string()) return std::nullopt;
+  const auto& word = value["__float__"].get_ref<const std::string&>();
+  if (word == "NaN") return NAN;
+  if (word == "Infinity") return INFINITY;
+  if (word == "-Infinity") return -INFINITY;
+  return std::nullopt;
+}
+
 template <class Json>
 std::string shown_json(const Json& value) {
   return shown(value.dump(-1, ' ', false, Json::error_handler_t::replace));

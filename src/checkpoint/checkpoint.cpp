@@ -167,7 +167,7 @@ Checkpoint Checkpoint::open(const fs::path& folder) {
   const auto config = folder / "config.json";
   if (!has_entry(folder, "config.json"))
     fail("checkpoint", "{}: there is no config.json in it; give the folder of a model, or download the file", folder.string());
-  state->config = read_json("checkpoint", config);
+  state->config = read_config_json("checkpoint", config);
   if (!state->config.is_object()) fail("checkpoint", "{}: is not a JSON object; download it again", config.string());
 
   auto files = weight_files(folder);

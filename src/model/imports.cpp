@@ -49,6 +49,12 @@ std::optional<mx::Shape> shape_after(const Change& change, mx::Shape shape) {
       if (axis < 0 || change.first < 0 || shape[axis] < change.first + change.count) return std::nullopt;
       shape[axis] = change.count;
       return shape;
+    case Kind::multiply: {
+      int rows = 0;
+      for (const auto& [count, factor] : change.parts) rows += count;
+      if (!change.parts.empty() && (shape.empty() || shape[0] != rows)) return std::nullopt;
+      return shape;
+    }
     case Kind::reshape:
       if (entries(shape) != entries(change.shape)) return std::nullopt;
       return change.shape;
@@ -77,6 +83,15 @@ mx::array value_after(const Change& change, const mx::array& x) {
       return mx::reshape(x, change.shape);
     case Kind::add_one:
       return mx::add(x, mx::array(1.0f, x.dtype()));
+    case Kind::multiply: {
+      auto factor = mx::array(change.factor, x.dtype());
+      if (change.parts.empty()) return mx::multiply(x, factor);
+      std::vector<mx::array> rows;
+      for (const auto& [count, own] : change.parts) rows.push_back(mx::full({count}, own, x.dtype()));
+      auto column = mx::Shape(x.ndim(), 1);
+      column[0] = x.shape(0);
+      return mx::multiply(x, mx::reshape(mx::multiply(factor, mx::concatenate(rows)), column));
+    }
     case Kind::unit_rows: {
       const auto wide = mx::astype(x, mx::float32);
       const auto length = mx::sqrt(mx::sum(mx::square(wide), -1, /*keepdims=*/true));

@@ -5,6 +5,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 // Where each tensor of an architecture comes from in a checkpoint that has it under other names or in another form.
@@ -22,11 +23,14 @@ struct Change {
     unit_rows,  ///< each row is divided by its L2 norm + 1e-7, in f32 (Baichuan M1's head)
     reshape,    ///< to `shape`, of as many entries
     add_one,    ///< to every number, in its own dtype (a norm's w, where 1 + w is the weight)
+    multiply,   ///< rows of the first axis by `factor` and the factor of their part, each rounded to the tensor's dtype (Falcon H1)
     zeros,      ///< no source at all: zeros of `shape`, for what mlx_lm wants to be there and nothing reads
   };
   Kind kind;
   int axis = 0, first = 0, count = 0;
   mx::Shape shape = {};
+  float factor = 1;
+  std::vector<std::pair<int, float>> parts = {};  ///< how many rows each has, and their factor; none: `factor` alone
 };
 
 /// Tells the forms of a checkpoint apart: in one of them this axis of this tensor has this length.

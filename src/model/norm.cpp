@@ -35,12 +35,21 @@ mx::array l2(const NormSpec& norm, const mx::array& x) {
   return mx::astype(mx::divide(wide, mx::maximum(length, mx::array(norm.eps))), x.dtype());
 }
 
-bool plain_rms(const NormSpec& norm) { return norm.kind == NormSpec::Kind::rms && norm.weight && !by_head(norm) && norm.factor == 1; }
+bool plain_rms(const NormSpec& norm) {
+  return norm.kind == NormSpec::Kind::rms && norm.weight && !by_head(norm) && norm.factor == 1 && norm.groups == 1;
+}
+
+/// The weight meets what has been rounded.
+mx::array in_groups(const Tensors& tensors, const NormSpec& norm, const mx::array& x) {
+  const auto y = mx::reshape(kernels::rms_norm(mx::unflatten(x, -1, {norm.groups, -1}), std::nullopt, norm.eps), x.shape());
+  return norm.weight ? mx::multiply(*weight_of(tensors, norm), y) : y;
+}
 
 }  // namespace
 
 mx::array normed(const Tensors& tensors, const NormSpec& norm, const mx::array& x) {
   if (plain_rms(norm)) return kernels::rms_norm(x, tensor(tensors, norm.weight_name()), norm.eps, norm.offset);
+  if (norm.groups > 1) return in_groups(tensors, norm, x);
   auto y = norm.kind == NormSpec::Kind::rms     ? kernels::rms_norm(x, by_head(norm) ? std::nullopt : weight_of(tensors, norm), norm.eps, norm.offset)
            : norm.kind == NormSpec::Kind::layer ? layer(tensors, norm, x)
                                                 : l2(norm, x);

@@ -132,7 +132,8 @@ std::vector<std::vector<const LinearSpec*>> ModelSpec::shared_inputs() const {
     std::optional<Reading> last;
     for (const auto& reading : block.contents().readings) {
       // Experts read rows of what their router reads.
-      const bool same = last && last->op == reading.op && last->stage == reading.stage && last->linear->experts == reading.linear->experts;
+      const bool same = last && last->op == reading.op && last->stage == reading.stage && last->input == reading.input &&
+                        last->linear->experts == reading.linear->experts;
       if (!same) groups.emplace_back();
       groups.back().push_back(reading.linear);
       last = reading;

@@ -80,7 +80,8 @@ struct NormSpec {
   Kind kind = Kind::rms;
   bool weight = true, bias = false;
   int rows = 0;    ///< above 0: a weight for each of so many heads, [rows, size]
-  int pieces = 0;  ///< above 0: the same in a tensor each, path + ".norms.0.weight" … [size] (StableLM)
+  int groups = 1;  ///< an RMS over each of so many equal parts of the row; the weight is one over all of it
+  int pieces = 0;  ///< above 0: a weight for each head in a tensor each, path + ".norms.0.weight" … [size] (StableLM)
   std::string suffix = ".weight";
 
   std::string weight_name(int piece = 0) const { return pieces > 0 ? path + ".norms." + std::to_string(piece) + ".weight" : path + suffix; }
@@ -126,11 +127,12 @@ struct Step {
   Columns drops = {};     ///< columns of the state that nobody reads from here on; none by default
 };
 
-/// A linear of a block, and which input it reads: linears with equal op and stage read the same array (but experts, who read rows of it).
+/// A linear of a block, and which input it reads: linears with equal op, stage and input read the same array (but experts, who read rows of it).
 struct Reading {
   const LinearSpec* linear;
-  int op;     ///< number of the op in the block
-  int stage;  ///< of the block: linears of one stage are applied together (block.h)
+  int op;         ///< number of the op in the block
+  int stage;      ///< of the block: linears of one stage are applied together (block.h)
+  int input = 0;  ///< of the arrays that the op's linears read in this stage
 };
 
 /// What a checkpoint must hold of a part of a model; the pointers are the spec's own.

@@ -26,7 +26,7 @@ std::optional<json> read_object(const FileSet& files, const std::string& name) {
   const auto bytes = files.read("text", name, kLargestTokenizer);
   if (!bytes) return std::nullopt;
   try {
-    auto value = parse_json<json>(*bytes);
+    auto value = parse_json<json>(name == "config.json" ? with_tagged_floats(*bytes) : *bytes);
     if (!value.is_object()) fail("text", "{}: should hold a JSON object; download or write the file again", files.label(name));
     return value;
   } catch (const JsonFault& fault) {

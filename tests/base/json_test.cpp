@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+
 #include "base/error.h"
 
 namespace lquant {
@@ -47,6 +48,22 @@ TEST(ParseJson, FaultsSayWhere) {
   }
 }
 
+// What Python's json writes and reads, and JSON does not know; inside strings words stay words.
+TEST(ParseJson, FloatsThatAreNotFiniteAreTagged) {
+  const auto value = parse_json(with_tagged_floats(R"({"a": [0.0, Infinity], "NaN": "-Infinity \\\" NaN", "b": -Infinity, "c": NaN, "d\\": 1})"));
+  EXPECT_EQ(value.at("a"), (json{0.0, {{"__float__", "Infinity"}}}));
+  EXPECT_EQ(value.at("NaN"), "-Infinity \\\" NaN");
+  EXPECT_EQ(number_or_tagged(value.at("a")[1]), INFINITY);
+  EXPECT_EQ(number_or_tagged(value.at("b")), -INFINITY);
+  EXPECT_TRUE(std::isnan(number_or_tagged(value.at("c")).value()));
+  EXPECT_EQ(number_or_tagged(value.at("d\\")), 1.0);
+  for (const json& other :
+       {json("Infinity"), json({{"__float__", "Inf"}}), json({{"__float__", 1}}), json({{"__float__", "NaN"}, {"a", 1}}), json(nullptr)})
+    EXPECT_EQ(number_or_tagged(other), std::nullopt) << other;
+  EXPECT_EQ(with_tagged_floats("[1, \"x\"]"), "[1, \"x\"]");
+  EXPECT_EQ(fault_of(with_tagged_floats("[Infinit]")), "line 1, column 2");
+}
+
 TEST(ParseJson, DepthIsBounded) {
   for (const auto& [open, close] : {std::pair<std::string, std::string>{"[", "]"}, {"{\"a\":", "}"}}) {
     EXPECT_EQ(fault_of(nested(open, close, 200)), "none");
@@ -86,7 +103,8 @@ TEST(JsonView, ValuesAndTheirPlaces) {
   EXPECT_EQ(view.at("list").at(1).at("deep").text(), "y");
   EXPECT_EQ(error_of([&] { (void)view.at("absent"); }), "[room] config.json: \"absent\" is missing; get it again");
   EXPECT_EQ(error_of([&] { (void)view.at("size").whole(1, 7); }), "[room] config.json: \"size\" is 8, not a whole number from 1 to 7; get it again");
-  EXPECT_EQ(error_of([&] { (void)view.at("list").at(1).at("deep").number(); }), "[room] config.json: \"list[1].deep\" is \"y\", not a number; get it again");
+  EXPECT_EQ(error_of([&] { (void)view.at("list").at(1).at("deep").number(); }),
+            "[room] config.json: \"list[1].deep\" is \"y\", not a number; get it again");
   EXPECT_EQ(error_of([&] { (void)view.at("list").at(2); }), "[room] config.json: \"list[2]\" is missing; get it again");
   EXPECT_EQ(error_of([&] { (void)view.at("name").at("x"); }), "[room] config.json: \"name\" is \"x\", not an object; get it again");
   EXPECT_EQ(error_of([&] { (void)view.text(); }).substr(0, 25), "[room] config.json: is {\"");

@@ -83,6 +83,8 @@ GPT = dict(vocab_size=96, n_positions=32, n_embd=32, n_layer=2, n_head=4, bos_to
 
 NEOX = {k: v for k, v in sized(intermediate_size=128).items() if k != "num_key_value_heads"}
 
+WITHOUT_HEADS = {k: v for k, v in SIZES.items() if "heads" not in k and k not in ("intermediate_size", "max_position_embeddings")}
+
 # A vision tower of one layer, in the fields of CLIP, SigLIP and Pixtral.
 VISION = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4)
 
@@ -436,6 +438,103 @@ FAMILIES = {
             projector_hidden_size=32,
             image_token_id=90,
         ),
+    ),
+    "mamba": ("MambaForCausalLM", dict(WITHOUT_HEADS, state_size=8, expand=2, conv_kernel=4, time_step_rank=32)),
+    "falcon_mamba": (
+        "FalconMambaForCausalLM",
+        dict(WITHOUT_HEADS, state_size=8, expand=2, conv_kernel=3, time_step_rank=32, use_bias=True, tie_word_embeddings=False),
+    ),
+    "mamba2": ("Mamba2ForCausalLM", dict(WITHOUT_HEADS, num_heads=4, head_dim=16, state_size=8, n_groups=2, conv_kernel=4, chunk_size=8)),
+    "jamba": (
+        "JambaForCausalLM",
+        sized(
+            attn_layer_offset=1,
+            attn_layer_period=2,
+            expert_layer_offset=1,
+            expert_layer_period=2,
+            num_experts=4,
+            num_experts_per_tok=2,
+            mamba_d_state=8,
+            mamba_dt_rank=32,
+            tie_word_embeddings=False,
+        ),
+    ),
+    "nemotron_h": (
+        "NemotronHForCausalLM",
+        dict(
+            {k: v for k, v in SIZES.items() if k != "num_hidden_layers"},
+            layers_block_type=["linear_attention", "moe", "full_attention", "mlp"],
+            head_dim=8,
+            mamba_num_heads=4,
+            mamba_head_dim=16,
+            ssm_state_size=8,
+            n_groups=2,
+            chunk_size=8,
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            n_group=2,
+            topk_group=1,
+            moe_intermediate_size=32,
+            moe_shared_expert_intermediate_size=32,
+            routed_scaling_factor=1.5,
+        ),
+    ),
+    "granitemoehybrid": (
+        "GraniteMoeHybridForCausalLM",
+        sized(
+            intermediate_size=32,
+            layer_types=["linear_attention", "full_attention"],
+            mamba_n_heads=4,
+            mamba_d_state=8,
+            mamba_n_groups=2,
+            mamba_chunk_size=8,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            shared_intermediate_size=32,
+            attention_multiplier=0.3,
+            embedding_multiplier=1.5,
+            residual_multiplier=0.7,
+            logits_scaling=2.0,
+            position_embedding_type="rope",
+            rope_parameters=rope(500.0),
+        ),
+    ),
+    "falcon_h1": (
+        "FalconH1ForCausalLM",
+        sized(
+            head_dim=8,
+            mamba_d_ssm=64,
+            mamba_n_heads=4,
+            mamba_d_head=16,
+            mamba_d_state=8,
+            mamba_n_groups=2,
+            mamba_chunk_size=8,
+            mamba_rms_norm=True,
+            mamba_norm_before_gate=False,
+            embedding_multiplier=1.5,
+            lm_head_multiplier=0.5,
+            attention_out_multiplier=0.75,
+            ssm_in_multiplier=1.25,
+            ssm_out_multiplier=0.5,
+            mlp_multipliers=[0.875, 1.5],
+            ssm_multipliers=[0.5, 1.5, 0.75, 1.25, 0.875],
+            tie_word_embeddings=False,
+        ),
+    ),
+    "lfm2_moe": (
+        "Lfm2MoeForCausalLM",
+        sized(
+            layer_types=["conv", "full_attention"],
+            moe_intermediate_size=32,
+            num_dense_layers=1,
+            num_experts=4,
+            num_experts_per_tok=2,
+            rope_parameters=rope(500.0),
+        ),
+    ),
+    "recurrent_gemma": (
+        "RecurrentGemmaForCausalLM",
+        sized(num_key_value_heads=1, block_types=["recurrent", "attention"], attention_window_size=8, logits_soft_cap=8.0),
     ),
 }
 

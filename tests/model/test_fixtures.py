@@ -37,6 +37,8 @@ RUNS = {
     "deepseek_v3",
     "ernie4_5",
     "exaone4",
+    "falcon_h1",
+    "falcon_mamba",
     "gemma",
     "gemma2",
     "gemma3",
@@ -52,22 +54,28 @@ RUNS = {
     "gpt_neox",
     "gptj",
     "granite",
+    "granitemoehybrid",
     "helium",
     "hunyuan_v1_dense",
     "internlm3",
     "iquestcoder",
+    "jamba",
     "lfm2",
+    "lfm2_moe",
     "lfm2_vl",
     "llama",
     "llava",
     "longcat_flash",
     "minicpm3",
+    "mamba",
+    "mamba2",
     "ministral3",
     "mistral",
     "mistral3",
     "mistral4",
     "nanochat",
     "nemotron",
+    "nemotron_h",
     "olmo2",
     "olmo3",
     "olmo_hybrid",
@@ -82,6 +90,7 @@ RUNS = {
     "qwen3_5_moe",
     "qwen3_next",
     "qwen3_vl",
+    "recurrent_gemma",
     "seed_oss",
     "smollm3",
     "stablelm",
@@ -107,11 +116,13 @@ REFUSED_AS_SAVED = {
     "glm_moe_dsa",  # moe_layer_freq, topk_method, scoring_func
     "gpt_neox",  # rotary_emb_base, rotary_pct
     "granite",  # rope_theta
+    "granitemoehybrid",  # layer_types calls its kinds otherwise
     "helium",  # rope_theta
     "lfm2",  # block_dim
     "lfm2_vl",  # the model type, the names of all tensors, the taps' axes, block_dim
     "longcat_flash",  # rope_theta, attention_method, zero_expert_type, mla_scale_q_lora, mla_scale_kv_lora, weights of experts that have none
     "minicpm3",  # rope_scaling
+    "mamba2",  # intermediate_size
     "nanochat",  # the names of all tensors
     "olmo3",  # rope_theta
     "olmo_hybrid",  # the names of the norms in layers with a delta net
@@ -119,6 +130,7 @@ REFUSED_AS_SAVED = {
     "qwen3_5",  # full_attention_interval, tie_word_embeddings inside text_config
     "qwen3_5_moe",  # full_attention_interval, experts one by one
     "qwen3_next",  # rope_theta, partial_rotary_factor, full_attention_interval
+    "recurrent_gemma",  # rope_theta
     "stablelm",  # rope_theta, partial_rotary_factor
 }
 
@@ -133,12 +145,14 @@ FLAT = {
     "glm_moe_dsa": dict(moe_layer_freq=1, topk_method="noaux_tc", scoring_func="sigmoid"),
     "gpt2": dict(n_ctx=32),
     "gptj": dict(n_inner=None),
+    "granitemoehybrid": dict(layer_types=["mamba", "attention"]),
     "lfm2": dict(block_dim=32, block_ff_dim=64),
     "lfm2_vl": dict(block_dim=32, block_ff_dim=32),
     "qwen3_5": dict(full_attention_interval=2),
     "qwen3_5_moe": dict(full_attention_interval=2),
     "qwen3_next": dict(full_attention_interval=2),
     "longcat_flash": dict(attention_method="MLA", zero_expert_type="identity", mla_scale_q_lora=True, mla_scale_kv_lora=True),
+    "mamba2": dict(intermediate_size=64),
 }
 # What only mlx_lm asks for, at the top of config.json and in its text_config.
 MLX_LM = {

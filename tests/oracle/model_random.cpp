@@ -161,6 +161,43 @@ json tiny_config(const std::string& model_type) {
     config["rope_scaling"] = {{"type", "longrope"}, {"long_factor", {1.0, 1.5, 2.0, 3.0}}, {"short_factor", 1.0}, {"original_max_position_embeddings", 32}};
   }
   if (model_type == "youtu_llm") config.update({{"q_lora_rank", nullptr}, {"mlp_bias", true}});
+  if (model_type == "lfm2_moe") {
+    config.update({{"norm_eps", 1e-5}, {"conv_bias", true}, {"conv_L_cache", 4}, {"layer_types", {"full_attention", "conv"}}});
+    config.update({{"num_experts", 5}, {"num_experts_per_tok", 2}, {"moe_intermediate_size", 32}, {"num_dense_layers", 1}});
+    config.update({{"norm_topk_prob", true}, {"use_expert_bias", true}, {"routed_scaling_factor", 1.5}});
+  }
+  if (model_type == "mamba" || model_type == "mamba2") {
+    config.update({{"state_size", 8}, {"conv_kernel", 3}, {"use_bias", true}, {"use_conv_bias", true}, {"time_step_rank", 32}});
+    config.update({{"num_heads", 4}, {"n_groups", 2}});
+  }
+  if (model_type == "nemotron_h") {
+    config.update({{"hybrid_override_pattern", "ME*-"}, {"attention_bias", true}, {"mlp_bias", true}, {"use_bias", false}});
+    config.update({{"mamba_num_heads", 4}, {"mamba_head_dim", 16}, {"mamba_proj_bias", true}, {"ssm_state_size", 8}});
+    config.update({{"conv_kernel", 3}, {"n_groups", 2}, {"use_conv_bias", true}});
+    config.update({{"n_routed_experts", 6}, {"num_experts_per_tok", 2}, {"n_group", 2}, {"topk_group", 1}, {"moe_intermediate_size", 32}});
+    config.update({{"norm_topk_prob", true}, {"routed_scaling_factor", 1.5}, {"n_shared_experts", 1}, {"moe_latent_size", 32}});
+  }
+  if (model_type == "granitemoehybrid") {
+    config.update({{"attention_bias", true}, {"logits_scaling", 3.0}, {"attention_multiplier", 0.2}, {"embedding_multiplier", 1.5}});
+    config.update({{"residual_multiplier", 0.7}, {"layer_types", {"mamba", "attention"}}, {"mamba_n_heads", 4}, {"mamba_d_head", 16}});
+    config.update({{"mamba_proj_bias", true}, {"mamba_d_state", 8}, {"mamba_d_conv", 3}, {"mamba_n_groups", 2}, {"mamba_conv_bias", true}});
+    config.update({{"num_local_experts", 5}, {"num_experts_per_tok", 2}, {"intermediate_size", 32}, {"shared_intermediate_size", 64}});
+  }
+  if (model_type == "falcon_h1") {
+    config.update({{"mamba_d_ssm", 64}, {"mamba_d_head", 16}, {"mamba_n_heads", 4}, {"mamba_n_groups", 2}, {"mamba_d_state", 8}});
+    config.update({{"mamba_rms_norm", true}, {"mamba_proj_bias", true}, {"projectors_bias", true}, {"attention_bias", true}});
+  }
+  if (model_type == "recurrent_gemma") {
+    config.update({{"block_types", {"recurrent", "attention"}}, {"attention_window_size", 5}, {"logits_soft_cap", 8.0}});
+    config.update({{"attention_bias", false}, {"conv1d_width", 4}});
+  }
+  if (model_type == "rwkv7") config.update({{"a_low_rank_dim", 32}, {"v_low_rank_dim", 32}, {"gate_low_rank_dim", 32}, {"decay_low_rank_dim", 32}});
+  if (model_type == "plamo2") config.update({{"hidden_size_per_head", 16}, {"mamba_num_heads", 4}, {"mamba_d_state", 32}, {"mamba_d_conv", 3}});
+  if (model_type == "jamba") {
+    config.update({{"attn_layer_offset", 1}, {"attn_layer_period", 2}, {"expert_layer_offset", 1}, {"expert_layer_period", 2}});
+    config.update({{"mamba_d_conv", 3}, {"mamba_d_state", 8}, {"mamba_expand", 2}, {"mamba_dt_rank", 32}, {"mamba_proj_bias", true}});
+    config.update({{"num_experts", 5}, {"num_experts_per_tok", 2}, {"intermediate_size", 64}});
+  }
   // Sizes, norms and positions of models that name them otherwise.
   config.update({{"layer_norm_eps", 1e-5}, {"norm_epsilon", 1e-5}, {"norm_eps", 1e-5}, {"layer_norm_epsilon", 1e-5}});
   config.update({{"n_embd", 64}, {"n_layer", 2}, {"n_head", 4}, {"n_positions", 32}, {"n_ctx", 32}, {"n_inner", 96}});

@@ -17,11 +17,12 @@ Decoder Decoder::read(const Config& config, const Keys& keys) {
   // The deepest published decoders have some two hundred layers; a file that claims more than this is damaged.
   if (d.layers > 10000) fail("model", "config.json: \"{}\" is {}; {}", config.place(keys.layers), d.layers, kMend);
   if (keys.intermediate) d.intermediate = config.count(keys.intermediate);
+  d.vocab = config.count(keys.vocab);
+  d.eps = static_cast<float>(config.number(keys.eps));
+  if (!keys.heads) return d;
   d.heads = config.count(keys.heads);
   d.kv_heads = keys.kv_heads && config.has(keys.kv_heads) ? config.count(keys.kv_heads) : d.heads;
   if (keys.kv_heads && !config.has(keys.kv_heads)) config.settle(keys.kv_heads, d.kv_heads);  // some families have no default for it in mlx_lm
-  d.vocab = config.count(keys.vocab);
-  d.eps = static_cast<float>(config.number(keys.eps));
   if (keys.head_dim) d.head_dim = config.count_or_none(keys.head_dim, 0);
   if (d.head_dim == 0) d.head_dim = d.hidden / d.heads;
   if (d.head_dim == 0)

@@ -18,7 +18,7 @@ namespace lquant::model::family {
 /// Why such tensors are left out.
 inline constexpr const char* kNotRun = "layers that predict several tokens at once (MTP), which mlx_lm does not run";
 
-/// Names of config.json's fields; null: the family has no such field.
+/// Names of config.json's fields; null: the family has no such field. Without heads there is no attention.
 struct Keys {
   const char* hidden = "hidden_size";
   const char* layers = "num_hidden_layers";

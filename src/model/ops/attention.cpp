@@ -2,7 +2,6 @@
 
 #include <mlx/mlx.h>
 
-#include <algorithm>
 #include <stdexcept>
 #include <tuple>
 

@@ -66,8 +66,10 @@ std::vector<const LinearSpec*> Experts::inputs() const {
 
 void Experts::contents(int op, int first_stage, Contents& all) const {
   all.readings.push_back({&router.linear, op, first_stage});
+  if (into) all.readings.push_back({&*into, op, first_stage++});
   for (const auto* linear : inputs()) all.readings.push_back({linear, op, first_stage});
   all.readings.push_back({&down, op, first_stage + 1});
+  if (out_of) all.readings.push_back({&*out_of, op, first_stage + 2});
   if (router_norm) all.norms.push_back(&*router_norm);
   for (const auto* parameter : {&router.correction, &router.expert_factors})
     if (*parameter) all.parameters.push_back(&**parameter);
@@ -77,27 +79,52 @@ void Experts::contents(int op, int first_stage, Contents& all) const {
 Flow Experts::start(const Scope& scope, const mx::array& normed, const mx::array& raw) const {
   Flow first{{normed}, {}};
   if (router_norm) first.inputs.push_back(model::normed(scope.tensors, *router_norm, raw));
-  if (scope.observed()) {
-    scope.observe(router.linear, first.inputs.back());
+  if (!scope.observed()) return first;
+  scope.observe(router.linear, first.inputs.back());
+  if (into) {
+    scope.observe(*into, normed);
+  } else {
     const auto routed = route(scope, *this, normed, first.inputs.back());
     scope.observe_experts(inputs(), routed.rows, routed.seen, router.top_k);
   }
   return first;
 }
 
-Flow Experts::advance(const Scope& scope, int, const Flow& at) const {
-  const auto routed = route(scope, *this, at.inputs[0], at.inputs.back());
-  Flow next{{inner(scope, *this, routed)}, {routed.routing.order, routed.routing.offsets, routed.weights, at.inputs[0]}};
+/// From what experts read to what down reads.
+Flow Experts::expand(const Scope& scope, const mx::array& input, const mx::array& of_router) const {
+  const auto routed = route(scope, *this, input, of_router);
+  Flow next{{inner(scope, *this, routed)}, {routed.routing.order, routed.routing.offsets, routed.weights, input}};
   if (routed.identity) next.kept.push_back(*routed.identity);
   scope.observe_experts({&down}, next.inputs[0], routed.seen, router.top_k);
   return next;
 }
 
-mx::array Experts::finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const {
+mx::array Experts::sum(const Scope& scope, const Flow& at) const {
   const kernels::Routing routing{at.kept[0], at.kept[1]};
-  auto sum = kernels::combine_rows(product(scope, down, at.inputs[0], routing), at.kept[2], routing, router.top_k);
-  if (identities > 0) sum = mx::add(sum, mx::multiply(by_token(at.kept[3]), mx::astype(at.kept[4], sum.dtype())));
-  const auto out = mx::reshape(sum, at.kept[3].shape());
+  auto all = kernels::combine_rows(product(scope, down, at.inputs[0], routing), at.kept[2], routing, router.top_k);
+  if (identities > 0) all = mx::add(all, mx::multiply(by_token(at.kept[3]), mx::astype(at.kept[4], all.dtype())));
+  return mx::reshape(all, at.kept[3].shape());
+}
+
+Flow Experts::advance(const Scope& scope, int stage, const Flow& at) const {
+  if (!into) return expand(scope, at.inputs[0], at.inputs.back());
+  if (stage == 1) {
+    Flow next{{kernels::linear(at.inputs[0], scope.weight(*into))}, {at.inputs.back()}};
+    if (scope.observed()) {
+      const auto routed = route(scope, *this, next.inputs[0], next.kept[0]);
+      scope.observe_experts(inputs(), routed.rows, routed.seen, router.top_k);
+    }
+    return next;
+  }
+  if (stage == 2) return expand(scope, at.inputs[0], at.kept[0]);
+  Flow next{{sum(scope, at)}, {}};
+  scope.observe(*out_of, next.inputs[0]);
+  return next;
+}
+
+mx::array Experts::finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const {
+  if (out_of) return kernels::linear(at.inputs[0], scope.weight(*out_of), residual);
+  const auto out = sum(scope, at);
   return residual ? kernels::add(*residual, out) : out;
 }
 
@@ -105,6 +132,10 @@ std::vector<std::string> Experts::readers() const {
   if (identities > 0) return {};  // what the norm makes is part of the result
   std::vector<std::string> all;
   if (!router_norm) all.push_back(router.linear.path);
+  if (into) {
+    all.push_back(into->path);
+    return all;
+  }
   for (const auto* linear : inputs()) all.push_back(linear->path);
   return all;
 }

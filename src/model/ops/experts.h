@@ -12,7 +12,8 @@ namespace lquant::model {
 
 /// Mixture of experts (arXiv 1701.06538): each token's sum over the experts that the router chose, small MLPs, with the router's weights. Stage 0:
 /// router, gate, up (the tokens sorted by expert, so that an expert's rows meet its weights in one product); stage 1: down. Experts that every token
-/// meets are a branch of their own.
+/// meets are a branch of their own. With latents (Nemotron 3) `into` makes of the input what experts read, and `out_of` the result of their sum:
+/// stage 0 is then router and into, before the two of the experts, and out_of is the last.
 struct Experts final : Op {
   kernels::Activation activation = kernels::Activation::silu;
   std::optional<kernels::ClampedGate> clamp;  ///< in place of the activation
@@ -23,9 +24,10 @@ struct Experts final : Op {
   Router router;
   std::optional<LinearSpec> gate;  ///< none: down(activation(up(x)))
   LinearSpec up, down;
+  std::optional<LinearSpec> into, out_of;  ///< both or none
 
   void contents(int op, int first_stage, Contents& all) const override;
-  int stages() const override { return 2; }
+  int stages() const override { return into ? 4 : 2; }
   Flow start(const Scope& scope, const mx::array& normed, const mx::array& raw) const override;
   Flow advance(const Scope& scope, int stage, const Flow& at) const override;
   mx::array finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const override;
@@ -34,6 +36,8 @@ struct Experts final : Op {
 
  private:
   std::vector<const LinearSpec*> inputs() const;
+  Flow expand(const Scope& scope, const mx::array& input, const mx::array& of_router) const;
+  mx::array sum(const Scope& scope, const Flow& at) const;
 };
 
 }  // namespace lquant::model

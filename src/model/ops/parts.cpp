@@ -2,6 +2,10 @@
 
 #include <mlx/mlx.h>
 
+#include <algorithm>
+
+#include "kernels/linear.h"
+
 namespace lquant::model {
 
 mx::array columns_of(const mx::array& product, const Part& part) {
@@ -20,6 +24,18 @@ mx::array columns_of(const mx::array& product, const Part& part) {
   stop.back() = part.first + part.run;
   shape.back() = part.rows;
   return mx::reshape(mx::slice(mx::reshape(product, grouped), start, stop), shape);
+}
+
+std::vector<mx::array> products_of_parts(const Scope& scope, const LinearSpec& linear, const mx::array& x) {
+  if (std::all_of(linear.parts.begin(), linear.parts.end(), [](const Part& part) { return part.contiguous(); })) {
+    std::vector<kernels::LinearWeight> weights;
+    for (const auto& part : linear.parts) weights.push_back(scope.weight(linear, part));
+    return kernels::linears(x, weights);
+  }
+  const auto y = kernels::linear(x, scope.weight(linear));
+  std::vector<mx::array> all;
+  for (const auto& part : linear.parts) all.push_back(columns_of(y, part));
+  return all;
 }
 
 }  // namespace lquant::model

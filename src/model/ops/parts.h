@@ -2,11 +2,17 @@
 
 #include <mlx/array.h>
 
-#include "model/spec.h"
+#include <vector>
+
+#include "model/op.h"
 
 namespace lquant::model {
 
 /// Of a product [..., out] what belongs to one part of its linear: [..., part.rows].
 mx::array columns_of(const mx::array& product, const Part& part);
+
+/// The product of x [..., in] with each part of a fused linear, in the order of its parts: [..., rows]. Parts in one piece are products of their own,
+/// so that nothing is copied; the others are taken out of one product.
+std::vector<mx::array> products_of_parts(const Scope& scope, const LinearSpec& linear, const mx::array& x);
 
 }  // namespace lquant::model

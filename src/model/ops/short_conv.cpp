@@ -3,6 +3,7 @@
 #include <mlx/mlx.h>
 
 #include "kernels/linear.h"
+#include "model/ops/parts.h"
 #include "model/ops/taps.h"
 
 namespace lquant::model {
@@ -20,9 +21,7 @@ Flow ShortConv::start(const Scope& scope, const mx::array& normed, const mx::arr
 }
 
 Flow ShortConv::advance(const Scope& scope, int, const Flow& at) const {
-  std::vector<kernels::LinearWeight> weights;
-  for (const auto& part : input.parts) weights.push_back(scope.weight(input, part));
-  const auto all = kernels::linears(at.inputs[0], weights);
+  const auto all = products_of_parts(scope, input, at.inputs[0]);
   auto y = convolved(scope, taps, mx::multiply(all[0], all[2]));
   if (bias) y = mx::add(y, mx::astype(scope.tensor(bias->path), y.dtype()));
   Flow next{{mx::multiply(all[1], y)}, {}};
