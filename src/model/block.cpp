@@ -170,7 +170,8 @@ int mixed_by(const BlockSpec& block) {
   return stage;
 }
 
-Halted advance(const ModelSpec& spec, const Visit& visit, int stage, const Tensors& tensors, const Formats& formats, const Halted& at, const Context& context) {
+Halted advance(const ModelSpec& spec, const Visit& visit, int stage, const Tensors& tensors, const Formats& formats, const Halted& at,
+               const Context& context) {
   const auto& block = block_of(spec, visit.block);
   Scope scope{tensors, formats, context, at.residual.dtype(), place_of(spec, visit), nullptr, visit.pass};
   const int s = step_of(block, stage), own = stage - first_stage(block, s);
@@ -201,7 +202,8 @@ mx::array leave(const ModelSpec& spec, const Visit& visit, const Tensors& tensor
   return x;
 }
 
-mx::array block(const ModelSpec& spec, const Visit& visit, const Tensors& tensors, const Formats& formats, const mx::array& x, const Context& context) {
+mx::array block(const ModelSpec& spec, const Visit& visit, const Tensors& tensors, const Formats& formats, const mx::array& x,
+                const Context& context) {
   Halted at{x};
   const int count = stages(block_of(spec, visit.block));
   for (int stage = 0; stage < count; ++stage) at = advance(spec, visit, stage, tensors, formats, at, context);

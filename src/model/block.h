@@ -43,6 +43,7 @@ Halted advance(const ModelSpec& spec, const Visit& visit, int stage, const Tenso
                const Context& context = {});
 
 /// From the last stage out of the block: the state, [B, T, H] in most models. A block without stages gives what it got.
-mx::array leave(const ModelSpec& spec, const Visit& visit, const Tensors& tensors, const Formats& formats, const Halted& at, const Context& context = {});
+mx::array leave(const ModelSpec& spec, const Visit& visit, const Tensors& tensors, const Formats& formats, const Halted& at,
+                const Context& context = {});
 
 }  // namespace lquant::model

@@ -89,7 +89,8 @@ mx::array embed(const ModelSpec& spec, const Tensors& tensors, const Formats& fo
                 const Context& context = {});
 
 /// One run of a block: x [B, T, H] → [B, T, H]. Stage by stage: block.h.
-mx::array block(const ModelSpec& spec, const Visit& visit, const Tensors& tensors, const Formats& formats, const mx::array& x, const Context& context = {});
+mx::array block(const ModelSpec& spec, const Visit& visit, const Tensors& tensors, const Formats& formats, const mx::array& x,
+                const Context& context = {});
 
 /// The norm before the head, and what stands between it and the head.
 mx::array final_norm(const ModelSpec& spec, const Tensors& tensors, const mx::array& x, const Formats& formats = {}, const Context& context = {});

@@ -17,7 +17,8 @@ struct StreamOptions {
   /// int32 [B, T] per batch, or empty: as Context::segments.
   std::vector<mx::array> segments = {};
   const BatchObserver* observer = nullptr;
-  /// Called when a block's tensors are loaded, for each of its runs, and before they are used; may replace them (say, by quantized ones) and their formats.
+  /// Called when a block's tensors are loaded, for each of its runs, and before they are used; may replace them (say, by quantized ones) and their
+  /// formats.
   std::function<void(int block, Tensors& tensors, Formats& formats)> before_block = nullptr;
   /// Called with the outputs of a run of a block (−1: the embedding), all evaluated; they are the inputs of the next one and may be changed.
   std::function<void(const Visit& visit, std::vector<mx::array>& activations)> after_block = nullptr;

@@ -72,7 +72,8 @@ RowErrors AwqBlock::step_error(const model::Tensors& tensors, int step) const {
     model::Context context;
     context.segments = in_.rows.segments[in_.judges[j]];
     model::Halted at{in_.student.states(in_.judges[j])};
-    for (int stage = 0; stage <= behind; ++stage) at = model::advance(spec_, in_.student.visit(in_.judges[j], in_.block), stage, tensors, {}, at, context);
+    for (int stage = 0; stage <= behind; ++stage)
+      at = model::advance(spec_, in_.student.visit(in_.judges[j], in_.block), stage, tensors, {}, at, context);
     add_distance(errors, j, at.residual, in_.behind_step.at(step)[j]);
   }
   return errors;

@@ -40,7 +40,8 @@ quantize::BlockwiseResult BlockTraining::train(int block, const model::Tensors& 
   std::vector<quantize::BlockRows> rows;
   const auto& segments = run_.rows().segments;
   for (std::size_t b = 0; b < before.batches(); ++b)
-    rows.push_back({before.states(b), run_.teacher()->states(b), segments.empty() ? std::nullopt : std::optional(segments[b]), before.visit(b, block).pass});
+    rows.push_back(
+        {before.states(b), run_.teacher()->states(b), segments.empty() ? std::nullopt : std::optional(segments[b]), before.visit(b, block).pass});
   auto options = options_;
   if (is_last(block)) options.least_loss = kDivergenceRounding;
   const auto result = quantize::train_block(run_.model().spec(), block, tensors, run_.plan().by_path(), dense, rows, loss_of(block), options,

@@ -74,8 +74,8 @@ const mx::array& FisherStore::of(const std::string& path) const {
   return it->second;
 }
 
-BlockGradients through_block(const model::ModelSpec& spec, const model::Visit& visit, const model::Tensors& tensors, const mx::array& x, const mx::array& cotangent,
-                             const model::Context& context) {
+BlockGradients through_block(const model::ModelSpec& spec, const model::Visit& visit, const model::Tensors& tensors, const mx::array& x,
+                             const mx::array& cotangent, const model::Context& context) {
   const auto linears = spec.blocks[visit.block].linears();
   std::vector<mx::array> inputs{x};
   for (const auto* linear : linears) inputs.push_back(tensors.at(linear->path + ".weight"));

@@ -47,10 +47,10 @@ struct BlockGradients {
   mx::array input;
 };
 
-/// x [B, T, H] through a run of a block (dense tensors of x's dtype), computed again, and the loss's gradient `cotangent` [B, T, H] taken back through it.
-/// Lazy, but for f16.
-BlockGradients through_block(const model::ModelSpec& spec, const model::Visit& visit, const model::Tensors& tensors, const mx::array& x, const mx::array& cotangent,
-                             const model::Context& context);
+/// x [B, T, H] through a run of a block (dense tensors of x's dtype), computed again, and the loss's gradient `cotangent` [B, T, H] taken back
+/// through it. Lazy, but for f16.
+BlockGradients through_block(const model::ModelSpec& spec, const model::Visit& visit, const model::Tensors& tensors, const mx::array& x,
+                             const mx::array& cotangent, const model::Context& context);
 
 /// Of Σ mask · −log p(target) behind the last block: for the head's weight (f32 [V, H]) and for the block's output x [B, T, H]. `tensors` are those
 /// of Model::load_final, dense; targets int32 and mask f32 [B, T]. Dtypes as above. Lazy, but for f16.

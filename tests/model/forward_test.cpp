@@ -118,7 +118,8 @@ TEST_P(ForwardTest, ObserverSeesEveryLinearOnceInEachPass) {
   Context context;
   context.observer = &observer;
   mx::eval(forward(spec, tensors, {}, ids, mx::float32, context));
-  for (const auto& [path, linear] : linears) EXPECT_EQ(seen[path], linear->role == Role::embed ? 0 : linear->block < 0 ? linear->reads : spec.passes * linear->reads) << path;
+  for (const auto& [path, linear] : linears)
+    EXPECT_EQ(seen[path], linear->role == Role::embed ? 0 : linear->block < 0 ? linear->reads : spec.passes * linear->reads) << path;
 }
 
 TEST_P(ForwardTest, GradientsReachScalesAndBiases) {

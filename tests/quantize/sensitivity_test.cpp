@@ -114,8 +114,7 @@ TEST_P(SensitivityTest, GradientsBlockByBlockAreThoseOfTheWholeModel) {
       cotangent = g.input;
     }
     for (const auto& block : m.spec.blocks)
-      for (const auto* linear : block.linears())
-        expect_alike(sums.at(linear->path), want.at(linear->path), std::string(type) + " " + linear->path);
+      for (const auto* linear : block.linears()) expect_alike(sums.at(linear->path), want.at(linear->path), std::string(type) + " " + linear->path);
     if (m.spec.tied()) {
       // Of a tied embedding both uses have their part: the rows looked up, by the gradient of what they gave, and the head's.
       const auto flat = mx::reshape(mx::astype(model::residual_of(m.spec, cotangent), mx::float32), {-1, m.spec.hidden});

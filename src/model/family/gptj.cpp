@@ -1,5 +1,5 @@
-// GPT-J (Wang and Komatsuzaki, 2021): attention and a plain MLP side by side behind one layer norm, biases in the MLP and the head alone; of each head
-// the first features turn, neighbours in pairs.
+// GPT-J (Wang and Komatsuzaki, 2021): attention and a plain MLP side by side behind one layer norm, biases in the MLP and the head alone; of each
+// head the first features turn, neighbours in pairs.
 #include "base/error.h"
 #include "model/family/family.h"
 

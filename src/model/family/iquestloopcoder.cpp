@@ -25,8 +25,8 @@ ModelSpec iquestloopcoder(const Config& config) {
     const auto gate = decoder.prefix + "model.gate_projections." + std::to_string(i);
     const int first = H + 2 * i * width;
     layer.attention.gives = true;
-    layer.attention.again = Attention::Again{
-        {i, first}, window, {gate + ".weight", {decoder.heads, decoder.head_dim}}, {gate + ".bias", {decoder.heads}}};
+    layer.attention.again =
+        Attention::Again{{i, first}, window, {gate + ".weight", {decoder.heads, decoder.head_dim}}, {gate + ".bias", {decoder.heads}}};
     auto block = layer.block();
     for (auto& step : block.steps) step.columns = {0, H};
     block.steps[0].branches[0].gives = first;

@@ -59,9 +59,9 @@ struct Attention final : Op {
   /// Where a block runs again, over the same tensors (IQuest's Loop Coder): every query looks at the first pass's keys and values, all before it, and
   /// at its own pass's through a window. gate · the one + (1 − gate) · the other, with gate = sigmoid(query · w + b) of the query in its position.
   struct Again {
-    Shared first;                      ///< the first pass's
-    int window = 0;                    ///< of its own
-    ParameterSpec gate, gate_bias;     ///< [heads, head_dim], [heads]
+    Shared first;                   ///< the first pass's
+    int window = 0;                 ///< of its own
+    ParameterSpec gate, gate_bias;  ///< [heads, head_dim], [heads]
   };
   std::optional<Again> again;
   bool gives = false;                           ///< they are carried to later blocks: keys, then values
