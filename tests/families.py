@@ -72,6 +72,22 @@ GEMMA4_MOE = dict(
     top_k_experts=2,
     moe_intermediate_size=128,
 )
+# One of the two windows is shorter than the rows of the tests; limits of the gates are seldom reached by what is about 1 large.
+GPT_OSS = dict(model_type="gpt_oss", num_hidden_layers=4, num_local_experts=6, num_experts_per_tok=2, intermediate_size=128, sliding_window=8)
+# DeepSeek-V3's routers, beside experts that every token meets.
+CORRECTED = dict(
+    n_routed_experts=8,
+    n_shared_experts=1,
+    num_experts_per_tok=2,
+    moe_intermediate_size=128,
+    first_k_dense_replace=1,
+    norm_topk_prob=True,
+    routed_scaling_factor=1.5,
+    n_group=1,
+    topk_group=1,
+)
+GLM4_MOE = dict(CORRECTED, model_type="glm4_moe", partial_rotary_factor=0.5, attention_bias=True, use_qk_norm=True, rope_scaling={})
+MIXTRAL = dict(model_type="mixtral", num_local_experts=6, num_experts_per_tok=2, head_dim=None)
 AFM7 = dict(model_type="afm7", hidden_dim=128, num_layers=4, num_kv_reuse_layers=2, num_heads=4, num_kv_heads=2, hidden_dim_scale_factor=3.0)
 APERTUS = dict(model_type="apertus", mlp_bias=False, attention_bias=False, post_norm=False, qk_norm=True)
 # Blocks of every kind: all of Llama's, a linear for each half, halves that are left out, nothing at all, an MLP of another width.
@@ -283,6 +299,88 @@ FAMILIES = {
     "nemotron-tied-biases-linear": dict(
         NEMOTRON, attention_bias=True, mlp_bias=True, partial_rotary_factor=0.75, rope_scaling=dict(type="linear", factor=2.0)
     ),
+    "gpt_oss": dict(GPT_OSS, rope_scaling=dict(YARN, type=None, rope_type="yarn")),
+    "gpt_oss-listed": dict(
+        GPT_OSS, num_key_value_heads=1, head_dim=64, layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    ),
+    "glm4_moe": GLM4_MOE,
+    "glm4_moe-groups-unstacked": dict(
+        GLM4_MOE, unstacked=True, n_group=4, topk_group=2, num_experts_per_tok=3, n_shared_experts=2, attention_bias=False, use_qk_norm=False
+    ),
+    "solar_open": dict(CORRECTED, model_type="solar_open", partial_rotary_factor=1.0, head_dim=64, norm_topk_prob=False, unstacked=True),
+    "dots1": dict(CORRECTED, model_type="dots1", mlp_bias=True, unstacked=True, rope_scaling=YARN),
+    "dots1-groups-untied": dict(CORRECTED, model_type="dots1", tie_word_embeddings=False, n_group=2, num_experts_per_tok=1, first_k_dense_replace=0),
+    "deepseek": dict(CORRECTED, model_type="deepseek", moe_layer_freq=2, attention_bias=True, rope_scaling=dict(type="linear", factor=2.0)),
+    "deepseek-unstacked-none-shared": dict(CORRECTED, model_type="deepseek", unstacked=True, n_shared_experts=None, num_key_value_heads=4),
+    "qwen2_moe": dict(MOE, model_type="qwen2_moe", shared_expert_intermediate_size=192),
+    "qwen2_moe-unstacked-interleaved": dict(
+        MOE, model_type="qwen2_moe", unstacked=True, shared_expert_intermediate_size=64, rope_traditional=True, num_key_value_heads=4
+    ),
+    "mixtral": dict(MIXTRAL, tie_word_embeddings=False, unstacked=True),
+    "mixtral-tied-interleaved": dict(MIXTRAL, num_experts_per_tok=3, rope_traditional=True, rope_theta=500.0),
+    "olmoe": dict(model_type="olmoe", num_experts=6, num_experts_per_tok=2, tie_word_embeddings=False, unstacked=True),
+    "olmoe-normed-biases-yarn": dict(
+        model_type="olmoe",
+        num_experts=6,
+        num_experts_per_tok=3,
+        norm_topk_prob=True,
+        attention_bias=True,
+        mlp_bias=True,
+        head_dim=64,
+        rope_scaling=YARN,
+    ),
+    "minimax": dict(MIXTRAL, model_type="minimax", shared_intermediate_size=0, rotary_dim=16, tie_word_embeddings=False, unstacked=True),
+    "minimax_m2": dict(
+        MIXTRAL, model_type="minimax_m2", shared_intermediate_size=0, rotary_dim=32, head_dim=64, num_experts_per_tok=3, use_qk_norm=False
+    ),
+    "ernie4_5_moe": dict(
+        model_type="ernie4_5_moe",
+        use_bias=False,
+        moe_num_experts=6,
+        moe_k=2,
+        moe_intermediate_size=128,
+        moe_num_shared_experts=2,
+        moe_layer_start_index=1,
+        unstacked=True,
+    ),
+    "ernie4_5_moe-sigmoid-biases-some-layers": dict(
+        model_type="ernie4_5_moe",
+        num_hidden_layers=5,
+        tie_word_embeddings=False,
+        head_dim=64,
+        use_bias=True,
+        moe_num_experts=6,
+        moe_k=3,
+        moe_gate_act="sigmoid",
+        moe_layer_interval=2,
+        moe_layer_start_index=[1, 2],
+        moe_layer_end_index=[2, 3],
+    ),
+    "granitemoe": dict(GRANITE, model_type="granitemoe", attention_bias=False, num_local_experts=6, num_experts_per_tok=2, unstacked=True),
+    "granitemoe-untied-biases-yarn": dict(
+        GRANITE,
+        model_type="granitemoe",
+        attention_bias=True,
+        num_local_experts=6,
+        num_experts_per_tok=3,
+        tie_word_embeddings=False,
+        rope_scaling=YARN,
+    ),
+    "phimoe": dict(
+        MIXTRAL,
+        model_type="phimoe",
+        router_jitter_noise=0.2,
+        original_max_position_embeddings=16,
+        rope_scaling=dict(longrope("longrope", 16), short_mscale=1.1, long_mscale=1.2),
+        unstacked=True,
+    ),
+    "phimoe-plain-positions": dict(MIXTRAL, model_type="phimoe", num_experts_per_tok=3, rope_scaling=None),
+    "phixtral": dict(
+        model_type="phixtral", num_vocab=160, model_dim=128, num_heads=2, num_layers=3, num_local_experts=4, num_experts_per_tok=2, unstacked=True
+    ),
+    "phi-msft": dict(
+        model_type="phi-msft", num_vocab=160, model_dim=128, num_heads=4, num_layers=2, rotary_dim=16, num_local_experts=6, num_experts_per_tok=3
+    ),
     "qwen3-moe": MOE,
     "qwen3-moe-unstacked": dict(MOE, unstacked=True),
     "gemma3-wrapper": dict(model_type="gemma3_text", wrapper="gemma3", sliding_window=8, sliding_window_pattern=2, query_pre_attn_scalar=48.0),
@@ -361,12 +459,32 @@ REPRESENTATIVES = {
     "nemotron-nas": "blocks of other sizes each, a linear alone, blocks of nothing",
     "baichuan_m1": "taps on keys and values, a head that is normed as it is read",
     "lfm2": "short convolutions",
+    "gpt_oss": "sinks, experts with biases and gates between limits, a softmax over the chosen",
+    "glm4_moe-groups-unstacked": "corrected sigmoids in groups, experts that every token meets, routers that are never packed",
     "qwen3-moe": "mixture of experts in stacks",
     "qwen3-moe-unstacked": "experts stored one by one",
     "qwen3-moe-some-dense-raw-probabilities": "mixtures and dense blocks in one model",
 }
 # Model types whose 16-bit pass mlx_lm cannot do on a CPU: MLX has no mixtures in 16 bits there.
-FLOAT32_ALONE = {"qwen3_moe", "qwen3_vl_moe"}
+FLOAT32_ALONE = {
+    "deepseek",
+    "dots1",
+    "ernie4_5_moe",
+    "glm4_moe",
+    "gpt_oss",
+    "granitemoe",
+    "minimax",
+    "minimax_m2",
+    "mixtral",
+    "olmoe",
+    "phi-msft",
+    "phimoe",
+    "phixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "qwen3_vl_moe",
+    "solar_open",
+}
 # Models whose tied embedding stays dense, for mlx_lm multiplies by it as it is stored: what mlx_lm.convert makes of them without a predicate does not run.
 DENSE_EMBEDDING = {"seed-oss-tied"}
 # Linears that mlx_lm's quantizer fails on, by the end of their path: both programs leave them dense.
@@ -377,6 +495,8 @@ NOTES = {
     "afm7": "its fused linears stay dense: mlx_lm cannot load them packed",
     "gemma": "exact GELU, as mlx_lm runs it; transformers runs its tanh form",
     "glm": "whole heads turn, as in mlx_lm; in transformers half of each",
+    "ernie4_5_moe": "corrections of the routers' choices are left out, as in mlx_lm",
+    "minimax": "MiniMax-M2; MiniMax-Text-01 is refused",
     "nanochat": "transformers' names are read; eps and the logits' bound are mlx_lm's",
 }
 
@@ -438,6 +558,36 @@ def build(name, seed, **changes):
     return model, config, unstacked, untied
 
 
+# What published checkpoints call a stack of experts: (the end of its path in mlx_lm, the format of a single one's, its names where they are others).
+SINGLE_EXPERTS = {
+    "dots1": ("mlp.experts", "mlp.experts.{}", {}),
+    "phixtral": ("moe.switch_mlp", "moe.mlp.{}", {}),
+    **dict.fromkeys(
+        ("mixtral", "minimax", "phimoe"),
+        ("block_sparse_moe.switch_mlp", "block_sparse_moe.experts.{}", dict(gate_proj="w1", down_proj="w2", up_proj="w3")),
+    ),
+}
+
+
+def in_turn(gate, up):
+    """Rows of the one and of the other by turns."""
+    return mx.stack([gate, up], axis=2).reshape(gate.shape[0], -1, *gate.shape[2:])
+
+
+def publish_gpt_oss(weights, config):
+    """Its experts in mxfp4 blocks, with gate and up in one tensor."""
+    config["quantization_config"] = dict(quant_method="mxfp4", modules_to_not_convert=["model.layers.*.self_attn", "lm_head"])
+    for path in [n.removesuffix("gate_proj.weight") for n in weights if n.endswith("experts.gate_proj.weight")]:
+        parts = {}
+        for kind in ("gate", "up", "down"):
+            codes, scales = mx.quantize(weights.pop(f"{path}{kind}_proj.weight"), group_size=32, bits=4, mode="mxfp4")
+            blocks = codes.view(mx.uint8)
+            parts[kind] = blocks.reshape(*blocks.shape[:2], -1, 16), scales, weights.pop(f"{path}{kind}_proj.bias")
+        joined = [in_turn(gate, up) for gate, up in zip(parts.pop("gate"), parts.pop("up"))]
+        for name, values in (("gate_up_proj", joined), ("down_proj", parts["down"])):
+            weights.update({path + name + suffix: mx.contiguous(v) for suffix, v in zip(("_blocks", "_scales", "_bias"), values)})
+
+
 def save(folder, model, config, unstacked=False, untied=False):
     weights = dict(tree_flatten(model.parameters()))
     if config["model_type"].startswith("gemma3") and not untied:
@@ -448,6 +598,20 @@ def save(folder, model, config, unstacked=False, untied=False):
             gate, up, down = (weights.pop(f"{stacks}switch_mlp.{kind}_proj.weight").swapaxes(1, 2) for kind in ("gate", "up", "down"))
             weights[stacks + "experts.gate_up_proj"] = mx.concatenate([gate, up], axis=2)
             weights[stacks + "experts.down_proj"] = mx.contiguous(down)
+    elif unstacked and config["model_type"] == "gpt_oss":
+        publish_gpt_oss(weights, config)
+    elif unstacked and config["model_type"] == "granitemoe":
+        for name in [n for n in weights if n.endswith("switch_mlp.gate_proj.weight")]:
+            path = name.removesuffix("switch_mlp.gate_proj.weight")
+            gate, up, down = (weights.pop(f"{path}switch_mlp.{kind}_proj.weight") for kind in ("gate", "up", "down"))
+            weights[path + "input_linear.weight"], weights[path + "output_linear.weight"] = mx.concatenate([gate, up], axis=1), down
+    elif unstacked and config["model_type"] in SINGLE_EXPERTS:
+        stack, single, names = SINGLE_EXPERTS[config["model_type"]]
+        for name in [n for n in weights if f".{stack}." in n]:
+            before, after = name.split(f".{stack}.")
+            kind, tensor = after.split(".")
+            for e, w in enumerate(weights.pop(name)):
+                weights[f"{before}.{single.format(e)}.{names.get(kind, kind)}.{tensor}"] = mx.contiguous(w)
     elif unstacked:
         for name in [n for n in weights if "switch_mlp" in n]:
             for e, w in enumerate(weights.pop(name)):

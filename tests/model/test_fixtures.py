@@ -33,7 +33,9 @@ RUNS = {
     "apertus",
     "cohere",
     "cohere2",
+    "dots1",
     "ernie4_5",
+    "ernie4_5_moe",
     "exaone4",
     "gemma",
     "gemma2",
@@ -44,10 +46,13 @@ RUNS = {
     "gemma4_text",
     "glm",
     "glm4",
+    "glm4_moe",
     "gpt2",
     "gpt_bigcode",
     "gpt_neox",
+    "gpt_oss",
     "granite",
+    "granitemoe",
     "helium",
     "hunyuan_v1_dense",
     "internlm3",
@@ -56,23 +61,29 @@ RUNS = {
     "lfm2_vl",
     "llama",
     "llava",
+    "minimax_m2",
     "ministral3",
     "mistral",
     "mistral3",
+    "mixtral",
     "nanochat",
     "nemotron",
     "olmo2",
     "olmo3",
+    "olmoe",
     "phi",
     "phi3",
+    "phimoe",
     "pixtral",
     "qwen2",
     "qwen2_5_vl",
+    "qwen2_moe",
     "qwen2_vl",
     "qwen3",
     "qwen3_vl",
     "seed_oss",
     "smollm3",
+    "solar_open",
     "stablelm",
     "starcoder2",
 }
@@ -82,7 +93,9 @@ RUNS_AS_SAVED = RUNS
 REFUSED_AS_SAVED = {
     "apertus",  # rope_theta, mlp_bias, post_norm, qk_norm
     "cohere2",  # sliding_window_pattern: its default, 4, is more than the layers here
+    "dots1",  # rope_theta
     "ernie4_5",  # rope_theta
+    "ernie4_5_moe",  # rope_theta
     "exaone4",  # rope_theta, rope_scaling
     "gemma3",  # vocab_size at the top, sliding_window_pattern
     "gemma3_text",  # sliding_window_pattern
@@ -90,16 +103,22 @@ REFUSED_AS_SAVED = {
     "gemma4",  # vocab_size at the top, global_head_dim, num_global_key_value_heads
     "gemma4_text",  # global_head_dim
     "glm4",  # rope_theta, partial_rotary_factor
+    "glm4_moe",  # rope_theta, rope_scaling, partial_rotary_factor
     "gpt2",  # n_ctx
     "gpt_bigcode",  # n_inner is null
     "gpt_neox",  # rotary_emb_base, rotary_pct
+    "gpt_oss",  # experts that are not in mxfp4 blocks; it passes over the scaling of positions
     "granite",  # rope_theta
+    "granitemoe",  # rope_theta
     "helium",  # rope_theta
     "lfm2",  # block_dim
     "lfm2_vl",  # the model type, the names of all tensors, the taps' axes, block_dim
+    "minimax_m2",  # rope_theta, rotary_dim, shared_intermediate_size
     "nanochat",  # the names of all tensors
     "olmo3",  # rope_theta
+    "phimoe",  # it passes over the scaling of positions
     "qwen2_5_vl",  # tie_word_embeddings inside text_config
+    "solar_open",  # rope_theta, partial_rotary_factor
     "stablelm",  # rope_theta, partial_rotary_factor
 }
 
@@ -115,6 +134,7 @@ FLAT = {
     "gptj": dict(n_inner=None),
     "lfm2": dict(block_dim=32, block_ff_dim=64),
     "lfm2_vl": dict(block_dim=32, block_ff_dim=32),
+    "minimax_m2": dict(rotary_dim=4, shared_intermediate_size=0),
 }
 # What only mlx_lm asks for, at the top of config.json and in its text_config.
 MLX_LM = {
@@ -206,7 +226,19 @@ def gemma3n_weights(weights):
     return weights
 
 
-WEIGHTS = {"gemma3n": gemma3n_weights, "lfm2_vl": lfm2_vl_weights, "nanochat": nanochat_weights}
+def gpt_oss_weights(weights):
+    """Gate and up stand in one matrix [in, 2 · out], column by column in turn; down is transposed as well."""
+    for path in [name.removesuffix("gate_up_proj") for name in weights if name.endswith("experts.gate_up_proj")]:
+        for first, kind in enumerate(("gate", "up")):
+            weights[f"{path}{kind}_proj.weight"] = mx.contiguous(weights[path + "gate_up_proj"][..., first::2].swapaxes(1, 2))
+            weights[f"{path}{kind}_proj.bias"] = mx.contiguous(weights[path + "gate_up_proj_bias"][..., first::2])
+        weights[path + "down_proj.weight"] = mx.contiguous(weights.pop(path + "down_proj").swapaxes(1, 2))
+        weights[path + "down_proj.bias"] = weights.pop(path + "down_proj_bias")
+        del weights[path + "gate_up_proj"], weights[path + "gate_up_proj_bias"]
+    return weights
+
+
+WEIGHTS = {"gemma3n": gemma3n_weights, "gpt_oss": gpt_oss_weights, "lfm2_vl": lfm2_vl_weights, "nanochat": nanochat_weights}
 
 
 def copied(name, config, folder):
