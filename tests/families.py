@@ -148,6 +148,22 @@ LONGCAT = dict(
     attention_bias=False,
 )
 YOUTU = dict(LATENT, model_type="youtu_llm", v_head_dim=64)
+# One of the two windows is shorter than the rows of the tests; limits of the gates are seldom reached by what is about 1 large.
+GPT_OSS = dict(model_type="gpt_oss", num_hidden_layers=4, num_local_experts=6, num_experts_per_tok=2, intermediate_size=128, sliding_window=8)
+# DeepSeek-V3's routers, beside experts that every token meets.
+CORRECTED = dict(
+    n_routed_experts=8,
+    n_shared_experts=1,
+    num_experts_per_tok=2,
+    moe_intermediate_size=128,
+    first_k_dense_replace=1,
+    norm_topk_prob=True,
+    routed_scaling_factor=1.5,
+    n_group=1,
+    topk_group=1,
+)
+GLM4_MOE = dict(CORRECTED, model_type="glm4_moe", partial_rotary_factor=0.5, attention_bias=True, use_qk_norm=True, rope_scaling={})
+MIXTRAL = dict(model_type="mixtral", num_local_experts=6, num_experts_per_tok=2, head_dim=None)
 AFM7 = dict(model_type="afm7", hidden_dim=128, num_layers=4, num_kv_reuse_layers=2, num_heads=4, num_kv_heads=2, hidden_dim_scale_factor=3.0)
 APERTUS = dict(model_type="apertus", mlp_bias=False, attention_bias=False, post_norm=False, qk_norm=True)
 # Blocks of every kind: all of Llama's, a linear for each half, halves that are left out, nothing at all, an MLP of another width.
@@ -535,6 +551,88 @@ FAMILIES = {
     "nemotron-tied-biases-linear": dict(
         NEMOTRON, attention_bias=True, mlp_bias=True, partial_rotary_factor=0.75, rope_scaling=dict(type="linear", factor=2.0)
     ),
+    "gpt_oss": dict(GPT_OSS, rope_scaling=dict(YARN, type=None, rope_type="yarn")),
+    "gpt_oss-listed": dict(
+        GPT_OSS, num_key_value_heads=1, head_dim=64, layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    ),
+    "glm4_moe": GLM4_MOE,
+    "glm4_moe-groups-unstacked": dict(
+        GLM4_MOE, unstacked=True, n_group=4, topk_group=2, num_experts_per_tok=3, n_shared_experts=2, attention_bias=False, use_qk_norm=False
+    ),
+    "solar_open": dict(CORRECTED, model_type="solar_open", partial_rotary_factor=1.0, head_dim=64, norm_topk_prob=False, unstacked=True),
+    "dots1": dict(CORRECTED, model_type="dots1", mlp_bias=True, unstacked=True, rope_scaling=YARN),
+    "dots1-groups-untied": dict(CORRECTED, model_type="dots1", tie_word_embeddings=False, n_group=2, num_experts_per_tok=1, first_k_dense_replace=0),
+    "deepseek": dict(CORRECTED, model_type="deepseek", moe_layer_freq=2, attention_bias=True, rope_scaling=dict(type="linear", factor=2.0)),
+    "deepseek-unstacked-none-shared": dict(CORRECTED, model_type="deepseek", unstacked=True, n_shared_experts=None, num_key_value_heads=4),
+    "qwen2_moe": dict(MOE, model_type="qwen2_moe", shared_expert_intermediate_size=192),
+    "qwen2_moe-unstacked-interleaved": dict(
+        MOE, model_type="qwen2_moe", unstacked=True, shared_expert_intermediate_size=64, rope_traditional=True, num_key_value_heads=4
+    ),
+    "mixtral": dict(MIXTRAL, tie_word_embeddings=False, unstacked=True),
+    "mixtral-tied-interleaved": dict(MIXTRAL, num_experts_per_tok=3, rope_traditional=True, rope_theta=500.0),
+    "olmoe": dict(model_type="olmoe", num_experts=6, num_experts_per_tok=2, tie_word_embeddings=False, unstacked=True),
+    "olmoe-normed-biases-yarn": dict(
+        model_type="olmoe",
+        num_experts=6,
+        num_experts_per_tok=3,
+        norm_topk_prob=True,
+        attention_bias=True,
+        mlp_bias=True,
+        head_dim=64,
+        rope_scaling=YARN,
+    ),
+    "minimax": dict(MIXTRAL, model_type="minimax", shared_intermediate_size=0, rotary_dim=16, tie_word_embeddings=False, unstacked=True),
+    "minimax_m2": dict(
+        MIXTRAL, model_type="minimax_m2", shared_intermediate_size=0, rotary_dim=32, head_dim=64, num_experts_per_tok=3, use_qk_norm=False
+    ),
+    "ernie4_5_moe": dict(
+        model_type="ernie4_5_moe",
+        use_bias=False,
+        moe_num_experts=6,
+        moe_k=2,
+        moe_intermediate_size=128,
+        moe_num_shared_experts=2,
+        moe_layer_start_index=1,
+        unstacked=True,
+    ),
+    "ernie4_5_moe-sigmoid-biases-some-layers": dict(
+        model_type="ernie4_5_moe",
+        num_hidden_layers=5,
+        tie_word_embeddings=False,
+        head_dim=64,
+        use_bias=True,
+        moe_num_experts=6,
+        moe_k=3,
+        moe_gate_act="sigmoid",
+        moe_layer_interval=2,
+        moe_layer_start_index=[1, 2],
+        moe_layer_end_index=[2, 3],
+    ),
+    "granitemoe": dict(GRANITE, model_type="granitemoe", attention_bias=False, num_local_experts=6, num_experts_per_tok=2, unstacked=True),
+    "granitemoe-untied-biases-yarn": dict(
+        GRANITE,
+        model_type="granitemoe",
+        attention_bias=True,
+        num_local_experts=6,
+        num_experts_per_tok=3,
+        tie_word_embeddings=False,
+        rope_scaling=YARN,
+    ),
+    "phimoe": dict(
+        MIXTRAL,
+        model_type="phimoe",
+        router_jitter_noise=0.2,
+        original_max_position_embeddings=16,
+        rope_scaling=dict(longrope("longrope", 16), short_mscale=1.1, long_mscale=1.2),
+        unstacked=True,
+    ),
+    "phimoe-plain-positions": dict(MIXTRAL, model_type="phimoe", num_experts_per_tok=3, rope_scaling=None),
+    "phixtral": dict(
+        model_type="phixtral", num_vocab=160, model_dim=128, num_heads=2, num_layers=3, num_local_experts=4, num_experts_per_tok=2, unstacked=True
+    ),
+    "phi-msft": dict(
+        model_type="phi-msft", num_vocab=160, model_dim=128, num_heads=4, num_layers=2, rotary_dim=16, num_local_experts=6, num_experts_per_tok=3
+    ),
     "qwen3-moe": MOE,
     "qwen3-moe-unstacked": dict(MOE, unstacked=True),
     "gemma3-wrapper": dict(model_type="gemma3_text", wrapper="gemma3", sliding_window=8, sliding_window_pattern=2, query_pre_attn_scalar=48.0),
@@ -690,28 +788,45 @@ REPRESENTATIVES = {
     "falcon_h1": "a recurrence and an attention that read one norm",
     "nemotron_h": "norms in groups, one op a block",
     "nemotron_h-mixtures-latents": "experts without a gate between latents, a bare router, an MLP that every token meets",
+    "gpt_oss": "sinks, experts with biases and gates between limits, a softmax over the chosen",
+    "glm4_moe-groups-unstacked": "corrected sigmoids in groups, experts that every token meets, routers that are never packed",
     "qwen3-moe": "mixture of experts in stacks",
     "qwen3-moe-unstacked": "experts stored one by one",
     "qwen3-moe-some-dense-raw-probabilities": "mixtures and dense blocks in one model",
 }
 # Model types whose 16-bit pass mlx_lm cannot do on a CPU: MLX has no mixtures in 16 bits there.
 FLOAT32_ALONE = {
+    "deepseek",
     "deepseek_v2",
     "deepseek_v3",
     "deepseek_v32",
+    "dots1",
+    "ernie4_5_moe",
+    "glm4_moe",
     "glm4_moe_lite",
     "glm_moe_dsa",
+    "gpt_oss",
+    "granitemoe",
     "joyai_llm_flash",
     "kimi_k2",
     "kimi_k25",
     "kimi_vl",
     "lfm2_moe",
     "longcat_flash",
+    "minimax",
+    "minimax_m2",
     "mistral4",
+    "mixtral",
+    "olmoe",
+    "phi-msft",
+    "phimoe",
+    "phixtral",
+    "qwen2_moe",
     "qwen3_5_moe",
     "qwen3_moe",
     "qwen3_next",
     "qwen3_vl_moe",
+    "solar_open",
 }
 # Models whose tied embedding stays dense, for mlx_lm multiplies by it as it is stored: what mlx_lm.convert makes of them without a predicate does not run.
 DENSE_EMBEDDING = {"seed-oss-tied"}
@@ -723,6 +838,8 @@ NOTES = {
     "afm7": "its fused linears stay dense: mlx_lm cannot load them packed",
     "gemma": "exact GELU, as mlx_lm runs it; transformers runs its tanh form",
     "glm": "whole heads turn, as in mlx_lm; in transformers half of each",
+    "ernie4_5_moe": "corrections of the routers' choices are left out, as in mlx_lm",
+    "minimax": "MiniMax-M2; MiniMax-Text-01 is refused",
     "nanochat": "transformers' names are read; eps and the logits' bound are mlx_lm's",
 }
 

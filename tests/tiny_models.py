@@ -103,6 +103,36 @@ def fused_and_turned(weights, config):
             weights[theirs + "input_linear.weight"], weights[theirs + "output_linear.weight"] = mx.concatenate([gate, up], axis=-2), down
 
 
+# What published checkpoints call a stack of experts: (the end of its path in mlx_lm, the format of a single one's, its names where they are others).
+SINGLE_EXPERTS = {
+    "dots1": ("mlp.experts", "mlp.experts.{}", {}),
+    "phixtral": ("moe.switch_mlp", "moe.mlp.{}", {}),
+    **dict.fromkeys(
+        ("mixtral", "minimax", "phimoe"),
+        ("block_sparse_moe.switch_mlp", "block_sparse_moe.experts.{}", dict(gate_proj="w1", down_proj="w2", up_proj="w3")),
+    ),
+}
+
+
+def in_turn(gate, up):
+    """Rows of the one and of the other by turns."""
+    return mx.stack([gate, up], axis=2).reshape(gate.shape[0], -1, *gate.shape[2:])
+
+
+def publish_gpt_oss(weights, config):
+    """Its experts in mxfp4 blocks, with gate and up in one tensor."""
+    config["quantization_config"] = dict(quant_method="mxfp4", modules_to_not_convert=["model.layers.*.self_attn", "lm_head"])
+    for path in [n.removesuffix("gate_proj.weight") for n in weights if n.endswith("experts.gate_proj.weight")]:
+        parts = {}
+        for kind in ("gate", "up", "down"):
+            codes, scales = mx.quantize(weights.pop(f"{path}{kind}_proj.weight"), group_size=32, bits=4, mode="mxfp4")
+            blocks = codes.view(mx.uint8)
+            parts[kind] = blocks.reshape(*blocks.shape[:2], -1, 16), scales, weights.pop(f"{path}{kind}_proj.bias")
+        joined = [in_turn(gate, up) for gate, up in zip(parts.pop("gate"), parts.pop("up"))]
+        for name, values in (("gate_up_proj", joined), ("down_proj", parts["down"])):
+            weights.update({path + name + suffix: mx.contiguous(v) for suffix, v in zip(("_blocks", "_scales", "_bias"), values)})
+
+
 def save(folder, model, config, unstacked=False, untied=False):
     weights = dict(tree_flatten(model.parameters()))
     if config["model_type"].startswith(("gemma3", "recurrent_gemma")) and not untied:
@@ -113,6 +143,20 @@ def save(folder, model, config, unstacked=False, untied=False):
             gate, up, down = (weights.pop(f"{stacks}switch_mlp.{kind}_proj.weight").swapaxes(1, 2) for kind in ("gate", "up", "down"))
             weights[stacks + "experts.gate_up_proj"] = mx.concatenate([gate, up], axis=2)
             weights[stacks + "experts.down_proj"] = mx.contiguous(down)
+    elif unstacked and config["model_type"] == "gpt_oss":
+        publish_gpt_oss(weights, config)
+    elif unstacked and config["model_type"] == "granitemoe":
+        for name in [n for n in weights if n.endswith("switch_mlp.gate_proj.weight")]:
+            path = name.removesuffix("switch_mlp.gate_proj.weight")
+            gate, up, down = (weights.pop(f"{path}switch_mlp.{kind}_proj.weight") for kind in ("gate", "up", "down"))
+            weights[path + "input_linear.weight"], weights[path + "output_linear.weight"] = mx.concatenate([gate, up], axis=1), down
+    elif unstacked and config["model_type"] in SINGLE_EXPERTS:
+        stack, single, names = SINGLE_EXPERTS[config["model_type"]]
+        for name in [n for n in weights if f".{stack}." in n]:
+            before, after = name.split(f".{stack}.")
+            kind, tensor = after.split(".")
+            for e, w in enumerate(weights.pop(name)):
+                weights[f"{before}.{single.format(e)}.{names.get(kind, kind)}.{tensor}"] = mx.contiguous(w)
     elif unstacked:
         if config["model_type"].startswith(("qwen3_5", "qwen3_next", "olmo_hybrid")):
             weights = published_hybrid(weights, ones=config["model_type"].startswith("qwen"))

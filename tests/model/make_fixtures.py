@@ -84,6 +84,9 @@ GPT = dict(vocab_size=96, n_positions=32, n_embd=32, n_layer=2, n_head=4, bos_to
 NEOX = {k: v for k, v in sized(intermediate_size=128).items() if k != "num_key_value_heads"}
 
 WITHOUT_HEADS = {k: v for k, v in SIZES.items() if "heads" not in k and k not in ("intermediate_size", "max_position_embeddings")}
+# Mixtures of small experts, as most and as DeepSeek-V3's followers call their fields.
+FEW = dict(intermediate_size=32, num_local_experts=4, num_experts_per_tok=2)
+FEW_ROUTED = dict(moe_intermediate_size=32, n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1, first_k_dense_replace=1, routed_scaling_factor=1.5)
 
 # A vision tower of one layer, in the fields of CLIP, SigLIP and Pixtral.
 VISION = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4)
@@ -244,6 +247,88 @@ FAMILIES = {
     "olmo_hybrid": (
         "OlmoHybridForCausalLM",
         sized(**dict(DELTA_NET, linear_num_key_heads=4), rope_parameters=rope(None), tie_word_embeddings=False),
+    ),
+    "gpt_oss": (
+        "GptOssForCausalLM",
+        sized(
+            **FEW,
+            head_dim=8,
+            sliding_window=8,
+            layer_types=TWO_KINDS,
+            rope_parameters=dict(rope_type="yarn", rope_theta=150000.0, factor=4.0, beta_fast=32.0, beta_slow=1.0, original_max_position_embeddings=512),
+        ),
+    ),
+    "glm4_moe": (
+        "Glm4MoeForCausalLM",
+        sized(
+            **FEW_ROUTED,
+            head_dim=8,
+            attention_bias=True,
+            use_qk_norm=True,
+            n_group=1,
+            topk_group=1,
+            norm_topk_prob=True,
+            rope_parameters=rope(1000000.0, partial_rotary_factor=0.5),
+        ),
+    ),
+    "solar_open": ("SolarOpenForCausalLM", sized(**dict(FEW_ROUTED, first_k_dense_replace=0), head_dim=8, norm_topk_prob=True, rope_parameters=rope(1000000.0, partial_rotary_factor=1.0))),
+    "dots1": ("Dots1ForCausalLM", sized(**FEW_ROUTED, head_dim=8, n_group=2, topk_group=1, norm_topk_prob=True, rope_parameters=rope(10000000.0))),
+    "qwen2_moe": (
+        "Qwen2MoeForCausalLM",
+        sized(
+            num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=32, rope_parameters=rope(1000000.0)
+        ),
+    ),
+    "mixtral": ("MixtralForCausalLM", sized(**FEW, rope_parameters=rope(1000000.0))),
+    "olmoe": (
+        "OlmoeForCausalLM",
+        sized(intermediate_size=32, num_experts=4, num_experts_per_tok=2, norm_topk_prob=False, rope_parameters=rope(10000.0)),
+    ),
+    "minimax_m2": ("MiniMaxM2ForCausalLM", sized(**FEW, head_dim=8, rope_parameters=rope(5000000.0, partial_rotary_factor=0.5))),
+    "ernie4_5_moe": (
+        "Ernie4_5_MoeForCausalLM",
+        sized(
+            moe_num_experts=4,
+            moe_k=2,
+            moe_intermediate_size=32,
+            moe_num_shared_experts=1,
+            moe_layer_start_index=1,
+            head_dim=8,
+            use_bias=False,
+            tie_word_embeddings=True,
+            rope_parameters=rope(500000.0),
+        ),
+    ),
+    "granitemoe": (
+        "GraniteMoeForCausalLM",
+        sized(
+            **FEW,
+            embedding_multiplier=12.0,
+            residual_multiplier=0.22,
+            attention_multiplier=0.2,
+            logits_scaling=8.0,
+            tie_word_embeddings=True,
+            rope_parameters=rope(10000.0),
+        ),
+    ),
+    "phimoe": (
+        "PhimoeForCausalLM",
+        sized(
+            **FEW,
+            router_jitter_noise=0.2,
+            attention_bias=True,
+            lm_head_bias=True,
+            original_max_position_embeddings=16,
+            rope_parameters=dict(
+                rope_type="longrope",
+                rope_theta=10000.0,
+                short_factor=[1.0, 1.1, 1.2, 1.3],
+                long_factor=[1.0, 1.5, 2.0, 2.5],
+                short_mscale=1.1,
+                long_mscale=1.2,
+                original_max_position_embeddings=16,
+            ),
+        ),
     ),
     "gptj": ("GPTJForCausalLM", dict(GPT, rotary_dim=4, tie_word_embeddings=False)),
     # Wrappers: a tower for images beside a text model.
@@ -614,14 +699,16 @@ if __name__ == "__main__":
 
 # What mlx_lm 0.32.2 makes of the folders, seen with these files. test_fixtures.py has the fields, and for each form a test that it runs.
 #
-# as saved, loads and loses nothing   gemma, gemma2, glm, gptj, llava, ministral3, nemotron, phi, qwen2, qwen2_vl, qwen3, qwen3_vl, starcoder2
-#   (gemma2, gptj, llava, nemotron, phi, starcoder2, gemma, glm, qwen2 and qwen2_vl pass over rope_parameters: mlx_lm's default is what it says here)
-# as saved, loads and passes over     cohere, hunyuan_v1_dense, internlm3, iquestcoder, llama, mistral, mistral3, olmo2, phi3, pixtral,
+# as saved, loads and loses nothing   gemma, gemma2, glm, gptj, llava, ministral3, mixtral, nemotron, olmoe, phi, qwen2, qwen2_moe, qwen2_vl, qwen3,
+#                                     qwen3_vl, starcoder2
+#   (gemma2, gptj, llava, mixtral, nemotron, olmoe, phi, starcoder2, gemma, glm, qwen2, qwen2_moe and qwen2_vl pass over rope_parameters: mlx_lm's default is what it says here)
+# as saved, loads and passes over     cohere, hunyuan_v1_dense, internlm3, iquestcoder, llama, mistral, mistral3, olmo2, phi3, phimoe, pixtral,
 #   rope_parameters without a word    seed_oss, smollm3: other logits, by 0.1 to 0.7 of their range
-# as saved, does not load             apertus, cohere2, ernie4_5, exaone4, gemma3, gemma3_text, gemma3n, gemma4, gemma4_text, glm4, gpt2,
-#                                     gpt_bigcode, gpt_neox, granite, helium, lfm2, lfm2_vl, nanochat, olmo3, qwen2_5_vl, stablelm
+# as saved, does not load             apertus, cohere2, dots1, ernie4_5, ernie4_5_moe, exaone4, gemma3, gemma3_text, gemma3n, gemma4, gemma4_text, glm4,
+#                                     glm4_moe, gpt2, gpt_bigcode, gpt_neox, gpt_oss, granite, granitemoe, helium, lfm2, lfm2_vl, minimax_m2,
+#                                     nanochat, olmo3, qwen2_5_vl, solar_open, stablelm
 # config of transformers 4, loads     all but gemma3 and gemma4 (sizes of the vocabulary), gpt_bigcode (n_inner), and those of the next row
-# other tensors needed                gemma3n (k and v of sharing layers), lfm2_vl (names, axes of the taps), nanochat (names)
+# other tensors needed                gemma3n (k and v of sharing layers), gpt_oss (experts in 16 bits are not read), lfm2_vl (names, axes of the taps), nanochat (names)
 #
 # In the spelling of transformers 4, mlx_lm and transformers agree on these weights to 1e-3 of the logits' range (transformers 5.24 rounds the
 # frequencies of rotary positions with the weights; nearer where it does not). Two differ by what mlx_lm leaves out: glm (it turns the whole head),
@@ -629,5 +716,5 @@ if __name__ == "__main__":
 #
 # No class in transformers 5.24, so no folder here; their files come with code of their own:
 #   exaone, internlm2, minicpm, plamo, plamo2, plamo3, baichuan_m1, telechat3, mimo, nemotron-nas, lille-130m, iquestloopcoder, qwen, phi3small,
-#   phixtral, openelm, afm7, xverse
+#   phixtral, deepseek, openelm, afm7, xverse
 # A class in transformers and none in mlx_lm: arcee.

@@ -60,6 +60,38 @@ const std::map<std::string, const char*>& published() {
         "num_key_value_heads":4,"head_dim":128,"rms_norm_eps":1e-06,"vocab_size":151936,"max_position_embeddings":40960,"rope_theta":1000000.0,
         "num_experts":128,"num_experts_per_tok":8,"decoder_sparse_step":1,"mlp_only_layers":[],"moe_intermediate_size":768,"norm_topk_prob":true,
         "tie_word_embeddings":false})"},
+      {"gpt_oss", R"({"model_type":"gpt_oss","hidden_size":2880,"num_hidden_layers":24,"intermediate_size":2880,"num_attention_heads":64,
+        "num_key_value_heads":8,"head_dim":64,"num_local_experts":32,"num_experts_per_tok":4,"rms_norm_eps":1e-05,"vocab_size":201088,
+        "max_position_embeddings":131072,"sliding_window":128,"rope_theta":150000,"rope_scaling":{"beta_fast":32.0,"beta_slow":1.0,"factor":32.0,
+        "original_max_position_embeddings":4096,"rope_type":"yarn","truncate":false},"tie_word_embeddings":false})"},
+      {"mixtral", R"({"model_type":"mixtral","hidden_size":4096,"num_hidden_layers":32,"intermediate_size":14336,"num_attention_heads":32,
+        "num_key_value_heads":8,"num_local_experts":8,"num_experts_per_tok":2,"rms_norm_eps":1e-05,"vocab_size":32000,"rope_theta":1000000.0,
+        "tie_word_embeddings":false})"},
+      {"olmoe", R"({"model_type":"olmoe","hidden_size":2048,"num_hidden_layers":16,"intermediate_size":1024,"num_attention_heads":16,
+        "num_key_value_heads":16,"num_experts":64,"num_experts_per_tok":8,"rms_norm_eps":1e-05,"vocab_size":50304,"rope_theta":10000.0,
+        "norm_topk_prob":false,"clip_qkv":null,"tie_word_embeddings":false})"},
+      {"qwen2_moe", R"({"model_type":"qwen2_moe","hidden_size":2048,"num_hidden_layers":24,"intermediate_size":5632,"num_attention_heads":16,
+        "num_key_value_heads":16,"num_experts":60,"num_experts_per_tok":4,"moe_intermediate_size":1408,"shared_expert_intermediate_size":5632,
+        "rms_norm_eps":1e-06,"vocab_size":151936,"rope_theta":1000000.0,"tie_word_embeddings":false})"},
+      {"deepseek", R"({"model_type":"deepseek","hidden_size":2048,"num_hidden_layers":28,"intermediate_size":10944,"moe_intermediate_size":1408,
+        "num_attention_heads":16,"num_key_value_heads":16,"n_routed_experts":64,"n_shared_experts":2,"num_experts_per_tok":6,"moe_layer_freq":1,
+        "first_k_dense_replace":1,"rms_norm_eps":1e-06,"vocab_size":102400,"rope_theta":10000,"rope_scaling":null,"attention_bias":false})"},
+      {"phimoe", R"({"model_type":"phimoe","hidden_size":4096,"num_hidden_layers":32,"intermediate_size":6400,"num_attention_heads":32,
+        "num_key_value_heads":8,"num_local_experts":16,"num_experts_per_tok":2,"rms_norm_eps":1e-05,"vocab_size":32064,
+        "max_position_embeddings":131072,"original_max_position_embeddings":4096,"rope_theta":10000.0,"router_jitter_noise":0.01,
+        "rope_scaling":{"type":"longrope","short_factor":1.0,"long_factor":2.0,"short_mscale":1.243163121016122,"long_mscale":1.243163121016122}})"},
+      {"minimax_m2", R"({"model_type":"minimax_m2","hidden_size":3072,"num_hidden_layers":62,"intermediate_size":1536,"num_attention_heads":48,
+        "num_key_value_heads":8,"head_dim":128,"num_local_experts":256,"num_experts_per_tok":8,"shared_intermediate_size":0,"rotary_dim":64,
+        "rms_norm_eps":1e-06,"vocab_size":200064,"max_position_embeddings":196608,"rope_theta":5000000,"tie_word_embeddings":false})"},
+      {"ernie4_5_moe", R"({"model_type":"ernie4_5_moe","hidden_size":2560,"num_hidden_layers":28,"intermediate_size":12288,"num_attention_heads":20,
+        "num_key_value_heads":4,"moe_num_experts":64,"moe_k":6,"moe_intermediate_size":1536,"moe_num_shared_experts":2,"moe_layer_start_index":1,
+        "moe_layer_end_index":27,"rms_norm_eps":1e-05,"vocab_size":103424,"max_position_embeddings":131072,"rope_theta":500000.0,"use_bias":false,
+        "tie_word_embeddings":true})"},
+      {"glm4_moe", R"({"model_type":"glm4_moe","hidden_size":4096,"num_hidden_layers":46,"intermediate_size":10944,"moe_intermediate_size":1408,
+        "num_attention_heads":96,"num_key_value_heads":8,"head_dim":128,"n_routed_experts":128,"n_shared_experts":1,"num_experts_per_tok":8,
+        "first_k_dense_replace":1,"n_group":1,"topk_group":1,"norm_topk_prob":true,"routed_scaling_factor":1.0,"use_qk_norm":false,
+        "attention_bias":true,"partial_rotary_factor":0.5,"rope_theta":1000000,"rope_scaling":null,"rms_norm_eps":1e-05,"vocab_size":151552,
+        "max_position_embeddings":131072,"tie_word_embeddings":false})"},
       {"seed_oss", R"({"model_type":"seed_oss","hidden_size":5120,"num_hidden_layers":64,"intermediate_size":27648,"num_attention_heads":80,
         "num_key_value_heads":8,"head_dim":128,"rms_norm_eps":1e-06,"vocab_size":155136,"max_position_embeddings":524288,"rope_theta":10000000.0,
         "attention_bias":true,"attention_out_bias":false,"mlp_bias":false,"tie_word_embeddings":false})"},
@@ -217,6 +249,8 @@ TEST(Spec, PublishedModelsHaveTheirPublishedSizes) {
   billions.insert({{"gptj", 6.05}, {"plamo", 13.10}, {"nemotron-nas", 49.87}});
   billions.insert({{"hunyuan_v1_dense", 7.504}, {"iquestloopcoder", 39.79}});  // of cards that say 7B and 40B: what follows from their configs
   billions.insert({{"qwen3_next", 79.67}, {"qwen3_5", 0.752}, {"deepseek_v2", 15.7}, {"deepseek_v3", 671.0}, {"minicpm3", 4.07}, {"youtu_llm", 1.96}});
+  billions.insert({{"gpt_oss", 20.91}, {"mixtral", 46.70}, {"olmoe", 6.919}, {"qwen2_moe", 14.316}, {"deepseek", 16.376}, {"phimoe", 41.87}});
+  billions.insert({{"minimax_m2", 228.7}, {"ernie4_5_moe", 21.83}});
   for (const auto& [type, size] : billions) {
     const auto spec = published_spec(type);  // linears() points into it
     double total = 0;
@@ -379,6 +413,45 @@ TEST(Spec, LatentAttentionDiffersWhereItShould) {
   const auto longcat = spec_from_config(oracle::tiny_config("longcat_flash"));
   EXPECT_TRUE(longcat.blocks[0].steps[1].branches[1].late);
   for (const auto& edge : longcat.edges_of(0)) EXPECT_NE(edge.producer, "model.layers.0.post_attention_layernorm.0");  // experts give it back
+}
+
+TEST(Spec, MixturesDifferWhereTheyShould) {
+  const auto experts_in = [](const ModelSpec& spec, int block) { return *find_op<Experts>(spec.blocks[block]); };
+  const auto oss = published_spec("gpt_oss");
+  EXPECT_EQ(attention_of(oss, 0).window, 128);
+  EXPECT_EQ(attention_of(oss, 1).window, 0);
+  EXPECT_EQ(attention_of(oss, 1).sinks->shape, (mx::Shape{64}));
+  EXPECT_FLOAT_EQ(attention_of(oss, 1).rope->magnitude, 0.1 * std::log(32.0) + 1);
+  EXPECT_TRUE(experts_in(oss, 0).router.linear.bias);
+  EXPECT_TRUE(experts_in(oss, 0).down.bias);
+  for (const auto& edge : oss.edges_of(0)) EXPECT_NE(edge.producer, "model.layers.0.mlp.experts.up_proj");  // behind it are limits
+
+  const auto glm = published_spec("glm4_moe");
+  EXPECT_FALSE(find_op<Experts>(glm.blocks[0]));
+  const auto routed = experts_in(glm, 1);
+  EXPECT_FALSE(routed.router.linear.dense_why.empty());
+  EXPECT_TRUE(routed.router.correction->keeps_dtype);
+  EXPECT_EQ(attention_of(glm, 1).rope->inv_freq.size(), 32u);
+  EXPECT_EQ(glm.blocks[1].linears().back()->path, "model.layers.1.mlp.shared_experts.down_proj");
+  EXPECT_FALSE(experts_in(spec_from_config(oracle::tiny_config("dots1")), 1).router.correction->keeps_dtype);
+
+  const auto mixtral = published_spec("mixtral");
+  EXPECT_EQ(experts_in(mixtral, 31).gate->path, "model.layers.31.block_sparse_moe.switch_mlp.gate_proj");
+  EXPECT_FALSE(experts_in(mixtral, 31).router.linear.fixed_format);
+  EXPECT_EQ(attention_of(published_spec("olmoe"), 0).q_norm->size, 2048);
+  EXPECT_TRUE(published_spec("olmoe").warnings.empty());
+  EXPECT_FLOAT_EQ(attention_of(published_spec("phimoe"), 0).rope->magnitude, 1.243163121016122);
+  EXPECT_TRUE(published_spec("phimoe").head->bias);
+  const auto m2 = published_spec("minimax_m2");
+  EXPECT_EQ(attention_of(m2, 0).q_norm->size, 48 * 128);
+  EXPECT_TRUE(experts_in(m2, 0).router.f32_product);
+  const auto ernie = published_spec("ernie4_5_moe");
+  EXPECT_FALSE(find_op<Experts>(ernie.blocks[0]));
+  EXPECT_FLOAT_EQ(experts_in(ernie, 27).router.floor, 1e-12);
+  const auto phixtral = spec_from_config(oracle::tiny_config("phixtral"));
+  EXPECT_EQ(phixtral.blocks[0].steps.size(), 1u);
+  EXPECT_FALSE(experts_in(phixtral, 0).gate);
+  EXPECT_EQ(phixtral.edges_of(0)[0].consumers.size(), 3u);  // one norm before Wqkv, router and fc1
 }
 
 TEST(Spec, AliasesRunAsTheirTargets) {
@@ -592,6 +665,17 @@ TEST(Spec, WhatMlxLmCannotRunIsRefused) {
   refused("qwen3_next", {{"linear_num_value_heads", 3}}, "linear_num_value_heads");
   refused("qwen3_5", {{"linear_conv_kernel_dim", 1}}, "linear_conv_kernel_dim");
   refused("olmo_hybrid", {{"rope_parameters", {{"rope_type", "yarn"}, {"rope_theta", 1e4}}}}, "scales the positions");
+  refused("gpt_oss", {{"layer_types", {"full_attention", "full_attention"}}}, "sliding_attention");
+  refused("gpt_oss", {{"num_hidden_layers", 3}}, "all but the last");
+  refused("glm4_moe", {{"topk_method", "greedy"}}, "noaux_tc");
+  refused("glm4_moe", {{"topk_group", 4}}, "topk_group");
+  refused("dots1", {{"n_group", 4}}, "n_group");
+  refused("qwen2_moe", {{"rope_scaling", {{"type", "yarn"}, {"factor", 2.0}}}}, "rope_scaling");
+  refused("minimax", {{"attn_type_list", {0, 1}}}, "MiniMax-Text-01");
+  refused("minimax", {{"layer_types", {"linear_attention", "full_attention"}}}, "MiniMax-Text-01");
+  refused("ernie4_5_moe", {{"moe_gate_act", "tanh"}}, "moe_gate_act");
+  refused("mixtral", {{"num_experts_per_tok", 6}}, "exceeds");
+  refused("phimoe", {{"rope_scaling", {{"type", "longrope"}, {"short_factor", 1.0}, {"long_factor", 1.0}}}}, "short_mscale");
   const auto blocks = oracle::tiny_config("nemotron-nas").at("block_configs");
   const auto changed = [&](int block, const char* half, const json& value) {
     auto all = blocks;
@@ -734,6 +818,15 @@ TEST(Spec, FieldsThatMlxLmWouldReadOtherwiseAreSettled) {
             (json{{"full_attention_interval", 2}}));
   EXPECT_EQ(settled("olmo_hybrid", {{"rope_theta", "absent"}, {"rope_parameters", nullptr}}), (json{{"rope_theta", nullptr}}));
   EXPECT_EQ(settled("nemotron-nas", {{"rope_scaling", {{"rope_type", "default"}}}}), (json{{"rope_scaling", nullptr}}));
+  // mlx_lm opens such a gpt-oss, and does not scale.
+  EXPECT_EQ(settled("gpt_oss", {{"rope_theta", "absent"}, {"rope_parameters", within}}), (json{{"rope_theta", 500.0}, {"rope_scaling", scaling}}));
+  EXPECT_EQ(settled("gpt_oss", {{"head_dim", nullptr}}), (json{{"head_dim", 64}}));
+  EXPECT_EQ(settled("glm4_moe", {{"rope_scaling", "absent"}}), (json{{"rope_scaling", nullptr}}));
+  EXPECT_EQ(settled("minimax", {{"rotary_dim", "absent"}, {"shared_intermediate_size", "absent"}}),
+            (json{{"rotary_dim", 16}, {"shared_intermediate_size", 0}}));
+  EXPECT_EQ(settled("deepseek", {{"rope_scaling", {{"type", "linear"}, {"factor", 2}}}}),
+            (json{{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}}}));
+  EXPECT_EQ(settled("mixtral", {{"num_key_value_heads", nullptr}}), (json{{"num_key_value_heads", 4}}));
 }
 
 TEST(Spec, PositionsThatAreNotFollowedAreTold) {

@@ -35,7 +35,9 @@ RUNS = {
     "cohere2",
     "deepseek_v2",
     "deepseek_v3",
+    "dots1",
     "ernie4_5",
+    "ernie4_5_moe",
     "exaone4",
     "falcon_h1",
     "falcon_mamba",
@@ -48,12 +50,15 @@ RUNS = {
     "gemma4_text",
     "glm",
     "glm4",
+    "glm4_moe",
     "glm_moe_dsa",
     "gpt2",
     "gpt_bigcode",
     "gpt_neox",
+    "gpt_oss",
     "gptj",
     "granite",
+    "granitemoe",
     "granitemoehybrid",
     "helium",
     "hunyuan_v1_dense",
@@ -66,24 +71,29 @@ RUNS = {
     "llama",
     "llava",
     "longcat_flash",
-    "minicpm3",
     "mamba",
     "mamba2",
+    "minicpm3",
+    "minimax_m2",
     "ministral3",
     "mistral",
     "mistral3",
     "mistral4",
+    "mixtral",
     "nanochat",
     "nemotron",
     "nemotron_h",
     "olmo2",
     "olmo3",
     "olmo_hybrid",
+    "olmoe",
     "phi",
     "phi3",
+    "phimoe",
     "pixtral",
     "qwen2",
     "qwen2_5_vl",
+    "qwen2_moe",
     "qwen2_vl",
     "qwen3",
     "qwen3_5",
@@ -93,6 +103,7 @@ RUNS = {
     "recurrent_gemma",
     "seed_oss",
     "smollm3",
+    "solar_open",
     "stablelm",
     "starcoder2",
 }
@@ -103,7 +114,9 @@ REFUSED_AS_SAVED = {
     "apertus",  # rope_theta, mlp_bias, post_norm, qk_norm
     "cohere2",  # sliding_window_pattern: its default, 4, is more than the layers here
     "deepseek_v2",  # rope_scaling
+    "dots1",  # rope_theta
     "ernie4_5",  # rope_theta
+    "ernie4_5_moe",  # rope_theta
     "exaone4",  # rope_theta, rope_scaling
     "gemma3",  # vocab_size at the top, sliding_window_pattern
     "gemma3_text",  # sliding_window_pattern
@@ -111,26 +124,32 @@ REFUSED_AS_SAVED = {
     "gemma4",  # vocab_size at the top, global_head_dim, num_global_key_value_heads
     "gemma4_text",  # global_head_dim
     "glm4",  # rope_theta, partial_rotary_factor
+    "glm4_moe",  # rope_theta, rope_scaling, partial_rotary_factor
     "gpt2",  # n_ctx
     "gpt_bigcode",  # n_inner is null
     "glm_moe_dsa",  # moe_layer_freq, topk_method, scoring_func
     "gpt_neox",  # rotary_emb_base, rotary_pct
+    "gpt_oss",  # experts that are not in mxfp4 blocks; it passes over the scaling of positions
     "granite",  # rope_theta
+    "granitemoe",  # rope_theta
     "granitemoehybrid",  # layer_types calls its kinds otherwise
     "helium",  # rope_theta
     "lfm2",  # block_dim
     "lfm2_vl",  # the model type, the names of all tensors, the taps' axes, block_dim
     "longcat_flash",  # rope_theta, attention_method, zero_expert_type, mla_scale_q_lora, mla_scale_kv_lora, weights of experts that have none
-    "minicpm3",  # rope_scaling
     "mamba2",  # intermediate_size
+    "minicpm3",  # rope_scaling
+    "minimax_m2",  # rope_theta, rotary_dim, shared_intermediate_size
     "nanochat",  # the names of all tensors
     "olmo3",  # rope_theta
     "olmo_hybrid",  # the names of the norms in layers with a delta net
+    "phimoe",  # it passes over the scaling of positions
     "qwen2_5_vl",  # tie_word_embeddings inside text_config
     "qwen3_5",  # full_attention_interval, tie_word_embeddings inside text_config
     "qwen3_5_moe",  # full_attention_interval, experts one by one
     "qwen3_next",  # rope_theta, partial_rotary_factor, full_attention_interval
     "recurrent_gemma",  # rope_theta
+    "solar_open",  # rope_theta, partial_rotary_factor
     "stablelm",  # rope_theta, partial_rotary_factor
 }
 
@@ -153,6 +172,7 @@ FLAT = {
     "qwen3_next": dict(full_attention_interval=2),
     "longcat_flash": dict(attention_method="MLA", zero_expert_type="identity", mla_scale_q_lora=True, mla_scale_kv_lora=True),
     "mamba2": dict(intermediate_size=64),
+    "minimax_m2": dict(rotary_dim=4, shared_intermediate_size=0),
 }
 # What only mlx_lm asks for, at the top of config.json and in its text_config.
 MLX_LM = {
@@ -263,8 +283,21 @@ def longcat_flash_weights(weights):
     return {name: w for name, w in weights.items() if ".experts.3." not in name and ".experts.4." not in name}
 
 
+def gpt_oss_weights(weights):
+    """Gate and up stand in one matrix [in, 2 · out], column by column in turn; down is transposed as well."""
+    for path in [name.removesuffix("gate_up_proj") for name in weights if name.endswith("experts.gate_up_proj")]:
+        for first, kind in enumerate(("gate", "up")):
+            weights[f"{path}{kind}_proj.weight"] = mx.contiguous(weights[path + "gate_up_proj"][..., first::2].swapaxes(1, 2))
+            weights[f"{path}{kind}_proj.bias"] = mx.contiguous(weights[path + "gate_up_proj_bias"][..., first::2])
+        weights[path + "down_proj.weight"] = mx.contiguous(weights.pop(path + "down_proj").swapaxes(1, 2))
+        weights[path + "down_proj.bias"] = weights.pop(path + "down_proj_bias")
+        del weights[path + "gate_up_proj"], weights[path + "gate_up_proj_bias"]
+    return weights
+
+
 WEIGHTS = {
     "gemma3n": gemma3n_weights,
+    "gpt_oss": gpt_oss_weights,
     "lfm2_vl": lfm2_vl_weights,
     "longcat_flash": longcat_flash_weights,
     "nanochat": nanochat_weights,

@@ -107,6 +107,20 @@ def test_bfloat16(name, tmp_path, ran):
     ran("logits bf16", name, error / float(np.ptp(exact)))
 
 
+def test_published_gpt_oss(tmp_path):
+    """Experts in mxfp4 blocks, gate and up in one tensor: mlx_lm runs them as they are, so that both compute with the same numbers."""
+    model, config, *_ = build("gpt_oss", seed=4)
+    save(tmp_path, model, config, unstacked=True)
+    assert any(name.endswith("gate_up_proj_blocks") for name in mx.load(str(tmp_path / "model.safetensors")))
+    ids = token_ids(config["vocab_size"])
+    assert_close(lquant_logits(tmp_path, ids, "float32"), mlx_lm_logits(tmp_path, ids))
+    # As mlx_lm keeps them: the same codes in its own tensors, of which config.json says no more than before.
+    weights = model.sanitize(mx.load(str(tmp_path / "model.safetensors")))
+    mx.eval(weights)
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), weights, metadata={"format": "mlx"})
+    assert_close(lquant_logits(tmp_path, ids, "float32"), mlx_lm_logits(tmp_path, ids))
+
+
 PROMPT = "the winter light walks over old stone and the quiet river under a house"
 TEXT = " ".join([PROMPT, "where bread grows with every letter she read"] * 3)
 

@@ -198,6 +198,27 @@ json tiny_config(const std::string& model_type) {
     config.update({{"mamba_d_conv", 3}, {"mamba_d_state", 8}, {"mamba_expand", 2}, {"mamba_dt_rank", 32}, {"mamba_proj_bias", true}});
     config.update({{"num_experts", 5}, {"num_experts_per_tok", 2}, {"intermediate_size", 64}});
   }
+  const json few = {{"num_local_experts", 5}, {"num_experts_per_tok", 2}, {"intermediate_size", 32}};
+  for (const char* type : {"gpt_oss", "mixtral", "minimax", "phimoe", "granitemoe"})
+    if (model_type == type) config.update(few);
+  if (model_type == "gpt_oss") config["sliding_window"] = 5;
+  if (model_type == "minimax") config.update({{"shared_intermediate_size", 0}, {"rotary_dim", 8}});
+  if (model_type == "phimoe") config["router_jitter_noise"] = 1e3;  // all are near: what just is so in f32 may not be in 16 bits
+  for (const char* type : {"qwen2_moe", "olmoe"})
+    if (model_type == type) config.update({{"num_experts", 5}, {"num_experts_per_tok", 2}, {"moe_intermediate_size", 32}});
+  if (model_type == "qwen2_moe") config["shared_expert_intermediate_size"] = 96;
+  if (model_type == "olmoe") config.update({{"intermediate_size", 32}, {"mlp_bias", true}, {"attention_bias", true}});
+  for (const char* type : {"glm4_moe", "solar_open", "dots1", "deepseek"})
+    if (model_type == type) {
+      config.update({{"n_routed_experts", 6}, {"n_shared_experts", 2}, {"num_experts_per_tok", 2}, {"moe_intermediate_size", 32}});
+      config.update({{"first_k_dense_replace", 1}, {"norm_topk_prob", true}, {"routed_scaling_factor", 1.5}, {"n_group", 3}, {"topk_group", 2}});
+      config.update({{"partial_rotary_factor", 0.5}, {"use_qk_norm", true}, {"attention_bias", true}, {"rope_scaling", nullptr}, {"mlp_bias", true}});
+    }
+  if (model_type == "ernie4_5_moe") {
+    config.update({{"use_bias", true}, {"moe_num_experts", 5}, {"moe_k", 2}, {"moe_intermediate_size", 32}, {"moe_num_shared_experts", 1}});
+    config["moe_layer_start_index"] = 1;
+  }
+  if (model_type == "phixtral") config.update({{"num_vocab", 48}, {"model_dim", 64}, {"num_heads", 2}, {"num_layers", 2}, {"rotary_dim", 16}});
   // Sizes, norms and positions of models that name them otherwise.
   config.update({{"layer_norm_eps", 1e-5}, {"norm_epsilon", 1e-5}, {"norm_eps", 1e-5}, {"layer_norm_epsilon", 1e-5}});
   config.update({{"n_embd", 64}, {"n_layer", 2}, {"n_head", 4}, {"n_positions", 32}, {"n_ctx", 32}, {"n_inner", 96}});
@@ -207,7 +228,7 @@ json tiny_config(const std::string& model_type) {
   if (model_type == "olmo3") config.update({{"sliding_window", 5}, {"layer_types", {"sliding_attention", "full_attention"}}});
   if (model_type == "phi") config["partial_rotary_factor"] = 0.5;
   if (model_type == "stablelm") config.update({{"partial_rotary_factor", 0.25}, {"use_qkv_bias", true}, {"qk_layernorm", true}});
-  if (model_type == "granite") {
+  if (model_type == "granite" || model_type == "granitemoe") {
     config.update({{"attention_bias", true}, {"mlp_bias", false}, {"tie_word_embeddings", false}, {"logits_scaling", 3.0}});
     config.update({{"attention_multiplier", 0.2}, {"embedding_multiplier", 1.5}, {"residual_multiplier", 0.7}});
   }
@@ -282,6 +303,8 @@ model::ModelSpec with_all_experts(model::ModelSpec spec) {
         for (int* top_k : {&all.router.top_k, &all.up.top_k, &all.down.top_k}) *top_k = all.router.experts;
         if (all.gate) all.gate->top_k = all.router.experts;
         all.router.groups = {};
+        // The sparse mixer's weights depend on the order of the logits as well.
+        if (all.router.score == model::Router::Score::sparse_mixer) all.router.score = model::Router::Score::softmax;
         branch.op = std::make_shared<const model::Experts>(all);
       }
   return spec;

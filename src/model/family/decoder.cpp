@@ -104,6 +104,11 @@ LinearSpec block_linear(int block, const std::string& path, Role role, int out, 
   return linear;
 }
 
+void Layer::norm_over_all_heads() {
+  if (attention.q_norm) attention.q_norm->size = attention.heads * attention.head_dim;
+  if (attention.k_norm) attention.k_norm->size = attention.kv_heads * attention.head_dim;
+}
+
 BlockSpec Layer::block() const {
   const auto mixing = mixer ? mixer : std::make_shared<const Attention>(attention);
   BlockSpec block;

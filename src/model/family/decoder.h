@@ -56,6 +56,8 @@ struct Layer {
   float scale = 1;        ///< of both branches
   bool parallel = false;  ///< both read one residual, and without an mlp_norm one norm, attention_norm
 
+  /// The norms of q and k, where there are any, are over all their heads together.
+  void norm_over_all_heads();
   BlockSpec block() const;
 };
 

@@ -23,11 +23,6 @@ Decoder olmo(const Config& config) {
   return decoder;
 }
 
-void norm_over_all_heads(Attention& attention) {
-  attention.q_norm->size = attention.heads * attention.head_dim;
-  attention.k_norm->size = attention.kv_heads * attention.head_dim;
-}
-
 /// transformers 5 nests the positions of OLMo 3 by kind of layer; mlx_lm gives both kinds one base, and the scaling to the full ones.
 Config with_one_base(const Config& config) {
   const auto nested = config.value("rope_parameters");
@@ -111,7 +106,7 @@ ModelSpec olmo2(const Config& config) {
   return decoder.build("olmo2",
                        make_rope(decoder.head_dim, config.number_or("rope_theta", 10000), config.flag_or("rope_traditional", false),
                                  rope_scaling(config), config.count_or_none("max_position_embeddings")),
-                       [](Layer& layer) { norm_over_all_heads(layer.attention); });
+                       [](Layer& layer) { layer.norm_over_all_heads(); });
 }
 
 ModelSpec olmo3(const Config& given) {
@@ -129,7 +124,7 @@ ModelSpec olmo3(const Config& given) {
   const auto plain = make_rope(decoder.head_dim, theta, false, nullptr, 0),
              scaled = make_rope(decoder.head_dim, theta, false, rope_scaling(config), positions);
   return decoder.build("olmo3", plain, [&](Layer& layer) {
-    norm_over_all_heads(layer.attention);
+    layer.norm_over_all_heads();
     if (types[layer.index] == "full_attention")
       layer.attention.rope = scaled;
     else

@@ -27,7 +27,13 @@ void complete_qwen3_moe(const gguf::Metadata& metadata, const gguf::Tensors& ten
 
 }  // namespace
 
-ModelSpec qwen3_moe(const Config& config) {
+ModelSpec qwen3_moe(const Config& given) {
+  auto config = with_flat_positions(given);
+  if (!config.has("num_experts") && config.has("num_local_experts")) {  // in the words of transformers 5
+    const int count = config.count("num_local_experts");
+    config.settle("num_experts", count);
+    config = config.with({{"num_experts", count}});
+  }
   auto decoder = Decoder::read(config);
   decoder.head_dim = config.count("head_dim");
   decoder.read_tie(config, std::nullopt);

@@ -106,7 +106,7 @@ void Attention::contents(int op, int first_stage, Contents& all) const {
   all.readings.push_back({&output, op, first_stage + 1});
   for (const auto* norm : {&q_norm, &k_norm, &v_norm, &unread_norm})
     if (*norm) all.norms.push_back(&**norm);
-  for (const auto* parameter : {&k_taps, &v_taps, &k_step, &v_step})
+  for (const auto* parameter : {&sinks, &k_taps, &v_taps, &k_step, &v_step})
     if (*parameter) all.parameters.push_back(&**parameter);
   if (again)
     for (const auto* parameter : {&again->gate, &again->gate_bias}) all.parameters.push_back(parameter);
@@ -145,7 +145,9 @@ Flow Attention::attend(const Scope& scope, const mx::array& h) const {
   auto args = attention_args(context, scale, traits().window);
   args.softcap = softcap;
   const int batch = h.shape(0), length = h.shape(1);
-  const auto projected = project(scope, h);
+  auto projected = project(scope, h);
+  if (clip > 0)
+    for (auto& x : projected) x = mx::clip(x, mx::array(-clip, x.dtype()), mx::array(clip, x.dtype()));
   const auto split = [&](const mx::array& x, int count) { return mx::reshape(x, {batch, length, count, head_dim}); };
   // A norm over all heads comes before they are taken apart.
   const auto whole = [&](const std::optional<NormSpec>& norm, const mx::array& x) {
@@ -202,7 +204,7 @@ Flow Attention::attend(const Scope& scope, const mx::array& h) const {
     auto queries = q;
     if (wide && dtype == mx::float16)
       for (auto* x : {&queries, &keys, &values}) *x = mx::astype(*x, mx::float32);
-    return mx::astype(kernels::attention(queries, keys, values, args, context.segments), dtype);
+    return mx::astype(kernels::attention(queries, keys, values, args, context.segments, sinks ? std::optional(scope.tensor(sinks->path)) : std::nullopt), dtype);
   };
   auto out = look(k, v, returns ? again->window : window);
   if (returns) {
@@ -238,9 +240,9 @@ std::vector<std::string> Attention::readers() const {
 }
 
 std::vector<Edge> Attention::edges() const {
-  // A norm on the values takes their scale away, steps do not bear one; what later blocks read, or keys read too, keeps its own. A later run of this
+  // A norm on the values takes their scale away, steps and limits do not bear one; what later blocks read, or keys read too, keeps its own. A later run of this
   // block reads them for the same output.
-  if (v_norm || v_step || shared || (gives && !again) || values_from_keys) return {};
+  if (v_norm || v_step || clip > 0 || shared || (gives && !again) || values_from_keys) return {};
   Edge edge;
   edge.producer = inputs.back().path;
   edge.rows = inputs.size() == 1 ? inputs[0].parts[2] : Part::piece(Role::v, 0, inputs.back().out);

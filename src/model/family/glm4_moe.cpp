@@ -1,0 +1,52 @@
+// GLM-4.5 and 4.6 (arXiv 2508.06471): dense layers first, then DeepSeek-V3's mixtures with experts that every token meets; a part of each head turns.
+// Solar Open is the same with other defaults. Layers behind the last one predict several tokens at once.
+#include "base/error.h"
+#include "base/shown.h"
+#include "model/family/family.h"
+#include "model/family/mixture.h"
+
+namespace lquant::model::family {
+namespace {
+
+ModelSpec glm_mixture(const Config& config, const std::string& family) {
+  auto decoder = Decoder::read(config);
+  decoder.head_dim = config.count("head_dim");
+  decoder.tied = false;
+  config.flag("tie_word_embeddings");  // of no use here, but mlx_lm opens no model without it
+  config.count("max_position_embeddings");
+  decoder.qkv_bias = config.flag("attention_bias");
+  decoder.qk_norm = config.flag("use_qk_norm");
+  if (const auto method = config.value("topk_method"); !method.is_null() && method != "noaux_tc")
+    fail("model", "config.json: \"topk_method\" is {}, and mlx_lm knows noaux_tc alone here; {}", shown_json(method), kMend);
+  const auto mixture = Mixture::read(config, "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size");
+  const int dense = config.count("first_k_dense_replace", 0), shared = config.is_null("n_shared_experts") ? 0 : config.count("n_shared_experts");
+  Imports imports;
+  const auto rope = make_rope(rotated_features(config, decoder.head_dim, std::nullopt), config.number("rope_theta"), false, nullptr, 0);
+  auto spec = decoder.build(family, rope, [&](Layer& layer) {
+    if (layer.index < dense) return;
+    auto mlp = experts_of(layer, decoder.hidden, mixture, "mlp.gate", imports);
+    mlp.router.linear.dense_why = kBareRouter;
+    read_corrected_sigmoids(config, layer.prefix + "mlp.gate.e_score_correction_bias", mlp.router);
+    layer.mlp = std::make_shared<const Experts>(mlp);
+    if (shared > 0) layer.shared = std::make_shared<const GatedMlp>(gated_mlp(layer, "mlp.shared_experts.", decoder.hidden, shared * mixture.width));
+  });
+  spec.left_out.push_back({"model.layers." + std::to_string(decoder.layers) + ".*", kNotRun});
+  spec.imports = std::move(imports);
+  return spec;
+}
+
+}  // namespace
+
+ModelSpec glm4_moe(const Config& given) {
+  const auto config = with_flat_positions(given);
+  // mlx_lm has no default for it, and does not read it.
+  if (!config.has("rope_scaling") && !config.is_null("rope_scaling")) config.settle("rope_scaling", nullptr);
+  return glm_mixture(config, "glm4_moe");
+}
+
+ModelSpec solar_open(const Config& given) {
+  return glm_mixture(with_flat_positions(given).filled({{"attention_bias", false}, {"use_qk_norm", false}, {"n_group", 1}, {"topk_group", 1}}),
+                     "solar_open");
+}
+
+}  // namespace lquant::model::family
