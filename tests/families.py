@@ -439,7 +439,9 @@ FAMILIES = {
         rope_parameters=dict(rope_theta=500.0, rope_type="default"),
         unstacked=True,
     ),
-    "granitemoehybrid-mixtures": dict(GRANITE_HYBRID, num_local_experts=6, num_experts_per_tok=2, shared_intermediate_size=384, intermediate_size=128),
+    "granitemoehybrid-mixtures": dict(
+        GRANITE_HYBRID, num_local_experts=6, num_experts_per_tok=2, shared_intermediate_size=384, intermediate_size=128
+    ),
     "granitemoehybrid-mixtures-fused": dict(
         GRANITE_HYBRID, num_local_experts=4, num_experts_per_tok=4, shared_intermediate_size=256, intermediate_size=128, unstacked=True
     ),

@@ -86,14 +86,13 @@ def fused_and_turned(weights, config):
     """What Hugging Face's checkpoints of models with taps have otherwise, in place: taps in torch's layout, names and fused tensors of the MLPs."""
     for name in [n for n in weights if n.endswith(("conv1d.weight", "conv_1d.weight", ".conv.weight"))]:
         weights[name] = mx.contiguous(weights[name].swapaxes(1, 2))
+    gated = dict(gate_proj="w1", up_proj="w3", down_proj="w2")
     others = dict(
-        nemotron_h=dict(fc1="up_proj", fc2="down_proj"),
-        lfm2_moe={"feed_forward.gate_proj": "feed_forward.w1", "feed_forward.up_proj": "feed_forward.w3", "feed_forward.down_proj": "feed_forward.w2"},
+        nemotron_h={f"switch_mlp.{ours}": f"switch_mlp.{theirs}" for ours, theirs in dict(fc1="up_proj", fc2="down_proj").items()},
+        lfm2_moe={f"{part}.{ours}": f"{part}.{theirs}" for part in ("feed_forward", "switch_mlp") for ours, theirs in gated.items()},
     )
-    if config["model_type"] == "lfm2_moe":
-        others["lfm2_moe"].update({f"switch_mlp.{ours}_proj": f"switch_mlp.{theirs}" for ours, theirs in (("gate", "w1"), ("up", "w3"), ("down", "w2"))})
     for ours, theirs in others.get(config["model_type"], {}).items():
-        for name in [n for n in weights if f"{ours}.weight" in n]:
+        for name in [n for n in weights if n.endswith(f"{ours}.weight")]:
             weights[name.replace(ours, theirs)] = weights.pop(name)
     if config["model_type"] == "granitemoehybrid":
         for name in [n for n in weights if n.endswith("gate_proj.weight")]:
