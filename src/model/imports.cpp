@@ -46,7 +46,7 @@ std::optional<mx::Shape> shape_after(const Change& change, mx::Shape shape) {
       shape.erase(std::remove(shape.begin(), shape.end(), 1), shape.end());
       return shape;
     case Kind::slice:
-      if (axis < 0 || change.first < 0 || shape[axis] < change.first + change.count) return std::nullopt;
+      if (axis < 0 || change.first < 0 || shape[axis] < change.first + (change.count - 1) * change.stride + 1) return std::nullopt;
       shape[axis] = change.count;
       return shape;
     case Kind::reshape:
@@ -70,8 +70,10 @@ mx::array value_after(const Change& change, const mx::array& x) {
       auto start = mx::Shape(x.ndim(), 0), stop = x.shape();
       const int axis = axis_of(change.axis, x.ndim());
       start[axis] = change.first;
-      stop[axis] = change.first + change.count;
-      return mx::slice(x, start, stop);
+      stop[axis] = change.first + (change.count - 1) * change.stride + 1;
+      auto strides = mx::Shape(x.ndim(), 1);
+      strides[axis] = change.stride;
+      return mx::slice(x, start, stop, strides);
     }
     case Kind::reshape:
       return mx::reshape(x, change.shape);

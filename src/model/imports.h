@@ -18,14 +18,14 @@ struct Change {
     stack,      ///< all sources become one tensor with a leading axis
     transpose,  ///< the last two axes change places
     squeeze,    ///< axes of length 1 go
-    slice,      ///< entries first … first + count of `axis` (counted from the end when negative)
+    slice,      ///< `count` entries of `axis` (counted from the end when negative): first, first + stride, …
     unit_rows,  ///< each row is divided by its L2 norm + 1e-7, in f32 (Baichuan M1's head)
     reshape,    ///< to `shape`, of as many entries
     add_one,    ///< to every number, in its own dtype (a norm's w, where 1 + w is the weight)
     zeros,      ///< no source at all: zeros of `shape`, for what mlx_lm wants to be there and nothing reads
   };
   Kind kind;
-  int axis = 0, first = 0, count = 0;
+  int axis = 0, first = 0, count = 0, stride = 1;
   mx::Shape shape = {};
 };
 

@@ -8,10 +8,29 @@ Mixture Mixture::read(const Config& config, const char* experts, const char* top
   Mixture mixture;
   mixture.experts = config.count(experts);
   mixture.top_k = config.count(top_k);
-  mixture.width = config.count(width);
+  if (width) mixture.width = config.count(width);
   if (mixture.top_k > mixture.experts)
     fail("model", "config.json: \"{}\" {} exceeds \"{}\" {}", config.place(top_k), mixture.top_k, config.place(experts), mixture.experts);
   return mixture;
+}
+
+void Mixture::name_as_mixtral() {
+  stacks = "block_sparse_moe.switch_mlp.", singles = "block_sparse_moe.experts.";
+  single_gate = "w1", single_down = "w2", single_up = "w3";
+}
+
+void read_corrected_sigmoids(const Config& config, const std::string& correction, Router& router) {
+  router.score = Router::Score::sigmoid;
+  router.f32 = true;
+  router.correction = ParameterSpec{correction, {router.experts}, /*keeps_dtype=*/true};
+  router.normalize = config.flag("norm_topk_prob") && router.top_k > 1;
+  router.factor = static_cast<float>(config.number("routed_scaling_factor"));
+  auto& groups = router.groups;
+  groups.count = config.count_or("n_group", 1);
+  groups.kept = config.count_or("topk_group", 1);
+  if (groups.kept > groups.count || router.experts % groups.count != 0 || (groups.count > groups.kept && router.experts < 2 * groups.count))
+    fail("model", "config.json: of {} experts no {} of {} groups of two and more can be made (\"topk_group\", \"n_group\"); {}", router.experts,
+         groups.kept, groups.count, kMend);
 }
 
 Experts experts_of(const Layer& layer, int hidden, const Mixture& mixture, const std::string& router, Imports& imports) {
@@ -39,7 +58,8 @@ Experts experts_of(const Layer& layer, int hidden, const Mixture& mixture, const
 void fused_experts(const Experts& op, const std::string& gate_up, const std::string& down, bool transposed, Imports& imports) {
   int first = 0;
   for (const auto* linear : {&*op.gate, &op.up}) {
-    Import row{linear->path + ".weight", {gate_up}, {{.kind = Change::Kind::slice, .axis = transposed ? -1 : -2, .first = first, .count = linear->out}}};
+    Import row{
+        linear->path + ".weight", {gate_up}, {{.kind = Change::Kind::slice, .axis = transposed ? -1 : -2, .first = first, .count = linear->out}}};
     if (transposed) row.changes.push_back({Change::Kind::transpose});
     imports.rows.push_back(std::move(row));
     first += linear->out;

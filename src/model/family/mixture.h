@@ -27,12 +27,18 @@ struct Mixture {
   std::string singles = "mlp.experts.";                                ///< in Hugging Face's files: + "3." + the name; empty: not one by one
   std::string single_gate, single_up, single_down;                     ///< empty: as in the stacks
 
-  /// Reads the fields of these names; fails when a token meets more experts than there are.
+  /// The names that Mixtral gave them: block_sparse_moe, single experts with w1 (gate), w2 (down) and w3 (up).
+  void name_as_mixtral();
+  /// Reads the fields of these names (width null: there is none); fails when a token meets more experts than there are.
   static Mixture read(const Config& config, const char* experts, const char* top_k, const char* width);
 };
 
 /// The op without its router's score; its router is `router` below the layer's prefix. Adds the rows that make stacks of single experts.
 Experts experts_of(const Layer& layer, int hidden, const Mixture& mixture, const std::string& router, Imports& imports);
+
+/// The router of DeepSeek-V3 (arXiv 2412.19437) and those that followed it: sigmoids in f32; the choice is corrected by the tensor of this whole name,
+/// which keeps its dtype, and made in topk_group of n_group groups; routed_scaling_factor, and norm_topk_prob where a token meets several experts.
+void read_corrected_sigmoids(const Config& config, const std::string& correction, Router& router);
 
 /// Rows for experts whose gate and up stand in one tensor, [experts, 2·width, hidden] (gate first), or, `transposed`, [experts, hidden, 2·width];
 /// those of down are [experts, hidden, width] or its transpose. Whole names.

@@ -86,7 +86,7 @@ void Attention::contents(int op, int first_stage, Contents& all) const {
   all.readings.push_back({&output, op, first_stage + 1});
   for (const auto* norm : {&q_norm, &k_norm, &v_norm, &unread_norm})
     if (*norm) all.norms.push_back(&**norm);
-  for (const auto* parameter : {&k_taps, &v_taps, &k_step, &v_step})
+  for (const auto* parameter : {&sinks, &k_taps, &v_taps, &k_step, &v_step})
     if (*parameter) all.parameters.push_back(&**parameter);
   if (again)
     for (const auto* parameter : {&again->gate, &again->gate_bias}) all.parameters.push_back(parameter);
@@ -128,7 +128,9 @@ Flow Attention::attend(const Scope& scope, const mx::array& h) const {
   if (branches && window > 0 && branches->longest > window)
     throw std::invalid_argument("[model] a text with its ending is longer than the window; give it without branches");
   const int batch = h.shape(0), length = h.shape(1);
-  const auto projected = project(scope, h);
+  auto projected = project(scope, h);
+  if (clip > 0)
+    for (auto& x : projected) x = mx::clip(x, mx::array(-clip, x.dtype()), mx::array(clip, x.dtype()));
   const auto split = [&](const mx::array& x, int count) { return mx::reshape(x, {batch, length, count, head_dim}); };
   // A norm over all heads comes before they are taken apart.
   const auto whole = [&](const std::optional<NormSpec>& norm, const mx::array& x) {
@@ -183,13 +185,14 @@ Flow Attention::attend(const Scope& scope, const mx::array& h) const {
   if (context.cache) args.offset = offset;
   if (branches) args.branch_bits = Branches::kBits;
   const auto dtype = q.dtype();
+  const auto own_sinks = sinks ? std::optional(scope.tensor(sinks->path)) : std::nullopt;
   const auto look = [&](mx::array keys, mx::array values, int window) {
     args.window = branches ? 0 : window;
     if (tiled) keys = mx::tile(keys, {1, 1, heads / kv_heads, 1}), values = mx::tile(values, {1, 1, heads / kv_heads, 1});
     auto queries = q;
     if (wide && dtype == mx::float16)
       for (auto* x : {&queries, &keys, &values}) *x = mx::astype(*x, mx::float32);
-    return mx::astype(kernels::attention(queries, keys, values, args, context.segments), dtype);
+    return mx::astype(kernels::attention(queries, keys, values, args, context.segments, own_sinks), dtype);
   };
   auto out = look(k, v, returns ? again->window : window);
   if (returns) {
@@ -225,9 +228,9 @@ std::vector<std::string> Attention::readers() const {
 }
 
 std::vector<Edge> Attention::edges() const {
-  // A norm on the values takes their scale away, steps do not bear one; what later blocks read, or keys read too, keeps its own. A later run of this
-  // block reads them for the same output.
-  if (v_norm || v_step || shared || (gives && !again) || values_from_keys) return {};
+  // A norm on the values takes their scale away, steps and limits do not bear one; what later blocks read, or keys read too, keeps its own. A later run
+  // of this block reads them for the same output.
+  if (v_norm || v_step || clip > 0 || shared || (gives && !again) || values_from_keys) return {};
   Edge edge;
   edge.producer = inputs.back().path;
   edge.rows = inputs.size() == 1 ? inputs[0].parts[2] : Part::piece(Role::v, 0, inputs.back().out);

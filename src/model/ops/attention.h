@@ -33,6 +33,7 @@ struct Attention final : Op {
   int heads = 0, kv_heads = 0, head_dim = 0;
   float scale = 1;
   float softcap = 0;             ///< of the scores (Gemma 2); 0: none
+  float clip = 0;                ///< above 0: what comes of the inputs lies from −clip to clip (DBRX)
   int window = 0;                ///< keys a query sees, itself included; 0: all before it
   std::optional<RopeSpec> rope;  ///< none: no positions (NoPE layers)
   /// Over each head (size head_dim) or over all heads together (size heads · head_dim); a norm without weight is one too. v_norm is over each head.
@@ -57,6 +58,7 @@ struct Attention final : Op {
   bool gives = false;                           ///< they are carried to later blocks: keys, then values
   bool values_from_keys = false;                ///< values are the keys' product before norm and positions: inputs are q and k (Gemma 4)
   std::optional<QueryTemperature> temperature;  ///< behind rope
+  std::optional<ParameterSpec> sinks;           ///< [heads]: a logit of each head's softmax that has no value (gpt_oss)
   /// [1, 1, kv_heads, 1, 2]: w0 of the token before and w1 of the token itself, for each head of keys and of values, before rope (Baichuan M1).
   std::optional<ParameterSpec> k_taps, v_taps;
   /// []: keys and values are rounded, last of all, to whole multiples of it from −128 to 127 times (AFM).

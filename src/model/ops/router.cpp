@@ -3,7 +3,9 @@
 
 #include <mlx/mlx.h>
 
+#include <limits>
 #include <stdexcept>
+#include <vector>
 
 #include "kernels/linear.h"
 
@@ -15,6 +17,7 @@ mx::array scores_of(const Router& router, const mx::array& logits) {
     case Router::Score::softmax:
       return mx::softmax(logits, -1, /*precise=*/true);
     case Router::Score::softmax_chosen:
+    case Router::Score::sparse_mixer:
       return logits;
     case Router::Score::sigmoid:
       return mx::sigmoid(logits);
@@ -35,6 +38,40 @@ mx::array without_lost_groups(const Router::Groups& groups, const mx::array& sco
   return mx::flatten(grouped, 1, 2);
 }
 
+struct Picked {
+  mx::array experts, weights;  ///< [T, top_k]
+};
+
+Picked mix_sparsely(const Router& router, const mx::array& logits) {
+  const auto never = mx::array(-std::numeric_limits<float>::infinity(), logits.dtype());
+  const auto fixed = mx::stop_gradient(logits);
+  auto left = fixed, open = logits;  // without those that are chosen
+  std::vector<mx::array> experts, weights;
+  for (int k = 0; k < router.top_k; ++k) {
+    const auto largest = mx::max(left, -1, /*keepdims=*/true);
+    const auto expert = mx::argmax(left, -1, /*keepdims=*/true);
+    const auto distance = mx::divide(mx::subtract(largest, fixed), mx::maximum(mx::abs(fixed), largest));
+    const auto far = mx::greater(distance, mx::array(2 * router.jitter, distance.dtype()));
+    const auto shares = mx::softmax(mx::where(far, never, open), -1, /*precise=*/true);
+    experts.push_back(expert);
+    weights.push_back(mx::take_along_axis(shares, expert, -1));
+    left = mx::put_along_axis(left, expert, never, -1);
+    open = mx::put_along_axis(open, expert, never, -1);
+  }
+  return {mx::concatenate(experts, -1), mx::concatenate(weights, -1)};
+}
+
+/// The largest by score and correction, with their scores.
+Picked pick_largest(const Scope& scope, const Router& router, const mx::array& scores) {
+  auto ranked = mx::stop_gradient(scores);
+  if (router.correction) ranked = mx::add(ranked, mx::astype(scope.tensor(router.correction->path), mx::float32));
+  if (router.groups.count > router.groups.kept) ranked = without_lost_groups(router.groups, ranked);
+  const int first = router.experts - router.top_k;
+  const auto order = first > 0 ? mx::argpartition(ranked, first, -1) : mx::argsort(ranked, -1);
+  const auto experts = mx::slice(order, {0, first}, {order.shape(0), router.experts});
+  return {experts, mx::take_along_axis(scores, experts, -1)};
+}
+
 }  // namespace
 
 Choice choose(const Scope& scope, const Router& router, const mx::array& input) {
@@ -47,15 +84,8 @@ Choice choose(const Scope& scope, const Router& router, const mx::array& input) 
   auto logits = kernels::linear(router.f32_product ? in_f32(input) : input, weight);
   if (router.f32) logits = in_f32(logits);
   const auto scores = scores_of(router, logits);
-
-  auto ranked = mx::stop_gradient(scores);
-  if (router.correction) ranked = mx::add(ranked, in_f32(scope.tensor(router.correction->path)));
-  if (router.groups.count > router.groups.kept) ranked = without_lost_groups(router.groups, ranked);
-  const int first = router.experts - router.top_k;
-  const auto order = first > 0 ? mx::argpartition(ranked, first, -1) : mx::argsort(ranked, -1);
-  const auto chosen = mx::slice(order, {0, first}, {order.shape(0), router.experts});
-
-  auto weights = mx::take_along_axis(scores, chosen, -1);
+  const auto picked = router.score == Router::Score::sparse_mixer ? mix_sparsely(router, scores) : pick_largest(scope, router, scores);
+  auto weights = picked.weights;
   if (router.score == Router::Score::softmax_chosen) weights = mx::softmax(weights, -1, /*precise=*/true);
   const auto number = [&](float value) { return mx::array(value, weights.dtype()); };
   if (router.normalize) {
@@ -65,8 +95,9 @@ Choice choose(const Scope& scope, const Router& router, const mx::array& input) 
     weights = mx::divide(weights, sum);
   }
   if (router.factor != 1) weights = mx::multiply(weights, number(router.factor));
-  if (router.expert_factors) weights = mx::multiply(weights, mx::take(scope.tensor(router.expert_factors->path), chosen, 0));
-  return {mx::astype(chosen, mx::int32), std::move(weights)};
+  if (router.expert_factors) weights = mx::multiply(weights, mx::take(scope.tensor(router.expert_factors->path), picked.experts, 0));
+  if (router.rounded) weights = mx::astype(weights, scope.dtype);
+  return {mx::astype(picked.experts, mx::int32), std::move(weights)};
 }
 
 }  // namespace lquant::model

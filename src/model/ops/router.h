@@ -16,6 +16,9 @@ struct Router {
     softmax_chosen,  ///< the choice is by logits; softmax over those of the chosen (Mixtral)
     sigmoid,         ///< of each (arXiv 2412.19437)
     sqrt_softplus,   ///< of each
+    /// Experts are chosen one after the other, the largest logit first. Its weight is its share in a softmax over those that are not chosen yet and
+    /// whose logit g is near the largest one, m: (m − g) / max(|g|, m) ≤ 2 · jitter (GRIN, arXiv 2409.12136, without its noise).
+    sparse_mixer,
   };
   /// What the choice is made of; the experts of the groups that lose have the score `lost`.
   struct Groups {
@@ -29,6 +32,8 @@ struct Router {
   Score score = Score::softmax;
   bool f32 = false;          ///< scores and weights are f32, else of the compute dtype
   bool f32_product = false;  ///< the product with the router's weight is made in f32 too
+  bool rounded = false;      ///< what comes of it is rounded to the compute dtype again
+  float jitter = 0;          ///< of the sparse mixer
   std::optional<ParameterSpec> correction;  ///< [experts]
   Groups groups;
   bool normalize = false;  ///< the weights are divided by their sum,
