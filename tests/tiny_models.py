@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -38,7 +39,7 @@ def build(name, seed, **changes):
     model_class, args_class = utils._get_classes(config)
     model = model_class(args_class.from_dict(config))
     rng = np.random.default_rng(seed)
-    offset = config["model_type"].startswith("gemma") or config["model_type"] == "nemotron"  # norms whose weight in use is 1 + w
+    offset = config["model_type"].startswith(("gemma", "muse")) or config["model_type"] == "nemotron"  # norms whose weight in use is 1 + w
 
     def draw(path, old):
         noise = rng.standard_normal(old.shape).astype(np.float32)
@@ -60,24 +61,73 @@ def build(name, seed, **changes):
     return model, config, unstacked, untied
 
 
-def save(folder, model, config, unstacked=False, untied=False):
-    weights = dict(tree_flatten(model.parameters()))
-    if config["model_type"].startswith("gemma3") and not untied:
-        weights = {k: v for k, v in weights.items() if "lm_head" not in k}
-    if unstacked and config["model_type"] == "qwen3_vl_moe":  # gate and up in one, everything [experts, in, out]
-        for name in [n for n in weights if n.endswith("switch_mlp.gate_proj.weight")]:
-            stacks = name.removesuffix("switch_mlp.gate_proj.weight")
-            gate, up, down = (weights.pop(f"{stacks}switch_mlp.{kind}_proj.weight").swapaxes(1, 2) for kind in ("gate", "up", "down"))
-            weights[stacks + "experts.gate_up_proj"] = mx.concatenate([gate, up], axis=2)
-            weights[stacks + "experts.down_proj"] = mx.contiguous(down)
-    elif unstacked:
-        for name in [n for n in weights if "switch_mlp" in n]:
+# What single experts and routers are called in the checkpoints that mlx_lm's converts: (its name, theirs).
+ORIGINAL_NAMES = {
+    "bailing_moe": [(".mlp.gate.gate_proj.", ".mlp.gate.")],
+    "bailing_moe_linear": [(".mlp.gate.gate_proj.", ".mlp.gate.")],
+    "exaone_moe": [(".mlp.gate.e_score_correction_bias", ".mlp.e_score_correction_bias")],
+    "laguna": [
+        (".mlp.gate.proj.", ".mlp.gate."),
+        (".mlp.gate.e_score_correction_bias", ".mlp.experts.e_score_correction_bias"),
+        ("model.", "language_model.model."),
+        ("lm_head.", "language_model.lm_head."),
+    ],
+    "step3p5": [
+        (".mlp.switch_mlp.", ".moe."),
+        (".mlp.gate.gate.", ".moe.gate."),
+        (".mlp.gate.router_bias", ".moe.router_bias"),
+        (".mlp.share_expert.", ".share_expert."),
+    ],
+}
+
+
+def hunyuan_fused(weights):
+    """q, k and v in one group by group, up above gate; of a model with two query heads a group."""
+    fused = dict(weights)
+    for name in [n for n in weights if n.endswith("mlp.gate_proj.weight")]:
+        layer = name.removesuffix("mlp.gate_proj.weight")
+        gate, up = (fused.pop(f"{layer}mlp.{kind}_proj.weight") for kind in ("gate", "up"))
+        fused[layer + "mlp.gate_and_up_proj.weight"] = mx.concatenate([up, gate])
+        if layer + "self_attn.k_proj.weight" not in weights:
+            continue
+        q, k, v = (fused.pop(f"{layer}self_attn.{kind}_proj.weight") for kind in "qkv")
+        groups = [w.reshape(2, -1, 32, w.shape[-1]) for w in (q, k, v)]
+        fused[layer + "self_attn.qkv_proj.weight"] = mx.concatenate(groups, axis=1).reshape(-1, q.shape[-1])
+    return fused
+
+
+def unstack(weights, model_type):
+    """Experts one by one or, where the type's checkpoints have them so, fused; names as there."""
+    if model_type == "step3p5":  # its norms are 1 + w in such files
+        weights = {k: v - 1 if "norm" in k else v for k, v in weights.items()}
+    elif model_type in ("qwen3_vl_moe", "llama4"):  # gate and up in one, everything [experts, in, out]
+        stacks, experts = ("mlp.switch_mlp.", "mlp.experts.") if model_type == "qwen3_vl_moe" else ("feed_forward.experts.",) * 2
+        for name in [n for n in weights if n.endswith(stacks + "gate_proj.weight")]:
+            prefix = name.removesuffix(stacks + "gate_proj.weight")
+            gate, up, down = (weights.pop(f"{prefix}{stacks}{kind}_proj.weight").swapaxes(1, 2) for kind in ("gate", "up", "down"))
+            weights[prefix + experts + "gate_up_proj"] = mx.concatenate([gate, up], axis=2)
+            weights[prefix + experts + "down_proj"] = mx.contiguous(down)
+    else:
+        if model_type == "hunyuan" and "model.layers.0.mlp.gate_proj.weight" in weights:  # both dense and fused
+            weights = hunyuan_fused(weights)
+        for name in [n for n in weights if re.search(r"\.mlp\.(switch_mlp|experts)\.\w+_proj\.weight$", n)]:
             for e, w in enumerate(weights.pop(name)):
-                weights[name.replace("switch_mlp", f"experts.{e}")] = mx.contiguous(w)
+                weights[re.sub(r"switch_mlp|experts", f"experts.{e}", name)] = mx.contiguous(w)
         for name in [n for n in weights if n.endswith("switch_glu.gate_proj.weight")]:
             stacks = name.removesuffix("switch_glu.gate_proj.weight")
             gate, up, down = (weights.pop(f"{stacks}switch_glu.{kind}_proj.weight") for kind in ("gate", "up", "down"))
             weights[stacks + "gate_up_proj"], weights[stacks + "down_proj"] = mx.concatenate([gate, up], axis=1), down
+    for ours, theirs in ORIGINAL_NAMES.get(model_type, []):
+        weights = {k.replace(ours, theirs, 1): v for k, v in weights.items()}
+    return weights
+
+
+def save(folder, model, config, unstacked=False, untied=False):
+    weights = dict(tree_flatten(model.parameters()))
+    if config["model_type"].startswith("gemma3") and not untied:
+        weights = {k: v for k, v in weights.items() if "lm_head" not in k}
+    if unstacked:
+        weights = unstack(weights, config["model_type"])
     folder.mkdir(exist_ok=True)
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
     (folder / "config.json").write_text(json.dumps(config))

@@ -30,11 +30,13 @@ FIXTURES = Path(__file__).parent / "fixtures"
 NAMES = sorted(f.name for f in FIXTURES.iterdir())
 
 RUNS = {
+    "afmoe",
     "apertus",
     "cohere",
     "cohere2",
     "ernie4_5",
     "exaone4",
+    "exaone_moe",
     "gemma",
     "gemma2",
     "gemma3",
@@ -53,13 +55,16 @@ RUNS = {
     "hunyuan_v1_dense",
     "internlm3",
     "iquestcoder",
+    "laguna",
     "lfm2",
     "lfm2_vl",
     "llama",
+    "llama4",
     "llava",
     "ministral3",
     "mistral",
     "mistral3",
+    "muse_glimmer",
     "nanochat",
     "nemotron",
     "olmo2",
@@ -85,6 +90,7 @@ REFUSED_AS_SAVED = {
     "cohere2",  # sliding_window_pattern: its default, 4, is more than the layers here
     "ernie4_5",  # rope_theta
     "exaone4",  # rope_theta, rope_scaling
+    "exaone_moe",  # is_moe_layer
     "gemma3",  # vocab_size at the top, sliding_window_pattern
     "gemma3_text",  # sliding_window_pattern
     "gemma3n",  # rope_theta, rope_local_base_freq; keys and values of the layers that use others'
@@ -98,6 +104,8 @@ REFUSED_AS_SAVED = {
     "helium",  # rope_theta
     "lfm2",  # block_dim
     "lfm2_vl",  # the model type, the names of all tensors, the taps' axes, block_dim
+    "llama4",  # rope_theta, rope_scaling
+    "muse_glimmer",  # the names of its tower's tensors
     "nanochat",  # the names of all tensors
     "olmo3",  # rope_theta
     "qwen2_5_vl",  # tie_word_embeddings inside text_config
@@ -108,6 +116,7 @@ REFUSED_AS_SAVED = {
 FLAT = {
     "apertus": dict(mlp_bias=False, post_norm=False, qk_norm=True),
     "cohere2": dict(sliding_window_pattern=2),
+    "exaone_moe": dict(is_moe_layer=[False, True]),
     "gemma3": dict(sliding_window_pattern=2),
     "gemma3_text": dict(sliding_window_pattern=3),
     "gemma4": dict(global_head_dim=16, num_global_key_value_heads=1),
@@ -127,7 +136,7 @@ MLX_LM = {
 
 
 # These had "rope_parameters" from the beginning.
-BORN_NESTED = {"gemma4", "gemma4_text", "ministral3"}
+BORN_NESTED = {"gemma4", "gemma4_text", "laguna", "ministral3", "muse_glimmer"}
 
 
 def flat_positions(text):
@@ -207,7 +216,11 @@ def gemma3n_weights(weights):
     return weights
 
 
-WEIGHTS = {"gemma3n": gemma3n_weights, "lfm2_vl": lfm2_vl_weights, "nanochat": nanochat_weights}
+def muse_glimmer_weights(weights):
+    return {name: w for name, w in weights.items() if not name.startswith("model.vision_")}
+
+
+WEIGHTS = {"gemma3n": gemma3n_weights, "lfm2_vl": lfm2_vl_weights, "muse_glimmer": muse_glimmer_weights, "nanochat": nanochat_weights}
 
 
 def copied(name, config, folder):

@@ -9,13 +9,17 @@
 namespace lquant::model::family {
 
 ModelSpec afm7(const Config& config);
+ModelSpec afmoe(const Config& config);
 ModelSpec apertus(const Config& config);
 ModelSpec baichuan_m1(const Config& config);
+ModelSpec bailing_moe(const Config& config);
+ModelSpec bailing_moe_linear(const Config& config);
 ModelSpec cohere(const Config& config);
 ModelSpec cohere2(const Config& config);
 ModelSpec ernie4_5(const Config& config);
 ModelSpec exaone(const Config& config);
 ModelSpec exaone4(const Config& config);
+ModelSpec exaone_moe(const Config& config);
 ModelSpec gemma(const Config& config);
 ModelSpec gemma2(const Config& config);
 ModelSpec gemma3(const Config& config);
@@ -31,19 +35,26 @@ ModelSpec gpt_neox(const Config& config);
 ModelSpec gptj(const Config& config);
 ModelSpec granite(const Config& config);
 ModelSpec helium(const Config& config);
+ModelSpec hunyuan(const Config& config);
 ModelSpec hunyuan_v1_dense(const Config& config);
 ModelSpec internlm2(const Config& config);
 ModelSpec internlm3(const Config& config);
 ModelSpec iquestloopcoder(const Config& config);
+ModelSpec klear(const Config& config);
+ModelSpec laguna(const Config& config);
 ModelSpec lfm2(const Config& config);
 ModelSpec lfm2_vl(const Config& config);
 ModelSpec lille_130m(const Config& config);
 ModelSpec llama(const Config& config);
+ModelSpec llama4(const Config& config);
+ModelSpec llama4_text(const Config& config);
 ModelSpec llava(const Config& config);
 ModelSpec mimo(const Config& config);
+ModelSpec mimo_v2_flash(const Config& config);
 ModelSpec minicpm(const Config& config);
 ModelSpec ministral3(const Config& config);
 ModelSpec mistral3(const Config& config);
+ModelSpec muse_glimmer(const Config& config);
 ModelSpec nanochat(const Config& config);
 ModelSpec nemotron(const Config& config);
 ModelSpec nemotron_nas(const Config& config);
@@ -65,6 +76,7 @@ ModelSpec seed_oss(const Config& config);
 ModelSpec smollm3(const Config& config);
 ModelSpec stablelm(const Config& config);
 ModelSpec starcoder2(const Config& config);
+ModelSpec step3p5(const Config& config);
 ModelSpec telechat3(const Config& config);
 
 /// The spec of a text model of this type, by the table of families; for wrappers, whose text_config names one. Throws Error for a type that is not

@@ -54,6 +54,7 @@ std::vector<const LinearSpec*> Experts::inputs() const {
 
 void Experts::contents(int op, int first_stage, Contents& all) const {
   all.readings.push_back({&router.linear, op, first_stage});
+  if (result_gate) all.readings.push_back({&*result_gate, op, first_stage});
   for (const auto* linear : inputs()) all.readings.push_back({linear, op, first_stage});
   all.readings.push_back({&down, op, first_stage + 1});
   if (router_norm) all.norms.push_back(&*router_norm);
@@ -67,6 +68,7 @@ Flow Experts::start(const Scope& scope, const mx::array& normed, const mx::array
   if (router_norm) first.inputs.push_back(model::normed(scope.tensors, *router_norm, raw));
   if (scope.observed()) {
     scope.observe(router.linear, first.inputs.back());
+    if (result_gate) scope.observe(*result_gate, normed);
     const auto routed = route(scope, *this, normed, first.inputs.back());
     scope.observe_experts(inputs(), routed.rows, routed.routing, router.top_k);
   }
@@ -76,6 +78,7 @@ Flow Experts::start(const Scope& scope, const mx::array& normed, const mx::array
 Flow Experts::advance(const Scope& scope, int, const Flow& at) const {
   const auto routed = route(scope, *this, at.inputs[0], at.inputs.back());
   Flow next{{inner(scope, *this, routed)}, {routed.routing.order, routed.routing.offsets, routed.weights, at.inputs[0]}};
+  if (result_gate) next.kept.push_back(result_factor(scope, *result_gate, 0, at.inputs[0]));
   scope.observe_experts({&down}, next.inputs[0], routed.routing, router.top_k);
   return next;
 }
@@ -83,13 +86,15 @@ Flow Experts::advance(const Scope& scope, int, const Flow& at) const {
 mx::array Experts::finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const {
   const kernels::Routing routing{at.kept[0], at.kept[1]};
   const auto sum = kernels::combine_rows(product(scope, down, at.inputs[0], routing), at.kept[2], routing, router.top_k);
-  const auto out = mx::reshape(sum, at.kept[3].shape());
+  auto out = mx::reshape(sum, at.kept[3].shape());
+  if (result_gate) out = mx::multiply(out, at.kept[4]);
   return residual ? kernels::add(*residual, out) : out;
 }
 
 std::vector<std::string> Experts::readers() const {
   std::vector<std::string> all;
   if (!router_norm) all.push_back(router.linear.path);
+  if (result_gate) all.push_back(result_gate->path);
   for (const auto* linear : inputs()) all.push_back(linear->path);
   return all;
 }
