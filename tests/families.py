@@ -522,7 +522,7 @@ FAMILIES = {
         add_full_attention_sink_bias=True,
         n_group=4,
         topk_group=2,
-        n_shared_experts=None,
+        n_shared_experts=2,
         attention_value_scale=None,
         swa_num_attention_heads=2,
     ),

@@ -19,7 +19,6 @@ const nlohmann::json kDefaults = {{"vocab_size", 202048},
                                   {"head_dim", 128},
                                   {"max_position_embeddings", 131072},
                                   {"rms_norm_eps", 1e-5},
-                                  {"rope_theta", 500000.0},
                                   {"attention_bias", false},
                                   {"num_experts_per_tok", 1},
                                   {"num_local_experts", 16},
@@ -90,7 +89,8 @@ ModelSpec text_model(const Config& config) {
 }  // namespace
 
 ModelSpec llama4(const Config& config) {
-  const auto text = with_flat_positions(text_of(config, nlohmann::json::object(), kDefaults));
+  auto text = with_flat_positions(text_of(config, nlohmann::json::object(), kDefaults));
+  if (!text.has("rope_theta")) text = text.with({{"rope_theta", 500000.0}});
   return wrapped(text_model(text), {{"the vision tower", "vision_model.", {"model.vision_model."}},
                                     {"the projector", "multi_modal_projector.", {"model.multi_modal_projector."}}});
 }
