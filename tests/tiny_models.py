@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -39,7 +40,7 @@ def build(name, seed, **changes):
     model_class, args_class = utils._get_classes(config)
     model = model_class(args_class.from_dict(config))
     rng = np.random.default_rng(seed)
-    offset = config["model_type"].startswith(("gemma", "recurrent_gemma")) or config["model_type"] == "nemotron"  # norms whose weight in use is 1 + w
+    offset = config["model_type"].startswith(("gemma", "muse", "recurrent_gemma")) or config["model_type"] == "nemotron"  # norms whose weight in use is 1 + w
 
     def draw(path, old):
         noise = rng.standard_normal(old.shape).astype(np.float32)
@@ -132,46 +133,97 @@ def publish_gpt_oss(weights, config):
             weights.update({path + name + suffix: mx.contiguous(v) for suffix, v in zip(("_blocks", "_scales", "_bias"), values)})
 
 
+# What single experts and routers are called in the checkpoints that mlx_lm's converts: (its name, theirs).
+ORIGINAL_NAMES = {
+    "bailing_moe": [(".mlp.gate.gate_proj.", ".mlp.gate.")],
+    "bailing_moe_linear": [(".mlp.gate.gate_proj.", ".mlp.gate.")],
+    "exaone_moe": [(".mlp.gate.e_score_correction_bias", ".mlp.e_score_correction_bias")],
+    "laguna": [
+        (".mlp.gate.proj.", ".mlp.gate."),
+        (".mlp.gate.e_score_correction_bias", ".mlp.experts.e_score_correction_bias"),
+        ("model.", "language_model.model."),
+        ("lm_head.", "language_model.lm_head."),
+    ],
+    "step3p5": [
+        (".mlp.switch_mlp.", ".moe."),
+        (".mlp.gate.gate.", ".moe.gate."),
+        (".mlp.gate.router_bias", ".moe.router_bias"),
+        (".mlp.share_expert.", ".share_expert."),
+    ],
+}
+
+
+def hunyuan_fused(weights):
+    """q, k and v in one group by group, up above gate; of a model with two query heads a group."""
+    fused = dict(weights)
+    for name in [n for n in weights if n.endswith("mlp.gate_proj.weight")]:
+        layer = name.removesuffix("mlp.gate_proj.weight")
+        gate, up = (fused.pop(f"{layer}mlp.{kind}_proj.weight") for kind in ("gate", "up"))
+        fused[layer + "mlp.gate_and_up_proj.weight"] = mx.concatenate([up, gate])
+        if layer + "self_attn.k_proj.weight" not in weights:
+            continue
+        q, k, v = (fused.pop(f"{layer}self_attn.{kind}_proj.weight") for kind in "qkv")
+        groups = [w.reshape(2, -1, 32, w.shape[-1]) for w in (q, k, v)]
+        fused[layer + "self_attn.qkv_proj.weight"] = mx.concatenate(groups, axis=1).reshape(-1, q.shape[-1])
+    return fused
+
+
+def fused_pairs(weights, stacks, experts, axis, down=None, suffix=""):
+    """In place: gate and up of the stacks in one tensor along this axis; [experts, in, out] where it is the last."""
+    turned = lambda w: w.swapaxes(1, 2) if axis == 2 else w
+    for name in [n for n in weights if n.endswith(stacks + "gate_proj.weight")]:
+        prefix = name.removesuffix(stacks + "gate_proj.weight")
+        parts = {kind: turned(weights.pop(f"{prefix}{stacks}{kind}_proj.weight")) for kind in ("gate", "up", "down")}
+        weights[prefix + experts + suffix] = mx.concatenate([parts["gate"], parts["up"]], axis=axis)
+        weights[prefix + down + suffix] = mx.contiguous(parts["down"])
+
+
+def published(weights, config):
+    """The tensors as Hugging Face's checkpoints have them: experts one by one or fused, names as there."""
+    kind = config["model_type"]
+    if kind.startswith(("qwen3_5", "qwen3_next", "olmo_hybrid")):
+        weights = published_hybrid(weights, ones=kind.startswith("qwen"))
+    else:
+        fused_and_turned(weights, config)
+    if kind == "step3p5":  # its norms are 1 + w in such files
+        weights = {k: v - 1 if "norm" in k else v for k, v in weights.items()}
+    elif kind == "gpt_oss":
+        publish_gpt_oss(weights, config)
+    elif kind == "qwen3_vl_moe":
+        fused_pairs(weights, "mlp.switch_mlp.", "mlp.experts.gate_up_proj", 2, "mlp.experts.down_proj")
+    elif kind == "llama4":
+        fused_pairs(weights, "feed_forward.experts.", "feed_forward.experts.gate_up_proj", 2, "feed_forward.experts.down_proj")
+    elif kind == "granitemoe":
+        fused_pairs(weights, "switch_mlp.", "input_linear", 1, "output_linear", ".weight")
+    elif kind in SINGLE_EXPERTS:
+        stack, single, names = SINGLE_EXPERTS[kind]
+        for name in [n for n in weights if f".{stack}." in n]:
+            before, after = name.split(f".{stack}.")
+            linear, tensor = after.split(".")
+            for e, w in enumerate(weights.pop(name)):
+                weights[f"{before}.{single.format(e)}.{names.get(linear, linear)}.{tensor}"] = mx.contiguous(w)
+    else:
+        if kind == "hunyuan" and "model.layers.0.mlp.gate_proj.weight" in weights:  # both dense and fused
+            weights = hunyuan_fused(weights)
+        for name in [n for n in weights if re.search(r"\.switch_mlp\.|\.mlp\.experts\.\w+_proj\.weight$", n)]:
+            for e, w in enumerate(weights.pop(name)):
+                weights[re.sub(r"switch_mlp|experts", f"experts.{e}", name)] = mx.contiguous(w)
+    for name in [n for n in weights if n.endswith("embed_q.weight")]:
+        keys, values = weights.pop(name).swapaxes(1, 2), weights.pop(name.replace("embed_q", "unembed_out"))
+        both = mx.concatenate([keys, values], axis=1)
+        weights[name.replace("embed_q", "kv_b_proj")] = both.reshape(-1, both.shape[-1])
+    fused_pairs(weights, "switch_glu.", "gate_up_proj", 1, "down_proj")
+    for ours, theirs in ORIGINAL_NAMES.get(kind, []):
+        weights = {k.replace(ours, theirs, 1): v for k, v in weights.items()}
+    return weights
+
+
 def save(folder, model, config, unstacked=False, untied=False):
     weights = dict(tree_flatten(model.parameters()))
     if config["model_type"].startswith(("gemma3", "recurrent_gemma")) and not untied:
         weights = {k: v for k, v in weights.items() if "lm_head" not in k}
-    if unstacked and config["model_type"] == "qwen3_vl_moe":  # gate and up in one, everything [experts, in, out]
-        for name in [n for n in weights if n.endswith("switch_mlp.gate_proj.weight")]:
-            stacks = name.removesuffix("switch_mlp.gate_proj.weight")
-            gate, up, down = (weights.pop(f"{stacks}switch_mlp.{kind}_proj.weight").swapaxes(1, 2) for kind in ("gate", "up", "down"))
-            weights[stacks + "experts.gate_up_proj"] = mx.concatenate([gate, up], axis=2)
-            weights[stacks + "experts.down_proj"] = mx.contiguous(down)
-    elif unstacked and config["model_type"] == "gpt_oss":
-        publish_gpt_oss(weights, config)
-    elif unstacked and config["model_type"] == "granitemoe":
-        for name in [n for n in weights if n.endswith("switch_mlp.gate_proj.weight")]:
-            path = name.removesuffix("switch_mlp.gate_proj.weight")
-            gate, up, down = (weights.pop(f"{path}switch_mlp.{kind}_proj.weight") for kind in ("gate", "up", "down"))
-            weights[path + "input_linear.weight"], weights[path + "output_linear.weight"] = mx.concatenate([gate, up], axis=1), down
-    elif unstacked and config["model_type"] in SINGLE_EXPERTS:
-        stack, single, names = SINGLE_EXPERTS[config["model_type"]]
-        for name in [n for n in weights if f".{stack}." in n]:
-            before, after = name.split(f".{stack}.")
-            kind, tensor = after.split(".")
-            for e, w in enumerate(weights.pop(name)):
-                weights[f"{before}.{single.format(e)}.{names.get(kind, kind)}.{tensor}"] = mx.contiguous(w)
-    elif unstacked:
-        if config["model_type"].startswith(("qwen3_5", "qwen3_next", "olmo_hybrid")):
-            weights = published_hybrid(weights, ones=config["model_type"].startswith("qwen"))
-        else:
-            fused_and_turned(weights, config)
-        for name in [n for n in weights if "switch_mlp" in n]:
-            for e, w in enumerate(weights.pop(name)):
-                weights[name.replace("switch_mlp", f"experts.{e}")] = mx.contiguous(w)
-        for name in [n for n in weights if n.endswith("embed_q.weight")]:
-            keys, values = weights.pop(name).swapaxes(1, 2), weights.pop(name.replace("embed_q", "unembed_out"))
-            both = mx.concatenate([keys, values], axis=1)
-            weights[name.replace("embed_q", "kv_b_proj")] = both.reshape(-1, both.shape[-1])
-        for name in [n for n in weights if n.endswith("switch_glu.gate_proj.weight")]:
-            stacks = name.removesuffix("switch_glu.gate_proj.weight")
-            gate, up, down = (weights.pop(f"{stacks}switch_glu.{kind}_proj.weight") for kind in ("gate", "up", "down"))
-            weights[stacks + "gate_up_proj"], weights[stacks + "down_proj"] = mx.concatenate([gate, up], axis=1), down
+    if unstacked:
+        weights = published(weights, config)
     folder.mkdir(exist_ok=True)
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
     (folder / "config.json").write_text(json.dumps(config))

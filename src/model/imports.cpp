@@ -59,6 +59,7 @@ std::optional<mx::Shape> shape_after(const Change& change, mx::Shape shape) {
       if (entries(shape) != entries(change.shape)) return std::nullopt;
       return change.shape;
     case Kind::unit_rows:
+    case Kind::unit_columns:
       if (shape.size() < 2) return std::nullopt;
       return shape;
     default:
@@ -94,9 +95,10 @@ mx::array value_after(const Change& change, const mx::array& x) {
       column[0] = x.shape(0);
       return mx::multiply(x, mx::reshape(mx::multiply(factor, mx::concatenate(rows)), column));
     }
-    case Kind::unit_rows: {
+    case Kind::unit_rows:
+    case Kind::unit_columns: {
       const auto wide = mx::astype(x, mx::float32);
-      const auto length = mx::sqrt(mx::sum(mx::square(wide), -1, /*keepdims=*/true));
+      const auto length = mx::sqrt(mx::sum(mx::square(wide), change.kind == Kind::unit_rows ? -1 : -2, /*keepdims=*/true));
       return mx::astype(mx::divide(wide, mx::add(length, mx::array(1e-7f))), x.dtype());
     }
     default:

@@ -21,6 +21,7 @@ struct Change {
     squeeze,    ///< axes of length 1 go
     slice,      ///< `count` entries of `axis` (counted from the end when negative): first, first + stride, …
     unit_rows,  ///< each row is divided by its L2 norm + 1e-7, in f32 (Baichuan M1's head)
+    unit_columns,  ///< each column is (Bailing's head)
     reshape,    ///< to `shape`, of as many entries
     add_one,    ///< to every number, in its own dtype (a norm's w, where 1 + w is the weight)
     multiply,   ///< rows of the first axis by `factor` and the factor of their part, each rounded to the tensor's dtype (Falcon H1)

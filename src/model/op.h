@@ -54,7 +54,7 @@ struct Flow {
 struct Traits {
   /// The stage from which on no token looks at another: attention's 1. 0: tokens never meet.
   int mixed_by = 0;
-  int window = 0;        ///< keys a query sees, itself included; 0: all before it
+  int window = 0;        ///< keys a query sees at most, itself included; 0: all before it
   bool branches = true;  ///< endings can go on from a text computed once (Branches)
 };
 

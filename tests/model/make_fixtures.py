@@ -78,6 +78,7 @@ DEEPSEEK = dict(
 )
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=8, mscale=0.9, mscale_all_dim=0.7, beta_fast=4.0, beta_slow=1.0)
 
+SMALL_EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
 
 GPT = dict(vocab_size=96, n_positions=32, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2)
 
@@ -331,7 +332,101 @@ FAMILIES = {
         ),
     ),
     "gptj": ("GPTJForCausalLM", dict(GPT, rotary_dim=4, tie_word_embeddings=False)),
+    # Mixtures of experts.
+    "afmoe": (
+        "AfmoeForCausalLM",
+        sized(
+            **SMALL_EXPERTS,
+            head_dim=8,
+            num_hidden_layers=3,
+            num_dense_layers=1,
+            num_shared_experts=1,
+            sliding_window=8,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            mup_enabled=True,
+            route_scale=1.5,
+            rope_parameters=rope(10000.0),
+        ),
+    ),
+    "exaone_moe": (
+        "ExaoneMoeForCausalLM",
+        sized(**SMALL_EXPERTS, head_dim=8, sliding_window=8, layer_types=TWO_KINDS, mlp_layer_types=["dense", "sparse"], rope_parameters=rope(500.0)),
+    ),
+    "laguna": (
+        "LagunaForCausalLM",
+        sized(
+            **SMALL_EXPERTS,
+            head_dim=8,
+            shared_expert_intermediate_size=32,
+            sliding_window=8,
+            layer_types=["full_attention", "sliding_attention"],
+            num_attention_heads_per_layer=[4, 2],
+            moe_routed_scaling_factor=1.5,
+            rope_parameters=dict(
+                sliding_attention=rope(500.0, partial_rotary_factor=1.0),
+                full_attention=rope(
+                    10000.0,
+                    rope_type="yarn",
+                    partial_rotary_factor=0.5,
+                    factor=4.0,
+                    original_max_position_embeddings=512,
+                    beta_fast=32.0,
+                    beta_slow=1.0,
+                    attention_factor=1.0,
+                ),
+            ),
+        ),
+    ),
     # Wrappers: a tower for images beside a text model.
+    "llama4": (
+        "Llama4ForConditionalGeneration",
+        dict(
+            text_config=sized(
+                intermediate_size=32,
+                intermediate_size_mlp=32,
+                head_dim=8,
+                num_hidden_layers=4,
+                num_local_experts=4,
+                interleave_moe_layer_step=2,
+                attention_chunk_size=16,
+                floor_scale=8,
+                rope_parameters=rope(10000.0),
+            ),
+            vision_config=dict(
+                hidden_size=16,
+                intermediate_size=64,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                image_size=8,
+                patch_size=4,
+                vision_output_dim=16,
+                projector_input_dim=16,
+                projector_output_dim=16,
+            ),
+            boi_token_index=91,
+            eoi_token_index=92,
+            image_token_index=90,
+        ),
+    ),
+    "muse_glimmer": (
+        "MuseGlimmerForConditionalGeneration",
+        dict(
+            text_config=sized(
+                head_dim=8,
+                sliding_window=8,
+                layer_types=TWO_KINDS,
+                layer_rope_theta=[10000.0, 0],
+                rope_parameters=rope(10000.0),
+            ),
+            vision_config=dict(
+                hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, patch_size=4, pos_emb_height=4, pos_emb_width=4
+            ),
+            image_token_id=90,
+            video_token_id=91,
+            out_hidden_size=64,
+            projector_hidden_size=32,
+        ),
+    ),
     "mistral3": (
         "Mistral3ForConditionalGeneration",
         dict(
@@ -707,6 +802,12 @@ if __name__ == "__main__":
 # as saved, does not load             apertus, cohere2, dots1, ernie4_5, ernie4_5_moe, exaone4, gemma3, gemma3_text, gemma3n, gemma4, gemma4_text, glm4,
 #                                     glm4_moe, gpt2, gpt_bigcode, gpt_neox, gpt_oss, granite, granitemoe, helium, lfm2, lfm2_vl, minimax_m2,
 #                                     nanochat, olmo3, qwen2_5_vl, solar_open, stablelm
+# as saved, loads and loses nothing   afmoe, gemma, gemma2, glm, gptj, laguna, llava, ministral3, nemotron, phi, qwen2, qwen2_vl, qwen3, qwen3_vl, starcoder2
+#   (gemma2, gptj, llava, nemotron, phi, starcoder2, gemma, glm, qwen2 and qwen2_vl pass over rope_parameters: mlx_lm's default is what it says here)
+# as saved, loads and passes over     cohere, hunyuan_v1_dense, internlm3, iquestcoder, llama, mistral, mistral3, olmo2, phi3, pixtral,
+#   rope_parameters without a word    seed_oss, smollm3: other logits, by 0.1 to 0.7 of their range
+# as saved, does not load             apertus, cohere2, ernie4_5, exaone4, exaone_moe, gemma3, gemma3_text, gemma3n, gemma4, gemma4_text, glm4, gpt2,
+#                                     gpt_bigcode, gpt_neox, granite, helium, lfm2, lfm2_vl, llama4, muse_glimmer, nanochat, olmo3, qwen2_5_vl, stablelm
 # config of transformers 4, loads     all but gemma3 and gemma4 (sizes of the vocabulary), gpt_bigcode (n_inner), and those of the next row
 # other tensors needed                gemma3n (k and v of sharing layers), gpt_oss (experts in 16 bits are not read), lfm2_vl (names, axes of the taps), nanochat (names)
 #

@@ -4,6 +4,7 @@
 #include "model/ops/experts.h"
 #include "model/ops/gated_mlp.h"
 #include "model/ops/latent_attention.h"
+#include "model/ops/lightning.h"
 
 #include <gtest/gtest.h>
 #include <mlx/mlx.h>
@@ -207,6 +208,26 @@ const std::map<std::string, const char*>& published() {
         "rms_norm_eps":1e-05,"scale_emb":12,"dim_model_base":256,"scale_depth":1.4,"max_position_embeddings":32768,"rope_scaling":{"type":"longrope",
         "long_factor":1.0,"short_factor":1.0,"original_max_position_embeddings":32768},"tie_word_embeddings":true})"},
       {"youtu_llm", R"({"model_type":"youtu_llm"})"},
+      {"bailing_moe", R"({"model_type":"bailing_moe","hidden_size":2048,"num_hidden_layers":28,"intermediate_size":5632,"num_attention_heads":16,
+        "num_key_value_heads":4,"rms_norm_eps":1e-06,"vocab_size":126464,"max_position_embeddings":16384,"rope_theta":600000,"norm_topk_prob":true,
+        "moe_intermediate_size":1408,"num_experts":64,"num_experts_per_tok":6,"num_shared_experts":2,"first_k_dense_replace":0,
+        "tie_word_embeddings":false})"},
+      {"llama4", R"({"model_type":"llama4","text_config":{"model_type":"llama4_text","attention_bias":false,"attention_chunk_size":8192,"head_dim":128,
+        "hidden_size":5120,"interleave_moe_layer_step":1,"intermediate_size":8192,"intermediate_size_mlp":16384,"max_position_embeddings":10485760,
+        "num_attention_heads":40,"num_experts_per_tok":1,"num_hidden_layers":48,"num_key_value_heads":8,"num_local_experts":16,"rms_norm_eps":1e-05,
+        "rope_scaling":{"factor":16.0,"high_freq_factor":1.0,"low_freq_factor":1.0,"original_max_position_embeddings":8192,"rope_type":"llama3"},
+        "rope_theta":500000.0,"use_qk_norm":true,"vocab_size":202048}})"},
+      {"llama4_text", R"({"model_type":"llama4_text","hidden_size":1536,"intermediate_size":6144,"intermediate_size_mlp":6144,"num_hidden_layers":22,
+        "num_attention_heads":24,"num_key_value_heads":6,"head_dim":64,"rms_norm_eps":1e-05,"rope_theta":500000.0,"vocab_size":128256,
+        "tie_word_embeddings":true,"use_qk_norm":true,"no_rope_layers":[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1]})"},
+      {"mimo_v2_flash", R"({"model_type":"mimo_v2_flash","hidden_size":4096,"num_hidden_layers":48,"intermediate_size":16384,"moe_intermediate_size":2048,
+        "num_attention_heads":64,"num_key_value_heads":4,"head_dim":192,"v_head_dim":128,"swa_num_attention_heads":64,"swa_num_key_value_heads":8,
+        "swa_head_dim":192,"swa_v_head_dim":128,"layernorm_epsilon":1e-05,"vocab_size":152576,"max_position_embeddings":262144,"rope_theta":5000000,
+        "swa_rope_theta":10000,"partial_rotary_factor":0.334,"attention_value_scale":0.707,"sliding_window_size":128,"n_routed_experts":256,
+        "num_experts_per_tok":8,"n_shared_experts":null,"routed_scaling_factor":null,"topk_method":"noaux_tc","scoring_func":"sigmoid",
+        "norm_topk_prob":true,"n_group":1,"topk_group":1,"add_swa_attention_sink_bias":true,"add_full_attention_sink_bias":false,
+        "hybrid_layer_pattern":[0,1,1,1,1,0,1,1,1,1,1,0,1,1,1,1,1,0,1,1,1,1,1,0,1,1,1,1,1,0,1,1,1,1,1,0,1,1,1,1,1,0,1,1,1,1,1,0],
+        "moe_layer_freq":[0,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1]})"},
       {"glm4", R"({"model_type":"glm4","hidden_size":4096,"num_hidden_layers":40,"intermediate_size":13696,"num_attention_heads":32,
         "num_key_value_heads":2,"head_dim":128,"rms_norm_eps":1e-05,"vocab_size":151552,"max_position_embeddings":32768,"rope_theta":10000.0,
         "partial_rotary_factor":0.5,"attention_bias":true,"tie_word_embeddings":false})"},
@@ -251,6 +272,7 @@ TEST(Spec, PublishedModelsHaveTheirPublishedSizes) {
   billions.insert({{"qwen3_next", 79.67}, {"qwen3_5", 0.752}, {"deepseek_v2", 15.7}, {"deepseek_v3", 671.0}, {"minicpm3", 4.07}, {"youtu_llm", 1.96}});
   billions.insert({{"gpt_oss", 20.91}, {"mixtral", 46.70}, {"olmoe", 6.919}, {"qwen2_moe", 14.316}, {"deepseek", 16.376}, {"phimoe", 41.87}});
   billions.insert({{"minimax_m2", 228.7}, {"ernie4_5_moe", 21.83}});
+  billions.insert({{"bailing_moe", 16.80}, {"llama4_text", 0.949}, {"mimo_v2_flash", 308.8}, {"llama4", 107.77}});  // Llama 4: 108.64 with its tower
   for (const auto& [type, size] : billions) {
     const auto spec = published_spec(type);  // linears() points into it
     double total = 0;
@@ -332,6 +354,71 @@ TEST(Spec, FamiliesDifferWhereTheyShould) {
   const auto& experts = *find_op<Experts>(moe.blocks[47]);
   EXPECT_EQ(experts.gate->experts, 128);
   EXPECT_EQ(experts.router.linear.fixed_format->bits, 8);
+}
+
+const GatedMlp* beside_experts(const ModelSpec& spec, int block) { return find_op<GatedMlp>(spec.blocks[block]); }
+
+TEST(Spec, MixturesDifferWhereTheyShould) {
+  // Three layers of four see chunks; the temperature of the fourth grows at positions 8191, 16383, … of a text.
+  const auto llama4 = published_spec("llama4");
+  EXPECT_EQ(attention_of(llama4, 0).chunk, 8192);
+  EXPECT_TRUE(attention_of(llama4, 2).rope->interleaved);
+  EXPECT_FALSE(attention_of(llama4, 2).temperature);
+  EXPECT_FALSE(attention_of(llama4, 3).rope);
+  EXPECT_FALSE(attention_of(llama4, 3).q_norm);
+  EXPECT_EQ(attention_of(llama4, 3).temperature->first, 1);
+  EXPECT_EQ(attention_of(llama4, 3).chunk, 0);
+  EXPECT_TRUE(find_op<Experts>(llama4.blocks[0])->weighs_inputs);
+  EXPECT_EQ(beside_experts(llama4, 0)->down.path, "language_model.model.layers.0.feed_forward.shared_expert.down_proj");
+
+  const auto text = published_spec("llama4_text");
+  EXPECT_FALSE(text.embedding.dense_why.empty());
+  EXPECT_EQ(attention_of(text, 0).q_norm->parameters(), 0);
+
+  // 0.334 · 192 features turn, rounded down; values are narrower than keys.
+  const auto mimo = published_spec("mimo_v2_flash");
+  EXPECT_EQ(attention_of(mimo, 1).rope->inv_freq.size(), 32u);
+  EXPECT_EQ(attention_of(mimo, 1).inputs[2].out, 8 * 128);
+  EXPECT_EQ(attention_of(mimo, 1).edges()[0].channels, 8 * 128);
+  EXPECT_EQ(attention_of(mimo, 1).sinks->shape, mx::Shape{64});
+  EXPECT_FALSE(attention_of(mimo, 0).sinks);
+  EXPECT_FALSE(find_op<Experts>(mimo.blocks[1])->router.linear.dense_why.empty());
+  EXPECT_TRUE(find_op<Experts>(mimo.blocks[1])->router.correction->keeps_dtype);
+  EXPECT_FALSE(find_op<Experts>(mimo.blocks[0]));
+
+  // Where a product lies between limits, no scale passes to what reads it.
+  const auto step = spec_from_config(oracle::tiny_config("step3p5"));
+  EXPECT_TRUE(find_op<Experts>(step.blocks[1])->edges().empty());
+  EXPECT_EQ(beside_experts(step, 1)->edges().size(), 1u);
+  EXPECT_EQ(attention_of(step, 1).heads, 2);
+  EXPECT_EQ(attention_of(step, 1).gate->linear->out, 2);
+
+  const auto klear = spec_from_config(oracle::tiny_config("Klear"));
+  EXPECT_EQ(find_op<Experts>(klear.blocks[0])->result_gate->path, beside_experts(klear, 0)->result_gate->path);
+
+  // The second layer's keys are the first one's products, with its own positions and norms: nothing may be scaled.
+  const auto hunyuan = spec_from_config(oracle::tiny_config("hunyuan"));
+  EXPECT_EQ(attention_of(hunyuan, 1).inputs.size(), 1u);
+  EXPECT_TRUE(attention_of(hunyuan, 1).k_norm);
+  EXPECT_TRUE(attention_of(hunyuan, 0).edges().empty());
+  EXPECT_EQ(find_op<Experts>(hunyuan.blocks[0])->router.top_k, 1);
+  EXPECT_EQ(find_op<Experts>(hunyuan.blocks[1])->router.top_k, 2);
+
+  auto normed = oracle::tiny_config("bailing_moe");
+  normed.update({{"norm_head", true}, {"tie_word_embeddings", false}});
+  EXPECT_EQ(spec_from_config(normed).settled.at("norm_head"), false);
+
+  // Slopes of ALiBi, smaller from layer to layer; six heads take those of four and every other one of eight.
+  const auto linear = spec_from_config(oracle::tiny_config("bailing_moe_linear"));
+  const auto& lightning = *find_op<Lightning>(linear.blocks[2]);
+  EXPECT_FLOAT_EQ(lightning.log_decays[1], -0.0625f * (1 - 1.0f / 3 + 1e-5f));
+  EXPECT_FALSE(find_op<Lightning>(linear.blocks[1]));
+  EXPECT_EQ(lightning_decays(6, 1), (std::vector<float>{-0.25f, -0.0625f, -0.015625f, -0.00390625f, -0.5f, -0.125f}));
+
+  auto renamed = oracle::tiny_config("exaone_moe");
+  renamed.erase("is_moe_layer");
+  renamed["mlp_layer_types"] = {"sparse", "dense"};
+  EXPECT_EQ(spec_from_config(renamed).settled.at("is_moe_layer"), json({true, false}));
 }
 
 TEST(Spec, FamiliesNearLlamaDifferWhereTheyShould) {
@@ -547,6 +634,23 @@ TEST(Spec, WrongConfigsAreRefusedByName) {
   refused(changed("hunyuan_v1_dense", {{"rope_scaling", {{"rope_type", "dynamic"}, {"alpha", 2.0}, {"factor", 1.0}}}}), "\"type\" is missing");
   refused(changed("hunyuan_v1_dense", {{"rope_scaling", {{"type", "dynamic"}, {"alpha", 0}, {"factor", 1.0}}}}), "above 0");
   refused(changed("qwen", {{"kv_channels", 8}}), "kv_channels");
+  refused(changed("bailing_moe", {{"n_group", 4}}), "of 4 groups");
+  refused(changed("bailing_moe", {{"norm_head", true}}), "norm_head");
+  refused(changed("exaone_moe", {{"topk_method", "greedy"}}), "noaux_tc");
+  refused(changed("exaone_moe", {{"is_moe_layer", {1, 0}}}), "is_moe_layer[0]");
+  refused(changed("hunyuan", {{"rope_scaling", nullptr}}), "alpha");
+  refused(changed("laguna", {{"gating", "per-element"}}), "per-element");
+  refused(changed("laguna", {{"num_attention_heads_per_layer", {4, 3}}}), "num_attention_heads_per_layer");
+  refused(changed("laguna", {{"moe_router_score_func", "softmax"}}), "moe_router_score_func");
+  refused(changed("mimo_v2_flash", {{"hybrid_layer_pattern", {1, 1}}}), "hybrid_layer_pattern");
+  refused(changed("step3p5", {{"layer_types", {"full_attention"}}}), "layer_types");
+  refused(changed("step3p5", {{"moe_layers_enum", "one"}}), "moe_layers_enum");
+  refused(changed("step3p5", {{"swiglu_limits", {"7"}}}), "swiglu_limits");
+  for (const auto& [key, value] : {std::pair{"num_hidden_layers", 3}, {"num_experts_per_tok", 2}}) {
+    auto llama4 = oracle::tiny_config("llama4");
+    llama4["text_config"][key] = value;
+    refused(llama4, std::string("text_config.") + key);
+  }
   refused(changed("openelm", {{"ffn_multipliers", {0.5, -1}}}), "ffn_multipliers[1]");
   refused(changed("openelm", {{"num_kv_heads", {2, 4}}}), "num_kv_heads");
   refused(changed("plamo", {{"n_shared_head", 3}}), "n_shared_head");

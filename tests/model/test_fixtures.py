@@ -30,6 +30,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 NAMES = sorted(f.name for f in FIXTURES.iterdir())
 
 RUNS = {
+    "afmoe",
     "apertus",
     "cohere",
     "cohere2",
@@ -39,6 +40,7 @@ RUNS = {
     "ernie4_5",
     "ernie4_5_moe",
     "exaone4",
+    "exaone_moe",
     "falcon_h1",
     "falcon_mamba",
     "gemma",
@@ -65,10 +67,12 @@ RUNS = {
     "internlm3",
     "iquestcoder",
     "jamba",
+    "laguna",
     "lfm2",
     "lfm2_moe",
     "lfm2_vl",
     "llama",
+    "llama4",
     "llava",
     "longcat_flash",
     "mamba",
@@ -80,6 +84,7 @@ RUNS = {
     "mistral3",
     "mistral4",
     "mixtral",
+    "muse_glimmer",
     "nanochat",
     "nemotron",
     "nemotron_h",
@@ -118,6 +123,7 @@ REFUSED_AS_SAVED = {
     "ernie4_5",  # rope_theta
     "ernie4_5_moe",  # rope_theta
     "exaone4",  # rope_theta, rope_scaling
+    "exaone_moe",  # is_moe_layer
     "gemma3",  # vocab_size at the top, sliding_window_pattern
     "gemma3_text",  # sliding_window_pattern
     "gemma3n",  # rope_theta, rope_local_base_freq; keys and values of the layers that use others'
@@ -136,10 +142,12 @@ REFUSED_AS_SAVED = {
     "helium",  # rope_theta
     "lfm2",  # block_dim
     "lfm2_vl",  # the model type, the names of all tensors, the taps' axes, block_dim
+    "llama4",  # rope_theta, rope_scaling
     "longcat_flash",  # rope_theta, attention_method, zero_expert_type, mla_scale_q_lora, mla_scale_kv_lora, weights of experts that have none
     "mamba2",  # intermediate_size
     "minicpm3",  # rope_scaling
     "minimax_m2",  # rope_theta, rotary_dim, shared_intermediate_size
+    "muse_glimmer",  # the names of its tower's tensors
     "nanochat",  # the names of all tensors
     "olmo3",  # rope_theta
     "olmo_hybrid",  # the names of the norms in layers with a delta net
@@ -157,6 +165,7 @@ REFUSED_AS_SAVED = {
 FLAT = {
     "apertus": dict(mlp_bias=False, post_norm=False, qk_norm=True),
     "cohere2": dict(sliding_window_pattern=2),
+    "exaone_moe": dict(is_moe_layer=[False, True]),
     "gemma3": dict(sliding_window_pattern=2),
     "gemma3_text": dict(sliding_window_pattern=3),
     "gemma4": dict(global_head_dim=16, num_global_key_value_heads=1),
@@ -184,7 +193,7 @@ MLX_LM = {
 
 
 # These had "rope_parameters" from the beginning.
-BORN_NESTED = {"gemma4", "gemma4_text", "glm_moe_dsa", "ministral3", "mistral4", "olmo_hybrid", "qwen3_5", "qwen3_5_moe"}
+BORN_NESTED = {"gemma4", "gemma4_text", "glm_moe_dsa", "laguna", "ministral3", "mistral4", "muse_glimmer", "olmo_hybrid", "qwen3_5", "qwen3_5_moe"}
 
 
 def flat_positions(text):
@@ -295,11 +304,16 @@ def gpt_oss_weights(weights):
     return weights
 
 
+def muse_glimmer_weights(weights):
+    return {name: w for name, w in weights.items() if not name.startswith("model.vision_")}
+
+
 WEIGHTS = {
     "gemma3n": gemma3n_weights,
     "gpt_oss": gpt_oss_weights,
     "lfm2_vl": lfm2_vl_weights,
     "longcat_flash": longcat_flash_weights,
+    "muse_glimmer": muse_glimmer_weights,
     "nanochat": nanochat_weights,
     "olmo_hybrid": olmo_hybrid_weights,
     "qwen3_5_moe": qwen3_5_moe_weights,

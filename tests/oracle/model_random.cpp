@@ -23,11 +23,16 @@ json tiny_config(const std::string& model_type) {
   // Wrappers: the text model stands inside.
   static const std::map<std::string, std::string> inner = {
       {"gemma3", "gemma3_text"},  {"gemma4", "gemma4_text"}, {"kimi_k25", "deepseek_v3"}, {"kimi_vl", "deepseek_v3"}, {"lfm2-vl", "lfm2"},   {"lfm2_vl", "lfm2"},   {"llava", "llama"},
+      {"gemma3", "gemma3_text"},  {"gemma4", "gemma4_text"}, {"lfm2-vl", "lfm2"},   {"lfm2_vl", "lfm2"},   {"llama4", "llama4_text"}, {"llava", "llama"},
       {"mistral3", "ministral3"}, {"pixtral", "mistral"},    {"qwen2_vl", "qwen2"}, {"qwen3_vl", "qwen3"}, {"qwen3_vl_moe", "qwen3_moe"}};
   if (const auto text = inner.find(model_type); text != inner.end()) {
     auto config = tiny_config(text->second);
     if (model_type == "gemma4")  // its mixture; gemma4_text is dense here
       config.update({{"enable_moe_block", true}, {"num_experts", 5}, {"top_k_experts", 2}, {"moe_intermediate_size", 32}});
+    if (model_type == "llama4") {
+      config.update({{"num_hidden_layers", 4}, {"attention_bias", true}, {"attention_chunk_size", 4}, {"floor_scale", 3}, {"num_local_experts", 4}});
+      config.update({{"interleave_moe_layer_step", 2}, {"num_experts_per_tok", 1}});
+    }
     if (model_type == "qwen3_vl_moe") config["tie_word_embeddings"] = false;
     return {{"model_type", model_type}, {"text_config", config}, {"vocab_size", config.at("vocab_size")}};
   }
@@ -114,6 +119,52 @@ json tiny_config(const std::string& model_type) {
                    {"global_head_dim", 24},
                    {"hidden_size_per_layer_input", 32},
                    {"vocab_size_per_layer_input", 40}});
+  if (model_type == "afmoe") {
+    config.update({{"layer_types", {"sliding_attention", "full_attention"}}, {"sliding_window", 5}, {"num_dense_layers", 1}});
+    config.update({{"num_experts", 6}, {"num_experts_per_tok", 2}, {"moe_intermediate_size", 32}});
+  }
+  if (model_type == "bailing_moe") {
+    config.update({{"num_experts", 6}, {"num_experts_per_tok", 2}, {"moe_intermediate_size", 32}, {"num_shared_experts", 1}});
+    config.update({{"first_k_dense_replace", 1}, {"norm_topk_prob", true}, {"use_bias", true}, {"use_qkv_bias", true}, {"use_qk_norm", true}});
+    config.update({{"moe_router_enable_expert_bias", true}, {"score_function", "sigmoid"}, {"n_group", 3}, {"topk_group", 2}});
+  }
+  if (model_type == "bailing_moe_linear") {
+    config = tiny_config("bailing_moe");
+    config.update({{"model_type", model_type}, {"num_hidden_layers", 4}, {"layer_group_size", 2}, {"group_norm_size", 2}, {"head_dim", 24}});
+  }
+  if (model_type == "exaone_moe") {
+    config.update({{"layer_types", {"full_attention", "sliding_attention"}}, {"sliding_window", 5}, {"is_moe_layer", {false, true}}});
+    config.update({{"num_experts", 5}, {"num_experts_per_tok", 2}, {"moe_intermediate_size", 32}, {"num_shared_experts", 1}});
+  }
+  if (model_type == "hunyuan") {
+    config.update({{"rope_scaling", {{"type", "dynamic"}, {"alpha", 50.0}, {"factor", 1.0}}}, {"attention_bias", true}, {"use_qk_norm", true}});
+    config.update({{"use_cla", true}, {"cla_share_factor", 2}, {"num_experts", 5}, {"moe_topk", {1, 2}}, {"num_shared_expert", {1, 1}}});
+    config.update({{"use_mixed_mlp_moe", true}, {"moe_intermediate_size", {32, 64}}});
+  }
+  if (model_type == "Klear") {
+    config.update({{"num_experts", 5}, {"num_experts_per_tok", 2}, {"moe_intermediate_size", 32}, {"n_shared_experts", 1}, {"attention_bias", true}});
+    config.update({{"decoder_sparse_step", 1}, {"mlp_only_layers", json::array()}, {"norm_topk_prob", true}});
+  }
+  if (model_type == "laguna") {
+    config.update({{"num_experts", 5}, {"num_experts_per_tok", 2}, {"moe_intermediate_size", 32}, {"shared_expert_intermediate_size", 32}});
+    config.update({{"layer_types", {"full_attention", "sliding_attention"}}, {"sliding_window", 5}, {"num_attention_heads_per_layer", {4, 2}}});
+    config.update({{"qkv_bias", true}, {"attention_bias", true}, {"moe_router_logit_softcapping", 0.5}});
+  }
+  if (model_type == "llama4_text") config.update({{"intermediate_size_mlp", 64}, {"no_rope_layers", {1, 0}}, {"use_qk_norm", true}});
+  if (model_type == "mimo_v2_flash") {
+    config.update({{"hybrid_layer_pattern", {0, 1}}, {"moe_layer_freq", {0, 1}}, {"sliding_window_size", 5}, {"v_head_dim", 8}});
+    config.update({{"add_swa_attention_sink_bias", true}, {"add_full_attention_sink_bias", true}, {"attention_value_scale", 0.7}});
+    config.update({{"swa_num_attention_heads", 2}, {"swa_num_key_value_heads", 1}, {"swa_head_dim", 24}, {"swa_v_head_dim", 16}});
+    config.update({{"swa_rope_theta", 500.0}, {"partial_rotary_factor", 0.5}, {"layernorm_epsilon", 1e-5}});
+    config.update({{"n_routed_experts", 5}, {"num_experts_per_tok", 2}, {"moe_intermediate_size", 32}, {"n_shared_experts", 1}});
+  }
+  if (model_type == "muse_glimmer")
+    config.update({{"layer_types", {"sliding_attention", "full_attention"}}, {"sliding_window", 5}, {"tie_word_embeddings", false}});
+  if (model_type == "step3p5") {
+    config.update({{"num_attention_groups", 2}, {"layer_types", {"full_attention", "sliding_attention"}}, {"sliding_window", 5}});
+    config.update({{"attention_other_setting", {{"num_attention_heads", 2}, {"num_attention_groups", 1}}}, {"swiglu_limits", {0.0, 0.7}}});
+    config.update({{"moe_num_experts", 5}, {"moe_top_k", 2}, {"moe_intermediate_size", 32}, {"share_expert_dim", 32}});
+  }
   if (model_type == "qwen3_moe") {
     config.update({{"num_experts", 5}, {"num_experts_per_tok", 2}, {"moe_intermediate_size", 32}, {"decoder_sparse_step", 1}});
     config.update({{"mlp_only_layers", json::array()}, {"norm_topk_prob", true}});

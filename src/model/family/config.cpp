@@ -108,6 +108,13 @@ bool Config::flag(const char* key) const {
   return false;
 }
 
+bool Config::truthy(const char* key, bool otherwise) const {
+  if (is_null(key)) return false;
+  if (!has(key)) return otherwise;
+  const auto own = value(key);
+  return own.is_boolean() ? own.get<bool>() : own.is_number() ? own != 0 : own.is_string() ? own != "" : !own.empty();
+}
+
 std::vector<JsonView> Config::entries(const char* key, int size) const {
   const auto list = field(key);
   std::vector<JsonView> all;
@@ -126,6 +133,12 @@ std::vector<int> Config::counts(const char* key, int size) const {
 std::vector<double> Config::numbers(const char* key, int size) const {
   std::vector<double> values;
   for (const auto& entry : entries(key, size)) values.push_back(entry.number());
+  return values;
+}
+
+std::vector<bool> Config::flags(const char* key, int size) const {
+  std::vector<bool> values;
+  for (const auto& entry : entries(key, size)) values.push_back(entry.flag());
   return values;
 }
 

@@ -57,6 +57,8 @@ class Config {
   double number_or(const char* key, double otherwise) const { return has(key) ? number(key) : otherwise_of(key, otherwise); }
   bool flag(const char* key) const;
   bool flag_or(const char* key, bool otherwise) const { return has(key) || is_null(key) ? flag(key) : otherwise; }
+  /// Whether Python takes the field for true: no 0, no empty text or list, no null.
+  bool truthy(const char* key, bool otherwise) const;
   std::string text(const char* key) const;
   /// Any value; null when absent.
   nlohmann::json value(const char* key) const {
@@ -69,6 +71,8 @@ class Config {
   std::vector<int> counts(const char* key, int size = 0) const;
   /// A list of numbers of this length.
   std::vector<double> numbers(const char* key, int size) const;
+  /// A list of true and false of this length.
+  std::vector<bool> flags(const char* key, int size) const;
   /// A list of texts of this length.
   std::vector<std::string> texts(const char* key, int size) const;
 

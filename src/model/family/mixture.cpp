@@ -1,6 +1,7 @@
 #include "model/family/mixture.h"
 
 #include "base/error.h"
+#include "base/shown.h"
 
 namespace lquant::model::family {
 
@@ -19,18 +20,24 @@ void Mixture::name_as_mixtral() {
   single_gate = "w1", single_down = "w2", single_up = "w3";
 }
 
+ParameterSpec correction_at(const std::string& path, int experts) { return {.path = path, .shape = {experts}, .keeps_dtype = true}; }
+
+Router::Groups read_groups(const Config& config, int experts) {
+  const Router::Groups groups{.count = config.count_or("n_group", 1), .kept = config.count_or("topk_group", 1)};
+  if (groups.count == 1) return {};
+  if (groups.kept > groups.count || experts % groups.count != 0 || (groups.count > groups.kept && experts < 2 * groups.count))
+    fail("model", "config.json: of {} experts no {} of {} groups of two and more can be made (\"topk_group\", \"n_group\"); {}", experts, groups.kept,
+         groups.count, kMend);
+  return groups;
+}
+
 void read_corrected_sigmoids(const Config& config, const std::string& correction, Router& router) {
   router.score = Router::Score::sigmoid;
   router.f32 = true;
-  router.correction = ParameterSpec{correction, {router.experts}, /*keeps_dtype=*/true};
+  router.correction = correction_at(correction, router.experts);
   router.normalize = config.flag("norm_topk_prob") && router.top_k > 1;
   router.factor = static_cast<float>(config.number("routed_scaling_factor"));
-  auto& groups = router.groups;
-  groups.count = config.count_or("n_group", 1);
-  groups.kept = config.count_or("topk_group", 1);
-  if (groups.kept > groups.count || router.experts % groups.count != 0 || (groups.count > groups.kept && router.experts < 2 * groups.count))
-    fail("model", "config.json: of {} experts no {} of {} groups of two and more can be made (\"topk_group\", \"n_group\"); {}", router.experts,
-         groups.kept, groups.count, kMend);
+  router.groups = read_groups(config, router.experts);
 }
 
 Experts experts_of(const Layer& layer, int hidden, const Mixture& mixture, const std::string& router, Imports& imports) {
@@ -53,6 +60,16 @@ Experts experts_of(const Layer& layer, int hidden, const Mixture& mixture, const
   op.up = stack(mixture.up, mixture.single_up, Role::expert_up, mixture.width, hidden);
   op.down = stack(mixture.down, mixture.single_down, Role::expert_down, hidden, mixture.width);
   return op;
+}
+
+void require_noaux(const Config& config) {
+  if (config.has("topk_method") && config.text("topk_method") != "noaux_tc")
+    fail("model", "config.json: \"{}\" is {}, and mlx_lm runs this type with \"noaux_tc\" alone", config.place("topk_method"),
+         shown_json(config.value("topk_method")));
+}
+
+void leave_out_layers(ModelSpec& spec, const Decoder& decoder, int count) {
+  for (int i = 0; i < count; ++i) spec.left_out.push_back({decoder.prefix + decoder.names.layers + std::to_string(decoder.layers + i) + ".*", kNotRun});
 }
 
 void fused_experts(const Experts& op, const std::string& gate_up, const std::string& down, bool transposed, Imports& imports) {

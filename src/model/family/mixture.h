@@ -36,9 +36,21 @@ struct Mixture {
 /// The op without its router's score; its router is `router` below the layer's prefix. Adds the rows that make stacks of single experts.
 Experts experts_of(const Layer& layer, int hidden, const Mixture& mixture, const std::string& router, Imports& imports);
 
+/// The correction of a router's scores, which mlx_lm leaves in the dtype that it is stored in. Its whole name.
+ParameterSpec correction_at(const std::string& path, int experts);
+
+/// "n_group" and "topk_group" (1 where there is none): the groups that a choice is made in; fails where experts and groups do not fit.
+Router::Groups read_groups(const Config& config, int experts);
+
 /// The router of DeepSeek-V3 (arXiv 2412.19437) and those that followed it: sigmoids in f32; the choice is corrected by the tensor of this whole name,
 /// which keeps its dtype, and made in topk_group of n_group groups; routed_scaling_factor, and norm_topk_prob where a token meets several experts.
 void read_corrected_sigmoids(const Config& config, const std::string& correction, Router& router);
+
+/// Fails where "topk_method" names another choice, which mlx_lm refuses too.
+void require_noaux(const Config& config);
+
+/// Layers behind those of the model, which predict further tokens, are left out.
+void leave_out_layers(ModelSpec& spec, const Decoder& decoder, int count);
 
 /// Rows for experts whose gate and up stand in one tensor, [experts, 2·width, hidden] (gate first), or, `transposed`, [experts, hidden, 2·width];
 /// those of down are [experts, hidden, width] or its transpose. Whole names.

@@ -63,8 +63,9 @@ int longest_text(const Context& context, int length) {
 }
 
 mx::array heated(const Scope& scope, const QueryTemperature& temperature, const mx::array& q, int longest) {
-  if (longest <= temperature.period) return q;  // the factor is 1
-  const auto places = mx::astype(positions(scope.context, q.shape(0), q.shape(1)), mx::float32);
+  if (longest + temperature.first <= temperature.period) return q;
+  const auto own = positions(scope.context, q.shape(0), q.shape(1));
+  const auto places = mx::astype(temperature.first == 0 ? own : mx::add(own, mx::array(temperature.first, mx::int32)), mx::float32);
   const auto periods = mx::floor(mx::divide(places, mx::array(static_cast<float>(temperature.period))));
   const auto factor = mx::add(mx::array(1.0f), mx::multiply(mx::array(temperature.beta), mx::log(mx::add(mx::array(1.0f), periods))));
   return mx::multiply(q, mx::reshape(mx::astype(factor, q.dtype()), {q.shape(0), q.shape(1), 1, 1}));
@@ -144,11 +145,12 @@ Flow Attention::attend(const Scope& scope, const mx::array& h) const {
   const auto& context = scope.context;
   auto args = attention_args(context, scale, traits().window);
   args.softcap = softcap;
+  args.chunk = context.branches ? 0 : chunk;
   const int batch = h.shape(0), length = h.shape(1);
   auto projected = project(scope, h);
   if (clip > 0)
     for (auto& x : projected) x = mx::clip(x, mx::array(-clip, x.dtype()), mx::array(clip, x.dtype()));
-  const auto split = [&](const mx::array& x, int count) { return mx::reshape(x, {batch, length, count, head_dim}); };
+  const auto split = [&](const mx::array& x, int count) { return mx::reshape(x, {batch, length, count, x.shape(-1) / count}); };
   // A norm over all heads comes before they are taken apart.
   const auto whole = [&](const std::optional<NormSpec>& norm, const mx::array& x) {
     return norm && norm->size != head_dim ? normed(scope.tensors, *norm, x) : x;
@@ -157,15 +159,21 @@ Flow Attention::attend(const Scope& scope, const mx::array& h) const {
     return norm && norm->size == head_dim ? normed(scope.tensors, *norm, x) : x;
   };
   auto q = split(whole(q_norm, projected[0]), heads);
-  const int of_keys = shared ? 0 : 1, of_values = values_from_keys ? of_keys : shared ? 0 : 2;
+  if (shared && shares_products) {
+    const int width = kv_heads * head_dim;
+    for (const int first : {shared->first, shared->first + width}) projected.push_back(scope.columns({first, width}));
+  }
+  const bool fetched = shared && !shares_products;
+  const int of_keys = fetched ? 0 : 1, of_values = values_from_keys ? of_keys : fetched ? 0 : 2;
   // Those of another block need no more but to be fetched.
-  auto k = shared ? q : split(whole(k_norm, projected[of_keys]), kv_heads), v = shared ? q : split(projected[of_values], kv_heads);
+  auto k = fetched ? q : split(whole(k_norm, projected[of_keys]), kv_heads), v = fetched ? q : split(projected[of_values], kv_heads);
   if (k_taps) k = tapped(scope, *k_taps, k);
   if (v_taps) v = tapped(scope, *v_taps, v);
-  if (!shared) v = by_head(v_norm, v);
+  if (!fetched) v = by_head(v_norm, v);
+  if (value_factor != 1) v = mx::multiply(v, mx::array(value_factor, v.dtype()));
   if (!norms_behind_rope) {
     q = by_head(q_norm, q);
-    if (!shared) k = by_head(k_norm, k);
+    if (!fetched) k = by_head(k_norm, k);
   }
 
   const int offset = context.cache ? context.cache->length() : context.offset;
@@ -180,38 +188,40 @@ Flow Attention::attend(const Scope& scope, const mx::array& h) const {
     else if (context.segments && (norms_behind_rope || again))
       places = positions(context, batch, length);
     q = kernels::rope(q, inv_freq, offset, rope->magnitude, rope->interleaved, places);
-    if (!shared) k = kernels::rope(k, inv_freq, offset, rope->magnitude, rope->interleaved, places);
+    if (!fetched) k = kernels::rope(k, inv_freq, offset, rope->magnitude, rope->interleaved, places);
   }
   if (norms_behind_rope) {
     q = by_head(q_norm, q);
-    if (!shared) k = by_head(k_norm, k);
+    if (!fetched) k = by_head(k_norm, k);
   }
   if (k_step) k = stepped(scope, *k_step, k);
   if (v_step) v = stepped(scope, *v_step, v);
   if (temperature) q = heated(scope, *temperature, q, longest);
   const bool returns = again && scope.pass > 0;
   Flow next;
-  if (gives && !returns)
+  if (gives && shares_products) next.kept = {projected[of_keys], projected[of_values]};
+  if (gives && !shares_products && !returns)
     for (const auto* x : {&k, &v}) next.kept.push_back(mx::reshape(*x, {batch, length, kv_heads * head_dim}));
-  if (shared)
+  if (fetched)
     std::tie(k, v) = carried_by(scope, *shared, batch, length);
   else if (context.cache)
     std::tie(k, v) = context.cache->append(scope.block, k, v);
   const auto dtype = q.dtype();
+  const auto own_sinks = sinks ? std::optional(scope.tensor(sinks->path)) : std::nullopt;
   const auto look = [&](mx::array keys, mx::array values, int window) {
     args.window = context.branches ? 0 : window;
     if (tiled) keys = mx::tile(keys, {1, 1, heads / kv_heads, 1}), values = mx::tile(values, {1, 1, heads / kv_heads, 1});
     auto queries = q;
     if (wide && dtype == mx::float16)
       for (auto* x : {&queries, &keys, &values}) *x = mx::astype(*x, mx::float32);
-    return mx::astype(kernels::attention(queries, keys, values, args, context.segments, sinks ? std::optional(scope.tensor(sinks->path)) : std::nullopt), dtype);
+    return mx::astype(kernels::attention(queries, keys, values, args, context.segments, own_sinks), dtype);
   };
   auto out = look(k, v, returns ? again->window : window);
   if (returns) {
     const auto [keys, values] = carried_by(scope, again->first, batch, length);
     out = mixed(scope, *again, q, look(keys, values, window), out);
   }
-  const auto together = mx::reshape(out, {batch, length, heads * head_dim});
+  const auto together = mx::reshape(out, {batch, length, heads * width_of_values()});
   next.inputs.push_back(gate ? gated(*gate, together, projected.back(), heads) : together);
   return next;
 }
@@ -240,20 +250,20 @@ std::vector<std::string> Attention::readers() const {
 }
 
 std::vector<Edge> Attention::edges() const {
-  // A norm on the values takes their scale away, steps and limits do not bear one; what later blocks read, or keys read too, keeps its own. A later run of this
-  // block reads them for the same output.
+  // A norm on the values takes their scale away, steps and limits do not bear one; what later blocks read, or keys read too, keeps its own. A later run
+  // of this block reads them for the same output.
   if (v_norm || v_step || clip > 0 || shared || (gives && !again) || values_from_keys) return {};
   Edge edge;
   edge.producer = inputs.back().path;
   edge.rows = inputs.size() == 1 ? inputs[0].parts[2] : Part::piece(Role::v, 0, inputs.back().out);
   edge.consumers = {output.path};
-  edge.channels = kv_heads * head_dim;
-  edge.head_dim = head_dim;
+  edge.channels = kv_heads * width_of_values();
+  edge.head_dim = width_of_values();
   edge.repeats = heads / kv_heads;
   edge.tiled = tiled;
   return {edge};
 }
 
-Traits Attention::traits() const { return {.mixed_by = 1, .window = again ? again->window : window}; }
+Traits Attention::traits() const { return {.mixed_by = 1, .window = again ? again->window : window > 0 ? window : chunk}; }
 
 }  // namespace lquant::model

@@ -15,6 +15,7 @@ namespace lquant::model {
 struct QueryTemperature {
   float beta = 0;
   int period = 1;
+  int first = 0;  ///< p of a text's first token (Llama 4: 1)
 };
 
 /// A factor of what attention gives, before the output (arXiv 2505.06708): an activation of a product of attention's own input.
@@ -45,6 +46,9 @@ struct Attention final : Op {
   float softcap = 0;             ///< of the scores (Gemma 2); 0: none
   float clip = 0;                ///< above 0: what comes of the inputs lies from −clip to clip (DBRX)
   int window = 0;                ///< keys a query sees, itself included; 0: all before it
+  int chunk = 0;                 ///< above 0: a query sees keys of its own chunk alone, so many positions from the text's first token on (Llama 4)
+  int value_dim = 0;             ///< of a head's values and results; 0: head_dim
+  float value_factor = 1;        ///< of the values (MiMo-V2)
   std::optional<RopeSpec> rope;  ///< none: no positions (NoPE layers)
   /// Over each head (size head_dim) or over all heads together (size heads · head_dim); a norm without weight is one too. v_norm is over each head.
   std::optional<NormSpec> q_norm, k_norm, v_norm;
@@ -57,6 +61,8 @@ struct Attention final : Op {
     int block = 0, first = 0;
   };
   std::optional<Shared> shared;
+  /// What is carried and read are products as they come, before norms and positions, which each block has of its own (Hunyuan).
+  bool shares_products = false;
   /// Where a block runs again, over the same tensors (IQuest's Loop Coder): every query looks at the first pass's keys and values, all before it, and
   /// at its own pass's through a window. gate · the one + (1 − gate) · the other, with gate = sigmoid(query · w + b) of the query in its position.
   struct Again {
@@ -92,6 +98,7 @@ struct Attention final : Op {
   Traits traits() const override;
 
  private:
+  int width_of_values() const { return value_dim > 0 ? value_dim : head_dim; }
   std::vector<mx::array> project(const Scope& scope, const mx::array& h) const;
   Flow attend(const Scope& scope, const mx::array& h) const;
   std::pair<mx::array, mx::array> carried_by(const Scope& scope, const Shared& from, int batch, int length) const;

@@ -66,6 +66,7 @@ std::vector<const LinearSpec*> Experts::inputs() const {
 
 void Experts::contents(int op, int first_stage, Contents& all) const {
   all.readings.push_back({&router.linear, op, first_stage});
+  if (result_gate) all.readings.push_back({&*result_gate, op, first_stage});
   if (into) all.readings.push_back({&*into, op, first_stage++});
   for (const auto* linear : inputs()) all.readings.push_back({linear, op, first_stage});
   all.readings.push_back({&down, op, first_stage + 1});
@@ -81,6 +82,7 @@ Flow Experts::start(const Scope& scope, const mx::array& normed, const mx::array
   if (router_norm) first.inputs.push_back(model::normed(scope.tensors, *router_norm, raw));
   if (!scope.observed()) return first;
   scope.observe(router.linear, first.inputs.back());
+  if (result_gate) scope.observe(*result_gate, normed);
   if (into) {
     scope.observe(*into, normed);
   } else {
@@ -95,6 +97,7 @@ Flow Experts::expand(const Scope& scope, const mx::array& input, const mx::array
   const auto routed = route(scope, *this, input, of_router);
   Flow next{{inner(scope, *this, routed)}, {routed.routing.order, routed.routing.offsets, routed.weights, input}};
   if (routed.identity) next.kept.push_back(*routed.identity);
+  if (result_gate) next.kept.push_back(result_factor(scope, *result_gate, 0, input));
   scope.observe_experts({&down}, next.inputs[0], routed.seen, router.top_k);
   return next;
 }
@@ -124,7 +127,8 @@ Flow Experts::advance(const Scope& scope, int stage, const Flow& at) const {
 
 mx::array Experts::finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const {
   if (out_of) return kernels::linear(at.inputs[0], scope.weight(*out_of), residual);
-  const auto out = sum(scope, at);
+  auto out = sum(scope, at);
+  if (result_gate) out = mx::multiply(out, at.kept.back());
   return residual ? kernels::add(*residual, out) : out;
 }
 
@@ -132,6 +136,7 @@ std::vector<std::string> Experts::readers() const {
   if (identities > 0) return {};  // what the norm makes is part of the result
   std::vector<std::string> all;
   if (!router_norm) all.push_back(router.linear.path);
+  if (result_gate) all.push_back(result_gate->path);
   if (into) {
     all.push_back(into->path);
     return all;

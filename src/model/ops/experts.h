@@ -25,6 +25,7 @@ struct Experts final : Op {
   std::optional<LinearSpec> gate;  ///< none: down(activation(up(x)))
   LinearSpec up, down;
   std::optional<LinearSpec> into, out_of;  ///< both or none
+  std::optional<LinearSpec> result_gate;  ///< as GatedMlp's, row 0
 
   void contents(int op, int first_stage, Contents& all) const override;
   int stages() const override { return into ? 4 : 2; }

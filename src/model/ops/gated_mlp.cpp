@@ -22,6 +22,15 @@ mx::array sparse(const mx::array& gate, float above) {
 
 }  // namespace
 
+mx::array result_factor(const Scope& scope, const LinearSpec& gate, int row, const mx::array& h) {
+  const auto y = kernels::linear(h, scope.weight(gate));
+  if (gate.out == 1) return mx::sigmoid(y);
+  auto start = mx::Shape(y.ndim(), 0), stop = y.shape();
+  start.back() = row;
+  stop.back() = row + 1;
+  return mx::slice(mx::softmax(y, -1, /*precise=*/true), start, stop);
+}
+
 Edge gated_edge(const LinearSpec& up, const Part& rows, const LinearSpec& down) {
   Edge edge;
   edge.producer = up.path;
@@ -34,13 +43,13 @@ Edge gated_edge(const LinearSpec& up, const Part& rows, const LinearSpec& down) 
 
 void GatedMlp::contents(int op, int first_stage, Contents& all) const {
   for (const auto& linear : inputs) all.readings.push_back({&linear, op, first_stage});
-  if (result_gate) all.readings.push_back({&*result_gate, op, first_stage});
+  if (result_gate && result_row == 0) all.readings.push_back({&*result_gate, op, first_stage});
   all.readings.push_back({&down, op, first_stage + 1});
 }
 
 Flow GatedMlp::start(const Scope& scope, const mx::array& normed, const mx::array&) const {
   for (const auto& linear : inputs) scope.observe(linear, normed);
-  if (result_gate) scope.observe(*result_gate, normed);
+  if (result_gate && result_row == 0) scope.observe(*result_gate, normed);
   return {{normed}, {}};
 }
 
@@ -63,7 +72,7 @@ Flow GatedMlp::advance(const Scope& scope, int, const Flow& at) const {
     return activated(both[0], both[1]);
   };
   Flow next{{product()}, {}};
-  if (result_gate) next.kept.push_back(mx::sigmoid(kernels::linear(h, scope.weight(*result_gate))));
+  if (result_gate) next.kept.push_back(result_factor(scope, *result_gate, result_row, h));
   scope.observe(down, next.inputs[0]);
   return next;
 }
@@ -77,7 +86,7 @@ mx::array GatedMlp::finish(const Scope& scope, const Flow& at, const std::option
 std::vector<std::string> GatedMlp::readers() const {
   std::vector<std::string> all;
   for (const auto& linear : inputs) all.push_back(linear.path);
-  if (result_gate) all.push_back(result_gate->path);
+  if (result_gate && result_row == 0) all.push_back(result_gate->path);
   return all;
 }
 

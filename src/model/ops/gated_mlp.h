@@ -19,6 +19,8 @@ struct GatedMlp final : Op {
   LinearSpec down;
   std::optional<kernels::ClampedGate> clamp;  ///< in place of the activation
   std::optional<LinearSpec> result_gate;      ///< [1, H]: the result is multiplied by σ(result_gate(x)) (Qwen's shared experts)
+  /// Of a result_gate of several rows: the factor is this entry of their softmax, and the op of row 0 has the linear among its contents (Klear).
+  int result_row = 0;
 
   void contents(int op, int first_stage, Contents& all) const override;
   int stages() const override { return 2; }
@@ -28,6 +30,9 @@ struct GatedMlp final : Op {
   std::vector<std::string> readers() const override;
   std::vector<Edge> edges() const override;
 };
+
+/// Of each token what its result is multiplied by: h [..., H] → [..., 1]. σ of a gate of one row, of one of several an entry of their softmax.
+mx::array result_factor(const Scope& scope, const LinearSpec& gate, int row, const mx::array& h);
 
 /// up → down of a gated MLP, whose result is linear in up.
 Edge gated_edge(const LinearSpec& up, const Part& rows, const LinearSpec& down);

@@ -17,6 +17,7 @@ mx::array scores_of(const Router& router, const mx::array& logits) {
     case Router::Score::softmax:
       return mx::softmax(logits, -1, /*precise=*/true);
     case Router::Score::softmax_chosen:
+    case Router::Score::sigmoid_chosen:
     case Router::Score::sparse_mixer:
       return logits;
     case Router::Score::sigmoid:
@@ -87,10 +88,15 @@ Choice choose(const Scope& scope, const Router& router, const mx::array& input) 
   }
   auto logits = kernels::linear(router.f32_product ? in_f32(input) : input, weight);
   if (router.f32) logits = in_f32(logits);
+  if (router.softcap > 0) {
+    const mx::array cap(router.softcap, logits.dtype());
+    logits = mx::multiply(mx::tanh(mx::divide(logits, cap)), cap);
+  }
   const auto scores = scores_of(router, logits);
   const auto picked = router.score == Router::Score::sparse_mixer ? mix_sparsely(router, scores) : pick_largest(scope, router, scores);
   auto weights = picked.weights;
   if (router.score == Router::Score::softmax_chosen) weights = mx::softmax(weights, -1, /*precise=*/true);
+  if (router.score == Router::Score::sigmoid_chosen) weights = mx::sigmoid(weights);
   const auto number = [&](float value) { return mx::array(value, weights.dtype()); };
   if (router.normalize) {
     auto sum = mx::sum(weights, -1, /*keepdims=*/true);

@@ -15,6 +15,7 @@ struct Router {
     softmax,         ///< over all experts
     softmax_chosen,  ///< the choice is by logits; softmax over those of the chosen (Mixtral)
     sigmoid,         ///< of each (arXiv 2412.19437)
+    sigmoid_chosen,  ///< the choice is by logits; of those of the chosen (Llama 4)
     sqrt_softplus,   ///< of each
     /// Experts are chosen one after the other, the largest logit first. Its weight is its share in a softmax over those that are not chosen yet and
     /// whose logit g is near the largest one, m: (m − g) / max(|g|, m) ≤ 2 · jitter (GRIN, arXiv 2409.12136, without its noise).
@@ -30,6 +31,7 @@ struct Router {
   LinearSpec linear;
   int experts = 0, top_k = 0;
   Score score = Score::softmax;
+  float softcap = 0;         ///< above 0: the logits become softcap · tanh(logit / softcap) first (Laguna)
   bool f32 = false;          ///< scores and weights are f32, else of the compute dtype
   bool f32_product = false;  ///< the product with the router's weight is made in f32 too
   bool rounded = false;      ///< what comes of it is rounded to the compute dtype again
