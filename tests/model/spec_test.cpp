@@ -502,7 +502,7 @@ TEST(Spec, LatentAttentionDiffersWhereItShould) {
   for (const auto& edge : longcat.edges_of(0)) EXPECT_NE(edge.producer, "model.layers.0.post_attention_layernorm.0");  // experts give it back
 }
 
-TEST(Spec, MixturesDifferWhereTheyShould) {
+TEST(Spec, MixturesOfOwnRoutersDifferWhereTheyShould) {
   const auto experts_in = [](const ModelSpec& spec, int block) { return *find_op<Experts>(spec.blocks[block]); };
   const auto oss = published_spec("gpt_oss");
   EXPECT_EQ(attention_of(oss, 0).window, 128);

@@ -83,7 +83,7 @@ ModelSpec olmo_hybrid(const Config& config) {
   const auto eps = static_cast<float>(config.number_or("layer_norm_epsilon", 1e-5));
   Imports imports;
   auto spec = decoder.build("olmo_hybrid", positions_of_hybrid(config, decoder.head_dim), [&](Layer& layer) {
-    norm_over_all_heads(layer.attention);
+    layer.norm_over_all_heads();
     // Names of the published files.
     for (const auto& [ours, theirs] : {std::pair{"input_layernorm", "attention_layer_norm"}, {"post_attention_layernorm", "feedforward_layer_norm"}})
       imports.rows.push_back({layer.prefix + ours, {layer.prefix + theirs}});
