@@ -48,7 +48,7 @@ struct Import {
   std::string target;
   std::vector<std::string> sources;
   std::vector<Change> changes = {};
-  std::string unless = {};  ///< a tensor that, where it is there, says that the target needs no such change
+  std::string unless = {};                   ///< a tensor that, where it is there, says that the target needs no such change
   std::optional<Sign> where = std::nullopt;  ///< the row is for checkpoints of this form alone
 };
 

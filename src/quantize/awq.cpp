@@ -46,6 +46,7 @@ Matrix matrix_of(const mx::array& weight, const codec::Format& format, const cal
 /// f32 [K] of the consumers' columns → [channels] of the edge: the mean over the query heads that read one value head.
 mx::array by_channel(const model::Edge& edge, const mx::array& columns) {
   if (edge.repeats == 1) return columns;
+  if (edge.tiled) return mx::mean(mx::reshape(columns, {edge.repeats, edge.channels}), 0);
   const auto heads = mx::reshape(columns, {edge.channels / edge.head_dim, edge.repeats, edge.head_dim});
   return mx::reshape(mx::mean(heads, 1), {edge.channels});
 }

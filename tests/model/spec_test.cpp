@@ -573,7 +573,7 @@ TEST(Spec, AMissingTypeIsRefusedWithTheNearest) {
   holds(said("llamma"), "model_type \"llamma\" is not supported; nearest by name: llama. ");
   holds(said("LLAMA"), "nearest by name: llama. ");
   // Relatives: the longest common beginning first, at most three.
-  holds(said("qwen3_abacus"), "nearest by name: qwen3_moe, qwen3_vl, qwen3_vl_moe. ");
+  holds(said("qwen3_abacus"), "nearest by name: qwen3_5, qwen3_5_moe, qwen3_moe. ");
   holds(said("abacus"), "\"abacus\" is not supported. \"lquant families\"");
   // What the config tells.
   holds(said("abacus", {{"num_local_experts", 8}}), "Its \"num_local_experts\" says that it has a mixture of experts. ");

@@ -185,7 +185,7 @@ json tiny_config(const std::string& model_type) {
   }
   if (model_type == "qwen3_5_moe" || model_type == "qwen3_next") {
     config.update({{"num_experts", 5}, {"num_experts_per_tok", 2}, {"moe_intermediate_size", 32}, {"decoder_sparse_step", 1}});
-    config.update({{"mlp_only_layers", json::array()}, {"norm_topk_prob", true}, {"shared_expert_intermediate_size", 48}});
+    config.update({{"mlp_only_layers", json::array()}, {"norm_topk_prob", true}, {"shared_expert_intermediate_size", 64}});
   }
   for (const char* latent : {"deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "minicpm3", "mistral4", "youtu_llm"}) {
     if (model_type != latent) continue;
@@ -273,6 +273,8 @@ json tiny_config(const std::string& model_type) {
   // Sizes, norms and positions of models that name them otherwise.
   config.update({{"layer_norm_eps", 1e-5}, {"norm_epsilon", 1e-5}, {"norm_eps", 1e-5}, {"layer_norm_epsilon", 1e-5}});
   config.update({{"n_embd", 64}, {"n_layer", 2}, {"n_head", 4}, {"n_positions", 32}, {"n_ctx", 32}, {"n_inner", 96}});
+  // A delta net norms each head's result; one that nearly cancels would be made as large as the others, and what rounded it with it.
+  if (config.contains("linear_num_key_heads")) config[model_type == "olmo_hybrid" ? "layer_norm_epsilon" : "rms_norm_eps"] = 1e-3;
   if (model_type == "cohere") config.update({{"use_qk_norm", true}, {"layer_norm_bias", true}, {"attention_bias", true}, {"logit_scale", 0.25}});
   if (model_type == "cohere2") config.update({{"sliding_window", 5}, {"sliding_window_pattern", 2}, {"logit_scale", 0.25}});
   if (model_type == "olmo2") config.update({{"attention_bias", true}, {"mlp_bias", true}, {"tie_word_embeddings", false}});

@@ -58,8 +58,8 @@ GatedDelta delta_net(const Layer& layer, int hidden, const DeltaSizes& sizes, fl
   const auto path = layer.prefix + "linear_attn.";
   const auto linear = [&](const char* name, Role role, int out, int in) { return block_linear(layer.index, path + name, role, out, in); };
   auto net = sizes.op(path);
-  net.inputs = {linear("q_proj", Role::other, sizes.keys(), hidden),      linear("k_proj", Role::other, sizes.keys(), hidden),
-                linear("v_proj", Role::other, sizes.values(), hidden),    linear("g_proj", Role::other, sizes.values(), hidden),
+  net.inputs = {linear("q_proj", Role::q, sizes.keys(), hidden),          linear("k_proj", Role::k, sizes.keys(), hidden),
+                linear("v_proj", Role::v, sizes.values(), hidden),        linear("g_proj", Role::other, sizes.values(), hidden),
                 linear("b_proj", Role::other, sizes.value_heads, hidden), linear("a_proj", Role::other, sizes.value_heads, hidden)};
   for (const auto& [name, channels] : {std::pair{"q", sizes.keys()}, {"k", sizes.keys()}, {"v", sizes.values()}})
     net.taps.push_back(sizes.taps_of(path + name + "_conv1d.weight", channels, imports));

@@ -120,7 +120,7 @@ std::vector<Edge> GatedDelta::edges() const {
   edge.norm = norm;
   edge.consumers = {output.path};
   edge.channels = edge.head_dim = value_dim;
-  edge.tiled = true;
+  edge.repeats = value_heads;
   return {edge};
 }
 
