@@ -645,7 +645,7 @@ TEST(Spec, WrongConfigsAreRefusedByName) {
   refused(changed("mimo_v2_flash", {{"hybrid_layer_pattern", {1, 1}}}), "hybrid_layer_pattern");
   refused(changed("step3p5", {{"layer_types", {"full_attention"}}}), "layer_types");
   refused(changed("step3p5", {{"moe_layers_enum", "one"}}), "moe_layers_enum");
-  refused(changed("step3p5", {{"swiglu_limits", {"7"}}}), "swiglu_limits");
+  refused(changed("step3p5", {{"swiglu_limits", {0.0, "7"}}}), "swiglu_limits");
   for (const auto& [key, value] : {std::pair{"num_hidden_layers", 3}, {"num_experts_per_tok", 2}}) {
     auto llama4 = oracle::tiny_config("llama4");
     llama4["text_config"][key] = value;

@@ -8,10 +8,12 @@
 #include <cmath>
 #include <fstream>
 #include <limits>
+#include <limits>
 #include <map>
 
 #include "model/ops/attention.h"
 #include "model/ops/experts.h"
+#include "model/ops/gated_mlp.h"
 #include "model/ops/latent_attention.h"
 
 namespace lquant::oracle {
@@ -157,6 +159,7 @@ json tiny_config(const std::string& model_type) {
     config.update({{"swa_num_attention_heads", 2}, {"swa_num_key_value_heads", 1}, {"swa_head_dim", 24}, {"swa_v_head_dim", 16}});
     config.update({{"swa_rope_theta", 500.0}, {"partial_rotary_factor", 0.5}, {"layernorm_epsilon", 1e-5}});
     config.update({{"n_routed_experts", 5}, {"num_experts_per_tok", 2}, {"moe_intermediate_size", 32}, {"n_shared_experts", 1}});
+    config["norm_topk_prob"] = true;
   }
   if (model_type == "muse_glimmer")
     config.update({{"layer_types", {"sliding_attention", "full_attention"}}, {"sliding_window", 5}, {"tie_word_embeddings", false}});
@@ -359,6 +362,23 @@ model::ModelSpec with_all_experts(model::ModelSpec spec) {
         // The sparse mixer's weights depend on the order of the logits as well.
         if (all.router.score == model::Router::Score::sparse_mixer) all.router.score = model::Router::Score::softmax;
         branch.op = std::make_shared<const model::Experts>(all);
+      }
+  return spec;
+}
+
+model::ModelSpec without_limits(model::ModelSpec spec) {
+  for (auto& block : spec.blocks)
+    for (auto& step : block.steps)
+      for (auto& branch : step.branches) {
+        if (const auto* experts = dynamic_cast<const model::Experts*>(branch.op.get()); experts && experts->clamp) {
+          auto own = *experts;
+          own.clamp->limit = std::numeric_limits<float>::infinity();
+          branch.op = std::make_shared<const model::Experts>(own);
+        } else if (const auto* mlp = dynamic_cast<const model::GatedMlp*>(branch.op.get()); mlp && mlp->clamp) {
+          auto own = *mlp;
+          own.clamp->limit = std::numeric_limits<float>::infinity();
+          branch.op = std::make_shared<const model::GatedMlp>(own);
+        }
       }
   return spec;
 }

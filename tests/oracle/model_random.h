@@ -21,6 +21,9 @@ model::ModelSpec without_steps(model::ModelSpec spec);
 /// gradient.
 model::ModelSpec with_all_experts(model::ModelSpec spec);
 
+/// The same model whose products in MLPs have no limits: at a limit a gradient has a step.
+model::ModelSpec without_limits(model::ModelSpec spec);
+
 /// f32, bf16 and f16: every dtype that a checkpoint's numbers may have; and their names, for names of tests.
 inline const std::vector<mlx::core::Dtype> kDtypes = {mlx::core::float32, mlx::core::bfloat16, mlx::core::float16};
 std::string name_of(mlx::core::Dtype dtype);
