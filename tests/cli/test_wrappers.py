@@ -78,10 +78,11 @@ def check(name, source, output, said):
         assert (output / file).read_bytes() == (source / file).read_bytes()
     assert "vision_config" in json.loads((output / "config.json").read_text())
 
-    # Sizes are those of the text model, which is all that mlx_lm loads. It does not count numbers that belong to no layer of its own (Gemma 4's scalars).
+    # Sizes are those of the text model, which is all that mlx_lm loads. It does not count numbers that are no layer's of its own.
     model, _ = mlx_lm.utils.load_model(output)
     assert sum(p.nbytes for _, p in tree_flatten(model.parameters())) == record["bytes"]
-    assert 0 <= record["parameters"] - mlx_lm.utils.get_total_parameters(model) <= len(model.layers)
+    loose = sum(x.size for path, x in tree_flatten(model.parameters()) if path.endswith(("layer_scalar", "A_log", "dt_bias")))
+    assert record["parameters"] - mlx_lm.utils.get_total_parameters(model) == loose
     assert record["bits_per_weight"] == 8 * record["bytes"] / record["parameters"]
     ids = token_ids(96)
     assert_close(lquant_logits(output, ids, "float32"), mlx_lm_logits(output, ids, mx.float32))
@@ -96,7 +97,8 @@ def test_convert(name, tmp_path):
     # What was written is read again, and holds the same parts.
     run("convert", "--model", tmp_path / "out", "--dequantize", "--mlx-path", tmp_path / "dense")
     assert {t: c for t, c in stored(tmp_path / "dense").items() if not t.startswith("language_model.")} == kept_of(name, source)
-    assert np.isfinite(mlx_lm_logits(tmp_path / "dense", token_ids(96))).all()
+    # In f32: MLX has no mixtures in 16 bits on a CPU.
+    assert np.isfinite(mlx_lm_logits(tmp_path / "dense", token_ids(96), mx.float32)).all()
 
 
 @pytest.mark.parametrize("name", PARTS)
