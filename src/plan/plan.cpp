@@ -130,10 +130,10 @@ nlohmann::json quantization_block(const model::ModelSpec& spec, const QuantPlan&
   for (const auto* linear : spec.linears()) {
     const auto it = plan.formats.find(linear->path);
     if (it == plan.formats.end()) {
-      // mlx_lm decides by the presence of scales; naming the path keeps other readers from guessing. A router that must stay dense is a bare array
-      // there, of which nobody expects scales.
-      const bool bare = linear->role == model::Role::router && !linear->dense_why.empty();
-      if (every_path || (divides(*linear, plan.base) && !bare)) block[linear->path] = false;
+      // mlx_lm decides by the presence of scales; naming the path keeps other readers from guessing. A router that must stay dense is no module of
+      // its own there (a plain array), and has no entry.
+      if (linear->role == model::Role::router && !linear->dense_why.empty()) continue;
+      if (every_path || divides(*linear, plan.base)) block[linear->path] = false;
     } else if (every_path || plan.names_all || !(it->second == plan.base)) {
       block[linear->path] = block_of(it->second);
     }

@@ -211,6 +211,7 @@ json tiny_config(const std::string& model_type) {
     config.update({{"mla_scale_q_lora", true}, {"mla_scale_kv_lora", true}, {"router_bias", true}, {"attention_bias", true}});
   }
   if (model_type == "minicpm3") {
+    config.erase("v_head_dim");
     config.update({{"dim_model_base", 24}, {"scale_depth", 1.4}, {"scale_emb", 3.0}});
     config["rope_scaling"] = {{"type", "longrope"}, {"long_factor", {1.0, 1.5, 2.0, 3.0}}, {"short_factor", 1.0}, {"original_max_position_embeddings", 32}};
   }
