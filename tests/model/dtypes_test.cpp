@@ -59,7 +59,12 @@ TEST_P(DtypesTest, PackedAndDecodedWithACache) {
   EXPECT_LT(oracle::distance_between(mx::concatenate(parts, 1), whole), oracle::rounding_of(blocks, dtype));
 }
 
+// Random models differ in what they make of an error: norms of a few numbers, exponentials and gates behind each other may blow it up. How much is
+// seen in f32, with every weight off by a unit u at random. A linear that is off so is worth some ten roundings of its result, each of u/2 at most;
+// models have about twice as many roundings per linear. So an error that is beyond what roundings alone give must be within thrice what u makes of
+// the weights.
 TEST_P(DtypesTest, GradientsAreThoseOfSinglePrecision) {
+  const auto spec = oracle::with_all_experts(this->spec);  // rounding decides which experts are chosen
   const auto gradients = [&](const Tensors& from, mx::Dtype in) {
     std::vector<mx::array> weights;
     for (const auto* linear : spec.linears()) weights.push_back(from.at(linear->path + ".weight"));
@@ -77,13 +82,28 @@ TEST_P(DtypesTest, GradientsAreThoseOfSinglePrecision) {
     return kernels::loss_gradients(loss, weights, in).gradients;
   };
   const auto got = gradients(tensors, dtype), want = gradients(wide, mx::float32);
+  std::vector<mx::array> moved;
+  const auto made_of_errors = [&](std::size_t i) {
+    if (moved.empty()) {
+      auto off = wide;
+      for (auto& [name, value] : off) {
+        const auto noise =
+            mx::random::normal(value.shape(), mx::float32, 0, static_cast<float>(oracle::unit_of(dtype)), mx::random::key(name.size() + 7));
+        value = mx::multiply(value, mx::add(mx::array(1.0f), noise));
+      }
+      moved = gradients(off, mx::float32);
+    }
+    return oracle::distance_between(moved[i], want[i]);
+  };
   // The backward pass leaves about twice as many tensors in 16 bits as the forward pass.
   for (std::size_t i = 0; i < got.size(); ++i) {
     const auto& linear = *spec.linears()[i];
     const auto* mlp = linear.block < 0 ? nullptr : find_op<GatedMlp>(spec.blocks[linear.block]);
     // Rounding decides which gates pass a threshold, and unread tensors have no gradient.
     if (linear.reads == 0 || ((linear.role == Role::gate || linear.role == Role::up) && mlp && mlp->sparse_above)) continue;
-    EXPECT_LT(oracle::distance_between(got[i], want[i]), oracle::rounding_of(3 * blocks, dtype)) << linear.path;
+    const double error = oracle::distance_between(got[i], want[i]);
+    if (error < oracle::rounding_of(3 * blocks, dtype)) continue;
+    EXPECT_LT(error, 3 * made_of_errors(i)) << linear.path;
   }
 }
 

@@ -244,7 +244,7 @@ json tiny_config(const std::string& model_type) {
   }
   if (model_type == "recurrent_gemma") {
     config.update({{"block_types", {"recurrent", "attention"}}, {"attention_window_size", 5}, {"logits_soft_cap", 8.0}});
-    config.update({{"attention_bias", false}, {"conv1d_width", 4}});
+    config.update({{"attention_bias", false}, {"conv1d_width", 4}, {"intermediate_size", 128}});
   }
   if (model_type == "rwkv7") config.update({{"a_low_rank_dim", 32}, {"v_low_rank_dim", 32}, {"gate_low_rank_dim", 32}, {"decay_low_rank_dim", 32}});
   if (model_type == "plamo2") config.update({{"hidden_size_per_head", 16}, {"mamba_num_heads", 4}, {"mamba_d_state", 32}, {"mamba_d_conv", 3}});

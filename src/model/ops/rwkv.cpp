@@ -4,6 +4,8 @@
 
 #include <mlx/mlx.h>
 
+#include <stdexcept>
+
 #include "kernels/elementwise.h"
 #include "kernels/linear.h"
 #include "kernels/wkv.h"
@@ -49,6 +51,8 @@ void RwkvTimeMix::contents(int op, int first_stage, Contents& all) const {
 }
 
 Flow RwkvTimeMix::start(const Scope& scope, const mx::array& normed, const mx::array&) const {
+  if (scope.context.branches)
+    throw std::invalid_argument("[model] a recurrent state does not go on from a beginning computed once; give no branches");
   const auto both = preceding(scope.context, scope.block, mixes[0].path, normed, 1);
   Flow first;
   for (const auto& mix : mixes) first.inputs.push_back(mixed(scope, both, mix));

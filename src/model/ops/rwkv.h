@@ -61,7 +61,7 @@ struct RwkvChannelMix final : Op {
   std::vector<std::string> readers() const override { return {key.path}; }
   std::vector<Edge> edges() const override;
   /// Tokens meet in front of stage 0 already.
-  Traits traits() const override { return {.mixed_by = 1, .branches = false}; }
+  Traits traits() const override { return {.mixed_by = 1}; }
 };
 
 }  // namespace lquant::model
