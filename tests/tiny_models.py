@@ -30,6 +30,8 @@ def build(name, seed, **changes):
     unstacked, untied = config.pop("unstacked", False), config.pop("untied", False)
     if "vocab_size" in changes and "vocab_size_per_layer_input" in config:
         config["vocab_size_per_layer_input"] = changes["vocab_size"]
+    if "vocab_size" in changes and "num_vocab" in config:
+        config["num_vocab"] = changes["vocab_size"]
     wrapper = config.pop("wrapper", None)
     # A missing rank of queries is a default in mlx_lm, one that is null is none.
     config = {k: v for k, v in config.items() if v is not None or k == "q_lora_rank"}
@@ -54,7 +56,7 @@ def build(name, seed, **changes):
             return mx.array(1 + 0.3 * noise)
         if path.endswith("e_score_correction_bias"):  # below 0 an expert could be worth less than those of lost groups, which all tie at 0
             return mx.array(0.3 * np.abs(noise))
-        norm = ("norm" in path or "ln_" in path) and path.endswith("weight")
+        norm = ("norm" in path or "ln_" in path or "ln." in path) and path.endswith("weight")
         if old.ndim == 1 or norm:
             return mx.array((1.0 if norm and not offset else 0.0) + 0.3 * noise)
         return mx.array(noise * (1.0 if is_embedding(path) else 1.2 / np.sqrt(old.shape[-1])))
