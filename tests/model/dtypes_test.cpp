@@ -18,26 +18,19 @@ namespace {
 
 namespace mx = mlx::core;
 
-/// In blocks of two steps, attention and an MLP: some models' have more.
+/// In blocks of two steps, attention and an MLP, each as often as it runs: some models' have more.
 int depth_of(const ModelSpec& spec) {
   std::size_t steps = 0;
-  for (const auto& block : spec.blocks) steps += std::max<std::size_t>(2, block.steps.size());
+  for (const auto& visit : spec.visits()) steps += std::max<std::size_t>(2, spec.blocks[visit.block].steps.size());
   return static_cast<int>(steps + 1) / 2;
 }
 
 class DtypesTest : public testing::TestWithParam<std::pair<std::string, mx::Dtype>> {
  protected:
   const mx::Dtype dtype = GetParam().second;
-<<<<<<< HEAD
   // What rounding decides as a whole is taken out: which experts are chosen, whether a product lies at a limit.
   const ModelSpec spec = oracle::without_limits(oracle::with_all_experts(oracle::without_steps(spec_from_config(oracle::tiny_config(GetParam().first)))));
-  const int blocks = static_cast<int>(spec.visits().size());  // each as often as it runs
-=======
-  // Rounding decides between experts, or keys, that are nearly as good.
-  const ModelSpec spec = oracle::with_all_experts(oracle::without_steps(spec_from_config(oracle::tiny_config(GetParam().first))));
-  const int blocks = static_cast<int>(spec.blocks.size());
   const int depth = depth_of(spec);
->>>>>>> h4
   const Tensors tensors = cast(oracle::random_tensors(spec, 11), dtype), wide = cast(tensors, mx::float32);
   const mx::array ids = mx::random::randint(0, spec.vocab, {3, 14}, mx::int32, mx::random::key(1));
 };
@@ -63,7 +56,7 @@ TEST_P(DtypesTest, PackedAndDecodedWithACache) {
   Formats formats;
   for (const auto* linear : spec.linears()) oracle::pack(packed, formats, linear->path, {codec::Mode::affine, 4, 32});
   const auto whole = forward(spec, packed, formats, ids, dtype);
-  Cache cache(blocks);
+  Cache cache(static_cast<int>(spec.visits().size()));
   Context context;
   context.cache = &cache;
   std::vector<mx::array> parts;
@@ -114,17 +107,11 @@ TEST_P(DtypesTest, GradientsAreThoseOfSinglePrecision) {
   for (std::size_t i = 0; i < got.size(); ++i) {
     const auto& linear = *spec.linears()[i];
     const auto* mlp = linear.block < 0 ? nullptr : find_op<GatedMlp>(spec.blocks[linear.block]);
-<<<<<<< HEAD
-    // Rounding decides which gates pass a threshold, and unread tensors have no gradient.
-    if (linear.reads == 0 || ((linear.role == Role::gate || linear.role == Role::up) && mlp && mlp->sparse_above)) continue;
-    const double error = oracle::distance_between(got[i], want[i]);
-    if (error < oracle::rounding_of(3 * blocks, dtype)) continue;
-    EXPECT_LT(error, 3 * made_of_errors(i)) << linear.path;
-=======
     // Rounding decides which gates pass a threshold, and tensors that are unread or only choose have no gradient.
     if (linear.reads == 0 || linear.only_chooses || ((linear.role == Role::gate || linear.role == Role::up) && mlp && mlp->sparse_above)) continue;
-    EXPECT_LT(oracle::distance_between(got[i], want[i]), oracle::rounding_of(3 * depth, dtype)) << linear.path;
->>>>>>> h4
+    const double error = oracle::distance_between(got[i], want[i]);
+    if (error < oracle::rounding_of(3 * depth, dtype)) continue;
+    EXPECT_LT(error, 3 * made_of_errors(i)) << linear.path;
   }
 }
 
