@@ -467,6 +467,8 @@ REPRESENTATIVES = {
     "lfm2": "short convolutions",
     "minicpm3": "latent attention, keys and values by one linear",
     "deepseek-v3": "latent attention, keys and values by stacks that are not routed",
+    "deepseek-v32": "linears that only choose, which no gradient reaches",
+    "longcat-flash": "a result that joins at the end of its block, experts without weights",
     "qwen3-moe": "mixture of experts in stacks",
     "qwen3-moe-unstacked": "experts stored one by one",
     "qwen3-moe-some-dense-raw-probabilities": "mixtures and dense blocks in one model",
