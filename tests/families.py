@@ -1049,6 +1049,8 @@ REPRESENTATIVES = {
     "nemotron_h-mixtures-latents": "experts without a gate between latents, a bare router, an MLP that every token meets",
     "gpt_oss": "sinks, experts with biases and gates between limits, a softmax over the chosen",
     "glm4_moe-groups-unstacked": "corrected sigmoids in groups, experts that every token meets, routers that are never packed",
+    "deepseek-v32": "linears that only choose, which no gradient reaches",
+    "longcat-flash": "a result that joins at the end of its block, experts without weights",
     "qwen3-moe": "mixture of experts in stacks",
     "qwen3-moe-unstacked": "experts stored one by one",
     "qwen3-moe-some-dense-raw-probabilities": "mixtures and dense blocks in one model",

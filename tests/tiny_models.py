@@ -207,7 +207,7 @@ def published(weights, config):
     else:
         if kind == "hunyuan" and "model.layers.0.mlp.gate_proj.weight" in weights:  # both dense and fused
             weights = hunyuan_fused(weights)
-        for name in [n for n in weights if re.search(r"\.switch_mlp\.|\.mlp\.experts\.\w+_proj\.weight$", n)]:
+        for name in [n for n in weights if re.search(r"\.(switch_mlp|mlp\.experts)\.\w+\.weight$", n)]:
             for e, w in enumerate(weights.pop(name)):
                 weights[re.sub(r"switch_mlp|experts", f"experts.{e}", name)] = mx.contiguous(w)
     for name in [n for n in weights if n.endswith("embed_q.weight")]:

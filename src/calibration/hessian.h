@@ -30,7 +30,8 @@ class HessianStore {
   void add(const std::string& path, const mx::array& input, const model::ExpertRows* experts, const mx::array* reference, const mx::array* tokens);
 
   bool has(const std::string& path) const { return owner_.count(path) > 0; }
-  /// One for a linear or for a stack that shares one input, one for each expert of other stacks. Throws std::invalid_argument for a path that was never seen.
+  /// One for a linear or for a stack that shares one input, one for each expert of other stacks. Throws std::invalid_argument for a path that was
+  /// never seen.
   const std::vector<Hessian>& of(const std::string& path) const;
   void clear();
 

@@ -49,7 +49,8 @@ Shape shape_of(const model::ModelSpec& spec) {
     if (linear->role == model::Role::embed && spec.head) continue;
     const double active = std::max(1, linear->top_k);
     s.met += n * k * active;
-    s.moments += k * k * (linear->stack == model::LinearSpec::Stack::shared ? 1 : active) / 2;  // linears that read one input share its moments: two of them at the mean
+    const bool one_input = linear->stack == model::LinearSpec::Stack::shared;
+    s.moments += k * k * (one_input ? 1 : active) / 2;  // linears that read one input share its moments: two of them at the mean
     s.solves += n * k * k * experts;
   }
   for (const auto& block : spec.blocks) {

@@ -19,9 +19,7 @@ QuantPlan threshold_plan(const model::ModelSpec& spec, const codec::Format& low,
     auto plan = lowest;
     for (const auto* linear : spec.linears())
       if (const auto it = plan.formats.find(linear->path); it != plan.formats.end() && (!linear->fixed_format || linear->only_advised) &&
-                                                           // No gradient tells what a choice needs.
-                                                           (linear->only_chooses || sensitivities.at(linear->path) > threshold) &&
-                                                           linear->in % high.group_size == 0)
+                                                           sensitivities.at(linear->path) > threshold && linear->in % high.group_size == 0)
         it->second = high;
     return plan;
   };

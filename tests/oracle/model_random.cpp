@@ -24,8 +24,8 @@ using nlohmann::json;
 json tiny_config(const std::string& model_type) {
   // Wrappers: the text model stands inside.
   static const std::map<std::string, std::string> inner = {
-      {"gemma3", "gemma3_text"},  {"gemma4", "gemma4_text"}, {"kimi_k25", "deepseek_v3"}, {"kimi_vl", "deepseek_v3"}, {"lfm2-vl", "lfm2"},   {"lfm2_vl", "lfm2"},   {"llava", "llama"},
-      {"gemma3", "gemma3_text"},  {"gemma4", "gemma4_text"}, {"lfm2-vl", "lfm2"},   {"lfm2_vl", "lfm2"},   {"llama4", "llama4_text"}, {"llava", "llama"},
+      {"gemma3", "gemma3_text"},  {"gemma4", "gemma4_text"}, {"kimi_k25", "deepseek_v3"}, {"kimi_vl", "deepseek_v3"},
+      {"lfm2-vl", "lfm2"},   {"lfm2_vl", "lfm2"},   {"llama4", "llama4_text"}, {"llava", "llama"},
       {"mistral3", "ministral3"}, {"pixtral", "mistral"},    {"qwen2_vl", "qwen2"}, {"qwen3_vl", "qwen3"}, {"qwen3_vl_moe", "qwen3_moe"}};
   if (const auto text = inner.find(model_type); text != inner.end()) {
     auto config = tiny_config(text->second);
@@ -213,7 +213,8 @@ json tiny_config(const std::string& model_type) {
   if (model_type == "minicpm3") {
     config.erase("v_head_dim");
     config.update({{"dim_model_base", 24}, {"scale_depth", 1.4}, {"scale_emb", 3.0}});
-    config["rope_scaling"] = {{"type", "longrope"}, {"long_factor", {1.0, 1.5, 2.0, 3.0}}, {"short_factor", 1.0}, {"original_max_position_embeddings", 32}};
+    config["rope_scaling"] = {
+        {"type", "longrope"}, {"long_factor", {1.0, 1.5, 2.0, 3.0}}, {"short_factor", 1.0}, {"original_max_position_embeddings", 32}};
   }
   if (model_type == "youtu_llm") config.update({{"q_lora_rank", nullptr}, {"mlp_bias", true}});
   if (model_type == "lfm2_moe") {

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "codec/quantize.h"
 #include "model/model.h"
+#include "plan/choose.h"
 
 namespace lquant::plan {
 namespace {
@@ -57,6 +58,23 @@ TEST(UniformPlan, RoutersKeepTheFormatThatMlxLmGivesThem) {
     EXPECT_EQ(format, router ? (codec::Format{codec::Mode::affine, 8, 64}) : plan.base) << path;
   }
   EXPECT_EQ(routers, 2);
+}
+
+// No gradient reaches an indexer: by what is measured it would get the fewest bits.
+TEST(ChosenPlans, LinearsThatOnlyChooseAreNotStarved) {
+  auto config = experts();
+  config.update({{"model_type", "deepseek_v32"}, {"kv_lora_rank", 64}, {"q_lora_rank", 64}, {"qk_nope_head_dim", 64}, {"qk_rope_head_dim", 8}});
+  config.update({{"v_head_dim", 16}, {"index_n_heads", 2}, {"index_head_dim", 64}, {"index_topk", 4}});
+  const auto spec = model::spec_from_config(config);
+  const std::string indexer = "model.layers.0.self_attn.indexer.";
+  constexpr codec::Format kTwo{codec::Mode::affine, 2, 64}, kEight{codec::Mode::affine, 8, 64};
+
+  const FormatChooser chooser(spec, {.formats = {kTwo, kFour}}, [](const std::string&, const codec::Format&) { return 0.0; });
+  Allocation least;
+  least.chosen.assign(chooser.allocator().items().size(), 0);
+  const auto plan = chooser.plan(least);
+  for (const char* name : {"wq_b", "wk", "weights_proj"}) EXPECT_EQ(plan.formats.at(indexer + name), kEight) << name;
+  EXPECT_EQ(plan.formats.at("model.layers.0.self_attn.q_b_proj"), kTwo);
 }
 
 TEST(UniformPlan, RefusesWhatCannotBe) {

@@ -1,4 +1,5 @@
-// DeepSeek-V2 (arXiv 2405.04434), V3 (arXiv 2412.19437) and V3.2 with its indexer, GLM-4.7-Flash and GLM-5, which differ from them in sizes and numbers.
+// DeepSeek-V2 (arXiv 2405.04434), V3 (arXiv 2412.19437) and V3.2 with its indexer; GLM-4.7-Flash and GLM-5, which differ from them in sizes and
+// numbers.
 #include "model/family/deepseek.h"
 
 #include <algorithm>

@@ -5,8 +5,8 @@
 #include "model/family/decoder.h"
 #include "model/ops/latent_attention.h"
 
-// What families with latent attention have in common: names and sizes of its linears, and, where keys and values are made by two stacks, how published
-// checkpoints, which have them in one linear, are cut.
+// What families with latent attention have in common: names and sizes of its linears, and, where keys and values are made by two stacks, how
+// published checkpoints, which have them in one linear, are cut.
 namespace lquant::model::family {
 
 struct Latent {

@@ -69,7 +69,8 @@ ModelSpec longcat_flash(const Config& given) {
     experts.router.correction = ParameterSpec{layer.prefix + "mlp.router.e_score_correction_bias", {router.experts}, /*keeps_dtype=*/true};
     experts.identities = zero;
     for (int e = 0; e < zero; ++e)
-      spec.left_out.push_back({fmt::format("{}mlp.experts.{}.*", layer.prefix, mixture.experts + e), "experts that give a token back use no weights"});
+      spec.left_out.push_back(
+          {fmt::format("{}mlp.experts.{}.*", layer.prefix, mixture.experts + e), "experts that give a token back use no weights"});
 
     BlockSpec block;
     block.steps = {{.branches = {{norm("input_layernorm", 0), attention(0)}}},

@@ -28,8 +28,8 @@ ModelSpec minicpm3(const Config& given) {
   sizes.eps = 1e-5f;
   sizes.rope = make_rope(sizes.rotated, config.number_or("rope_theta", 1e6), false, scaling, longest);
   if (config.has("v_head_dim") && config.count("v_head_dim") != sizes.value)
-    fail("model", "config.json: \"v_head_dim\" is {}, and mlx_lm has values of {} features in this model; {}", config.count("v_head_dim"), sizes.value,
-         kMend);
+    fail("model", "config.json: \"v_head_dim\" is {}, and mlx_lm has values of {} features in this model; {}", config.count("v_head_dim"),
+         sizes.value, kMend);
   if (sizes.q_rank == 0) fail("model", "config.json: \"q_lora_rank\" is null, and mlx_lm runs no MiniCPM 3 without; {}", kMend);
 
   Imports imports;

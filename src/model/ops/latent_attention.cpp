@@ -1,5 +1,5 @@
-// Queries and keys of the kernel are a head's own features and the turned ones side by side, so that one call serves scores that mlx_lm adds up of two
-// products. Columns of a fused linear are taken by its rows where they stand in one piece: then each product is of contiguous numbers.
+// Queries and keys of the kernel are a head's own features and the turned ones side by side, so that one call serves scores that mlx_lm adds up of
+// two products. Columns of a fused linear are taken by its rows where they stand in one piece: then each product is of contiguous numbers.
 #include "model/ops/latent_attention.h"
 
 #include <mlx/mlx.h>

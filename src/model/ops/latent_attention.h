@@ -10,8 +10,8 @@
 
 namespace lquant::model {
 
-/// Which keys a query reads where there are more than top_k (DeepSeek-V3.2): those with the largest Σ over heads of weight · relu(q · k), of small heads
-/// of the indexer's own. The choice has no gradient.
+/// Which keys a query reads where there are more than top_k (DeepSeek-V3.2): those with the largest Σ over heads of weight · relu(q · k), of small
+/// heads of the indexer's own. The choice has no gradient.
 struct Indexer {
   int heads = 0, dim = 0, top_k = 0;
   RopeSpec rope;       ///< of a head's first features
