@@ -365,7 +365,7 @@ FAMILIES = {
     "jamba-mixtures-unstacked": dict(
         JAMBA, num_experts=4, num_experts_per_tok=2, layers_block_type=["mamba", "mamba", "attention"], expert_layer_period=1, unstacked=True
     ),
-    "recurrent_gemma": dict(RECURRENT_GEMMA, block_types=["recurrent", "recurrent", "attention"]),
+    "recurrent_gemma": dict(RECURRENT_GEMMA, block_types=["recurrent", "attention", "recurrent"]),
     "recurrent_gemma-untied-no-cap": dict(
         RECURRENT_GEMMA, _block_types=["attention", "recurrent"], logits_soft_cap=0.0, embeddings_scale_by_sqrt_dim=False, unstacked=True, untied=True
     ),
