@@ -599,12 +599,12 @@ FAMILIES = {
     "jamba-mixtures-unstacked": dict(
         JAMBA, num_experts=4, num_experts_per_tok=2, layers_block_type=["mamba", "mamba", "attention"], expert_layer_period=1, unstacked=True
     ),
-    "recurrent_gemma": dict(RECURRENT_GEMMA, block_types=["recurrent", "recurrent", "attention"]),
+    "recurrent_gemma": dict(RECURRENT_GEMMA, block_types=["recurrent", "attention", "recurrent"]),
     "recurrent_gemma-untied-no-cap": dict(
         RECURRENT_GEMMA, _block_types=["attention", "recurrent"], logits_soft_cap=0.0, embeddings_scale_by_sqrt_dim=False, unstacked=True, untied=True
     ),
     "rwkv7": RWKV7,
-    "rwkv7-tied": dict(RWKV7, tie_word_embeddings=True, head_dim=64, decay_low_rank_dim=32, num_hidden_layers=2),
+    "rwkv7-tied": dict(RWKV7, tie_word_embeddings=True, head_dim=64, decay_low_rank_dim=128, num_hidden_layers=2),
     "lfm2_moe": LFM2_MOE,
     "lfm2_moe-biases-unstacked": dict(
         LFM2_MOE,
@@ -1107,8 +1107,8 @@ FLOAT32_ALONE = {
 }
 # Models whose tied embedding stays dense, for mlx_lm multiplies by it as it is stored: what mlx_lm.convert makes of them without a predicate does not run.
 DENSE_EMBEDDING = {"seed-oss-tied", "llama4_text-tied-no-norms"}
-# Linears that mlx_lm's quantizer fails on, by the end of their path: both programs leave them dense.
-STAY_DENSE = {"afm7": "qkv_proj"}
+# Linears that mlx_lm's quantizer fails on or never packs, by the end of their path: both programs leave them dense.
+STAY_DENSE = {"afm7": "qkv_proj", "nemotron_h": "mixer.gate"}
 # What a reader of docs/families.md should know of a model type beside the table's figures.
 NOTES = {
     "seed_oss": "a tied embedding stays dense: mlx_lm does not run it packed",

@@ -21,8 +21,8 @@ Json parse_json(std::string_view text);
 extern template nlohmann::json parse_json(std::string_view);
 extern template nlohmann::ordered_json parse_json(std::string_view);
 
-/// Python writes floats that are not finite as bare words, which are no JSON, and transformers as {"__float__": "Infinity"}; config.json may have either
-/// ("time_step_limit"). The text with the second in place of the first: Infinity, -Infinity and NaN outside strings.
+/// Python writes floats that are not finite as bare words, which are no JSON, and transformers as {"__float__": "Infinity"}; config.json may have
+/// either ("time_step_limit"). The text with the second in place of the first: Infinity, -Infinity and NaN outside strings.
 std::string with_tagged_floats(std::string_view text);
 /// A number, or what such an object stands for; none for anything else.
 std::optional<double> number_or_tagged(const nlohmann::json& value);

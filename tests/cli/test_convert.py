@@ -27,7 +27,7 @@ def mlx_lm_convert(source, target, **options):
 
 def block(folder):
     """config.json's quantization. What --q-group-size would say and does not is null by path in mlx_lm's, and read as 64 by it."""
-    named = lambda v: dict(v, group_size=v["group_size"] or 64, mode=v.get("mode", "affine"))
+    named = lambda v: dict(v, group_size=v.get("group_size") or 64, mode=v.get("mode", "affine"))
     return {k: named(v) if isinstance(v, dict) else v for k, v in quantization(folder).items()}
 
 
@@ -53,7 +53,10 @@ def convert_both(source, tmp_path, recipe, group_size=None, bits=None, dense=Non
 def test_recipes_are_mlx_lms(tmp_path, number, name, ran):
     source = family_folder(tmp_path / "source", name)
     # mlx_lm's recipes go by these names: without the first they refuse a model, without the second they favour no values. Ours go by roles.
-    mixed = all(any(part in path for path in tensors(source)) for part in ("down_proj", "v_proj"))
+    named = list(tensors(source))
+    mixed = all(any(part in path for path in named) for part in ("down_proj", "v_proj"))
+    # Results under other names are favoured by role and not by name.
+    mixed = mixed and not any(part in path for path in named for part in ("switch_mlp.fc2", "mixer.experts.0.", "output_linear"))
     dense = STAY_DENSE.get(model_type(name))  # what says so takes the place of a recipe
     recipe = RECIPES[number % 4] if mixed and not dense else None
     convert_both(source, tmp_path, recipe, GROUPS[(number // 4 + number) % 4], bits=5 if number % 3 == 0 else None, dense=dense)

@@ -33,6 +33,20 @@ class DtypesTest : public testing::TestWithParam<std::pair<std::string, mx::Dtyp
   const int depth = depth_of(spec);
   const Tensors tensors = cast(oracle::random_tensors(spec, 11), dtype), wide = cast(tensors, mx::float32);
   const mx::array ids = mx::random::randint(0, spec.vocab, {3, 14}, mx::int32, mx::random::key(1));
+
+  /// Random models differ in what they make of an error: norms of a few numbers, exponentials and gates behind each other may blow it up. How much is
+  /// seen in f32, with every weight off by a unit u at random. A linear that is off so is worth some ten roundings of its result, each of u/2 at
+  /// most; models have about twice as many roundings per linear. So an error that is beyond what roundings alone give must be within thrice what u
+  /// makes of the weights.
+  Tensors off_by_a_unit() const {
+    auto off = wide;
+    for (auto& [name, value] : off) {
+      const auto noise =
+          mx::random::normal(value.shape(), mx::float32, 0, static_cast<float>(oracle::unit_of(dtype)), mx::random::key(name.size() + 7));
+      value = mx::multiply(value, mx::add(mx::array(1.0f), noise));
+    }
+    return off;
+  }
 };
 
 std::vector<std::pair<std::string, mx::Dtype>> models() {
@@ -46,9 +60,13 @@ INSTANTIATE_TEST_SUITE_P(Families, DtypesTest, testing::ValuesIn(models()),
                          [](const auto& info) { return oracle::name_of(info.param.first) + "_" + oracle::name_of(info.param.second); });
 
 TEST_P(DtypesTest, LogitsAreThoseOfSinglePrecision) {
+  const auto spec = oracle::with_all_experts(this->spec);  // rounding decides which experts are chosen
   const auto logits = forward(spec, tensors, {}, ids, dtype);
   EXPECT_EQ(logits.dtype(), dtype);
-  EXPECT_LT(oracle::distance_between(logits, forward(spec, wide, {}, ids, mx::float32)), oracle::rounding_of(depth, dtype));
+  const auto want = forward(spec, wide, {}, ids, mx::float32);
+  const double error = oracle::distance_between(logits, want);
+  if (error < oracle::rounding_of(depth, dtype)) return;
+  EXPECT_LT(error, 3 * oracle::distance_between(forward(spec, off_by_a_unit(), {}, ids, mx::float32), want));
 }
 
 TEST_P(DtypesTest, PackedAndDecodedWithACache) {
@@ -67,10 +85,6 @@ TEST_P(DtypesTest, PackedAndDecodedWithACache) {
   EXPECT_LT(oracle::distance_between(mx::concatenate(parts, 1), whole), oracle::rounding_of(depth, dtype));
 }
 
-// Random models differ in what they make of an error: norms of a few numbers, exponentials and gates behind each other may blow it up. How much is
-// seen in f32, with every weight off by a unit u at random. A linear that is off so is worth some ten roundings of its result, each of u/2 at most;
-// models have about twice as many roundings per linear. So an error that is beyond what roundings alone give must be within thrice what u makes of
-// the weights.
 TEST_P(DtypesTest, GradientsAreThoseOfSinglePrecision) {
   const auto spec = oracle::with_all_experts(this->spec);  // rounding decides which experts are chosen
   const auto gradients = [&](const Tensors& from, mx::Dtype in) {
@@ -93,13 +107,7 @@ TEST_P(DtypesTest, GradientsAreThoseOfSinglePrecision) {
   std::vector<mx::array> moved;
   const auto made_of_errors = [&](std::size_t i) {
     if (moved.empty()) {
-      auto off = wide;
-      for (auto& [name, value] : off) {
-        const auto noise =
-            mx::random::normal(value.shape(), mx::float32, 0, static_cast<float>(oracle::unit_of(dtype)), mx::random::key(name.size() + 7));
-        value = mx::multiply(value, mx::add(mx::array(1.0f), noise));
-      }
-      moved = gradients(off, mx::float32);
+      moved = gradients(off_by_a_unit(), mx::float32);
     }
     return oracle::distance_between(moved[i], want[i]);
   };

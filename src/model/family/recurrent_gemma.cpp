@@ -12,12 +12,12 @@
 namespace lquant::model::family {
 namespace {
 
-std::vector<std::string> pattern_of(const Config& config) {
+std::vector<std::string> pattern_of(const Config& config, int layers) {
   const auto pattern = config.texts(config.has("block_types") ? "block_types" : "_block_types", 0);
   for (const auto& kind : pattern)
     if (kind != "recurrent" && kind != "attention")
       fail("model", "config.json: \"block_types\" has blocks that are neither recurrent nor attention; {}", kMend);
-  if (std::find(pattern.begin(), pattern.end(), "attention") == pattern.end())
+  if (std::find(pattern.begin(), pattern.end(), "attention") - pattern.begin() >= std::min<std::ptrdiff_t>(layers, std::ssize(pattern)))
     fail("model", "config.json: \"block_types\" has no attention, without which mlx_lm does not run a RecurrentGemma; {}", kMend);
   return pattern;
 }
@@ -60,7 +60,7 @@ ModelSpec recurrent_gemma(const Config& given) {
   names.final_norm = "model.final_norm", names.attention_norm = "temporal_pre_norm", names.mlp_norm = "channel_pre_norm";
   names.q = "temporal_block.q_proj", names.k = "temporal_block.k_proj", names.v = "temporal_block.v_proj", names.o = "temporal_block.o_proj";
   names.gate = "mlp_block.gate_proj", names.up = "mlp_block.up_proj", names.down = "mlp_block.down_proj";
-  const auto pattern = pattern_of(config);
+  const auto pattern = pattern_of(config, decoder.layers);
   // Of no use, but mlx_lm opens no model without them.
   const nlohmann::json unread = {{"attention_bias", false}, {"conv1d_width", 4}, {"num_key_value_heads", 1}, {"rope_theta", 10000.0}};
   for (const auto& [key, value] : unread.items())

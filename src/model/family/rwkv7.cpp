@@ -23,6 +23,7 @@ RwkvTimeMix time_mix(int block, const std::string& prefix, int hidden, int head_
   const auto low_rank = [&](const std::string& name, int rank, bool bias = true) {
     LowRank both{linear(name + "_lora.lora.0", rank, hidden), linear(name + "_lora.lora.2", hidden, rank, bias)};
     both.second.fixed_format = kEightBits;
+    both.second.only_advised = true;
     return both;
   };
   // Some checkpoints have these in one row.
@@ -67,6 +68,7 @@ ModelSpec rwkv7(const Config& config) {
                     config.count("v_low_rank_dim")};
   auto spec = decoder.outer("rwkv7");
   spec.embedding.fixed_format = kEightBits;
+  spec.embedding.only_advised = true;
   spec.embedding_norm = decoder.norm_at(decoder.prefix + names.layers + "0.pre_norm");
   for (int i = 0; i < decoder.layers; ++i) {
     const auto prefix = decoder.prefix + names.layers + std::to_string(i) + ".";
