@@ -342,7 +342,7 @@ LFM2_MOE = dict(
 MAMBA2 = dict(
     model_type="mamba2",
     num_heads=8,
-    state_size=16,
+    state_size=24,
     conv_kernel=4,
     n_groups=2,
     use_bias=False,
@@ -396,7 +396,7 @@ FALCON_H1 = dict(
     mamba_d_head=32,
     mamba_n_heads=8,
     mamba_n_groups=2,
-    mamba_d_state=16,
+    mamba_d_state=24,
     attention_in_multiplier=1.25,
     ssm_multipliers=[0.5, 1.5, 0.75, 1.25, 0.875],
 )
