@@ -33,8 +33,7 @@ class JsonView {
  public:
   /// `file` is how messages name the file, `mend` what they advise. `value` must outlive the view; `path`
   /// is its place in the file when it is not the whole ("text_config").
-  JsonView(const char* room, std::string file, const nlohmann::json& value, const char* mend = "mend the file or get it again",
-           std::string path = {})
+  JsonView(const char* room, std::string file, const nlohmann::json& value, const char* mend = "mend the file or get it again", std::string path = {})
       : room_(room), file_(std::move(file)), mend_(mend), value_(&value), path_(std::move(path)) {}
 
   /// Whether the object has the key with a value other than null. Fails when this is no object.

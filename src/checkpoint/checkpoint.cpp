@@ -174,8 +174,7 @@ Checkpoint Checkpoint::open(const fs::path& folder) {
   auto index = read_index(folder);
   if (is_left_over(index, files, folder)) index.clear();
   for (const auto& [tensor, file] : index) {
-    if (!has_entry(folder, file))
-      fail("checkpoint", "{}: names {}, which is not there; download it", (folder / kIndex).string(), in_quotes(file));
+    if (!has_entry(folder, file)) fail("checkpoint", "{}: names {}, which is not there; download it", (folder / kIndex).string(), in_quotes(file));
     files.insert(file);
   }
   if (files.empty()) {

@@ -78,8 +78,8 @@ class Checkpoint {
 /// A tokenizer.json of 262,144 tokens has 33 MB; what is 15 times that is none.
 constexpr std::size_t kLargestCopied = std::size_t{1} << 29;
 
-/// Names of the files that a quantized copy carries along as they are: the tokenizer's, generation_config.json, and what prepares pictures, sounds and
-/// films for the towers of a model that has such.
+/// Names of the files that a quantized copy carries along as they are: the tokenizer's, generation_config.json, and what prepares pictures, sounds
+/// and films for the towers of a model that has such.
 const std::vector<std::string>& copied_files();
 /// Throws Error naming a file among them that says it is JSON and is not, is larger than kLargestCopied, or is no file of the folder (find_file).
 void check_copied_files(const FileSet& files);

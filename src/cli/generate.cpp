@@ -175,7 +175,9 @@ void add_generate(CLI::App& app, Run& chosen) {
   command->add_option("--model", options->model, "Model: a folder, a .gguf file, or org/name on the Hugging Face hub")->required();
   command->add_option("--prompt,-p", options->prompt, "Message to be processed by the model ('-' reads from stdin)")->capture_default_str();
   command->add_option("--system-prompt", options->system_prompt, "System prompt for the chat template");
-  command->add_option("--max-tokens,-m", sample.max_tokens, "Most tokens to generate (-1: until the model stops); -m is this here, as in mlx_lm, and elsewhere the model")
+  command
+      ->add_option("--max-tokens,-m", sample.max_tokens,
+                   "Most tokens to generate (-1: until the model stops); -m is this here, as in mlx_lm, and elsewhere the model")
       ->capture_default_str();
   command->add_option("--temp", sample.temperature, "Sampling temperature; 0 takes the likeliest token")->capture_default_str();
   command->add_option("--top-p", sample.top_p, "Keep the likeliest tokens that hold this share of the probability")->capture_default_str();

@@ -56,7 +56,8 @@ int run(const Options& options, run::Stop& stop) {
   const auto& spec = model.spec();
   const auto ids = read_ids(options.ids, spec.vocab);
   if (const int most = spec.positions(); most > 0 && ids.shape(1) > most)
-    fail("logits", "{}: lists of {} tokens are longer than the {} positions that the model knows; give shorter ones", options.ids, ids.shape(1), most);
+    fail("logits", "{}: lists of {} tokens are longer than the {} positions that the model knows; give shorter ones", options.ids, ids.shape(1),
+         most);
   const auto dtype = options.dtype == "float32" ? mx::float32 : options.dtype == "bfloat16" ? mx::bfloat16 : model.compute_dtype();
   auto tensors = model.load_all(dtype);
   auto formats = model.formats();

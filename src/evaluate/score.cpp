@@ -92,7 +92,8 @@ mx::array hidden_at(const LoadedModel& m, const mx::array& ids, const mx::array&
   const auto& block = m.spec.blocks[last.block];
   const int mixed = model::mixed_by(block), stages = model::stages(block);
   model::Halted halted{x};
-  for (int stage = 0; stage <= std::min(mixed, stages - 1); ++stage) halted = model::advance(m.spec, last, stage, m.tensors, m.formats, halted, context);
+  for (int stage = 0; stage <= std::min(mixed, stages - 1); ++stage)
+    halted = model::advance(m.spec, last, stage, m.tensors, m.formats, halted, context);
   const bool narrowed = model::narrow(halted, at);
   for (int stage = mixed + 1; stage < stages; ++stage)
     halted = model::advance(m.spec, last, stage, m.tensors, m.formats, halted, narrowed ? model::Context{} : context);
@@ -124,7 +125,8 @@ void run(const LoadedModel& model, const model::Head& head, const Row& row, bool
   for (std::size_t i = 0; i < row.owner.size(); ++i) result[row.owner[i].first][row.owner[i].second] -= negative.data<float>()[i];
 }
 
-/// Tokens of the longest sequence whose beginning can be shared: the smallest window, or none at all where some op cannot go on from a text computed once.
+/// Tokens of the longest sequence whose beginning can be shared: the smallest window, or none at all where some op cannot go on from a text computed
+/// once.
 int longest_shared(const model::ModelSpec& spec) {
   int longest = std::numeric_limits<int>::max();
   for (const auto& block : spec.blocks)

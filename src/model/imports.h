@@ -16,16 +16,16 @@ namespace mx = mlx::core;
 /// A change of the tensors that were found, in order of a row's list.
 struct Change {
   enum class Kind {
-    stack,      ///< all sources become one tensor with a leading axis
-    transpose,  ///< the last two axes change places
-    squeeze,    ///< axes of length 1 go
-    slice,      ///< `count` entries of `axis` (counted from the end when negative): first, first + stride, …
-    unit_rows,  ///< each row is divided by its L2 norm + 1e-7, in f32 (Baichuan M1's head)
+    stack,         ///< all sources become one tensor with a leading axis
+    transpose,     ///< the last two axes change places
+    squeeze,       ///< axes of length 1 go
+    slice,         ///< `count` entries of `axis` (counted from the end when negative): first, first + stride, …
+    unit_rows,     ///< each row is divided by its L2 norm + 1e-7, in f32 (Baichuan M1's head)
     unit_columns,  ///< each column is (Bailing's head)
-    reshape,    ///< to `shape`, of as many entries
-    add_one,    ///< to every number, in its own dtype (a norm's w, where 1 + w is the weight)
-    multiply,   ///< rows of the first axis by `factor` and the factor of their part, each rounded to the tensor's dtype (Falcon H1)
-    zeros,      ///< no source at all: zeros of `shape`, for what mlx_lm wants to be there and nothing reads
+    reshape,       ///< to `shape`, of as many entries
+    add_one,       ///< to every number, in its own dtype (a norm's w, where 1 + w is the weight)
+    multiply,      ///< rows of the first axis by `factor` and the factor of their part, each rounded to the tensor's dtype (Falcon H1)
+    zeros,         ///< no source at all: zeros of `shape`, for what mlx_lm wants to be there and nothing reads
   };
   Kind kind;
   int axis = 0, first = 0, count = 0, stride = 1;

@@ -121,9 +121,8 @@ Model Model::open(const checkpoint::Checkpoint& checkpoint) {
   Model model(checkpoint);
   model.spec_ = spec_from_config(checkpoint.config());
   auto& spec = model.spec_;
-  settle_form(spec.imports, [&](const std::string& name) {
-    return checkpoint.has(name) ? std::optional(checkpoint.info(name).shape) : std::nullopt;
-  });
+  settle_form(spec.imports,
+              [&](const std::string& name) { return checkpoint.has(name) ? std::optional(checkpoint.info(name).shape) : std::nullopt; });
   const auto description = codec::foreign_of(checkpoint.config());
   if (description) model.foreign_ = std::make_shared<const ForeignLinears>(*description);
   if (spec.head_if_present && spec.head && !model.source_of(spec.head->path + ".weight")) spec.head.reset();

@@ -23,8 +23,8 @@ struct Scope {
   const Tensors& tensors;
   const Formats& formats;
   const Context& context;
-  mx::Dtype dtype;  ///< of the residual: the compute dtype
-  int block;        ///< counted over all passes: the place of what the cache keeps for this run
+  mx::Dtype dtype;                   ///< of the residual: the compute dtype
+  int block;                         ///< counted over all passes: the place of what the cache keeps for this run
   const mx::array* state = nullptr;  ///< all columns of the state, as the step found them
   int pass = 0;                      ///< which of the block's runs this is
 

@@ -111,8 +111,8 @@ struct Branch {
   std::optional<NormSpec> before = std::nullopt;
   std::shared_ptr<const Op> op;
   std::optional<NormSpec> after = std::nullopt;
-  float scale = 1;  ///< rounded to the compute dtype when used, as a Python scalar is by MLX
-  int gives = -1;   ///< first column of the state that Op::carried() is written to; −1: it carries nothing
+  float scale = 1;    ///< rounded to the compute dtype when used, as a Python scalar is by MLX
+  int gives = -1;     ///< first column of the state that Op::carried() is written to; −1: it carries nothing
   bool late = false;  ///< its result is added behind the block's last step (LongCat-Flash)
 };
 

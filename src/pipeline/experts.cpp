@@ -31,7 +31,7 @@ std::vector<calibration::Hessian> supported(const model::LinearSpec& linear, std
   }
   if (count > 0)
     context.warn(fmt::format("{}: {} of {} experts saw fewer than {:.0f} tokens ({}{}); they lean on the inputs of all experts. More rows help",
-                         linear.path, count, sums.size(), enough, starved, count > kNamed ? ", …" : ""));
+                             linear.path, count, sums.size(), enough, starved, count > kNamed ? ", …" : ""));
   return sums;
 }
 

@@ -3,9 +3,9 @@
 #include <vector>
 
 #include "base/figures.h"
-#include "run/context.h"
 #include "calibration/hessian.h"
 #include "model/spec.h"
+#include "run/context.h"
 
 namespace lquant::pipeline {
 

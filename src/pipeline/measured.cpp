@@ -62,8 +62,8 @@ std::map<std::string, double> measured(const model::Model& model, const Rows& ro
 
 }  // namespace
 
-Sensitivities measure_sensitivities(const model::Model& model, const Rows& rows, Sensitivities estimated, const codec::Format& format, run::RunFolder& run,
-                                    const run::Context& context) {
+Sensitivities measure_sensitivities(const model::Model& model, const Rows& rows, Sensitivities estimated, const codec::Format& format,
+                                    run::RunFolder& run, const run::Context& context) {
   if (estimated.measured) return estimated;
   const auto found = measured(model, rows, estimated, format, run, context);
   for (const auto& [path, kl] : found) {

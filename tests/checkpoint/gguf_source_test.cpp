@@ -166,9 +166,7 @@ TEST(GgufSource, PutsHeadsInOrder) {
   EXPECT_EQ(values_of(gguf::read(opened, {&header.tensors[1], gguf::Change::kv_heads, 2}, mx::float32)),
             (std::vector<float>{0, 2, 1, 3, 4, 6, 5, 7}));
   EXPECT_EQ(values_of(gguf::read(opened, {&header.tensors[1], gguf::Change::plus_one}, mx::float32)), (std::vector<float>{-1, 0, 1, 2, 3, 4, 5, 6}));
-  expect_sentence(error_of([&] {
-                    gguf::check({&header.tensors[1], gguf::Change::heads, 3}, "b", "x.gguf");
-                  }),
+  expect_sentence(error_of([&] { gguf::check({&header.tensors[1], gguf::Change::heads, 3}, "b", "x.gguf"); }),
                   {"x.gguf", "\"b\"", "divided into the heads"});
   expect_sentence(error_of([&] { gguf::check({&header.tensors[1], gguf::Change::heads, 8}, "b", "x.gguf"); }), {"divided into the heads"});
 }

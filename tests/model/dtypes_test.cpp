@@ -29,7 +29,8 @@ class DtypesTest : public testing::TestWithParam<std::pair<std::string, mx::Dtyp
  protected:
   const mx::Dtype dtype = GetParam().second;
   // What rounding decides as a whole is taken out: which experts are chosen, whether a product lies at a limit.
-  const ModelSpec spec = oracle::without_limits(oracle::with_all_experts(oracle::without_steps(spec_from_config(oracle::tiny_config(GetParam().first)))));
+  const ModelSpec spec =
+      oracle::without_limits(oracle::with_all_experts(oracle::without_steps(spec_from_config(oracle::tiny_config(GetParam().first)))));
   const int depth = depth_of(spec);
   const Tensors tensors = cast(oracle::random_tensors(spec, 11), dtype), wide = cast(tensors, mx::float32);
   const mx::array ids = mx::random::randint(0, spec.vocab, {3, 14}, mx::int32, mx::random::key(1));

@@ -212,7 +212,8 @@ const std::map<std::string, const char*>& published() {
         "num_key_value_heads":4,"rms_norm_eps":1e-06,"vocab_size":126464,"max_position_embeddings":16384,"rope_theta":600000,"norm_topk_prob":true,
         "moe_intermediate_size":1408,"num_experts":64,"num_experts_per_tok":6,"num_shared_experts":2,"first_k_dense_replace":0,
         "tie_word_embeddings":false})"},
-      {"llama4", R"({"model_type":"llama4","text_config":{"model_type":"llama4_text","attention_bias":false,"attention_chunk_size":8192,"head_dim":128,
+      {"llama4",
+       R"({"model_type":"llama4","text_config":{"model_type":"llama4_text","attention_bias":false,"attention_chunk_size":8192,"head_dim":128,
         "hidden_size":5120,"interleave_moe_layer_step":1,"intermediate_size":8192,"intermediate_size_mlp":16384,"max_position_embeddings":10485760,
         "num_attention_heads":40,"num_experts_per_tok":1,"num_hidden_layers":48,"num_key_value_heads":8,"num_local_experts":16,"rms_norm_eps":1e-05,
         "rope_scaling":{"factor":16.0,"high_freq_factor":1.0,"low_freq_factor":1.0,"original_max_position_embeddings":8192,"rope_type":"llama3"},
@@ -220,7 +221,8 @@ const std::map<std::string, const char*>& published() {
       {"llama4_text", R"({"model_type":"llama4_text","hidden_size":1536,"intermediate_size":6144,"intermediate_size_mlp":6144,"num_hidden_layers":22,
         "num_attention_heads":24,"num_key_value_heads":6,"head_dim":64,"rms_norm_eps":1e-05,"rope_theta":500000.0,"vocab_size":128256,
         "tie_word_embeddings":true,"use_qk_norm":true,"no_rope_layers":[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1]})"},
-      {"mimo_v2_flash", R"({"model_type":"mimo_v2_flash","hidden_size":4096,"num_hidden_layers":48,"intermediate_size":16384,"moe_intermediate_size":2048,
+      {"mimo_v2_flash",
+       R"({"model_type":"mimo_v2_flash","hidden_size":4096,"num_hidden_layers":48,"intermediate_size":16384,"moe_intermediate_size":2048,
         "num_attention_heads":64,"num_key_value_heads":4,"head_dim":192,"v_head_dim":128,"swa_num_attention_heads":64,"swa_num_key_value_heads":8,
         "swa_head_dim":192,"swa_v_head_dim":128,"layernorm_epsilon":1e-05,"vocab_size":152576,"max_position_embeddings":262144,"rope_theta":5000000,
         "swa_rope_theta":10000,"partial_rotary_factor":0.334,"attention_value_scale":0.707,"sliding_window_size":128,"n_routed_experts":256,
@@ -269,7 +271,8 @@ TEST(Spec, PublishedModelsHaveTheirPublishedSizes) {
       {"exaone4", 1.279},      {"minicpm", 3.008},   {"qwen", 1.837},        {"lille-130m", 0.1272}, {"openelm", 0.2715},  {"nanochat", 0.561}};
   billions.insert({{"gptj", 6.05}, {"plamo", 13.10}, {"nemotron-nas", 49.87}});
   billions.insert({{"hunyuan_v1_dense", 7.504}, {"iquestloopcoder", 39.79}});  // of cards that say 7B and 40B: what follows from their configs
-  billions.insert({{"qwen3_next", 79.67}, {"qwen3_5", 0.752}, {"deepseek_v2", 15.7}, {"deepseek_v3", 671.0}, {"minicpm3", 4.07}, {"youtu_llm", 1.96}});
+  billions.insert(
+      {{"qwen3_next", 79.67}, {"qwen3_5", 0.752}, {"deepseek_v2", 15.7}, {"deepseek_v3", 671.0}, {"minicpm3", 4.07}, {"youtu_llm", 1.96}});
   billions.insert({{"gpt_oss", 20.91}, {"mixtral", 46.70}, {"olmoe", 6.919}, {"qwen2_moe", 14.316}, {"deepseek", 16.376}, {"phimoe", 41.87}});
   billions.insert({{"minimax_m2", 228.7}, {"ernie4_5_moe", 21.83}});
   billions.insert({{"bailing_moe", 16.80}, {"llama4_text", 0.949}, {"mimo_v2_flash", 308.8}, {"llama4", 107.77}});  // Llama 4: 108.64 with its tower

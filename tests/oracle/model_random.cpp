@@ -8,7 +8,6 @@
 #include <cmath>
 #include <fstream>
 #include <limits>
-#include <limits>
 #include <map>
 
 #include "model/ops/attention.h"
@@ -24,9 +23,9 @@ using nlohmann::json;
 json tiny_config(const std::string& model_type) {
   // Wrappers: the text model stands inside.
   static const std::map<std::string, std::string> inner = {
-      {"gemma3", "gemma3_text"},  {"gemma4", "gemma4_text"}, {"kimi_k25", "deepseek_v3"}, {"kimi_vl", "deepseek_v3"},
-      {"lfm2-vl", "lfm2"},   {"lfm2_vl", "lfm2"},   {"llama4", "llama4_text"}, {"llava", "llama"},
-      {"mistral3", "ministral3"}, {"pixtral", "mistral"},    {"qwen2_vl", "qwen2"}, {"qwen3_vl", "qwen3"}, {"qwen3_vl_moe", "qwen3_moe"}};
+      {"gemma3", "gemma3_text"}, {"gemma4", "gemma4_text"}, {"kimi_k25", "deepseek_v3"},  {"kimi_vl", "deepseek_v3"}, {"lfm2-vl", "lfm2"},
+      {"lfm2_vl", "lfm2"},       {"llama4", "llama4_text"}, {"llava", "llama"},           {"mistral3", "ministral3"}, {"pixtral", "mistral"},
+      {"qwen2_vl", "qwen2"},     {"qwen3_vl", "qwen3"},     {"qwen3_vl_moe", "qwen3_moe"}};
   if (const auto text = inner.find(model_type); text != inner.end()) {
     auto config = tiny_config(text->second);
     if (model_type == "gemma4")  // its mixture; gemma4_text is dense here

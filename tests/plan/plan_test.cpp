@@ -164,8 +164,9 @@ TEST(PlanOf, TakesBlocksThatLackAGroupAndRefusesWrongTypes) {
     plan_of(spec, {}, config);
     ADD_FAILURE() << "accepted";
   } catch (const Error& e) {
-    EXPECT_STREQ(e.what(), "[model] config.json: quantization: \"group_size\" is [1], not a whole number from 1 to 1048576; take the config.json "
-                           "that was written with the weights");
+    EXPECT_STREQ(e.what(),
+                 "[model] config.json: quantization: \"group_size\" is [1], not a whole number from 1 to 1048576; take the config.json "
+                 "that was written with the weights");
   }
 }
 

@@ -33,8 +33,7 @@ ModelSpec afmoe(const Config& given) {
   if (std::find(types.begin(), types.end(), "full_attention") == types.end())
     fail("model", "config.json: \"layer_types\" names no layer of full_attention, without which mlx_lm does not run an AFMoE");
   const int window = config.count_or("sliding_window", 2048);
-  const auto rope =
-      make_rope(decoder.head_dim, config.number("rope_theta"), false, rope_scaling(config), config.count("max_position_embeddings"));
+  const auto rope = make_rope(decoder.head_dim, config.number("rope_theta"), false, rope_scaling(config), config.count("max_position_embeddings"));
 
   auto mixture = Mixture::read(config, "num_experts", "num_experts_per_tok", "moe_intermediate_size");
   mixture.stacks = "mlp.experts.";

@@ -1,6 +1,6 @@
-// Bailing's mixtures (Ling and Ring, arXiv 2503.05139): q, k and v in one linear; the first layers are dense. In the linear ones (Ring 2.0 linear, arXiv
-// 2510.19338) all layers but the last of each group have lightning attention. Some checkpoints want the head's columns at length 1, which mlx_lm makes
-// at every load, and so does a row here; what is written has them so, and says so.
+// Bailing's mixtures (Ling and Ring, arXiv 2503.05139): q, k and v in one linear; the first layers are dense. In the linear ones (Ring 2.0 linear,
+// arXiv 2510.19338) all layers but the last of each group have lightning attention. Some checkpoints want the head's columns at length 1, which
+// mlx_lm makes at every load, and so does a row here; what is written has them so, and says so.
 #include <algorithm>
 #include <cmath>
 
@@ -67,7 +67,8 @@ struct Mixtures {
 void finish(const Config& config, const Decoder& decoder, ModelSpec& spec) {
   leave_out_layers(spec, decoder, config.count_or_none("num_nextn_predict_layers", 0));
   if (!config.flag_or("norm_head", false)) return;
-  if (spec.tied()) fail("model", "config.json: \"norm_head\" is true, and mlx_lm does not run such a model without a head of its own; give an untied model");
+  if (spec.tied())
+    fail("model", "config.json: \"norm_head\" is true, and mlx_lm does not run such a model without a head of its own; give an untied model");
   const auto head = decoder.names.head;
   spec.imports.rows.push_back({head + ".weight", {head + ".weight"}, {{.kind = Change::Kind::unit_columns}}, head + ".scales"});
   config.settle("norm_head", false);

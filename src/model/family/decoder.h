@@ -53,8 +53,8 @@ struct Layer {
   std::shared_ptr<const Op> mixer;  ///< in place of attention, when there is one
   std::shared_ptr<const Op> mlp;
   std::shared_ptr<const Op> shared;  ///< experts that every token meets: reads what the MLP reads, and is added to it
-  float scale = 1;        ///< of both branches
-  bool parallel = false;  ///< both read one residual, and without an mlp_norm one norm, attention_norm
+  float scale = 1;                   ///< of both branches
+  bool parallel = false;             ///< both read one residual, and without an mlp_norm one norm, attention_norm
 
   /// The norms of q and k, where there are any, are over all their heads together.
   void norm_over_all_heads();

@@ -192,8 +192,7 @@ ModelSpec deepseek_v3(const Config& given) {
 }
 
 ModelSpec deepseek_v32(const Config& given) {
-  const auto config =
-      filled(given).filled({{"num_experts_per_tok", 1}, {"index_head_dim", 128}, {"index_n_heads", 64}, {"index_topk", 2048}});
+  const auto config = filled(given).filled({{"num_experts_per_tok", 1}, {"index_head_dim", 128}, {"index_n_heads", 64}, {"index_topk", 2048}});
   return with_indexer("deepseek_v32", config, rope_scaling(config), "rope_scaling", config.flag_or("indexer_rope_interleave", false));
 }
 

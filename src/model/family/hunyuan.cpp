@@ -1,5 +1,5 @@
-// Hunyuan-Large (arXiv 2411.02265): rotary positions whose base has grown by an alpha, norms over each head of q and k behind them; with "use_cla" (arXiv
-// 2405.12981) only every "cla_share_factor"-th layer makes keys and values, which those behind it give positions and norms of their own.
+// Hunyuan-Large (arXiv 2411.02265): rotary positions whose base has grown by an alpha, norms over each head of q and k behind them; with "use_cla"
+// (arXiv 2405.12981) only every "cla_share_factor"-th layer makes keys and values, which those behind it give positions and norms of their own.
 #include <cmath>
 
 #include "base/error.h"
@@ -81,8 +81,7 @@ ModelSpec hunyuan(const Config& config) {
       mixture.experts = config.count("num_experts");
       mixture.top_k = of_layer(config, "moe_topk", decoder, i);
       mixture.width = config.has("moe_intermediate_size") ? of_layer(config, "moe_intermediate_size", decoder, i) : decoder.intermediate;
-      if (mixture.top_k > mixture.experts)
-        fail("model", "config.json: \"moe_topk\" {} exceeds \"num_experts\" {}", mixture.top_k, mixture.experts);
+      if (mixture.top_k > mixture.experts) fail("model", "config.json: \"moe_topk\" {} exceeds \"num_experts\" {}", mixture.top_k, mixture.experts);
       layer.mlp = std::make_shared<const Experts>(experts_of(layer, decoder.hidden, mixture, "mlp.gate.wg", spec.imports));
       if (mixed) {
         const int width = decoder.intermediate * of_layer(config, "num_shared_expert", decoder, i);

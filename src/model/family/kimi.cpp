@@ -5,9 +5,9 @@
 namespace lquant::model::family {
 
 ModelSpec kimi_k25(const Config& config) {
-  return wrapped(deepseek_v3(text_of(config)), {{"the vision tower", "vision_tower.", {}},
-                                                {"the projector", "mm_projector.", {}},
-                                                {"the projector", "multi_modal_projector.", {}}});
+  return wrapped(
+      deepseek_v3(text_of(config)),
+      {{"the vision tower", "vision_tower.", {}}, {"the projector", "mm_projector.", {}}, {"the projector", "multi_modal_projector.", {}}});
 }
 
 ModelSpec kimi_vl(const Config& config) { return wrapped(deepseek_v3(text_of(config)), tower_and_projector()); }

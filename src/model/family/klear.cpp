@@ -1,5 +1,5 @@
-// Klear (arXiv 2508.05451 has its kin): norms over each head of q and k; a token's experts and the one that all tokens meet are mixed by the softmax of
-// two numbers of its own.
+// Klear (arXiv 2508.05451 has its kin): norms over each head of q and k; a token's experts and the one that all tokens meet are mixed by the softmax
+// of two numbers of its own.
 #include <algorithm>
 
 #include "model/family/family.h"

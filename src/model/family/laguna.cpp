@@ -1,5 +1,5 @@
-// Laguna: heads by layer, norms over each head of q and k, attention's result weighed head by head with a softplus, rotary positions by kind of layer;
-// experts behind a router whose logits may be bounded.
+// Laguna: heads by layer, norms over each head of q and k, attention's result weighed head by head with a softplus, rotary positions by kind of
+// layer; experts behind a router whose logits may be bounded.
 #include <algorithm>
 
 #include "base/error.h"

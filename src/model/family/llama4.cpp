@@ -1,5 +1,5 @@
-// Llama 4: experts of which a token meets one, whose input the router's weight scales, beside one that all meet. Three layers of four see chunks of the
-// text, have rotary positions and weightless norms behind them; the fourth sees everything, knows no positions, and its queries grow with theirs.
+// Llama 4: experts of which a token meets one, whose input the router's weight scales, beside one that all meet. Three layers of four see chunks of
+// the text, have rotary positions and weightless norms behind them; the fourth sees everything, knows no positions, and its queries grow with theirs.
 // llama4_text is another class of mlx_lm's: dense, without chunks and temperatures, for small models (MobileLLM).
 #include "base/error.h"
 #include "model/family/mixture.h"

@@ -27,8 +27,7 @@ Config complete(const Config& given) {
 
 ModelSpec longcat_flash(const Config& given) {
   const auto config = complete(given);
-  auto decoder =
-      Decoder::read(config, {.layers = "num_layers", .intermediate = "ffn_hidden_size", .kv_heads = nullptr, .head_dim = nullptr});
+  auto decoder = Decoder::read(config, {.layers = "num_layers", .intermediate = "ffn_hidden_size", .kv_heads = nullptr, .head_dim = nullptr});
   decoder.tied = false;
   auto sizes = Latent::read(config, decoder);
   if (sizes.q_rank == 0) fail("model", "config.json: \"q_lora_rank\" is null, and mlx_lm runs no such model; {}", kMend);
@@ -73,11 +72,11 @@ ModelSpec longcat_flash(const Config& given) {
           {fmt::format("{}mlp.experts.{}.*", layer.prefix, mixture.experts + e), "experts that give a token back use no weights"});
 
     BlockSpec block;
-    block.steps = {{.branches = {{norm("input_layernorm", 0), attention(0)}}},
-                   {.before = norm("post_attention_layernorm", 0),
-                    .branches = {{.op = mlp(0)}, {.op = std::make_shared<const Experts>(experts), .late = true}}},
-                   {.branches = {{norm("input_layernorm", 1), attention(1)}}},
-                   {.branches = {{norm("post_attention_layernorm", 1), mlp(1)}}}};
+    block.steps = {
+        {.branches = {{norm("input_layernorm", 0), attention(0)}}},
+        {.before = norm("post_attention_layernorm", 0), .branches = {{.op = mlp(0)}, {.op = std::make_shared<const Experts>(experts), .late = true}}},
+        {.branches = {{norm("input_layernorm", 1), attention(1)}}},
+        {.branches = {{norm("post_attention_layernorm", 1), mlp(1)}}}};
     spec.blocks.push_back(std::move(block));
   }
   return spec;

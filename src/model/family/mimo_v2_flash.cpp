@@ -67,7 +67,8 @@ ModelSpec mimo_v2_flash(const Config& config) {
       mlp.router.linear.dense_why = kBareRouter;
       read_corrected_sigmoids(deepseek, layer.prefix + "mlp.gate.e_score_correction_bias", mlp.router);
       layer.mlp = std::make_shared<const Experts>(mlp);
-      if (shared > 0) layer.shared = std::make_shared<const GatedMlp>(gated_mlp(layer, "mlp.shared_experts.", decoder.hidden, mixture.width * shared));
+      if (shared > 0)
+        layer.shared = std::make_shared<const GatedMlp>(gated_mlp(layer, "mlp.shared_experts.", decoder.hidden, mixture.width * shared));
     }
     spec.blocks.push_back(layer.block());
   }

@@ -33,9 +33,8 @@ ModelSpec minicpm3(const Config& given) {
   if (sizes.q_rank == 0) fail("model", "config.json: \"q_lora_rank\" is null, and mlx_lm runs no MiniCPM 3 without; {}", kMend);
 
   Imports imports;
-  auto spec = decoder.build("minicpm3", std::nullopt, [&](Layer& layer) {
-    layer.mixer = std::make_shared<const LatentAttention>(latent_attention(layer, sizes, imports));
-  });
+  auto spec = decoder.build("minicpm3", std::nullopt,
+                            [&](Layer& layer) { layer.mixer = std::make_shared<const LatentAttention>(latent_attention(layer, sizes, imports)); });
   spec.embedding_multiplier = static_cast<float>(scale_emb);
   if (!spec.tied()) spec.head_input_divisor = static_cast<float>(divisor);
   // A checkpoint without a head has the embedding for one.

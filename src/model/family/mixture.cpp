@@ -69,7 +69,8 @@ void require_noaux(const Config& config) {
 }
 
 void leave_out_layers(ModelSpec& spec, const Decoder& decoder, int count) {
-  for (int i = 0; i < count; ++i) spec.left_out.push_back({decoder.prefix + decoder.names.layers + std::to_string(decoder.layers + i) + ".*", kNotRun});
+  for (int i = 0; i < count; ++i)
+    spec.left_out.push_back({decoder.prefix + decoder.names.layers + std::to_string(decoder.layers + i) + ".*", kNotRun});
 }
 
 void fused_experts(const Experts& op, const std::string& gate_up, const std::string& down, bool transposed, Imports& imports) {

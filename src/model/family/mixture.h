@@ -22,7 +22,7 @@ struct Mixture {
   int experts = 0, top_k = 0;
   int width = 0;  ///< of an expert
   bool bias = false;
-  std::string stacks = "mlp.switch_mlp.";  ///< in mlx_lm's files, [experts, out, in]
+  std::string stacks = "mlp.switch_mlp.";                              ///< in mlx_lm's files, [experts, out, in]
   std::string gate = "gate_proj", up = "up_proj", down = "down_proj";  ///< gate empty: there is none
   std::string singles = "mlp.experts.";                                ///< in Hugging Face's files: + "3." + the name; empty: not one by one
   std::string single_gate, single_up, single_down;                     ///< empty: as in the stacks
@@ -42,8 +42,9 @@ ParameterSpec correction_at(const std::string& path, int experts);
 /// "n_group" and "topk_group" (1 where there is none): the groups that a choice is made in; fails where experts and groups do not fit.
 Router::Groups read_groups(const Config& config, int experts);
 
-/// The router of DeepSeek-V3 (arXiv 2412.19437) and those that followed it: sigmoids in f32; the choice is corrected by the tensor of this whole name,
-/// which keeps its dtype, and made in topk_group of n_group groups; routed_scaling_factor, and norm_topk_prob where a token meets several experts.
+/// The router of DeepSeek-V3 (arXiv 2412.19437) and those that followed it: sigmoids in f32; the choice is corrected by the tensor of this whole
+/// name, which keeps its dtype, and made in topk_group of n_group groups; routed_scaling_factor, and norm_topk_prob where a token meets several
+/// experts.
 void read_corrected_sigmoids(const Config& config, const std::string& correction, Router& router);
 
 /// Fails where "topk_method" names another choice, which mlx_lm refuses too.

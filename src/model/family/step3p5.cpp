@@ -1,5 +1,5 @@
-// Step 3.5: attention's result is weighed head by head; layers with a window have heads of other numbers, and each layer may have positions and limits
-// of its own. Checkpoints of the original names have norms of 1 + w, mlx_lm's have the sum.
+// Step 3.5: attention's result is weighed head by head; layers with a window have heads of other numbers, and each layer may have positions and
+// limits of its own. Checkpoints of the original names have norms of 1 + w, mlx_lm's have the sum.
 #include <set>
 #include <sstream>
 
@@ -16,7 +16,8 @@ double at_layer(const Config& config, const char* key, int layer, double otherwi
   auto value = config.value(key);
   if (value.is_array()) value = static_cast<std::size_t>(layer) < value.size() ? value[layer] : nlohmann::json();
   if (value.is_null()) return otherwise;
-  if (!value.is_number()) fail("model", "config.json: \"{}\" has {} for layer {}, not a number; {}", config.place(key), shown_json(value), layer, kMend);
+  if (!value.is_number())
+    fail("model", "config.json: \"{}\" has {} for layer {}, not a number; {}", config.place(key), shown_json(value), layer, kMend);
   return value.get<double>();
 }
 
@@ -96,8 +97,8 @@ ModelSpec step3p5(const Config& given) {
     const auto& own = slides ? local : global;
     const bool scaled = scaled_types.empty() || scaled_types.contains(type);
     const int rotated = static_cast<int>(own.head_dim * at_layer(config, "partial_rotary_factors", i, 1));
-    auto layer = own.layer(i, make_rope(rotated, at_layer(config, "rope_theta", i, 0), false, scaled ? scaling : nullptr,
-                                        config.count("max_position_embeddings")));
+    auto layer = own.layer(
+        i, make_rope(rotated, at_layer(config, "rope_theta", i, 0), false, scaled ? scaling : nullptr, config.count("max_position_embeddings")));
     if (slides) layer.attention.window = window;
     if (gated) layer.attention.gate = OutputGate{.linear = block_linear(i, layer.prefix + "self_attn.g_proj", Role::other, own.heads, own.hidden)};
     const auto limit = limited(at_layer(config, "swiglu_limits_shared", i, 0));
@@ -131,8 +132,7 @@ ModelSpec step3p5(const Config& given) {
     auto norms = spec.outer_norms();
     for (const auto& block : spec.blocks)
       for (const auto* norm : block.norms()) norms.push_back(norm);
-    for (const auto* norm : norms)
-      spec.imports.rows.push_back({norm->weight_name(), {norm->weight_name()}, {{Change::Kind::add_one}}, converted});
+    for (const auto* norm : norms) spec.imports.rows.push_back({norm->weight_name(), {norm->weight_name()}, {{Change::Kind::add_one}}, converted});
   }
   leave_out_layers(spec, global, std::max(config.count_or_none("num_nextn_predict_layers", 0), static_cast<int>(types.size()) - global.layers));
   return spec;

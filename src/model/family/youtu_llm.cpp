@@ -26,9 +26,8 @@ ModelSpec youtu_llm(const Config& given) {
   sizes.rope = make_rope(sizes.rotated, config.number("rope_theta"), config.flag_or("rope_traditional", true), rope_scaling(config),
                          config.count("max_position_embeddings"));
   Imports imports;
-  return decoder.build("youtu_llm", std::nullopt, [&](Layer& layer) {
-    layer.mixer = std::make_shared<const LatentAttention>(latent_attention(layer, sizes, imports));
-  });
+  return decoder.build("youtu_llm", std::nullopt,
+                       [&](Layer& layer) { layer.mixer = std::make_shared<const LatentAttention>(latent_attention(layer, sizes, imports)); });
 }
 
 }  // namespace lquant::model::family

@@ -20,12 +20,12 @@ struct Experts final : Op {
   std::optional<NormSpec> router_norm;        ///< the router reads the branch's input as it came, through this norm (Gemma 4)
   /// The last so many of the router's experts have no weights: they give what they read (LongCat-Flash's zero experts).
   int identities = 0;
-  bool weighs_inputs = false;                 ///< the router's weights are factors of what experts read, not of their results (Llama 4)
+  bool weighs_inputs = false;  ///< the router's weights are factors of what experts read, not of their results (Llama 4)
   Router router;
   std::optional<LinearSpec> gate;  ///< none: down(activation(up(x)))
   LinearSpec up, down;
   std::optional<LinearSpec> into, out_of;  ///< both or none
-  std::optional<LinearSpec> result_gate;  ///< as GatedMlp's, row 0
+  std::optional<LinearSpec> result_gate;   ///< as GatedMlp's, row 0
 
   void contents(int op, int first_stage, Contents& all) const override;
   int stages() const override { return into ? 4 : 2; }

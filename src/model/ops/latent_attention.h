@@ -14,9 +14,9 @@ namespace lquant::model {
 /// heads of the indexer's own. The choice has no gradient.
 struct Indexer {
   int heads = 0, dim = 0, top_k = 0;
-  RopeSpec rope;       ///< of a head's first features
-  LinearSpec wq_b;     ///< [heads · dim, …] reads what q does
-  LinearSpec wk;       ///< [dim, H]; its key serves all heads
+  RopeSpec rope;    ///< of a head's first features
+  LinearSpec wq_b;  ///< [heads · dim, …] reads what q does
+  LinearSpec wk;    ///< [dim, H]; its key serves all heads
   NormSpec k_norm;
   LinearSpec weights;  ///< [heads, H]
 };
@@ -40,8 +40,8 @@ struct LatentAttention final : Op {
   LinearSpec q;     ///< [heads · (nope + rotated), …], by head
   LinearSpec kv_a;  ///< parts: the latent, the shared key
   NormSpec kv_a_norm;
-  std::optional<LinearSpec> kv_b;     ///< [heads · (nope + value), rank], by head, with parts: keys, values
-  std::optional<LinearSpec> embed_q;  ///< a sliced stack [heads, rank, nope]
+  std::optional<LinearSpec> kv_b;         ///< [heads · (nope + value), rank], by head, with parts: keys, values
+  std::optional<LinearSpec> embed_q;      ///< a sliced stack [heads, rank, nope]
   std::optional<LinearSpec> unembed_out;  ///< a shared stack [heads, value, rank]
   LinearSpec o;
   std::optional<Indexer> indexer;  ///< of the absorbed form, with q_a

@@ -11,17 +11,17 @@
 
 namespace lquant::model {
 
-/// Linear attention with a decay fixed for each head (Lightning Attention, arXiv 2401.04658): y_t = scale · Σ_{s ≤ t} λ^(t−s) (q_t · k_s) v_s, made in
-/// f32; then out(norm(y) ⊙ σ(gate(x))), where the norm is over groups of heads. A cache keeps Σ_s λ^(t−s) k_s v_sᵀ of the last token. Stage 0: input,
-/// gate; stage 1: output.
+/// Linear attention with a decay fixed for each head (Lightning Attention, arXiv 2401.04658): y_t = scale · Σ_{s ≤ t} λ^(t−s) (q_t · k_s) v_s, made
+/// in f32; then out(norm(y) ⊙ σ(gate(x))), where the norm is over groups of heads. A cache keeps Σ_s λ^(t−s) k_s v_sᵀ of the last token. Stage 0:
+/// input, gate; stage 1: output.
 struct Lightning final : Op {
   int heads = 0, head_dim = 0;
   float scale = 1;
-  std::vector<float> log_decays;          ///< ln λ of each head, at most 0
+  std::vector<float> log_decays;           ///< ln λ of each head, at most 0
   std::optional<NormSpec> q_norm, k_norm;  ///< over each head, before the rotation
   std::optional<RopeSpec> rope;
-  NormSpec norm;   ///< of heads · head_dim weights
-  int groups = 1;  ///< each of so many equal parts of y is normed by itself
+  NormSpec norm;     ///< of heads · head_dim weights
+  int groups = 1;    ///< each of so many equal parts of y is normed by itself
   LinearSpec input;  ///< parts q, k, v in this order
   LinearSpec gate, output;
 

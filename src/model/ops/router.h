@@ -31,17 +31,17 @@ struct Router {
   LinearSpec linear;
   int experts = 0, top_k = 0;
   Score score = Score::softmax;
-  float softcap = 0;         ///< above 0: the logits become softcap · tanh(logit / softcap) first (Laguna)
-  bool f32 = false;          ///< scores and weights are f32, else of the compute dtype
-  bool f32_product = false;  ///< the product with the router's weight is made in f32 too
-  bool rounded = false;      ///< what comes of it is rounded to the compute dtype again
-  float jitter = 0;          ///< of the sparse mixer
+  float softcap = 0;                        ///< above 0: the logits become softcap · tanh(logit / softcap) first (Laguna)
+  bool f32 = false;                         ///< scores and weights are f32, else of the compute dtype
+  bool f32_product = false;                 ///< the product with the router's weight is made in f32 too
+  bool rounded = false;                     ///< what comes of it is rounded to the compute dtype again
+  float jitter = 0;                         ///< of the sparse mixer
   std::optional<ParameterSpec> correction;  ///< [experts]
   Groups groups;
-  bool normalize = false;  ///< the weights are divided by their sum,
-  float epsilon = 0;       ///< plus this,
-  float floor = 0;         ///< or by this, where that is less
-  float factor = 1;        ///< of the weights
+  bool normalize = false;                       ///< the weights are divided by their sum,
+  float epsilon = 0;                            ///< plus this,
+  float floor = 0;                              ///< or by this, where that is less
+  float factor = 1;                             ///< of the weights
   std::optional<ParameterSpec> expert_factors;  ///< [experts]: of each expert's weight
 };
 
