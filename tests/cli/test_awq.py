@@ -197,7 +197,7 @@ def test_options_change_what_they_say(model, rows, plain_kl, tmp_path):
 
 def family(name, folder):
     """A random small model with the embedded tokenizer; of two blocks, where its config does not list them."""
-    listed = {"num_hidden_layers", "layer_types", "no_rope_layers", "sliding_window_pattern"} & families.FAMILIES[name].keys()
+    listed = {"num_hidden_layers", "layer_types", "no_rope_layers", "sliding_window_pattern", "hybrid_layer_pattern"} & families.FAMILIES[name].keys()
     return tiny_models.family_folder(folder, name, seed=4, vocab_size=8192, **({} if listed else dict(num_hidden_layers=2)))
 
 

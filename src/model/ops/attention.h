@@ -44,7 +44,6 @@ struct Attention final : Op {
   int heads = 0, kv_heads = 0, head_dim = 0;
   float scale = 1;
   float softcap = 0;             ///< of the scores (Gemma 2); 0: none
-  float clip = 0;                ///< above 0: what comes of the inputs lies from −clip to clip (DBRX)
   int window = 0;                ///< keys a query sees, itself included; 0: all before it
   int chunk = 0;                 ///< above 0: a query sees keys of its own chunk alone, so many positions from the text's first token on (Llama 4)
   int value_dim = 0;             ///< of a head's values and results; 0: head_dim
