@@ -347,7 +347,8 @@ def test_every_op_and_topology(name, tmp_path, ran):
     done = run("dynamic-quant", "--model", tmp_path / "model", "--data-path", rows, "--mlx-path", tmp_path / "out", *ROWS, "--widths", 3, 4, 6, "--target-bpw", 5, "--json",
                cwd=tmp_path)
     figures = json.loads(done.stdout)
-    assert np.isfinite(figures["kl"]) and figures["bits_per_weight"] <= 5
+    # To the nearest byte.
+    assert np.isfinite(figures["kl"]) and figures["bits_per_weight"] <= 5 * (1 + 0.5 / (figures["bytes"] - 0.5))
     assert np.isfinite(tiny_models.mlx_lm_logits(tmp_path / "out", encode(["the old river walks"]), mx.float32)).all()
     ran("dynamic_quant", name)
 
