@@ -1,7 +1,9 @@
 #include "quantize/sensitivity.h"
 
 #include <gtest/gtest.h>
+
 #include <mlx/mlx.h>
+#include <algorithm>
 
 #include <cmath>
 
@@ -84,11 +86,14 @@ TEST_P(SensitivityTest, GradientsBlockByBlockAreThoseOfTheWholeModel) {
   const auto tensors = model::cast(m.tensors, dtype);
   const auto visits = m.spec.visits();
   const int blocks = static_cast<int>(visits.size());
-  const auto expect_alike = [dtype = dtype, blocks](const mx::array& got, const mx::array& want, const std::string& what) {
+  // A later run of a block looks at two passes' keys: a second attention, a gate and a mix are some five roundings beside a block's ten.
+  const auto later = std::count_if(visits.begin(), visits.end(), [](const auto& visit) { return visit.pass > 0; });
+  const int depth = blocks + static_cast<int>(later + 1) / 2;
+  const auto expect_alike = [dtype = dtype, depth](const mx::array& got, const mx::array& want, const std::string& what) {
     if (dtype == mx::float32) return quantize::expect_alike(got, want, what);
     // The backward pass leaves about twice as many tensors in 16 bits as the forward pass.
     ASSERT_EQ(got.shape(), want.shape()) << what;
-    EXPECT_LT(oracle::distance_between(got, want), oracle::rounding_of(3 * blocks, dtype)) << what;
+    EXPECT_LT(oracle::distance_between(got, want), oracle::rounding_of(3 * depth, dtype)) << what;
   };
   // A loss a million times smaller has gradients below all that f16 holds; they come out as exactly.
   for (const float weight : {1.0f, std::ldexp(1.0f, -20)}) {
