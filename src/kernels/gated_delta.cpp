@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/chunks.h"
 #include "kernels/gated_delta_paths.h"
 #include "kernels/half.h"
 #include "kernels/primitive.h"
@@ -77,15 +78,6 @@ mx::array unit_inverse(const mx::array& a) {
   return inverse;
 }
 
-/// How many texts have begun in the chunk up to each token, its own included: [B, N, C] of begins [B, T].
-mx::array count_begins(const mx::array& segments, int chunks, int length) {
-  const int batch = segments.shape(0), tokens = segments.shape(1);
-  const auto before = part(segments, 1, 0, tokens - 1), own = part(segments, 1, 1, tokens - 1);
-  const auto begins = mx::concatenate({mx::ones({batch, 1}, mx::bool_), mx::not_equal(before, own)}, 1);
-  const auto padded = mx::pad(mx::astype(begins, mx::int32), std::vector<int>{1}, {0}, {chunks * length - tokens});
-  return mx::cumsum(mx::reshape(padded, {batch, chunks, length}), -1);
-}
-
 }  // namespace
 
 std::pair<mx::array, mx::array> gated_delta_mlx(const mx::array& q, const mx::array& k, const mx::array& v, const mx::array& log_decay,
@@ -112,9 +104,10 @@ std::pair<mx::array, mx::array> gated_delta_mlx(const mx::array& q, const mx::ar
   const auto between = mx::cumsum(mx::multiply(mx::expand_dims(logs, -1), strictly), -2);
   auto decay = mx::multiply(mx::exp(between), lower), from_front = mx::expand_dims(mx::exp(mx::cumsum(logs, -1)), -1);
   if (segments) {
-    const auto begun = mx::expand_dims(count_begins(*segments, chunks, length), {1, 2});
-    decay = mx::multiply(decay, mx::astype(mx::equal(mx::expand_dims(begun, -1), mx::expand_dims(begun, -2)), mx::float32));
-    from_front = mx::multiply(from_front, mx::astype(mx::expand_dims(mx::equal(begun, mx::array(0, mx::int32)), -1), mx::float32));
+    const auto masks = chunk_masks(segments, chunks, length);
+    const auto by_chunk = [](const mx::array& mask) { return mx::moveaxis(mask, 1, 3); };  // [B, N, 1, 1, …] → [B, 1, 1, N, …]
+    decay = mx::multiply(decay, mx::astype(by_chunk(masks.within), mx::float32));
+    from_front = mx::multiply(from_front, mx::expand_dims(by_chunk(*masks.carried), -1));
   }
   const auto to_end = mx::swapaxes(part(decay, -2 + decay.ndim(), length - 1, 1), -1, -2),
              kept = part(from_front, from_front.ndim() - 2, length - 1, 1);

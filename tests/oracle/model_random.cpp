@@ -10,6 +10,7 @@
 #include <limits>
 #include <map>
 
+#include "base/error.h"
 #include "model/ops/attention.h"
 #include "model/ops/experts.h"
 #include "model/ops/gated_mlp.h"
@@ -293,6 +294,17 @@ json tiny_config(const std::string& model_type) {
   if (model_type == "gptj") config.update({{"rotary_dim", 8}, {"n_inner", nullptr}});
   if (model_type == "nemotron") config.update({{"hidden_act", "relu2"}, {"attention_bias", true}, {"mlp_bias", true}});
   return config;
+}
+
+std::string refusal_of(const std::string& model_type, const json& changes) {
+  auto config = tiny_config(model_type);
+  config.update(changes);
+  try {
+    model::spec_from_config(config);
+    return {};
+  } catch (const Error& e) {
+    return e.what();
+  }
 }
 
 model::Tensors random_tensors(const model::ModelSpec& spec, std::uint64_t seed) {

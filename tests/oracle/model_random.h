@@ -12,6 +12,9 @@ namespace lquant::oracle {
 /// Fields that real checkpoints of this model_type have, at a size that a test can afford: 64 wide, 2 or more layers, vocabulary 48.
 nlohmann::json tiny_config(const std::string& model_type);
 
+/// What spec_from_config says of that config with these fields changed; empty where it takes it.
+std::string refusal_of(const std::string& model_type, const nlohmann::json& changes);
+
 /// Dense f32 tensors of every linear and norm: products keep the size of their input, norms and biases are far from neutral.
 model::Tensors random_tensors(const model::ModelSpec& spec, std::uint64_t seed);
 

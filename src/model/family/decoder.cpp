@@ -93,6 +93,10 @@ NormSpec rms_norm_over(const std::string& name, int size, float eps, bool weight
   return norm;
 }
 
+Import reshaped(const ParameterSpec& parameter) {
+  return {parameter.path, {parameter.path}, {{.kind = Change::Kind::reshape, .shape = parameter.shape}}};
+}
+
 LinearSpec block_linear(int block, const std::string& path, Role role, int out, int in, bool bias) {
   LinearSpec linear;
   linear.path = path;

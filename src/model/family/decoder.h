@@ -106,6 +106,10 @@ struct Decoder {
 /// An RMS norm over `size` numbers under this whole name; without weight it has no tensor, and needs no name.
 NormSpec rms_norm_over(const std::string& name, int size, float eps, bool weight = true);
 
+/// A row for a parameter that checkpoints have in another shape, of the same numbers in the same order: taps of a convolution are [channels, taps, 1]
+/// here and [channels, 1, taps] in torch's layout.
+Import reshaped(const ParameterSpec& parameter);
+
 /// A linear of block i.
 LinearSpec block_linear(int block, const std::string& path, Role role, int out, int in, bool bias = false);
 

@@ -41,18 +41,17 @@ void Mixtures::put(Layer& layer, int hidden, Imports& imports) const {
   op.router.experts = sizes.experts;
   op.router.top_k = sizes.top_k;
   if (bare) op.router.linear.dense_why = kBareRouter;
-  if (op.router.correction) op.router.correction = ParameterSpec{layer.prefix + op.router.correction->path, {sizes.experts}, /*keeps_dtype=*/true};
+  if (op.router.correction) op.router.correction = correction_at(layer.prefix + op.router.correction->path, sizes.experts);
   layer.mlp = std::make_shared<const Experts>(op);
   if (shared > 0) layer.shared = std::make_shared<const GatedMlp>(gated_mlp(layer, "mlp.shared_experts.", hidden, shared));
 }
 
 void choose_by_sigmoid(const Config& config, float epsilon, Mixtures& mixtures) {
-  if (const auto method = config.value("topk_method"); !method.is_null() && method != "noaux_tc")
-    fail("model", "config.json: \"topk_method\" is {}, and mlx_lm knows noaux_tc alone here; {}", method.dump(), kMend);
+  require_noaux(config);
   auto& router = mixtures.router;
   router.score = Router::Score::sigmoid;
   router.f32 = true;
-  router.correction = ParameterSpec{"mlp.gate.e_score_correction_bias", {}};
+  router.correction = ParameterSpec{"mlp.gate.e_score_correction_bias", {}};  // below the layer's prefix, until put()
   router.normalize = config.flag_or("norm_topk_prob", true) && mixtures.sizes.top_k > 1;
   router.epsilon = epsilon;
   mixtures.read_groups(config.filled({{"n_group", 1}, {"topk_group", 1}}));
@@ -69,8 +68,7 @@ double yarn_gain(const Config& config, const char* key) {
 
 void leave_out_next_layers(const Config& config, const Decoder& decoder, ModelSpec& spec) {
   const int count = std::max(1, config.count_or("num_nextn_predict_layers", 1, 0));
-  for (int i = 0; i < std::min(count, 64); ++i)
-    spec.left_out.push_back({fmt::format("{}{}{}.*", decoder.prefix, decoder.names.layers, decoder.layers + i), kNotRun});
+  leave_out_layers(spec, decoder, std::min(count, 64));
 }
 
 namespace {

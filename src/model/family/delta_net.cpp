@@ -1,6 +1,7 @@
 #include "model/family/delta_net.h"
 
 #include "base/error.h"
+#include "model/family/decoder.h"
 
 namespace lquant::model::family {
 
@@ -30,8 +31,7 @@ GatedDelta DeltaSizes::op(const std::string& path) const {
 
 ParameterSpec DeltaSizes::taps_of(const std::string& name, int channels, Imports& imports) const {
   const ParameterSpec spec{name, {channels, taps, 1}};
-  // The same numbers in the same order.
-  imports.rows.push_back({name, {name}, {{.kind = Change::Kind::reshape, .shape = spec.shape}}});
+  imports.rows.push_back(reshaped(spec));
   return spec;
 }
 

@@ -1,7 +1,5 @@
 // GLM-4.5 and 4.6 (arXiv 2508.06471): dense layers first, then DeepSeek-V3's mixtures with experts that every token meets; a part of each head turns.
 // Solar Open is the same with other defaults. Layers behind the last one predict several tokens at once.
-#include "base/error.h"
-#include "base/shown.h"
 #include "model/family/family.h"
 #include "model/family/mixture.h"
 
@@ -16,8 +14,7 @@ ModelSpec glm_mixture(const Config& config, const std::string& family) {
   config.count("max_position_embeddings");
   decoder.qkv_bias = config.flag("attention_bias");
   decoder.qk_norm = config.flag("use_qk_norm");
-  if (const auto method = config.value("topk_method"); !method.is_null() && method != "noaux_tc")
-    fail("model", "config.json: \"topk_method\" is {}, and mlx_lm knows noaux_tc alone here; {}", shown_json(method), kMend);
+  require_noaux(config);
   const auto mixture = Mixture::read(config, "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size");
   const int dense = config.count("first_k_dense_replace", 0), shared = config.is_null("n_shared_experts") ? 0 : config.count("n_shared_experts");
   Imports imports;
@@ -30,8 +27,8 @@ ModelSpec glm_mixture(const Config& config, const std::string& family) {
     layer.mlp = std::make_shared<const Experts>(mlp);
     if (shared > 0) layer.shared = std::make_shared<const GatedMlp>(gated_mlp(layer, "mlp.shared_experts.", decoder.hidden, shared * mixture.width));
   });
-  spec.left_out.push_back({"model.layers." + std::to_string(decoder.layers) + ".*", kNotRun});
   spec.imports = std::move(imports);
+  leave_out_layers(spec, decoder, 1);
   return spec;
 }
 

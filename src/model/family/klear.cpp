@@ -1,6 +1,5 @@
 // Klear (arXiv 2508.05451 has its kin): norms over each head of q and k; a token's experts and the one that all tokens meet are mixed by the softmax
 // of two numbers of its own.
-#include <algorithm>
 
 #include "model/family/family.h"
 #include "model/family/mixture.h"
@@ -17,8 +16,7 @@ ModelSpec klear(const Config& config) {
   config.count("max_position_embeddings");  // of no use here, but mlx_lm opens no model without it
 
   const bool dense = config.count("num_experts", 0) == 0;
-  const int step = config.count("decoder_sparse_step");
-  const auto dense_layers = config.counts("mlp_only_layers");
+  const auto mixed = layers_with_experts(config);
   const bool normalize = config.flag("norm_topk_prob");
   const int shared = config.count("n_shared_experts");
   Mixture mixture;
@@ -26,8 +24,7 @@ ModelSpec klear(const Config& config) {
   mixture.stacks = "mlp.experts.";
   Imports imports;
   auto spec = decoder.build("Klear", rope, [&](Layer& layer) {
-    const int i = layer.index;
-    if (dense || (i + 1) % step != 0 || std::count(dense_layers.begin(), dense_layers.end(), i) > 0) return;
+    if (dense || !mixed(layer.index)) return;
     auto routed = experts_of(layer, decoder.hidden, mixture, "mlp.gate", imports);
     auto& router = routed.router;
     router.linear.fixed_format = kRouterFormat;
@@ -36,7 +33,7 @@ ModelSpec klear(const Config& config) {
     router.correction = correction_at(layer.prefix + "mlp.expert_bias", mixture.experts);
     router.normalize = normalize;
     auto always = gated_mlp(layer, "mlp.shared_experts.", decoder.hidden, mixture.width * shared);
-    auto coefficient = block_linear(i, layer.prefix + "mlp.coefficient", Role::other, 2, decoder.hidden, /*bias=*/true);
+    auto coefficient = block_linear(layer.index, layer.prefix + "mlp.coefficient", Role::other, 2, decoder.hidden, /*bias=*/true);
     routed.result_gate = always.result_gate = coefficient;
     always.result_row = 1;
     layer.mlp = std::make_shared<const Experts>(routed);

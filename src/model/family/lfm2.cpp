@@ -73,7 +73,7 @@ ModelSpec built(const Config& config, const Decoder& decoder, const std::string&
     conv.taps = {path + "conv.weight", {width, taps, 1}};
     if (bias) conv.bias = ParameterSpec{path + "conv.bias", {width}};
     conv.output = block_linear(layer.index, path + "out_proj", Role::other, width, width, bias);
-    imports.rows.push_back(torch_taps(conv.taps));
+    imports.rows.push_back(reshaped(conv.taps));
     layer.mixer = std::make_shared<const ShortConv>(conv);
   });
   spec.imports = std::move(imports);

@@ -1,5 +1,7 @@
 #include "model/family/mixture.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "base/shown.h"
 
@@ -18,6 +20,13 @@ Mixture Mixture::read(const Config& config, const char* experts, const char* top
 void Mixture::name_as_mixtral() {
   stacks = "block_sparse_moe.switch_mlp.", singles = "block_sparse_moe.experts.";
   single_gate = "w1", single_down = "w2", single_up = "w3";
+}
+
+std::function<bool(int layer)> layers_with_experts(const Config& config) {
+  const int step = config.count("decoder_sparse_step");
+  return [step, dense = config.counts("mlp_only_layers")](int layer) {
+    return (layer + 1) % step == 0 && std::find(dense.begin(), dense.end(), layer) == dense.end();
+  };
 }
 
 ParameterSpec correction_at(const std::string& path, int experts) { return {.path = path, .shape = {experts}, .keeps_dtype = true}; }
@@ -63,9 +72,8 @@ Experts experts_of(const Layer& layer, int hidden, const Mixture& mixture, const
 }
 
 void require_noaux(const Config& config) {
-  if (config.has("topk_method") && config.text("topk_method") != "noaux_tc")
-    fail("model", "config.json: \"{}\" is {}, and mlx_lm runs this type with \"noaux_tc\" alone", config.place("topk_method"),
-         shown_json(config.value("topk_method")));
+  if (const auto method = config.value("topk_method"); !method.is_null() && method != "noaux_tc")
+    fail("model", "config.json: \"{}\" is {}, and mlx_lm knows noaux_tc alone here; {}", config.place("topk_method"), shown_json(method), kMend);
 }
 
 void leave_out_layers(ModelSpec& spec, const Decoder& decoder, int count) {

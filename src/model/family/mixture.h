@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <string>
 
 #include "model/family/decoder.h"
@@ -32,6 +33,9 @@ struct Mixture {
   /// Reads the fields of these names (width null: there is none); fails when a token meets more experts than there are.
   static Mixture read(const Config& config, const char* experts, const char* top_k, const char* width);
 };
+
+/// Which layers have experts, as Qwen's configs say it: every decoder_sparse_step-th but those of mlp_only_layers.
+std::function<bool(int layer)> layers_with_experts(const Config& config);
 
 /// The op without its router's score; its router is `router` below the layer's prefix. Adds the rows that make stacks of single experts.
 Experts experts_of(const Layer& layer, int hidden, const Mixture& mixture, const std::string& router, Imports& imports);

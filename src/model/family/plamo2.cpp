@@ -34,7 +34,7 @@ Mamba mixer_of(const Config& config, const Layer& layer, int hidden, int head_di
   op.input = linear("in_proj", 2 * inner, hidden);
   op.input.parts = {{Role::other, inner, head_dim, head_dim, 2 * head_dim}, {Role::other, inner, 0, head_dim, 2 * head_dim}};
   op.taps = {path + "conv1d.weight", {inner, config.count("mamba_d_conv"), 1}};
-  imports.rows.push_back(torch_taps(op.taps));
+  imports.rows.push_back(reshaped(op.taps));
   op.select = linear("bcdt_proj", rank + 2 * state, inner);
   op.select.parts = {Part::piece(Role::other, 2 * state, rank), Part::piece(Role::other, 0, state), Part::piece(Role::other, state, state)};
   op.dt_norm = bare_norm(path + "dt_norm", rank, eps);

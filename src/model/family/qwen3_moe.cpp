@@ -2,8 +2,6 @@
 // decoder_sparse_step-th layer outside mlp_only_layers the MLP is num_experts small ones behind a router.
 #include <fmt/format.h>
 
-#include <algorithm>
-
 #include "model/family/family.h"
 #include "model/family/gguf.h"
 #include "model/family/mixture.h"
@@ -29,11 +27,8 @@ void complete_qwen3_moe(const gguf::Metadata& metadata, const gguf::Tensors& ten
 
 ModelSpec qwen3_moe(const Config& given) {
   auto config = with_flat_positions(given);
-  if (!config.has("num_experts") && config.has("num_local_experts")) {  // in the words of transformers 5
-    const int count = config.count("num_local_experts");
-    config.settle("num_experts", count);
-    config = config.with({{"num_experts", count}});
-  }
+  // In the words of transformers 5.
+  if (!config.has("num_experts") && config.has("num_local_experts")) config = config.with({{"num_experts", config.count("num_local_experts")}});
   auto decoder = Decoder::read(config);
   decoder.head_dim = config.count("head_dim");
   decoder.read_tie(config, std::nullopt);
@@ -42,15 +37,13 @@ ModelSpec qwen3_moe(const Config& given) {
 
   config.count("max_position_embeddings");  // of no use here, but mlx_lm opens no model without it
   const bool dense = config.count("num_experts", 0) == 0;
-  const int step = config.count("decoder_sparse_step");
+  const auto mixed = layers_with_experts(config);
   const bool normalize = config.flag("norm_topk_prob");
-  const auto dense_layers = config.counts("mlp_only_layers");
   Mixture mixture;
   if (!dense) mixture = Mixture::read(config, "num_experts", "num_experts_per_tok", "moe_intermediate_size");
   Imports imports;
   auto spec = decoder.build("qwen3_moe", rope, [&](Layer& layer) {
-    const int i = layer.index;
-    if (dense || (i + 1) % step != 0 || std::count(dense_layers.begin(), dense_layers.end(), i) > 0) return;
+    if (dense || !mixed(layer.index)) return;
     auto mlp = experts_of(layer, decoder.hidden, mixture, "mlp.gate", imports);
     mlp.router.linear.fixed_format = kRouterFormat;
     mlp.router.normalize = normalize;

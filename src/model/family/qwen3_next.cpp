@@ -1,6 +1,5 @@
 // Qwen3-Next and the text models of Qwen3.5: gated delta nets (arXiv 2412.06464) in most layers, attention with an output gate in every
 // full_attention_interval-th; experts and one that every token meets, or an MLP. Qwen3.5 has the nets' products apart.
-#include <algorithm>
 
 #include "base/error.h"
 #include "model/family/delta_net.h"
@@ -116,9 +115,8 @@ ModelSpec qwen3_next(const Config& given) {
   decoder.qkv_bias = decoder.o_bias = config.flag_or("attention_bias", false);
   const int rotated = rotated_features(config, decoder.head_dim, std::nullopt), positions = config.count("max_position_embeddings");
   const bool mixed = config.count("num_experts", 0) > 0;
-  const int step = config.count("decoder_sparse_step");
-  const auto dense = config.counts("mlp_only_layers");
-  const auto sparse = [&](int i) { return mixed && (i + 1) % step == 0 && std::count(dense.begin(), dense.end(), i) == 0; };
+  const auto listed = layers_with_experts(config);
+  const auto sparse = [&](int layer) { return mixed && listed(layer); };
   return hybrid(config, decoder,
                 {"qwen3_next", make_rope(rotated, config.number("rope_theta"), false, rope_scaling(config), positions), sparse,
                  config.flag_or("norm_topk_prob", false), /*apart=*/false});

@@ -37,7 +37,7 @@ RgLru recurrence(const Layer& layer, int width, int heads, Imports& imports) {
   op.input_gate = by_head("input_gate_weight", true), op.input_gate_bias = by_head("input_gate_bias", false);
   op.decay_gate = by_head("recurrent_gate_weight", true), op.decay_gate_bias = by_head("recurrent_gate_bias", false);
   op.rate = {path + "rg_lru.recurrent_param", {width}};
-  imports.rows.push_back(torch_taps(op.taps));
+  imports.rows.push_back(reshaped(op.taps));
   return op;
 }
 

@@ -27,9 +27,9 @@ RwkvTimeMix time_mix(int block, const std::string& prefix, int hidden, int head_
     return both;
   };
   // Some checkpoints have these in one row.
-  const auto by_head = [&](const char* name, bool reshaped) {
+  const auto by_head = [&](const char* name, bool in_one_row) {
     ParameterSpec parameter{path + name, {heads, head_dim}};
-    if (reshaped) imports.rows.push_back({parameter.path, {parameter.path}, {{.kind = Change::Kind::reshape, .shape = parameter.shape}}});
+    if (in_one_row) imports.rows.push_back(reshaped(parameter));
     return parameter;
   };
   RwkvTimeMix op;

@@ -19,8 +19,6 @@ nlohmann::json number_of(double value) {
 
 }  // namespace
 
-Import torch_taps(const ParameterSpec& taps) { return {taps.path, {taps.path}, {{.kind = Change::Kind::reshape, .shape = taps.shape}}}; }
-
 std::pair<double, double> time_step_limit(const Config& config, std::pair<double, double> otherwise, bool settle) {
   const char* key = "time_step_limit";
   const auto value = config.value(key);
@@ -57,7 +55,7 @@ Mamba2 mamba2_mixer(int block, const std::string& path, const Mamba2Sizes& sizes
   recurrence.a_log = {path + "A_log", {sizes.heads}};
   recurrence.d = {path + "D", {sizes.heads}};
   op.output = block_linear(block, path + "out_proj", Role::other, sizes.hidden, inner, sizes.output_bias);
-  imports.rows.push_back(torch_taps(op.taps));
+  imports.rows.push_back(reshaped(op.taps));
   return op;
 }
 
@@ -76,7 +74,7 @@ Mamba mamba_mixer(int block, const std::string& path, const MambaSizes& sizes, I
   op.a_log = ParameterSpec{path + "A_log", {inner, state}};
   op.d = ParameterSpec{path + "D", {inner}};
   op.output = block_linear(block, path + "out_proj", Role::other, sizes.hidden, inner, sizes.bias);
-  imports.rows.push_back(torch_taps(op.taps));
+  imports.rows.push_back(reshaped(op.taps));
   return op;
 }
 

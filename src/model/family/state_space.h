@@ -13,9 +13,6 @@
 // What families with Mamba's mixers have in common.
 namespace lquant::model::family {
 
-/// Taps in torch's layout, [channels, 1, taps], are the same numbers in the same order as ours.
-Import torch_taps(const ParameterSpec& taps);
-
 /// "time_step_limit", two numbers of which the second may be Infinity. Where config.json has none, `otherwise`, which is settled when mlx_lm has no
 /// such default.
 std::pair<double, double> time_step_limit(const Config& config, std::pair<double, double> otherwise, bool settle = false);
