@@ -40,7 +40,10 @@ ModelSpec qwen3_moe(const Config& given) {
   const auto mixed = layers_with_experts(config);
   const bool normalize = config.flag("norm_topk_prob");
   Mixture mixture;
-  if (!dense) mixture = Mixture::read(config, "num_experts", "num_experts_per_tok", "moe_intermediate_size");
+  if (dense)
+    for (const char* key : {"num_experts_per_tok", "moe_intermediate_size"}) config.count(key, 0);  // mlx_lm wants them even so
+  else
+    mixture = Mixture::read(config, "num_experts", "num_experts_per_tok", "moe_intermediate_size");
   Imports imports;
   auto spec = decoder.build("qwen3_moe", rope, [&](Layer& layer) {
     if (dense || !mixed(layer.index)) return;
