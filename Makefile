@@ -23,9 +23,9 @@ hub: setup
 demo: build
 	@./build/lquant demo
 
-# Items of ctest run side by side (ctest -N lists them, ctest -L awq runs one subject), the longest first: one a core, and no more than four, for each
-# may hold a model.
-JOBS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 4 ? cores : 4)))
+# Items of ctest run side by side (ctest -N lists them, ctest -L awq runs one subject), the longest first: one a core and one more, for many
+# wait for files or work in one thread, and no more than four, for each may hold a model.
+JOBS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 4 ? cores + 1 : 4)))
 test:
 	@scripts/setup test
 	@$(CMAKE) --preset release --log-level=WARNING

@@ -241,6 +241,12 @@ def family_folder(folder, name, seed=1, stored=mx.float32, **changes):
     return folder
 
 
+def representative(folder, name):
+    """What methods are tried on: of two blocks, where the config does not list them."""
+    listed = {"num_hidden_layers", "layer_types", "no_rope_layers", "sliding_window_pattern", "hybrid_layer_pattern"} & FAMILIES[name].keys()
+    return family_folder(folder, name, seed=4, vocab_size=8192, **({} if listed else dict(num_hidden_layers=2)))
+
+
 def token_ids(vocab, seed=7, rows=2, length=24):
     return np.random.default_rng(seed).integers(0, vocab, (rows, length)).tolist()
 

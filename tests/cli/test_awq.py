@@ -195,16 +195,10 @@ def test_options_change_what_they_say(model, rows, plain_kl, tmp_path):
     assert not differ(by[chosen], default)
 
 
-def family(name, folder):
-    """A random small model with the embedded tokenizer; of two blocks, where its config does not list them."""
-    listed = {"num_hidden_layers", "layer_types", "no_rope_layers", "sliding_window_pattern", "hybrid_layer_pattern"} & families.FAMILIES[name].keys()
-    return tiny_models.family_folder(folder, name, seed=4, vocab_size=8192, **({} if listed else dict(num_hidden_layers=2)))
-
-
 @pytest.mark.parametrize("name", families.REPRESENTATIVES)
 def test_every_op_and_topology(name, tmp_path, ran):
     """What is written is what mlx_lm computes with, and its logits are nearer to the original's than those of plain rounding."""
-    source = family(name, tmp_path / "source")
+    source = tiny_models.representative(tmp_path / "source", name)
     rows = text_rows(tmp_path / "rows.jsonl", count=32)
     formats = ["--bits", 3, "--group-size", 32, "--embed-bits", 6, "--embed-group-size", 32]
     run(*awq(source, rows, tmp_path / "awq", *formats, "--sequence-length", 64, "--n-grid", 2))
@@ -219,7 +213,7 @@ def test_every_op_and_topology(name, tmp_path, ran):
 
 
 def test_experts_without_tokens(tmp_path):
-    source = family("qwen3-moe", tmp_path / "source")
+    source = tiny_models.representative(tmp_path / "source", "qwen3-moe")
     rows = write_rows(tmp_path / "rows.jsonl", [{"text": "the river"}])
     done = run(*awq(source, rows, tmp_path / "result", *WIDTHS, "--n-grid", 2))
     assert "experts saw fewer than" in done.stderr and "mlp.switch_mlp.gate_proj" in done.stderr

@@ -122,7 +122,7 @@ def test_activations_that_overflow(model, rows, tmp_path, tensor, named):
     weights[f"model.{tensor}.weight"][3] = 3e38
     mx.save_safetensors(str(broken / "model.safetensors"), weights, metadata={"format": "mlx"})
     for method in ("awq", "gptq"):
-        done = run(method, *awq(broken, rows, tmp_path / "result", "--num-samples", 8)[1:], code=1)
+        done = run(method, *awq(broken, rows, tmp_path / method, "--num-samples", 8)[1:], code=1)
         last = done.stderr.strip().split("\n")[-1]
         assert f"{named} became NaN or infinite on the calibration data" in last, done.stderr
-        assert not (tmp_path / "result").exists()
+        assert not (tmp_path / method).exists()

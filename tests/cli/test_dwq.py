@@ -13,7 +13,7 @@ from support import encode, quantization, run, sentences, text_rows
 @pytest.mark.parametrize("name", families.REPRESENTATIVES)
 def test_every_op_and_topology(name, tmp_path, ran):
     """What is written is what mlx_lm computes with, and its logits are nearer to the original's than those of plain rounding."""
-    source = tiny_models.family_folder(tmp_path / "source", name, seed=4, vocab_size=8192)
+    source = tiny_models.representative(tmp_path / "source", name)
     rows = text_rows(tmp_path / "rows.jsonl", count=24)
     sizes = ["--num-samples", 16, "--num-valid", 4, "--batch-size", 4, "--max-seq-length", 24]
     run("dwq", "--model", source, "--data-path", rows, "--bits", 3, "--group-size", 32, *sizes, "--mlx-path", tmp_path / "dwq")

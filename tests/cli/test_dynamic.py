@@ -342,7 +342,7 @@ def test_a_default_target_out_of_reach_gives_way(tmp_path):
 @pytest.mark.parametrize("name", families.REPRESENTATIVES)
 def test_every_op_and_topology(name, tmp_path, ran):
     """Random models, mixtures too, get a plan of three widths, load, and have the size that was asked for."""
-    tiny_models.family_folder(tmp_path / "model", name, seed=4, vocab_size=8192)
+    tiny_models.representative(tmp_path / "model", name)
     rows = text_rows(tmp_path / "rows.jsonl", count=24)
     done = run("dynamic-quant", "--model", tmp_path / "model", "--data-path", rows, "--mlx-path", tmp_path / "out", *ROWS, "--widths", 3, 4, 6, "--target-bpw", 5, "--json",
                cwd=tmp_path)
