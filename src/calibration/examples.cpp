@@ -125,8 +125,7 @@ class RowReader {
     const auto limit = std::max<std::int64_t>(options_.vocab, static_cast<std::int64_t>(tokenizer_.vocab_size()));
     if (!ids.is_array()) complain(line, "has \"tokens\" that is not a list of token ids");
     for (const auto& id : ids)
-      if (!id.is_number_integer() || id < 0 || id >= limit)
-        complain(line, "has \"tokens\" that is not a list of ids of the model's vocabulary");
+      if (!id.is_number_integer() || id < 0 || id >= limit) complain(line, "has \"tokens\" that is not a list of ids of the model's vocabulary");
   }
 
   Example chat(const json& messages, const json& row) const {
@@ -259,8 +258,8 @@ std::size_t count_examples(const fs::path& file, const text::Tokenizer& tokenize
   return is_text(file) ? cut_text(file, tokenizer, options).size() : read_lines(file).size();
 }
 
-Drawn draw_examples(const std::vector<fs::path>& paths, const text::Tokenizer& tokenizer, const SourceOptions& options, int count,
-                    std::uint64_t seed) {
+Drawn draw_examples(const std::vector<fs::path>& paths, const text::Tokenizer& tokenizer, const SourceOptions& options, int count, std::uint64_t seed,
+                    std::size_t further) {
   Drawn drawn;
   struct File {
     fs::path path;
@@ -276,21 +275,26 @@ Drawn draw_examples(const std::vector<fs::path>& paths, const text::Tokenizer& t
     drawn.manifest["files"].push_back({{"file", utf8(file.path.filename())}, {"sha256", sha256_file(file.path)}});
     files.push_back(std::move(file));
   }
-  auto order = permutation(total, seed);
-  if (count >= 0) order.resize(std::min<std::size_t>(count, total));
-  for (auto& file : files) {
-    std::vector<std::size_t> wanted;
-    for (const auto i : order)
-      if (i >= file.begin && i < file.end) wanted.push_back(i - file.begin);
-    if (wanted.empty()) continue;
-    if (file.pieces.empty()) {
-      for (auto& example : read_examples(file.path, tokenizer, options, wanted)) drawn.examples.push_back(std::move(example));
-    } else {
-      for (const auto i : wanted) drawn.examples.push_back(std::move(file.pieces[i]));
+  const auto order = permutation(total, seed);
+  const auto take = [&](std::size_t begin, std::size_t end, std::vector<Example>& examples) {
+    for (auto& file : files) {
+      std::vector<std::size_t> wanted;
+      for (auto at = begin; at < end; ++at)
+        if (const auto i = order[at]; i >= file.begin && i < file.end) wanted.push_back(i - file.begin);
+      if (wanted.empty()) continue;
+      if (file.pieces.empty()) {
+        for (auto& example : read_examples(file.path, tokenizer, options, wanted)) examples.push_back(std::move(example));
+      } else {
+        for (const auto i : wanted) examples.push_back(std::move(file.pieces[i]));
+      }
     }
-  }
+  };
+  const auto first = count < 0 ? total : std::min<std::size_t>(count, total);
+  take(0, first, drawn.examples);
   drop_empty(files.front().path, tokenizer, drawn.examples);
   drawn.manifest["rows"] = drawn.examples.size();
+  take(first, std::min(total, first + further), drawn.further);
+  std::erase_if(drawn.further, [](const Example& e) { return e.tokens.empty(); });
   return drawn;
 }
 

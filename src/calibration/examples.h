@@ -32,7 +32,7 @@ std::string written_by(const std::vector<Example>& examples, const text::Tokeniz
 struct SourceOptions {
   int max_tokens = 2048;     ///< longer examples are cut at the end; a .txt file is cut into pieces of this length
   bool mask_prompt = false;  ///< for prompt/completion and chat rows; refused for plain text
-  int vocab = 0;             ///< rows of the table of the model that is to read the tokens (ModelSpec::vocab); 0: it is not known, ids are not checked
+  int vocab = 0;  ///< rows of the table of the model that is to read the tokens (ModelSpec::vocab); 0: it is not known, ids are not checked
 };
 
 /// Reads a .jsonl file of rows {"text"}, {"prompt","completion"} or {"messages"} (optionally with "tools"), the last two
@@ -57,13 +57,15 @@ std::vector<std::int32_t> encode_file(const std::filesystem::path& file, const t
 std::size_t count_examples(const std::filesystem::path& file, const text::Tokenizer& tokenizer, const SourceOptions& options);
 
 /// `count` examples (all of them when it is negative) drawn without replacement in a seeded random order from the rows and pieces of all
-/// `paths` together, each a file as above or a folder with train.jsonl. The manifest names each file with its hash.
+/// `paths` together, each a file as above or a folder with train.jsonl, and up to `further` that come next in that order. The manifest names each
+/// file with its hash.
 struct Drawn {
   std::vector<Example> examples;
+  std::vector<Example> further = {};
   nlohmann::json manifest;
 };
 Drawn draw_examples(const std::vector<std::filesystem::path>& paths, const text::Tokenizer& tokenizer, const SourceOptions& options, int count,
-                    std::uint64_t seed);
+                    std::uint64_t seed, std::size_t further = 0);
 
 struct Split {
   std::vector<Example> train, valid;

@@ -92,8 +92,7 @@ int run(Options& o, run::Stop& stop) {
 }  // namespace
 
 void add_auto(CLI::App& app, Run& chosen) {
-  auto* command =
-      app.add_subcommand("auto", "The best model for a budget: mixed precision, then AWQ, GPTQ and DWQ as they help");
+  auto* command = app.add_subcommand("auto", "The best model for a budget: mixed precision, then AWQ, GPTQ and DWQ as they help");
   auto o = std::make_shared<Options>();
   auto& r = o->run;
   command->add_option("--model,-m", r.model,
@@ -106,6 +105,7 @@ void add_auto(CLI::App& app, Run& chosen) {
       ->capture_default_str()
       ->check(kCount);
   command->add_option("--sequence-length", r.sequence_length, "Tokens of a row")->capture_default_str()->check(CLI::Range(2, 1 << 20));
+  add_expert_tokens(*command, r.expert_tokens);
   command->add_option("--seed", r.seed, "Seed of the choice of rows")->capture_default_str()->check(kSeed);
   command->add_option("--widths", r.widths, "Bits to choose from")->capture_default_str();
   command->add_option("--group-sizes", r.groups, "Groups to choose from")->capture_default_str();

@@ -26,7 +26,7 @@ struct Options {
 };
 
 /// All that options alone can tell.
-void check(const Options& o, const CLI::App&) {
+void check(const Options& o, const CLI::App& command) {
   const auto& r = o.run;
   if (o.then.empty() && o.then_samples) throw UsageError("--then-samples is for a method that follows; give --then with it");
   if (o.then == "dwq") {
@@ -40,11 +40,13 @@ void check(const Options& o, const CLI::App&) {
   if (r.plan) check_present("--plan", *r.plan);
   check_model("--model", r.model);
   check_texts("--data-path", r.rows.data);
+  check_expert_tokens(command, r.rows);
 }
 
 /// Of the figures of awq, or of the method behind it.
 std::string quality_of(const nlohmann::json& figures) {
-  if (figures.contains("validation_kl")) return kl_words(figures.at("validation_kl"), "before training", figures.at("validation_kl_start").get<double>());
+  if (figures.contains("validation_kl"))
+    return kl_words(figures.at("validation_kl"), "before training", figures.at("validation_kl_start").get<double>());
   if (figures.contains("output_error_ratio"))
     return fmt::format("error of the blocks' outputs: {:.2f} of plain rounding's", figures.at("output_error_ratio").get<double>());
   return "";
@@ -64,8 +66,7 @@ int run(Options& o, const CLI::App& command, run::Stop& stop) {
   const auto given = o.run.model.string();
   o.run.model = hub::model(o.run.model, context);
   o.run.rows.data = hub::rows(o.run.rows.data, o.run.rows.num_samples, o.run.rows.seed, context);
-  const auto figures =
-      o.then.empty() ? pipeline::awq(o.run, context).to_json() : pipeline::cascade({o.run, o.then, o.then_samples}, context);
+  const auto figures = o.then.empty() ? pipeline::awq(o.run, context).to_json() : pipeline::cascade({o.run, o.then, o.then_samples}, context);
   if (o.json) print_json(figures);
   tell_outcome({.output = o.run.output, .original = given, .quality = quality_of(figures)}, context);
   return 0;
@@ -89,6 +90,7 @@ void add_awq(CLI::App& app, Run& chosen) {
       ->capture_default_str()
       ->check(kCountOrAll);
   command->add_option("--sequence-length", r.rows.sequence_length, "Tokens of a row")->capture_default_str()->check(CLI::Range(1, 1 << 20));
+  add_expert_tokens(*command, r.rows.expert_tokens);
   command->add_option("--seed", r.rows.seed, "Seed of the choice of rows")->capture_default_str()->check(kSeed);
   command
       ->add_option("--data-path", r.rows.data, ".jsonl, .txt or .parquet files, org/name of a data set on the hub, or 'self': sampled from the model")

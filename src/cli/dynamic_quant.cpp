@@ -34,10 +34,8 @@ void check(const Options& o, const CLI::App& command) {
   else
     refuse_idle(command, {"--low-bits", "--low-group-size", "--high-bits", "--high-group-size"},
                 "with --widths, among which each linear's bits are chosen; leave out one or the other");
-  if (r.sensitivities)
-    refuse_idle(command, {"--sensitivity-tokens"}, "with --sensitivities, which were found already; leave out one or the other");
-  if (r.plan_only)
-    refuse_idle(command, {"--mlx-path", "--report-ppl"}, "with --plan-only, which ends with the plan; leave out one or the other");
+  if (r.sensitivities) refuse_idle(command, {"--sensitivity-tokens"}, "with --sensitivities, which were found already; leave out one or the other");
+  if (r.plan_only) refuse_idle(command, {"--mlx-path", "--report-ppl"}, "with --plan-only, which ends with the plan; leave out one or the other");
   check_format("--low-bits", "--low-group-size", r.low);
   check_format("--high-bits", "--high-group-size", r.high);
   check_widths("--widths", r.widths);
@@ -52,6 +50,7 @@ void check(const Options& o, const CLI::App& command) {
   if (r.sensitivities) check_present("--sensitivities", *r.sensitivities);
   check_model("--model", r.model);
   check_texts("--data-path", r.rows.data);
+  check_expert_tokens(command, r.rows);
 }
 
 int run(Options& o, run::Stop& stop) {
@@ -108,6 +107,7 @@ void add_dynamic_quant(CLI::App& app, Run& chosen) {
       ->capture_default_str()
       ->check(kCountOrAll);
   command->add_option("--sequence-length", r.rows.sequence_length, "Tokens of a row")->capture_default_str()->check(CLI::Range(2, 1 << 20));
+  add_expert_tokens(*command, r.rows.expert_tokens);
   command
       ->add_option("--data-path", r.rows.data, ".jsonl, .txt or .parquet files, org/name of a data set on the hub, or 'self': sampled from the model")
       ->capture_default_str();

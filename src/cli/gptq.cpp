@@ -22,7 +22,7 @@ struct Options {
 };
 
 /// All that options alone can tell.
-void check(const Options& o, const CLI::App&) {
+void check(const Options& o, const CLI::App& command) {
   const auto& r = o.run;
   check_format("--bits", "--group-size", r.format);
   check_format("--fallback-bits", "--fallback-group-size", r.fallback);
@@ -32,6 +32,7 @@ void check(const Options& o, const CLI::App&) {
   if (r.scaled) check_present("--scales", *r.scaled);
   check_model("--model", r.model);
   check_texts("--data-path", r.rows.data);
+  check_expert_tokens(command, r.rows);
 }
 
 int run(Options& o, run::Stop& stop) {
@@ -75,6 +76,7 @@ void add_gptq(CLI::App& app, Run& chosen) {
       ->capture_default_str()
       ->check(kCountOrAll);
   command->add_option("--sequence-length", r.rows.sequence_length, "Tokens of a row")->capture_default_str()->check(CLI::Range(1, 1 << 20));
+  add_expert_tokens(*command, r.rows.expert_tokens);
   command->add_option("--seed", r.rows.seed, "Seed of the choice of rows")->capture_default_str()->check(kSeed);
   command
       ->add_option("--data-path", r.rows.data, ".jsonl, .txt or .parquet files, org/name of a data set on the hub, or 'self': sampled from the model")

@@ -42,9 +42,7 @@ void check_named(const char* flag, const codec::Format& format) {
 }
 
 /// "--model" for an option of several names.
-std::string long_name(const CLI::Option& option) {
-  return option.get_lnames().empty() ? option.get_name() : "--" + option.get_lnames().front();
-}
+std::string long_name(const CLI::Option& option) { return option.get_lnames().empty() ? option.get_name() : "--" + option.get_lnames().front(); }
 
 }  // namespace
 
@@ -62,10 +60,7 @@ const CLI::Validator kCountOrAll(
     [](std::string& text) { return text == "-1" || is_count(text) ? std::string() : not_a_count(text, ", nor -1 for all"); }, "COUNT");
 
 const CLI::Validator kSeed(
-    [](std::string& text) {
-      return whole_number(text).value_or(-1) >= 0 ? std::string() : text + " is no whole number from 0 on";
-    },
-    "SEED");
+    [](std::string& text) { return whole_number(text).value_or(-1) >= 0 ? std::string() : text + " is no whole number from 0 on"; }, "SEED");
 
 std::string given_of(const CLI::App& command, std::initializer_list<const char*> flags) {
   std::vector<std::string> given;
@@ -127,6 +122,21 @@ void check_groups(const char* flag, const std::vector<int>& groups) {
   refuse_twice(flag, groups);
 }
 
+void add_expert_tokens(CLI::App& command, std::optional<int>& tokens) {
+  command
+      .add_option("--expert-tokens", tokens,
+                  "Of mixtures: rows are exchanged for further ones of the data, so that as many experts as possible see so many tokens; 0: none are "
+                  "(default: a quarter of what each would see if all saw as many)")
+      ->check(CLI::Range(0, 1 << 30));
+}
+
+void check_expert_tokens(const CLI::App& command, const pipeline::RowOptions& rows) {
+  if (rows.expert_tokens == 0) return;  // nothing was asked for
+  if (rows.data == std::vector<std::string>{"self"})
+    refuse_idle(command, {"--expert-tokens"}, "on texts sampled from the model, which are as many as are asked for; give --data-path");
+  if (rows.num_samples < 0) refuse_idle(command, {"--expert-tokens"}, "without --num-samples, for all rows are taken; give fewer than the data has");
+}
+
 void refuse_repeated(const char* flag, const std::vector<std::string>& values) { refuse_twice(flag, values); }
 
 void refuse_empty(const CLI::App& command) {
@@ -135,8 +145,7 @@ void refuse_empty(const CLI::App& command) {
     const auto name = long_name(*option);
     if (may_be_empty.contains(name)) continue;
     for (const auto& value : option->results())
-      if (value.empty())
-        throw UsageError(fmt::format("{} is given an empty value; name one, or leave the option out", name));
+      if (value.empty()) throw UsageError(fmt::format("{} is given an empty value; name one, or leave the option out", name));
   }
 }
 

@@ -2,10 +2,12 @@
 
 #include <CLI/CLI.hpp>
 #include <initializer_list>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "codec/format.h"
+#include "pipeline/rows.h"
 
 // What can be told from options alone is told before a model is opened or fetched: here are the questions that commands have in common.
 // An option that would change nothing is refused (exit code 2): whoever gave it expects something else than would come. Said in a line, and
@@ -42,6 +44,10 @@ void check_format(const char* bits_flag, const char* group_flag, const codec::Fo
 /// Each of them, and that none comes twice.
 void check_widths(const char* flag, const std::vector<int>& widths);
 void check_groups(const char* flag, const std::vector<int>& groups);
+
+/// --expert-tokens of the commands that calibrate, and its check: it needs rows that are not taken already.
+void add_expert_tokens(CLI::App& command, std::optional<int>& tokens);
+void check_expert_tokens(const CLI::App& command, const pipeline::RowOptions& rows);
 
 /// Throws UsageError when a value comes twice.
 void refuse_repeated(const char* flag, const std::vector<std::string>& values);

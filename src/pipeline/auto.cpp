@@ -17,6 +17,7 @@
 #include "pipeline/block_run.h"
 #include "pipeline/dwq.h"
 #include "pipeline/expect.h"
+#include "pipeline/expert_rows.h"
 #include "pipeline/folds.h"
 #include "pipeline/gptq.h"
 #include "pipeline/output.h"
@@ -41,7 +42,7 @@ constexpr int kStatisticRows = 128;
 // Passes of block-wise training (docs/methods/gptq.md), and the widths that it is for.
 constexpr int kBlockPasses = 4, kBlockBits = 3;
 
-json options_of(const AutoRun& o) {
+json options_of(const AutoRun& o, const model::ModelSpec& spec) {
   json options{{"widths", o.widths},
                {"groups", o.groups},
                {"tie", o.tie},
@@ -50,6 +51,7 @@ json options_of(const AutoRun& o) {
                {"num_samples", o.num_samples},
                {"sequence_length", o.sequence_length},
                {"seed", o.seed}};
+  if (has_routed_experts(spec)) options["expert_tokens"] = o.expert_tokens ? json(*o.expert_tokens) : json("auto");
   record_budget(options, o.target, o.floors, o.ceilings);
   return options;
 }
@@ -115,7 +117,12 @@ class Auto {
   void try_step(const std::string& name, const Work& work);
   /// KL on the rows held out, row by row, of the model that a step made.
   std::vector<evaluate::RowSum> judge(const std::string& name);
-  RowOptions statistic_rows() const { return {{folder("rows").string()}, std::min(o_.num_samples, kStatisticRows), o_.sequence_length, o_.seed}; }
+  void choose_statistic_rows();
+  /// For the steps that need statistics alone.
+  RowOptions statistic_rows() const {
+    const auto place = folder(run_.has_step("statistics") ? "statistics" : "rows");
+    return {{place.string()}, std::min(o_.num_samples, kStatisticRows), o_.sequence_length, o_.seed, /*expert_tokens=*/0};
+  }
 
   const AutoRun& o_;
   const model::Model& model_;
@@ -163,6 +170,25 @@ void Auto::prepare_rows() {
   judges_ = calibration::make_batches(calibration::read_examples(folder("rows") / "judges.jsonl", tokenizer_, source), 8, o_.sequence_length, false);
   if (judges_.size() == 1 && judges_[0].rows() == 1)
     context_.line("the texts held out fill one row, so that standard errors are not known and means alone decide");
+  choose_statistic_rows();
+}
+
+/// Of mixtures, once for all steps, each of which would count experts' tokens otherwise.
+void Auto::choose_statistic_rows() {
+  auto options = statistic_rows();
+  options.expert_tokens = o_.expert_tokens;
+  RowSource source(options, tokenizer_, model_.spec());
+  if (source.exchanges()) {
+    const auto& drawn = source.draw(model_, run_, context_);
+    std::string text;
+    for (const auto& example : drawn.examples) text += json{{"tokens", example.tokens}}.dump() + "\n";
+    const auto place = run_.begin_step("statistics");
+    fs::create_directories(place);
+    write_file_atomically("pipeline", place / "train.jsonl", text);
+    run_.finish_step("statistics", drawn.manifest.at("experts_below"));
+    run_.drop("expert-rows");
+  }
+  if (run_.has_step("statistics")) manifest_["experts_below"] = run_.step_meta("statistics");
 }
 
 // The rows are kept rather than their mean, so that a run that goes on compares as it would have without the pause. Units of earlier versions
@@ -313,7 +339,7 @@ AutoResult auto_quantize(const AutoRun& given, const run::Context& context) {
     result.steps = expected;
     return result;
   }
-  const auto options = options_of(o);
+  const auto options = options_of(o, model.spec());
   json identity{{"command", "auto"},
                 {"options", options},
                 {"model", checkpoint.fingerprint()},

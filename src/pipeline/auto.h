@@ -8,8 +8,8 @@
 
 #include "base/figures.h"
 #include "evaluate/row_mean.h"
-#include "run/context.h"
 #include "pipeline/dynamic.h"
+#include "run/context.h"
 
 namespace lquant::pipeline {
 
@@ -25,13 +25,14 @@ struct AutoRun {
   int num_samples = 1024;  ///< rows for dwq; the other steps take 128 of them
   int sequence_length = 512;
   std::uint64_t seed = 123;
+  std::optional<int> expert_tokens;  ///< RowOptions'; dwq trains on all rows
   bool dry_run = false, fresh = false;
 };
 
 /// What is expected of a step, or what came of it.
 struct AutoStep {
   std::string name;
-  double expected_time = 0, expected_memory = 0;                  ///< seconds, bytes
+  double expected_time = 0, expected_memory = 0;    ///< seconds, bytes
   std::optional<evaluate::Mean> kl = std::nullopt;  ///< on rows held out, of the model that the step made
   /// That less the KL of the best model before the step, by evaluate::paired_difference on the same rows; none for the first step.
   std::optional<evaluate::Mean> difference = std::nullopt;

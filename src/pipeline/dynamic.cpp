@@ -268,7 +268,7 @@ DynamicResult dynamic_quant(const DynamicRun& given_run, const run::Context& con
   result.tokens = s.tokens;
   if (o.measure && !s.measured) s = measure_sensitivities(model, held, s, kMeasured, run, context);
   result.sensitivity_time = seconds_since(start);
-  s.data = rows.manifest;
+  s.data = identity.value("data", rows.manifest);
   if (!given && !o.sensitivities_name.empty()) write_sensitivities(o.sensitivities_name, model.spec(), s, o.low, o.high, context);
 
   const auto decision = decide(o, model, s, context);

@@ -8,11 +8,11 @@
 #include <vector>
 
 #include "base/figures.h"
-#include "run/context.h"
 #include "codec/format.h"
 #include "pipeline/rows.h"
 #include "pipeline/sensitivities.h"
 #include "plan/choose.h"
+#include "run/context.h"
 
 namespace lquant::pipeline {
 

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "calibration/batches.h"
+#include "pipeline/expert_rows.h"
 #include "pipeline/self_data.h"
 
 namespace lquant::pipeline {
@@ -15,6 +16,8 @@ namespace {
 constexpr int kBatchRows = 8;
 // Rows sampled from the model itself when no number is given.
 constexpr int kSelfRows = 128;
+// So many times the rows are looked at for experts that see too few tokens: each time costs a forward pass.
+constexpr int kPool = 4;
 // One batch in eight judges.
 constexpr std::size_t kHeldOut = 8;
 
@@ -76,27 +79,40 @@ RowSource::RowSource(const RowOptions& options, const text::Tokenizer& tokenizer
   const auto& o = options_;
   check_positions(spec, o.sequence_length);
   if (o.data == std::vector<std::string>{"self"}) return;
-  drawn_ = calibration::draw_examples({o.data.begin(), o.data.end()}, tokenizer_, {o.sequence_length, false, spec.vocab}, o.num_samples, o.seed);
+  const bool exchanging = o.expert_tokens != 0 && o.num_samples > 0 && has_routed_experts(spec);
+  drawn_ = calibration::draw_examples({o.data.begin(), o.data.end()}, tokenizer_, {o.sequence_length, false, spec.vocab}, o.num_samples, o.seed,
+                                      exchanging ? std::size_t{kPool - 1} * o.num_samples : 0);
+  if (exchanges()) drawn_->manifest["expert_tokens"] = o.expert_tokens ? json(*o.expert_tokens) : json("auto");
 }
 
 void RowSource::identify(json& identity) const {
   if (drawn_) identity["data"] = drawn_->manifest;
 }
 
-Rows RowSource::read(const model::Model& model, run::RunFolder& run, const run::Context& context) {
+const calibration::Drawn& RowSource::draw(const model::Model& model, run::RunFolder& run, const run::Context& context) {
   const auto& o = options_;
   if (!drawn_) {
     const int rows = o.num_samples < 0 ? kSelfRows : o.num_samples;
     drawn_ = {self_examples(model, tokenizer_, rows, o.sequence_length, o.seed, run, context),
+              {},
               {{"source", "self"}, {"seed", o.seed}, {"rows", rows}, {"max_tokens", o.sequence_length}}};
   }
   if (o.num_samples > static_cast<int>(drawn_->examples.size()))
     context.line(fmt::format("{} rows were asked for and {} found; all of them are used", o.num_samples, drawn_->examples.size()));
+  if (exchanges()) {
+    drawn_->manifest["experts_below"] = reach_experts(model, *drawn_, o.expert_tokens, run, context);
+    drawn_->further.clear();
+  }
+  return *drawn_;
+}
+
+Rows RowSource::read(const model::Model& model, run::RunFolder& run, const run::Context& context) {
+  const auto& drawn = draw(model, run, context);
   Rows rows;
-  for (const auto& batch : calibration::make_batches(drawn_->examples, kBatchRows, o.sequence_length, false)) {
+  for (const auto& batch : calibration::make_batches(drawn.examples, kBatchRows, options_.sequence_length, false)) {
     add(rows, batch, counted_tokens(batch));
   }
-  rows.manifest = drawn_->manifest;
+  rows.manifest = drawn.manifest;
   return rows;
 }
 

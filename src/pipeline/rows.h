@@ -26,6 +26,9 @@ struct RowOptions {
   int num_samples = -1;                      ///< rows; −1: all of the data (128 of "self")
   int sequence_length = 512;
   std::uint64_t seed = 123;
+  /// Of mixtures: rows are exchanged for further ones of the data so that as many experts as possible see so many tokens; 0: none are. Default:
+  /// reach_experts' own.
+  std::optional<int> expert_tokens = std::nullopt;
 };
 
 /// Throws Error, naming the flag, when rows of so many tokens are longer than the positions that the model knows.
@@ -62,6 +65,11 @@ class RowSource {
   RowSource(const RowOptions& options, const text::Tokenizer& tokenizer, const model::ModelSpec& spec);
   /// Adds what the rows depend on.
   void identify(nlohmann::json& identity) const;
+  /// Whether rows may be exchanged for further ones: of mixtures, where the data has more than are taken.
+  bool exchanges() const { return drawn_ && !drawn_->further.empty(); }
+  /// The texts themselves, exchanged where that helps, and their manifest.
+  const calibration::Drawn& draw(const model::Model& model, run::RunFolder& run, const run::Context& context);
+  /// draw() in batches.
   Rows read(const model::Model& model, run::RunFolder& run, const run::Context& context);
 
  private:

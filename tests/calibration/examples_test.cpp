@@ -162,6 +162,27 @@ TEST_F(ExamplesTest, WhatTheTemplateRefusesNamesTheRow) {
   EXPECT_HAS(reading_fails("a.jsonl", good + "\n" + R"({"messages": ["Hi"]})"), "a.jsonl: row 2: a chat message should be an object");
 }
 
+TEST_F(ExamplesTest, FurtherRowsAreThoseThatALargerDrawAdds) {
+  std::string lines;
+  for (int i = 0; i < 12; ++i) lines += json{{"tokens", {i}}}.dump() + "\n";
+  const std::vector<std::filesystem::path> files{write("a.jsonl", lines), write("b.jsonl", lines), write("c.txt", "the old river of stone and light")};
+  options.max_tokens = 2;
+  const auto tokens = [](const std::vector<Example>& examples) {
+    std::multiset<std::vector<std::int32_t>> all;
+    for (const auto& example : examples) all.insert(example.tokens);
+    return all;
+  };
+  const auto few = draw_examples(files, *tokenizer, options, 5, 7), both = draw_examples(files, *tokenizer, options, 5, 7, 6);
+  ASSERT_EQ(both.examples.size(), 5u);
+  for (std::size_t i = 0; i < 5; ++i) EXPECT_EQ(both.examples[i].tokens, few.examples[i].tokens);
+  EXPECT_EQ(both.manifest, few.manifest);
+  EXPECT_TRUE(few.further.empty());
+  auto together = both.examples;
+  together.insert(together.end(), both.further.begin(), both.further.end());
+  EXPECT_EQ(tokens(together), tokens(draw_examples(files, *tokenizer, options, 11, 7).examples));
+  EXPECT_TRUE(draw_examples(files, *tokenizer, options, -1, 7, 6).further.empty());
+}
+
 TEST_F(ExamplesTest, ATemplateThatWritesNothingIsNamed) {
   std::ofstream(model / "chat_template.jinja") << "{% for m in messages %}{% endfor %}";
   tokenizer.emplace(text::Tokenizer::open(model.path()));

@@ -45,6 +45,8 @@ IDLE = [
     ([*DYNAMIC, "--sensitivities", "rows.jsonl", "--sensitivity-tokens", 8], "--sensitivity-tokens has no effect with --sensitivities"),
     ([*DYNAMIC, "--plan-only", "plan.json", "--mlx-path", "out", "--report-ppl"], "--mlx-path and --report-ppl have no effect with --plan-only"),
     ([*DYNAMIC, "--rule", "threshold", "--widths", 3, 4], "--rule threshold chooses between --low-bits and --high-bits"),
+    *[([*command, "--expert-tokens", 8], "--expert-tokens has no effect on texts sampled from the model") for command in (GPTQ, AWQ, DYNAMIC)],
+    ([*GPTQ, "--data-path", "rows.jsonl", "--expert-tokens", 8], "--expert-tokens has no effect without --num-samples"),
     ([*CONVERT, "--q-bits", 4], "--q-bits has no effect without --quantize"),
     ([*CONVERT, "--q-mode", "mxfp4", "--q-group-size", 32], "--q-group-size and --q-mode have no effect without --quantize"),
     ([*CONVERT, "-d", "--q-bits", 4], "--q-bits has no effect without --quantize"),
