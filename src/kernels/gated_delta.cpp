@@ -114,7 +114,9 @@ std::pair<mx::array, mx::array> gated_delta_mlx(const mx::array& q, const mx::ar
   auto decay = mx::multiply(mx::exp(between), mx::expand_dims(lower, -1)), from_front = mx::exp(mx::cumsum(logs, -2));
   if (segments) {
     const auto masks = chunk_masks(segments, chunks, length);
-    const auto by_chunk = [](const mx::array& mask) { return mx::expand_dims(mx::moveaxis(mask, 1, 3), -1); };  // [B, N, 1, 1, …] → [B, 1, 1, N, …, 1]
+    const auto by_chunk = [](const mx::array& mask) {
+      return mx::expand_dims(mx::moveaxis(mask, 1, 3), -1);
+    };  // [B, N, 1, 1, …] → [B, 1, 1, N, …, 1]
     decay = mx::multiply(decay, mx::astype(by_chunk(masks.within), mx::float32));
     from_front = mx::multiply(from_front, by_chunk(*masks.carried));
   }

@@ -86,7 +86,8 @@ void decays(const Problem& p, const Token& token, float* factor) {
   for (int64_t i = 0; i < p.key_dim; ++i) factor[i] = token.begins ? 0 : std::exp(p.log_decay[token.decay + i]);
 }
 
-/// From the state `from` [Dk, Dv] before a token to `to`, which may be the same, behind it; error [Dv] = e. Of the sums y [Dv] too, unless it is null.
+/// From the state `from` [Dk, Dv] before a token to `to`, which may be the same, behind it; error [Dv] = e. Of the sums y [Dv] too, unless it is
+/// null.
 LQUANT_MULTIVERSION void step(const Problem& p, const Token& token, const float* factor, const float* from, float* to, float* error, float* y) {
   const int64_t dk = p.key_dim, dv = p.value_dim;
   const float *q = p.q + token.key, *k = p.k + token.key, *v = p.v + token.value, beta = p.beta[token.scalar];

@@ -166,42 +166,42 @@ TEST_P(GatedDelta, GradientsMatchFiniteDifferences) {
 
 TEST(GatedDelta, ATextGoesOnFromItsState) {
   for (const bool channels : {false, true}) {
-  const Case c{"", {2, 150, 2, 4, 16, 16}, false, 0, 1, false, channels};
-  const auto all = arrays_of(c, mx::float32);
-  const auto [whole, last] = all.with(&gated_delta);
-  const auto cut = [&](const mx::array& x, int first, int end) {
-    auto start = mx::Shape(x.ndim(), 0), stop = x.shape();
-    start[1] = first, stop[1] = end;
-    return mx::slice(x, start, stop);
-  };
-  std::vector<mx::array> results;
-  std::optional<mx::array> state;
-  for (const auto& [first, end] : {std::pair{0, 70}, {70, 71}, {71, 150}}) {
-    auto [y, next] = gated_delta(cut(all.q, first, end), cut(all.k, first, end), cut(all.v, first, end), cut(all.log_decay, first, end),
-                                 cut(all.beta, first, end), std::nullopt, state);
-    results.push_back(y);
-    state = next;
-  }
-  const double bound = inner_bound(c, 8);
-  expect_close(mx::concatenate(results, 1), doubles(whole), Values(whole.size(), bound), "results");
-  expect_close(*state, doubles(last), Values(last.size(), bound), "state");
+    const Case c{"", {2, 150, 2, 4, 16, 16}, false, 0, 1, false, channels};
+    const auto all = arrays_of(c, mx::float32);
+    const auto [whole, last] = all.with(&gated_delta);
+    const auto cut = [&](const mx::array& x, int first, int end) {
+      auto start = mx::Shape(x.ndim(), 0), stop = x.shape();
+      start[1] = first, stop[1] = end;
+      return mx::slice(x, start, stop);
+    };
+    std::vector<mx::array> results;
+    std::optional<mx::array> state;
+    for (const auto& [first, end] : {std::pair{0, 70}, {70, 71}, {71, 150}}) {
+      auto [y, next] = gated_delta(cut(all.q, first, end), cut(all.k, first, end), cut(all.v, first, end), cut(all.log_decay, first, end),
+                                   cut(all.beta, first, end), std::nullopt, state);
+      results.push_back(y);
+      state = next;
+    }
+    const double bound = inner_bound(c, 8);
+    expect_close(mx::concatenate(results, 1), doubles(whole), Values(whole.size(), bound), "results");
+    expect_close(*state, doubles(last), Values(last.size(), bound), "state");
   }
 }
 
 TEST(GatedDelta, BytesDoNotDependOnThreads) {
   for (const bool channels : {false, true})
-  expect_thread_independent([&] {
-    const auto all = arrays_of({"", {2, 150, 2, 4, 16, 16}, false, 3, 1, false, channels}, mx::float32);
-    const auto [results, gradients] = mx::vjp(
-        [&](const std::vector<mx::array>& x) {
-          const auto [y, state] = gated_delta(x[0], x[1], x[2], x[3], x[4], all.segments);
-          return std::vector<mx::array>{y};
-        },
-        {all.q, all.k, all.v, all.log_decay, all.beta}, {all.v});
-    auto both = results;
-    both.insert(both.end(), gradients.begin(), gradients.end());
-    return both;
-  });
+    expect_thread_independent([&] {
+      const auto all = arrays_of({"", {2, 150, 2, 4, 16, 16}, false, 3, 1, false, channels}, mx::float32);
+      const auto [results, gradients] = mx::vjp(
+          [&](const std::vector<mx::array>& x) {
+            const auto [y, state] = gated_delta(x[0], x[1], x[2], x[3], x[4], all.segments);
+            return std::vector<mx::array>{y};
+          },
+          {all.q, all.k, all.v, all.log_decay, all.beta}, {all.v});
+      auto both = results;
+      both.insert(both.end(), gradients.begin(), gradients.end());
+      return both;
+    });
 }
 
 TEST(GatedDelta, RefusesWhatDoesNotFit) {
