@@ -177,6 +177,52 @@ BAILING = dict(
 BAILING_LINEAR = dict(
     BAILING, model_type="bailing_moe_linear", layer_group_size=2, group_norm_size=2, use_qk_norm=True, num_hidden_layers=4, head_dim=64
 )
+# Lightning attention beside latent attention; then a delta net with a decay for each key channel in place of the former.
+BAILING_HYBRID = dict(
+    BAILING_LINEAR,
+    model_type="bailing_hybrid",
+    kv_lora_rank=128,
+    q_lora_rank=128,
+    qk_nope_head_dim=64,
+    qk_rope_head_dim=32,
+    v_head_dim=32,
+    n_group=1,
+    topk_group=1,
+    routed_scaling_factor=1.5,
+)
+BAILING_V3 = dict(
+    model_type="bailing_moe_v3",
+    num_hidden_layers=4,
+    layer_group_size=2,
+    moe_intermediate_size=128,
+    moe_shared_expert_intermediate_size=128,
+    num_experts=8,
+    num_experts_per_tok=2,
+    n_group=4,
+    topk_group=2,
+    kv_lora_rank=128,
+    q_lora_rank=128,
+    qk_nope_head_dim=64,
+    qk_rope_head_dim=32,
+    v_head_dim=32,
+    tie_word_embeddings=False,
+)
+KIMI_LINEAR = dict(
+    model_type="kimi_linear",
+    linear_attn_config=dict(num_heads=4, head_dim=32, kda_layers=[1, 3], full_attn_layers=[2], short_conv_kernel_size=4),
+    model_max_length=64,
+    num_experts=8,
+    num_experts_per_token=2,
+    num_shared_experts=1,
+    moe_intermediate_size=128,
+    first_k_dense_replace=1,
+    routed_scaling_factor=1.7,
+    kv_lora_rank=128,
+    qk_nope_head_dim=64,
+    qk_rope_head_dim=32,
+    v_head_dim=32,
+    tie_word_embeddings=False,
+)
 EXAONE_MOE = dict(
     model_type="exaone_moe",
     moe_intermediate_size=128,
@@ -830,6 +876,54 @@ FAMILIES = {
         n_group=4,
         topk_group=2,
     ),
+    "bailing_hybrid": BAILING_HYBRID,
+    "bailing_hybrid-groups-no-query-rank-biases-unstacked": dict(
+        BAILING_HYBRID,
+        unstacked=True,
+        tie_word_embeddings=False,
+        q_lora_rank=None,
+        rope_interleave=False,
+        use_bias=True,
+        use_qkv_bias=True,
+        use_qk_norm=False,
+        num_experts=8,
+        n_group=4,
+        topk_group=2,
+        num_shared_experts=2,
+        moe_shared_expert_intermediate_size=64,
+        moe_router_enable_expert_bias=False,
+        rope_scaling=DEEPSEEK_YARN,
+        layer_group_size=3,
+    ),
+    "bailing_moe_v3": BAILING_V3,
+    "bailing_moe_v3-by-architecture-no-query-rank-tied-unstacked": dict(
+        BAILING_V3,
+        model_type="bailing_hybrid",
+        architectures=["BailingMoeV3ForCausalLM"],
+        unstacked=True,
+        tie_word_embeddings=True,
+        q_lora_rank=None,
+        n_group=1,
+        topk_group=1,
+        num_shared_experts=2,
+        kda_lower_bound=-2.0,
+        short_conv_kernel_size=3,
+        rope_scaling=DEEPSEEK_YARN,
+        layer_group_size=3,
+    ),
+    "kimi_linear": KIMI_LINEAR,
+    "kimi_linear-groups-softmax-tied-unstacked": dict(
+        KIMI_LINEAR,
+        unstacked=True,
+        tie_word_embeddings=True,
+        num_expert_group=4,
+        topk_group=2,
+        moe_router_activation_func="softmax",
+        moe_renormalize=False,
+        num_shared_experts=2,
+        linear_attn_config=dict(num_heads=2, head_dim=64, kda_layers=[2, 3], short_conv_kernel_size=3),
+    ),
+    "kimi_linear-dense": dict(KIMI_LINEAR, num_experts=0, qk_nope_head_dim=None, v_head_dim=None),
     "exaone_moe": EXAONE_MOE,
     "exaone_moe-no-windows-groups-unstacked": dict(
         EXAONE_MOE,
@@ -1029,6 +1123,7 @@ REPRESENTATIVES = {
     "lfm2": "short convolutions",
     "qwen3_5": "gated delta nets of convolutions, attention with an output gate",
     "qwen3_next-published-some-dense": "gated delta nets of fused linears, an MLP beside the experts with a gate on its result, norms stored less 1",
+    "kimi_linear": "delta nets with decays by channel, linears of low rank that read inputs of their own, latent attention without positions",
     "minicpm3": "latent attention, keys and values by one linear",
     "deepseek-v3": "latent attention, keys and values by stacks that are not routed",
     "mamba": "a recurrence by channel, an op of four stages, blocks of one step without attention or MLP",
@@ -1053,8 +1148,10 @@ REPRESENTATIVES = {
 FLOAT32_ALONE = {
     "Klear",
     "afmoe",
+    "bailing_hybrid",
     "bailing_moe",
     "bailing_moe_linear",
+    "bailing_moe_v3",
     "deepseek",
     "deepseek_v2",
     "deepseek_v3",
@@ -1071,6 +1168,7 @@ FLOAT32_ALONE = {
     "joyai_llm_flash",
     "kimi_k2",
     "kimi_k25",
+    "kimi_linear",
     "kimi_vl",
     "laguna",
     "lfm2_moe",
@@ -1097,6 +1195,14 @@ FLOAT32_ALONE = {
 DENSE_EMBEDDING = {"seed-oss-tied": "Seed-OSS", "llama4_text-tied-no-norms": "Llama 4"}
 # Linears that mlx_lm's quantizer fails on or never packs, by the end of their path: both programs leave them dense.
 STAY_DENSE = {"afm7": "qkv_proj", "nemotron_h": "mixer.gate"}
+# Linears that mlx_lm's own quantizer leaves dense unless a predicate of the user's says otherwise, by the ends of their paths. It does not list them.
+LEFT_DENSE = {
+    "bailing_hybrid": ("embed_q", "unembed_out"),
+    "bailing_moe_v3": (
+        *("word_embeddings", "lm_head", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa"),
+        *("embed_q", "unembed_out", "b_proj", "attention.q_proj", "attention.g_proj"),
+    ),
+}
 # What a reader of docs/families.md should know of a model type beside the table's figures.
 NOTES = {
     "seed_oss": "a tied embedding stays dense: mlx_lm does not run it packed",

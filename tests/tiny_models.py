@@ -109,6 +109,7 @@ def fused_and_turned(weights, config):
 SINGLE_EXPERTS = {
     "dots1": ("mlp.experts", "mlp.experts.{}", {}),
     "phixtral": ("moe.switch_mlp", "moe.mlp.{}", {}),
+    "kimi_linear": ("mlp.switch_mlp", "block_sparse_moe.experts.{}", dict(gate_proj="w1", down_proj="w2", up_proj="w3")),
     **dict.fromkeys(
         ("mixtral", "minimax", "phimoe"),
         ("block_sparse_moe.switch_mlp", "block_sparse_moe.experts.{}", dict(gate_proj="w1", down_proj="w2", up_proj="w3")),
@@ -137,9 +138,16 @@ def publish_gpt_oss(weights, config):
 
 # What single experts and routers are called in the checkpoints that mlx_lm's converts: (its name, theirs).
 ORIGINAL_NAMES = {
+    "bailing_hybrid": [(".mlp.gate.gate_proj.", ".mlp.gate.")],
     "bailing_moe": [(".mlp.gate.gate_proj.", ".mlp.gate.")],
     "bailing_moe_linear": [(".mlp.gate.gate_proj.", ".mlp.gate.")],
     "exaone_moe": [(".mlp.gate.e_score_correction_bias", ".mlp.e_score_correction_bias")],
+    "kimi_linear": [
+        (".mlp.gate.", ".block_sparse_moe.gate."),
+        (".mlp.e_score_correction_bias", ".block_sparse_moe.gate.e_score_correction_bias"),
+        (".mlp.shared_experts.", ".block_sparse_moe.shared_experts."),
+        ("_conv.conv.", "_conv1d."),
+    ],
     "laguna": [
         (".mlp.gate.proj.", ".mlp.gate."),
         (".mlp.gate.e_score_correction_bias", ".mlp.experts.e_score_correction_bias"),

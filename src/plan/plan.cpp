@@ -40,7 +40,7 @@ QuantPlan plan_by(const model::ModelSpec& spec, const codec::Format& base, const
   QuantPlan plan;
   plan.base = base;
   for (const auto* linear : spec.linears()) {
-    if (!linear->dense_why.empty()) {
+    if (linear->must_stay_dense()) {
       plan.dense[linear->path] = linear->dense_why;
       continue;
     }
@@ -56,7 +56,13 @@ QuantPlan plan_by(const model::ModelSpec& spec, const codec::Format& base, const
 }
 
 QuantPlan uniform_plan(const model::ModelSpec& spec, const codec::Format& format) {
-  return plan_by(spec, format, [&](const auto& linear) { return linear.fixed_format.value_or(format); });
+  auto plan = plan_by(spec, format, [&](const auto& linear) { return linear.fixed_format.value_or(format); });
+  for (const auto* linear : spec.linears()) {
+    if (linear->dense_why.empty()) continue;
+    plan.formats.erase(linear->path);
+    plan.dense[linear->path] = linear->dense_why;
+  }
+  return plan;
 }
 
 QuantPlan fallback_plan(const model::ModelSpec& spec, const codec::Format& base, const codec::Format& fallback) {
@@ -103,7 +109,7 @@ void apply_overrides(QuantPlan& plan, const model::ModelSpec& spec, const nlohma
       continue;
     }
     const auto wanted = entries.at(path);
-    if (!(*it)->dense_why.empty()) fail("plan", "{}: {} must stay dense: {}", origin, path, (*it)->dense_why);
+    if ((*it)->must_stay_dense()) fail("plan", "{}: {} must stay dense: {}", origin, path, (*it)->dense_why);
     if (!value.is_object()) wanted.refuse("an object with bits and group_size, or false");
     const auto format = changed(plan.formats.count(path) ? plan.formats.at(path) : plan.base, wanted, fmt::format("{}: {}", origin, path));
     if (!divides(**it, format))

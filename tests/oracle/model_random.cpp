@@ -134,6 +134,23 @@ json tiny_config(const std::string& model_type) {
     config = tiny_config("bailing_moe");
     config.update({{"model_type", model_type}, {"num_hidden_layers", 4}, {"layer_group_size", 2}, {"group_norm_size", 2}, {"head_dim", 24}});
   }
+  if (model_type == "bailing_hybrid") {
+    config = tiny_config("bailing_moe_linear");
+    config.update({{"model_type", model_type}, {"kv_lora_rank", 32}, {"q_lora_rank", 64}, {"qk_nope_head_dim", 32}, {"qk_rope_head_dim", 8}});
+    config.update({{"v_head_dim", 24}, {"routed_scaling_factor", 1.5}});
+  }
+  if (model_type == "bailing_moe_v3") {
+    config.update({{"num_hidden_layers", 4}, {"layer_group_size", 2}, {"num_experts", 6}, {"num_experts_per_tok", 2}, {"n_group", 3}});
+    config.update({{"topk_group", 2}, {"moe_intermediate_size", 32}, {"moe_shared_expert_intermediate_size", 32}, {"kv_lora_rank", 32}});
+    config.update({{"q_lora_rank", 64}, {"qk_nope_head_dim", 32}, {"qk_rope_head_dim", 8}, {"v_head_dim", 24}, {"short_conv_kernel_size", 3}});
+    config["rms_norm_eps"] = 1e-3;
+  }
+  if (model_type == "kimi_linear") {
+    config["linear_attn_config"] = {{"num_heads", 2}, {"head_dim", 32}, {"kda_layers", {1}}, {"short_conv_kernel_size", 3}};
+    config.update({{"model_max_length", 128}, {"num_experts", 6}, {"num_experts_per_token", 2}, {"num_shared_experts", 1}});
+    config.update({{"moe_intermediate_size", 32}, {"first_k_dense_replace", 1}, {"num_expert_group", 3}, {"topk_group", 2}});
+    config.update({{"kv_lora_rank", 32}, {"qk_nope_head_dim", 32}, {"qk_rope_head_dim", 8}, {"v_head_dim", 24}, {"rms_norm_eps", 1e-3}});
+  }
   if (model_type == "exaone_moe") {
     config.update({{"layer_types", {"full_attention", "sliding_attention"}}, {"sliding_window", 5}, {"is_moe_layer", {false, true}}});
     config.update({{"num_experts", 5}, {"num_experts_per_tok", 2}, {"moe_intermediate_size", 32}, {"num_shared_experts", 1}});
