@@ -1064,6 +1064,10 @@ FAMILIES = {
     "longcat-flash-normalized-yarn-unstacked": dict(
         LONGCAT, norm_topk_prob=True, router_bias=True, attention_bias=True, rope_scaling=DEEPSEEK_YARN, unstacked=True
     ),
+    "longcat-flash-ngram": dict(LONGCAT, model_type="longcat_flash_ngram", ngram_vocab_size_ratio=3, emb_split_num=1, emb_neighbor_num=3),
+    "longcat-flash-ngram-narrow-tables-unstacked": dict(
+        LONGCAT, model_type="longcat_flash_ngram", ngram_vocab_size_ratio=2, emb_split_num=2, emb_neighbor_num=4, norm_topk_prob=True, unstacked=True
+    ),
     "mistral4": MISTRAL4,
     "mistral4-groups-tied-halves-unstacked": dict(
         MISTRAL4, n_group=4, topk_group=2, norm_topk_prob=False, tie_word_embeddings=True, rope_interleave=False, attention_bias=True, unstacked=True
@@ -1134,6 +1138,7 @@ REPRESENTATIVES = {
     "gpt_oss": "sinks, experts with biases and gates between limits, a softmax over the chosen",
     "glm4_moe-groups-unstacked": "corrected sigmoids in groups, experts that every token meets, routers that are never packed",
     "deepseek-v32": "linears that only choose, which no gradient reaches",
+    "longcat-flash-ngram": "embeddings of n-grams, tables and linears before the first block",
     "longcat-flash": "a result that joins at the end of its block, experts without weights",
     "qwen3-moe": "mixture of experts in stacks",
     "qwen3-moe-some-dense-raw-probabilities": "mixtures and dense blocks in one model",
@@ -1174,6 +1179,7 @@ FLOAT32_ALONE = {
     "lfm2_moe",
     "llama4",
     "longcat_flash",
+    "longcat_flash_ngram",
     "mimo_v2_flash",
     "minimax",
     "minimax_m2",

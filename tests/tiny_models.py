@@ -141,6 +141,7 @@ ORIGINAL_NAMES = {
     "bailing_hybrid": [(".mlp.gate.gate_proj.", ".mlp.gate.")],
     "bailing_moe": [(".mlp.gate.gate_proj.", ".mlp.gate.")],
     "bailing_moe_linear": [(".mlp.gate.gate_proj.", ".mlp.gate.")],
+    "longcat_flash_ngram": [("model.ngram_embeddings.word_embeddings.", "model.embed_tokens.")],
     "exaone_moe": [(".mlp.gate.e_score_correction_bias", ".mlp.e_score_correction_bias")],
     "kimi_linear": [
         (".mlp.gate.", ".block_sparse_moe.gate."),

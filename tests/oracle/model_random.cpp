@@ -221,11 +221,12 @@ json tiny_config(const std::string& model_type) {
   if (model_type == "mistral4")
     config["rope_parameters"] = {
         {"type", "yarn"}, {"rope_theta", 10000.0}, {"factor", 4.0}, {"original_max_position_embeddings", 3}, {"llama_4_scaling_beta", 0.4}};
-  if (model_type == "longcat_flash") {
+  if (model_type.starts_with("longcat_flash")) {
     config.update({{"kv_lora_rank", 32}, {"q_lora_rank", 64}, {"qk_nope_head_dim", 32}, {"qk_rope_head_dim", 8}, {"v_head_dim", 24}});
     config.update({{"attention_method", "MLA"}, {"zero_expert_type", "identity"}, {"ffn_hidden_size", 96}, {"moe_topk", 2}, {"num_layers", 2}});
     config.update({{"expert_ffn_hidden_size", 32}, {"n_routed_experts", 4}, {"zero_expert_num", 2}, {"routed_scaling_factor", 1.5}});
     config.update({{"mla_scale_q_lora", true}, {"mla_scale_kv_lora", true}, {"router_bias", true}, {"attention_bias", true}});
+    config.update({{"ngram_vocab_size_ratio", 2}, {"emb_split_num", 1}, {"emb_neighbor_num", 3}});
   }
   if (model_type == "minicpm3") {
     config.erase("v_head_dim");

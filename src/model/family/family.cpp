@@ -85,6 +85,7 @@ const std::map<std::string, Family>& families() {
       {"llama4_text", family::llama4_text},
       {"llava", family::llava},
       {"longcat_flash", family::longcat_flash},
+      {"longcat_flash_ngram", family::longcat_flash_ngram},
       {"mamba", family::mamba},
       {"mamba2", family::mamba2},
       {"mimo", family::mimo},

@@ -74,6 +74,7 @@ ModelSpec llama4(const Config& config);
 ModelSpec llama4_text(const Config& config);
 ModelSpec llava(const Config& config);
 ModelSpec longcat_flash(const Config& config);
+ModelSpec longcat_flash_ngram(const Config& config);
 ModelSpec mamba(const Config& config);
 ModelSpec mamba2(const Config& config);
 ModelSpec mimo(const Config& config);
