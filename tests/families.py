@@ -223,6 +223,15 @@ KIMI_LINEAR = dict(
     v_head_dim=32,
     tie_word_embeddings=False,
 )
+# Products of queries, keys and values are about 1 large: some are cut.
+DBRX = dict(
+    model_type="dbrx",
+    d_model=128,
+    n_heads=4,
+    n_layers=3,
+    attn_config=dict(kv_n_heads=2, clip_qkv=2.0, rope_theta=20000.0),
+    ffn_config=dict(ffn_hidden_size=128, moe_num_experts=6, moe_top_k=2),
+)
 EXAONE_MOE = dict(
     model_type="exaone_moe",
     moe_intermediate_size=128,
@@ -1043,6 +1052,8 @@ FAMILIES = {
     ),
     "qwen3_next": QWEN3_NEXT,
     "qwen3_next-published-some-dense": dict(QWEN3_NEXT, unstacked=True, mlp_only_layers=[1], norm_topk_prob=False, attention_bias=True),
+    "dbrx": DBRX,
+    "dbrx-tight-limit-published": dict(DBRX, unstacked=True, attn_config=dict(kv_n_heads=4, clip_qkv=0.5, rope_theta=500.0)),
     "deepseek-v2": DEEPSEEK_V2,
     "deepseek-v2-groups-no-query-rank-unstacked": dict(
         DEEPSEEK_V2, q_lora_rank=None, topk_method="group_limited_greedy", n_group=4, topk_group=2, attention_bias=True, unstacked=True
@@ -1147,6 +1158,7 @@ REPRESENTATIVES = {
     "llama4": "attention in chunks, experts whose inputs are weighed, beside one that every token meets",
     "step3p5": "attention weighed head by head, products between limits",
     "mimo_v2_flash": "values narrower than keys, logits of attention without a value, a router that is never packed",
+    "dbrx": "attention between limits, experts that are linears of their own in an output",
     "klear": "experts mixed with the one that every token meets by a linear of two rows",
 }
 # Model types whose 16-bit pass mlx_lm cannot do on a CPU: MLX has no mixtures in 16 bits there.

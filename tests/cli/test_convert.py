@@ -129,6 +129,21 @@ def test_a_plan_goes_over_a_recipe(tmp_path):
     utils.load_model(tmp_path / "ours")
 
 
+def test_a_plan_for_experts_that_are_linears_of_their_own(tmp_path):
+    """They are one stack in the program: a plan may name any of them, or all alike."""
+    source = family_folder(tmp_path / "source", "dbrx")
+    stack = "transformer.blocks.0.ffn.experts"
+    (tmp_path / "plan.json").write_text(json.dumps({f"{stack}.{e}.w1": {"bits": 8, "group_size": 32} for e in (0, 3)}))
+    run("convert", "--hf-path", source, "-q", "--plan", tmp_path / "plan.json", "--mlx-path", tmp_path / "ours")
+    found = quantization(tmp_path / "ours")
+    assert {path for path, entry in found.items() if isinstance(entry, dict)} == {f"{stack}.{e}.w1" for e in range(6)}
+    ids = token_ids(160)
+    assert_close(lquant_logits(tmp_path / "ours", ids, "float32"), mlx_lm_logits(tmp_path / "ours", ids))
+    (tmp_path / "plan.json").write_text(json.dumps({f"{stack}.0.w1": {"bits": 8}, f"{stack}.3.w1": {"bits": 6}}))
+    sentence = f"[plan] {tmp_path / 'plan.json'}: {stack}.3.w1: matrices of one stack have one format; give all of {stack}.w1 the same"
+    refused(source, tmp_path, ["-q", "--plan", tmp_path / "plan.json"], sentence, code=1)
+
+
 def refused(source, tmp_path, arguments, sentence, code=2):
     done = run("convert", "--hf-path", source, *arguments, "--mlx-path", tmp_path / "out", code=code)
     assert done.stderr == f"lquant: {sentence}\n" and done.stdout == ""

@@ -57,6 +57,8 @@ const std::map<std::string, const char*>& published() {
         "num_key_value_heads":8,"num_global_key_value_heads":2,"head_dim":256,"global_head_dim":512,"attention_k_eq_v":true,"num_kv_shared_layers":0,
         "hidden_size_per_layer_input":0,"enable_moe_block":true,"num_experts":128,"top_k_experts":8,"moe_intermediate_size":704,"vocab_size":262144,
         "sliding_window":1024,"sliding_window_pattern":6,"use_double_wide_mlp":false})"},
+      {"dbrx", R"({"model_type":"dbrx","d_model":6144,"n_heads":48,"n_layers":40,"vocab_size":100352,"max_seq_len":32768,
+        "attn_config":{"clip_qkv":8,"kv_n_heads":8,"rope_theta":500000},"ffn_config":{"ffn_hidden_size":10752,"moe_num_experts":16,"moe_top_k":4}})"},
       {"kimi_linear", R"({"model_type":"kimi_linear","hidden_size":2304,"num_hidden_layers":27,"intermediate_size":9216,"num_attention_heads":32,
         "num_key_value_heads":32,"head_dim":72,"rms_norm_eps":1e-05,"vocab_size":163840,"rope_theta":10000.0,"model_max_length":1048576,
         "linear_attn_config":{"full_attn_layers":[4,8,12,16,20,24,27],"head_dim":128,
@@ -281,7 +283,7 @@ TEST(Spec, PublishedModelsHaveTheirPublishedSizes) {
   billions.insert(
       {{"qwen3_next", 79.67}, {"qwen3_5", 0.752}, {"deepseek_v2", 15.7}, {"deepseek_v3", 671.0}, {"minicpm3", 4.07}, {"youtu_llm", 1.96}});
   billions.insert({{"gpt_oss", 20.91}, {"mixtral", 46.70}, {"olmoe", 6.919}, {"qwen2_moe", 14.316}, {"deepseek", 16.376}, {"phimoe", 41.87}});
-  billions.insert({{"minimax_m2", 228.7}, {"ernie4_5_moe", 21.83}, {"kimi_linear", 49.12}});
+  billions.insert({{"minimax_m2", 228.7}, {"ernie4_5_moe", 21.83}, {"kimi_linear", 49.12}, {"dbrx", 131.6}});
   billions.insert({{"bailing_moe", 16.80}, {"llama4_text", 0.949}, {"mimo_v2_flash", 308.8}, {"llama4", 107.77}});  // Llama 4: 108.64 with its tower
   for (const auto& [type, size] : billions) {
     const auto spec = published_spec(type);  // linears() points into it

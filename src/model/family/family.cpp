@@ -32,6 +32,7 @@ const std::map<std::string, Family>& families() {
       {"bailing_moe_v3", family::bailing_moe_v3},
       {"cohere", family::cohere},
       {"cohere2", family::cohere2},
+      {"dbrx", family::dbrx},
       {"deepseek", family::deepseek},
       {"deepseek_v2", family::deepseek_v2},
       {"deepseek_v3", family::deepseek_v3},

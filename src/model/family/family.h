@@ -22,6 +22,7 @@ ModelSpec bailing_moe_linear(const Config& config);
 ModelSpec bailing_moe_v3(const Config& config);
 ModelSpec cohere(const Config& config);
 ModelSpec cohere2(const Config& config);
+ModelSpec dbrx(const Config& config);
 ModelSpec deepseek(const Config& config);
 ModelSpec deepseek_v2(const Config& config);
 ModelSpec deepseek_v3(const Config& config);
