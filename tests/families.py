@@ -177,6 +177,61 @@ BAILING = dict(
 BAILING_LINEAR = dict(
     BAILING, model_type="bailing_moe_linear", layer_group_size=2, group_norm_size=2, use_qk_norm=True, num_hidden_layers=4, head_dim=64
 )
+# Lightning attention beside latent attention; then a delta net with a decay for each key channel in place of the former.
+BAILING_HYBRID = dict(
+    BAILING_LINEAR,
+    model_type="bailing_hybrid",
+    kv_lora_rank=128,
+    q_lora_rank=128,
+    qk_nope_head_dim=64,
+    qk_rope_head_dim=32,
+    v_head_dim=32,
+    n_group=1,
+    topk_group=1,
+    routed_scaling_factor=1.5,
+)
+BAILING_V3 = dict(
+    model_type="bailing_moe_v3",
+    num_hidden_layers=4,
+    layer_group_size=2,
+    moe_intermediate_size=128,
+    moe_shared_expert_intermediate_size=128,
+    num_experts=8,
+    num_experts_per_tok=2,
+    n_group=4,
+    topk_group=2,
+    kv_lora_rank=128,
+    q_lora_rank=128,
+    qk_nope_head_dim=64,
+    qk_rope_head_dim=32,
+    v_head_dim=32,
+    tie_word_embeddings=False,
+)
+KIMI_LINEAR = dict(
+    model_type="kimi_linear",
+    linear_attn_config=dict(num_heads=4, head_dim=32, kda_layers=[1, 3], full_attn_layers=[2], short_conv_kernel_size=4),
+    model_max_length=64,
+    num_experts=8,
+    num_experts_per_token=2,
+    num_shared_experts=1,
+    moe_intermediate_size=128,
+    first_k_dense_replace=1,
+    routed_scaling_factor=1.7,
+    kv_lora_rank=128,
+    qk_nope_head_dim=64,
+    qk_rope_head_dim=32,
+    v_head_dim=32,
+    tie_word_embeddings=False,
+)
+# Products of queries, keys and values are about 1 large: some are cut.
+DBRX = dict(
+    model_type="dbrx",
+    d_model=128,
+    n_heads=4,
+    n_layers=3,
+    attn_config=dict(kv_n_heads=2, clip_qkv=2.0, rope_theta=20000.0),
+    ffn_config=dict(ffn_hidden_size=128, moe_num_experts=6, moe_top_k=2),
+)
 EXAONE_MOE = dict(
     model_type="exaone_moe",
     moe_intermediate_size=128,
@@ -830,6 +885,54 @@ FAMILIES = {
         n_group=4,
         topk_group=2,
     ),
+    "bailing_hybrid": BAILING_HYBRID,
+    "bailing_hybrid-groups-no-query-rank-biases-unstacked": dict(
+        BAILING_HYBRID,
+        unstacked=True,
+        tie_word_embeddings=False,
+        q_lora_rank=None,
+        rope_interleave=False,
+        use_bias=True,
+        use_qkv_bias=True,
+        use_qk_norm=False,
+        num_experts=8,
+        n_group=4,
+        topk_group=2,
+        num_shared_experts=2,
+        moe_shared_expert_intermediate_size=64,
+        moe_router_enable_expert_bias=False,
+        rope_scaling=DEEPSEEK_YARN,
+        layer_group_size=3,
+    ),
+    "bailing_moe_v3": BAILING_V3,
+    "bailing_moe_v3-by-architecture-no-query-rank-tied-unstacked": dict(
+        BAILING_V3,
+        model_type="bailing_hybrid",
+        architectures=["BailingMoeV3ForCausalLM"],
+        unstacked=True,
+        tie_word_embeddings=True,
+        q_lora_rank=None,
+        n_group=1,
+        topk_group=1,
+        num_shared_experts=2,
+        kda_lower_bound=-2.0,
+        short_conv_kernel_size=3,
+        rope_scaling=DEEPSEEK_YARN,
+        layer_group_size=3,
+    ),
+    "kimi_linear": KIMI_LINEAR,
+    "kimi_linear-groups-softmax-tied-unstacked": dict(
+        KIMI_LINEAR,
+        unstacked=True,
+        tie_word_embeddings=True,
+        num_expert_group=4,
+        topk_group=2,
+        moe_router_activation_func="softmax",
+        moe_renormalize=False,
+        num_shared_experts=2,
+        linear_attn_config=dict(num_heads=2, head_dim=64, kda_layers=[2, 3], short_conv_kernel_size=3),
+    ),
+    "kimi_linear-dense": dict(KIMI_LINEAR, num_experts=0, qk_nope_head_dim=None, v_head_dim=None),
     "exaone_moe": EXAONE_MOE,
     "exaone_moe-no-windows-groups-unstacked": dict(
         EXAONE_MOE,
@@ -949,6 +1052,8 @@ FAMILIES = {
     ),
     "qwen3_next": QWEN3_NEXT,
     "qwen3_next-published-some-dense": dict(QWEN3_NEXT, unstacked=True, mlp_only_layers=[1], norm_topk_prob=False, attention_bias=True),
+    "dbrx": DBRX,
+    "dbrx-tight-limit-published": dict(DBRX, unstacked=True, attn_config=dict(kv_n_heads=4, clip_qkv=0.5, rope_theta=500.0)),
     "deepseek-v2": DEEPSEEK_V2,
     "deepseek-v2-groups-no-query-rank-unstacked": dict(
         DEEPSEEK_V2, q_lora_rank=None, topk_method="group_limited_greedy", n_group=4, topk_group=2, attention_bias=True, unstacked=True
@@ -969,6 +1074,10 @@ FAMILIES = {
     "longcat-flash": LONGCAT,
     "longcat-flash-normalized-yarn-unstacked": dict(
         LONGCAT, norm_topk_prob=True, router_bias=True, attention_bias=True, rope_scaling=DEEPSEEK_YARN, unstacked=True
+    ),
+    "longcat-flash-ngram": dict(LONGCAT, model_type="longcat_flash_ngram", ngram_vocab_size_ratio=3, emb_split_num=1, emb_neighbor_num=3),
+    "longcat-flash-ngram-narrow-tables-unstacked": dict(
+        LONGCAT, model_type="longcat_flash_ngram", ngram_vocab_size_ratio=2, emb_split_num=2, emb_neighbor_num=4, norm_topk_prob=True, unstacked=True
     ),
     "mistral4": MISTRAL4,
     "mistral4-groups-tied-halves-unstacked": dict(
@@ -1029,6 +1138,7 @@ REPRESENTATIVES = {
     "lfm2": "short convolutions",
     "qwen3_5": "gated delta nets of convolutions, attention with an output gate",
     "qwen3_next-published-some-dense": "gated delta nets of fused linears, an MLP beside the experts with a gate on its result, norms stored less 1",
+    "kimi_linear": "delta nets with decays by channel, linears of low rank that read inputs of their own, latent attention without positions",
     "minicpm3": "latent attention, keys and values by one linear",
     "deepseek-v3": "latent attention, keys and values by stacks that are not routed",
     "mamba": "a recurrence by channel, an op of four stages, blocks of one step without attention or MLP",
@@ -1039,6 +1149,7 @@ REPRESENTATIVES = {
     "gpt_oss": "sinks, experts with biases and gates between limits, a softmax over the chosen",
     "glm4_moe-groups-unstacked": "corrected sigmoids in groups, experts that every token meets, routers that are never packed",
     "deepseek-v32": "linears that only choose, which no gradient reaches",
+    "longcat-flash-ngram": "embeddings of n-grams, tables and linears before the first block",
     "longcat-flash": "a result that joins at the end of its block, experts without weights",
     "qwen3-moe": "mixture of experts in stacks",
     "qwen3-moe-some-dense-raw-probabilities": "mixtures and dense blocks in one model",
@@ -1047,14 +1158,17 @@ REPRESENTATIVES = {
     "llama4": "attention in chunks, experts whose inputs are weighed, beside one that every token meets",
     "step3p5": "attention weighed head by head, products between limits",
     "mimo_v2_flash": "values narrower than keys, logits of attention without a value, a router that is never packed",
+    "dbrx": "attention between limits, experts that are linears of their own in an output",
     "klear": "experts mixed with the one that every token meets by a linear of two rows",
 }
 # Model types whose 16-bit pass mlx_lm cannot do on a CPU: MLX has no mixtures in 16 bits there.
 FLOAT32_ALONE = {
     "Klear",
     "afmoe",
+    "bailing_hybrid",
     "bailing_moe",
     "bailing_moe_linear",
+    "bailing_moe_v3",
     "deepseek",
     "deepseek_v2",
     "deepseek_v3",
@@ -1071,11 +1185,13 @@ FLOAT32_ALONE = {
     "joyai_llm_flash",
     "kimi_k2",
     "kimi_k25",
+    "kimi_linear",
     "kimi_vl",
     "laguna",
     "lfm2_moe",
     "llama4",
     "longcat_flash",
+    "longcat_flash_ngram",
     "mimo_v2_flash",
     "minimax",
     "minimax_m2",
@@ -1097,6 +1213,14 @@ FLOAT32_ALONE = {
 DENSE_EMBEDDING = {"seed-oss-tied": "Seed-OSS", "llama4_text-tied-no-norms": "Llama 4"}
 # Linears that mlx_lm's quantizer fails on or never packs, by the end of their path: both programs leave them dense.
 STAY_DENSE = {"afm7": "qkv_proj", "nemotron_h": "mixer.gate"}
+# Linears that mlx_lm's own quantizer leaves dense unless a predicate of the user's says otherwise, by the ends of their paths. It does not list them.
+LEFT_DENSE = {
+    "bailing_hybrid": ("embed_q", "unembed_out"),
+    "bailing_moe_v3": (
+        *("word_embeddings", "lm_head", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa"),
+        *("embed_q", "unembed_out", "b_proj", "attention.q_proj", "attention.g_proj"),
+    ),
+}
 # What a reader of docs/families.md should know of a model type beside the table's figures.
 NOTES = {
     "seed_oss": "a tied embedding stays dense: mlx_lm does not run it packed",

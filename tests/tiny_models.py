@@ -56,7 +56,8 @@ def build(name, seed, **changes):
             return mx.array(1 + 0.3 * noise)
         if path.endswith("e_score_correction_bias"):  # below 0 an expert could be worth less than those of lost groups, which all tie at 0
             return mx.array(0.3 * np.abs(noise))
-        norm = ("norm" in path or "ln_" in path or "ln." in path) and path.endswith("weight")
+        own = path.replace("norm_attn_norm.", "")  # DBRX has linears below such a name
+        norm = ("norm" in own or "ln_" in own or "ln." in own) and path.endswith("weight")
         if old.ndim == 1 or norm:
             return mx.array((1.0 if norm and not offset else 0.0) + 0.3 * noise)
         return mx.array(noise * (1.0 if is_embedding(path) else 1.2 / np.sqrt(old.shape[-1])))
@@ -109,6 +110,7 @@ def fused_and_turned(weights, config):
 SINGLE_EXPERTS = {
     "dots1": ("mlp.experts", "mlp.experts.{}", {}),
     "phixtral": ("moe.switch_mlp", "moe.mlp.{}", {}),
+    "kimi_linear": ("mlp.switch_mlp", "block_sparse_moe.experts.{}", dict(gate_proj="w1", down_proj="w2", up_proj="w3")),
     **dict.fromkeys(
         ("mixtral", "minimax", "phimoe"),
         ("block_sparse_moe.switch_mlp", "block_sparse_moe.experts.{}", dict(gate_proj="w1", down_proj="w2", up_proj="w3")),
@@ -137,9 +139,17 @@ def publish_gpt_oss(weights, config):
 
 # What single experts and routers are called in the checkpoints that mlx_lm's converts: (its name, theirs).
 ORIGINAL_NAMES = {
+    "bailing_hybrid": [(".mlp.gate.gate_proj.", ".mlp.gate.")],
     "bailing_moe": [(".mlp.gate.gate_proj.", ".mlp.gate.")],
     "bailing_moe_linear": [(".mlp.gate.gate_proj.", ".mlp.gate.")],
+    "longcat_flash_ngram": [("model.ngram_embeddings.word_embeddings.", "model.embed_tokens.")],
     "exaone_moe": [(".mlp.gate.e_score_correction_bias", ".mlp.e_score_correction_bias")],
+    "kimi_linear": [
+        (".mlp.gate.", ".block_sparse_moe.gate."),
+        (".mlp.e_score_correction_bias", ".block_sparse_moe.gate.e_score_correction_bias"),
+        (".mlp.shared_experts.", ".block_sparse_moe.shared_experts."),
+        ("_conv.conv.", "_conv1d."),
+    ],
     "laguna": [
         (".mlp.gate.proj.", ".mlp.gate."),
         (".mlp.gate.e_score_correction_bias", ".mlp.experts.e_score_correction_bias"),
@@ -195,6 +205,11 @@ def published(weights, config):
         fused_pairs(weights, "mlp.switch_mlp.", "mlp.experts.gate_up_proj", 2, "mlp.experts.down_proj")
     elif kind == "llama4":
         fused_pairs(weights, "feed_forward.experts.", "feed_forward.experts.gate_up_proj", 2, "feed_forward.experts.down_proj")
+    elif kind == "dbrx":
+        for name in [n for n in weights if n.endswith(("experts.0.w1.weight", "experts.0.v1.weight", "experts.0.w2.weight"))]:
+            stack, linear = name.split("experts.0.")[0] + "experts", name.split(".")[-2]
+            singles = [weights.pop(f"{stack}.{e}.{linear}.weight") for e in range(config["ffn_config"]["moe_num_experts"])]
+            weights[f"{stack}.mlp.{linear}"] = mx.concatenate([w.T if linear == "w2" else w for w in singles])
     elif kind == "granitemoe":
         fused_pairs(weights, "switch_mlp.", "input_linear", 1, "output_linear", ".weight")
     elif kind in SINGLE_EXPERTS:

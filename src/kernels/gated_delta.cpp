@@ -5,6 +5,9 @@
 // D is made of sums over the tokens between j and i: differences of sums from the chunk's beginning would lose what small decays say behind large
 // ones. The inverse is made block by block, which is substitution: the powers of A, whose alternating sum it also is, grow beyond f32 where keys
 // repeat.
+//
+// Decays of each key channel stand inside the products, A_ij = β_i Σ_d k_id D_ijd k_jd. Taking them apart, into a factor of k_i and one of k_j, would
+// overflow where they are strong: here all D_ijd of a chunk are made, so chunks are shorter.
 #include "kernels/gated_delta.h"
 
 #include <fmt/format.h>
@@ -26,6 +29,8 @@ namespace {
 
 // As fla's and transformers': long enough for the products, short enough for the C² of a token.
 constexpr int kChunk = 64;
+// Decays by channel take so many numbers of each key.
+constexpr int kChunkOfChannels = 16;
 
 void require(bool holds, const std::string& sentence) {
   if (!holds) throw std::invalid_argument("[kernels] gated_delta: " + sentence);
@@ -38,8 +43,10 @@ void check(const mx::array& q, const mx::array& k, const mx::array& v, const mx:
   require(v.shape(0) == q.shape(0) && v.shape(1) == q.shape(1), "q and v have as many rows and tokens as each other");
   require(q.shape(2) > 0 && v.shape(2) % q.shape(2) == 0, fmt::format("{} value heads do not divide among {} key heads", v.shape(2), q.shape(2)));
   const mx::Shape by_head{v.shape(0), v.shape(1), v.shape(2)};
-  for (const auto* x : {&log_decay, &beta})
-    require(x->shape() == by_head && is_float(x->dtype()), "decays and betas are float [batch, tokens, heads]");
+  const mx::Shape by_channel{v.shape(0), v.shape(1), v.shape(2), q.shape(3)};
+  require(beta.shape() == by_head && is_float(beta.dtype()), "betas are float [batch, tokens, heads]");
+  require((log_decay.shape() == by_head || log_decay.shape() == by_channel) && is_float(log_decay.dtype()),
+          "decays are float [batch, tokens, heads] or [batch, tokens, heads, key features]");
   if (segments)
     require(segments->dtype() == mx::int32 && segments->shape() == mx::Shape{q.shape(0), q.shape(1)}, "segments are int32 [batch, tokens]");
   if (state)
@@ -84,7 +91,9 @@ std::pair<mx::array, mx::array> gated_delta_mlx(const mx::array& q, const mx::ar
                                                 const mx::array& beta, const std::optional<mx::array>& segments,
                                                 const std::optional<mx::array>& state) {
   const int batch = q.shape(0), tokens = q.shape(1), key_heads = q.shape(2), value_heads = v.shape(2), repeats = value_heads / key_heads;
-  const int keys = q.shape(3), values = v.shape(3), length = std::min(tokens, kChunk), chunks = (tokens + length - 1) / length;
+  const bool by_channel = log_decay.ndim() == 4;
+  const int keys = q.shape(3), values = v.shape(3), length = std::min(tokens, by_channel ? kChunkOfChannels : kChunk);
+  const int chunks = (tokens + length - 1) / length;
   // [B, T, heads, …] → [B, Hk, heads / Hk, N, C, …]; the tokens that fill the last chunk have k = 0, β = 0 and no decay, and change nothing.
   const auto in_chunks = [&](const mx::array& x) {
     const auto padded = mx::pad(mx::astype(x, mx::float32), std::vector<int>{1}, {0}, {chunks * length - tokens});
@@ -96,27 +105,34 @@ std::pair<mx::array, mx::array> gated_delta_mlx(const mx::array& q, const mx::ar
     return mx::transpose(mx::reshape(padded, shape), axes);
   };
   const auto queries = in_chunks(q), all_keys = in_chunks(k), strengths = mx::expand_dims(in_chunks(beta), -1);
-  const auto logs = in_chunks(log_decay);
+  const auto logs = in_chunks(by_channel ? log_decay : mx::expand_dims(log_decay, -1));  // [B, Hk, heads / Hk, N, C, Dk or 1]
   const auto lower = chunk_mask(length, [](const auto& i, const auto& j) { return mx::greater_equal(i, j); });
   const auto strictly = chunk_mask(length, [](const auto& i, const auto& j) { return mx::greater(i, j); });
 
-  // Σ of the logarithms over the tokens behind j up to i; from the chunk's beginning up to i.
-  const auto between = mx::cumsum(mx::multiply(mx::expand_dims(logs, -1), strictly), -2);
-  auto decay = mx::multiply(mx::exp(between), lower), from_front = mx::expand_dims(mx::exp(mx::cumsum(logs, -1)), -1);
+  // Σ of the logarithms over the tokens behind j up to i, […, i, j, Dk or 1]; from the chunk's beginning up to i.
+  const auto between = mx::cumsum(mx::multiply(mx::expand_dims(logs, -2), mx::expand_dims(strictly, -1)), -3);
+  auto decay = mx::multiply(mx::exp(between), mx::expand_dims(lower, -1)), from_front = mx::exp(mx::cumsum(logs, -2));
   if (segments) {
     const auto masks = chunk_masks(segments, chunks, length);
-    const auto by_chunk = [](const mx::array& mask) { return mx::moveaxis(mask, 1, 3); };  // [B, N, 1, 1, …] → [B, 1, 1, N, …]
+    const auto by_chunk = [](const mx::array& mask) {
+      return mx::expand_dims(mx::moveaxis(mask, 1, 3), -1);
+    };  // [B, N, 1, 1, …] → [B, 1, 1, N, …, 1]
     decay = mx::multiply(decay, mx::astype(by_chunk(masks.within), mx::float32));
-    from_front = mx::multiply(from_front, mx::expand_dims(by_chunk(*masks.carried), -1));
+    from_front = mx::multiply(from_front, by_chunk(*masks.carried));
   }
-  const auto to_end = mx::swapaxes(part(decay, -2 + decay.ndim(), length - 1, 1), -1, -2),
-             kept = part(from_front, from_front.ndim() - 2, length - 1, 1);
+  const auto to_end = mx::squeeze(part(decay, -3 + decay.ndim(), length - 1, 1), -3),
+             kept = mx::swapaxes(part(from_front, -2 + from_front.ndim(), length - 1, 1), -1, -2);
 
+  // Σ_d x_id D_ijd k_jd.
   const auto weighted = mx::multiply(all_keys, strengths), across = mx::swapaxes(all_keys, -1, -2);
-  const auto solved = unit_inverse(mx::multiply(mx::matmul(weighted, across), mx::multiply(decay, strictly)));
+  const auto decayed = by_channel ? mx::multiply(decay, mx::expand_dims(all_keys, -3)) : mx::squeeze(decay, -1);
+  const auto against_keys = [&](const mx::array& x) {
+    return by_channel ? mx::squeeze(mx::matmul(decayed, mx::expand_dims(x, -1)), -1) : mx::multiply(mx::matmul(x, across), decayed);
+  };
+  const auto solved = unit_inverse(mx::multiply(against_keys(weighted), strictly));
   const auto written = mx::matmul(solved, mx::multiply(in_chunks(v), strengths));
   const auto read = mx::matmul(solved, mx::multiply(weighted, from_front));
-  const auto seen = mx::multiply(mx::matmul(queries, across), decay);
+  const auto seen = against_keys(queries);
   const auto asked = mx::multiply(queries, from_front), told = mx::swapaxes(mx::multiply(all_keys, to_end), -1, -2);
 
   auto memory =
@@ -140,6 +156,7 @@ std::pair<mx::array, mx::array> gated_delta(const mx::array& q, const mx::array&
   if (q.size() == 0 || v.size() == 0)
     return {mx::zeros(v.shape(), q.dtype()), state.value_or(mx::zeros({v.shape(0), v.shape(2), v.shape(3), q.shape(3)}))};
 #ifdef LQUANT_ONEDNN
+  if (cpu_kernels() && log_decay.ndim() == 4) return gated_delta_channels_cpu(q, k, v, log_decay, beta, segments, state);
   if (cpu_kernels() && q.dtype() != mx::float16) return gated_delta_cpu(q, k, v, log_decay, beta, segments, state);
   if (cpu_kernels()) {  // its products are of f32 and bf16
     const auto f32 = [](const mx::array& x) { return mx::astype(x, mx::float32); };

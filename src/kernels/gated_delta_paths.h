@@ -15,9 +15,14 @@ std::pair<mx::array, mx::array> gated_delta_mlx(const mx::array& q, const mx::ar
                                                 const mx::array& beta, const std::optional<mx::array>& segments,
                                                 const std::optional<mx::array>& state);
 
-/// In loops and products of oneDNN's, with a gradient of its own (x86-64 Linux builds only). f32 or bf16, no empty dimension.
+/// In loops and products of oneDNN's, with a gradient of its own (x86-64 Linux builds only). f32 or bf16, a decay for each head, no empty dimension.
 std::pair<mx::array, mx::array> gated_delta_cpu(const mx::array& q, const mx::array& k, const mx::array& v, const mx::array& log_decay,
                                                 const mx::array& beta, const std::optional<mx::array>& segments,
                                                 const std::optional<mx::array>& state);
+
+/// In loops, with a gradient of its own (x86-64 Linux builds only). A decay for each key channel, no empty dimension.
+std::pair<mx::array, mx::array> gated_delta_channels_cpu(const mx::array& q, const mx::array& k, const mx::array& v, const mx::array& log_decay,
+                                                         const mx::array& beta, const std::optional<mx::array>& segments,
+                                                         const std::optional<mx::array>& state);
 
 }  // namespace lquant::kernels

@@ -114,6 +114,11 @@ bool Kept::fits(const std::string& name) const { return model::fits(pattern, nam
 
 std::string Kept::written(const std::string& name) const { return name.starts_with(from) ? to + name.substr(from.size()) : name; }
 
+const std::vector<std::string>* paths_apart(const Imports& imports, const std::string& path) {
+  const auto row = std::ranges::find_if(imports.rows, [&](const auto& r) { return r.apart && r.target == path; });
+  return row == imports.rows.end() ? nullptr : &row->sources;
+}
+
 std::vector<std::string> our_names(const Imports& imports, const std::string& name) {
   std::vector<std::string> names = {name};
   for (const auto& rename : imports.renames)

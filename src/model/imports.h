@@ -50,6 +50,7 @@ struct Import {
   std::vector<Change> changes = {};
   std::string unless = {};                   ///< a tensor that, where it is there, says that the target needs no such change
   std::optional<Sign> where = std::nullopt;  ///< the row is for checkpoints of this form alone
+  bool apart = false;                        ///< of a stack: outputs have the sources in its place, for mlx_lm's class has no stacks (DBRX)
 };
 
 /// Names that begin with `ours` stand in some checkpoints under `theirs` ("language_model.model." under "model.language_model.").
@@ -73,6 +74,9 @@ struct Imports {
   std::vector<Rename> renames;
   std::vector<Kept> kept;
 };
+
+/// The paths under which outputs have a stack's matrices one by one (Import::apart); null where this linear is written as it is.
+const std::vector<std::string>* paths_apart(const Imports& imports, const std::string& path);
 
 /// The names that a checkpoint's own `name` can stand for: itself, and what the renames make of it.
 std::vector<std::string> our_names(const Imports& imports, const std::string& name);

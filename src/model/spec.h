@@ -52,7 +52,8 @@ struct LinearSpec {
   std::vector<Part> parts = {};  ///< of a fused linear; empty: one part
   /// What mlx_lm's own quantizer uses for it whatever the user asked for (routers: 8 bits, group 64).
   std::optional<codec::Format> fixed_format = std::nullopt;
-  /// That is advice (Granite's output projections), which methods that choose formats themselves are free to leave.
+  /// That is advice (Granite's output projections), which methods that choose formats themselves are free to leave; of a linear with a dense_why,
+  /// that mlx_lm's own quantizer leaves it dense, as recipes and a user's plan need not.
   bool only_advised = false;
   /// How often a block reads it (Gemma 3n's router: twice). 0: mlx_lm wants it to be there and nothing reads it; it is written, rounded plainly where
   /// it is packed.
@@ -65,6 +66,7 @@ struct LinearSpec {
   /// Its result is only compared (an indexer's): no gradient reaches it, and none can tell how many bits it needs.
   bool only_chooses = false;
 
+  bool must_stay_dense() const { return !dense_why.empty() && !only_advised; }
   std::int64_t parameters() const { return std::int64_t{1} * out * in * (experts > 0 ? experts : 1); }
 };
 

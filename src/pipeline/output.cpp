@@ -1,5 +1,6 @@
 #include "pipeline/output.h"
 
+#include <mlx/mlx.h>
 #include <mlx/version.h>
 
 #include <algorithm>
@@ -141,7 +142,14 @@ void ModelWriter::add(const model::Tensors& tensors) {
   std::vector<std::string> names;
   for (const auto& [name, tensor] : tensors) names.push_back(name);
   std::sort(names.begin(), names.end());
-  for (const auto& name : names) writer_.add(name, tensors.at(name));
+  for (const auto& name : names) add(name, tensors.at(name));
+}
+
+void ModelWriter::add(const std::string& name, const mx::array& tensor) {
+  const auto dot = std::min(name.rfind('.'), name.size());
+  const auto* paths = model::paths_apart(source_.spec().imports, name.substr(0, dot));
+  if (!paths) return writer_.add(name, tensor);
+  for (std::size_t i = 0; i < paths->size(); ++i) writer_.add(paths->at(i) + name.substr(dot), mx::take(tensor, static_cast<int>(i), 0));
 }
 
 void ModelWriter::add_folds(const model::Folds& folds) {

@@ -43,7 +43,8 @@ class ModelWriter {
   ModelWriter(const std::filesystem::path& output, const model::Model& source);
   /// Sorted by name within the call.
   void add(const model::Tensors& tensors);
-  void add(const std::string& name, const mx::array& tensor) { writer_.add(name, tensor); }
+  /// A stack that mlx_lm's class has not is written matrix by matrix.
+  void add(const std::string& name, const mx::array& tensor);
   /// The file of AWQ's scales, when there are any.
   void add_folds(const model::Folds& folds);
   /// plan.json: the formats of all linears, for --plan of other commands.

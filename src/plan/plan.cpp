@@ -33,6 +33,12 @@ codec::Format changed(codec::Format format, const JsonView& entry, const std::st
   return format;
 }
 
+/// Whether a path is the linear's, or one of those that outputs have in its place.
+bool is_named(const model::ModelSpec& spec, const model::LinearSpec& linear, const std::string& path) {
+  const auto* apart = model::paths_apart(spec.imports, linear.path);
+  return linear.path == path || (apart && std::ranges::find(*apart, path) != apart->end());
+}
+
 }  // namespace
 
 QuantPlan plan_by(const model::ModelSpec& spec, const codec::Format& base, const std::function<codec::Format(const model::LinearSpec&)>& wanted) {
@@ -40,7 +46,7 @@ QuantPlan plan_by(const model::ModelSpec& spec, const codec::Format& base, const
   QuantPlan plan;
   plan.base = base;
   for (const auto* linear : spec.linears()) {
-    if (!linear->dense_why.empty()) {
+    if (linear->must_stay_dense()) {
       plan.dense[linear->path] = linear->dense_why;
       continue;
     }
@@ -56,7 +62,13 @@ QuantPlan plan_by(const model::ModelSpec& spec, const codec::Format& base, const
 }
 
 QuantPlan uniform_plan(const model::ModelSpec& spec, const codec::Format& format) {
-  return plan_by(spec, format, [&](const auto& linear) { return linear.fixed_format.value_or(format); });
+  auto plan = plan_by(spec, format, [&](const auto& linear) { return linear.fixed_format.value_or(format); });
+  for (const auto* linear : spec.linears()) {
+    if (linear->dense_why.empty()) continue;
+    plan.formats.erase(linear->path);
+    plan.dense[linear->path] = linear->dense_why;
+  }
+  return plan;
 }
 
 QuantPlan fallback_plan(const model::ModelSpec& spec, const codec::Format& base, const codec::Format& fallback) {
@@ -86,24 +98,28 @@ void apply_overrides(QuantPlan& plan, const model::ModelSpec& spec, const nlohma
   if (!overrides.is_object())
     fail("plan", "{}: a plan is a JSON object of paths and formats, such as {{\"model.layers.0.mlp.down_proj\": {{\"bits\": 8}}}}", origin);
   const JsonView entries("plan", origin, overrides, "mend the plan");
+  std::map<std::string, nlohmann::json> of_linears;
   for (const auto& entry : overrides.items()) {
-    const auto& path = entry.key();  // by name: a lambda may not hold part of a structured binding
+    const auto& name = entry.key();  // by name: a lambda may not hold part of a structured binding
     const auto& value = entry.value();
-    if (path == "bits" || path == "group_size" || path == "mode") {  // of a whole quantization block
-      if (value.is_structured()) entries.at(path).refuse("a number or a text");
+    if (name == "bits" || name == "group_size" || name == "mode") {  // of a whole quantization block
+      if (value.is_structured()) entries.at(name).refuse("a number or a text");
       continue;
     }
     const auto linears = spec.linears();
-    const auto it = std::find_if(linears.begin(), linears.end(), [&](const auto* linear) { return linear->path == path; });
+    const auto it = std::find_if(linears.begin(), linears.end(), [&](const auto* linear) { return is_named(spec, *linear, entry.key()); });
     if (it == linears.end())
-      fail("plan", "{}: names {}, and the model has no such linear; mend the path (such as {})", origin, shown(path), linears.back()->path);
+      fail("plan", "{}: names {}, and the model has no such linear; mend the path (such as {})", origin, shown(name), linears.back()->path);
+    const auto& path = (*it)->path;
+    if (const auto [said, is_new] = of_linears.emplace(path, value); !is_new && said->second != value)
+      fail("plan", "{}: {}: matrices of one stack have one format; give all of {} the same", origin, shown(name), path);
     if (value.is_boolean() && !value.get<bool>()) {
       plan.formats.erase(path);
       plan.dense[path] = "the plan says so";
       continue;
     }
-    const auto wanted = entries.at(path);
-    if (!(*it)->dense_why.empty()) fail("plan", "{}: {} must stay dense: {}", origin, path, (*it)->dense_why);
+    const auto wanted = entries.at(name);
+    if ((*it)->must_stay_dense()) fail("plan", "{}: {} must stay dense: {}", origin, path, (*it)->dense_why);
     if (!value.is_object()) wanted.refuse("an object with bits and group_size, or false");
     const auto format = changed(plan.formats.count(path) ? plan.formats.at(path) : plan.base, wanted, fmt::format("{}: {}", origin, path));
     if (!divides(**it, format))
@@ -129,13 +145,17 @@ nlohmann::json quantization_block(const model::ModelSpec& spec, const QuantPlan&
   auto block = block_of(plan.base);
   for (const auto* linear : spec.linears()) {
     const auto it = plan.formats.find(linear->path);
+    const auto* apart = model::paths_apart(spec.imports, linear->path);
+    const auto say = [&](const nlohmann::json& entry) {
+      for (const auto& path : apart ? *apart : std::vector{linear->path}) block[path] = entry;
+    };
     if (it == plan.formats.end()) {
       // mlx_lm decides by the presence of scales; naming the path keeps other readers from guessing. A router that must stay dense is no module of
       // its own there (a plain array), and has no entry.
       if (linear->role == model::Role::router && !linear->dense_why.empty()) continue;
-      if (every_path || divides(*linear, plan.base)) block[linear->path] = false;
+      if (every_path || divides(*linear, plan.base)) say(false);
     } else if (every_path || plan.names_all || !(it->second == plan.base)) {
-      block[linear->path] = block_of(it->second);
+      say(block_of(it->second));
     }
   }
   return block;

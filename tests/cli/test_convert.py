@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx_lm
 import numpy as np
 import pytest
-from families import DENSE_EMBEDDING, FAMILIES, STAY_DENSE, model_type
+from families import DENSE_EMBEDDING, FAMILIES, LEFT_DENSE, STAY_DENSE, model_type
 from mlx_lm import utils
 from support import quantization, run, same_bytes, same_model, tensors
 from tiny_models import TINY, assert_close, family_folder, lquant_logits, mlx_lm_logits, token_ids
@@ -31,7 +31,7 @@ def block(folder):
     return {k: named(v) if isinstance(v, dict) else v for k, v in quantization(folder).items()}
 
 
-def convert_both(source, tmp_path, recipe, group_size=None, bits=None, dense=None):
+def convert_both(source, tmp_path, recipe, group_size=None, bits=None, dense=None, unlisted=()):
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     flags = [] if group_size is None else ["--q-group-size", group_size]
     flags += [] if bits is None else ["--q-bits", bits]
@@ -40,8 +40,8 @@ def convert_both(source, tmp_path, recipe, group_size=None, bits=None, dense=Non
     predicate = recipe if dense is None else lambda path, _: not path.endswith(dense)
     mlx_lm_convert(source, theirs, quantize=True, q_group_size=group_size, q_bits=bits, quant_predicate=predicate)
     same_model(ours, theirs)
-    # mlx_lm says nothing of what a predicate of the user's leaves dense.
-    found = {path: entry for path, entry in block(ours).items() if not (dense and path.endswith(dense) and entry is False)}
+    # mlx_lm says nothing of what a predicate leaves dense.
+    found = {path: entry for path, entry in block(ours).items() if not (path.endswith(dense or unlisted) and entry is False)}
     assert found == block(theirs)
     assert group_size is None or recipe is None or quantization(ours) == quantization(theirs)
     assert json.loads((ours / "config.json").read_text())["quantization_config"] == quantization(ours)
@@ -60,7 +60,8 @@ def test_recipes_are_mlx_lms(tmp_path, number, name, ran):
     mixed = mixed and "output.weight" not in named  # a head
     dense = STAY_DENSE.get(model_type(name))  # what says so takes the place of a recipe
     recipe = RECIPES[number % 4] if mixed and not dense else None
-    convert_both(source, tmp_path, recipe, GROUPS[(number // 4 + number) % 4], bits=5 if number % 3 == 0 else None, dense=dense)
+    unlisted = () if recipe else LEFT_DENSE.get(model_type(name), ())
+    convert_both(source, tmp_path, recipe, GROUPS[(number // 4 + number) % 4], bits=5 if number % 3 == 0 else None, dense=dense, unlisted=unlisted)
     ran("convert", name)
 
 
@@ -74,6 +75,19 @@ def test_what_mlx_lm_keeps_at_8_bits(tmp_path, mode):
     kept = {path: entry for path, entry in quantization(tmp_path / "ours").items() if isinstance(entry, dict)}
     assert set(kept) == {path for path, entry in quantization(tmp_path / "theirs").items() if isinstance(entry, dict)}
     assert all(entry == {"bits": 8, "group_size": 64, "mode": "affine"} for entry in kept.values()) and "lm_head" in kept
+
+
+@pytest.mark.parametrize("name", sorted(LEFT_DENSE))
+def test_what_mlx_lm_leaves_dense(tmp_path, name):
+    """Without a recipe; a plan of the user's may pack it."""
+    source = family_folder(tmp_path / "source", name)
+    ours, _ = convert_both(source, tmp_path, None, 32, unlisted=LEFT_DENSE[name])
+    dense = [path for path, entry in quantization(ours).items() if entry is False]
+    assert dense
+    (tmp_path / "plan.json").write_text(json.dumps({dense[0]: {"bits": 8}}))
+    run("convert", "--hf-path", source, "-q", "--q-group-size", 32, "--plan", tmp_path / "plan.json", "--mlx-path", tmp_path / "packed")
+    assert f"{dense[0]}.scales" in tensors(tmp_path / "packed")
+    assert_close(lquant_logits(tmp_path / "packed", token_ids(160), "float32"), mlx_lm_logits(tmp_path / "packed", token_ids(160)))
 
 
 # Models deep enough to have a first eighth, and of sizes that eighths divide and do not.
@@ -113,6 +127,21 @@ def test_a_plan_goes_over_a_recipe(tmp_path):
     assert found["model.layers.0.mlp.up_proj"] == {"bits": 8, "group_size": 32, "mode": "affine"} and found["model.embed_tokens"] is False
     assert found["model.layers.2.mlp.down_proj"]["bits"] == 6 and found["model.layers.0.mlp.down_proj"]["bits"] == 4
     utils.load_model(tmp_path / "ours")
+
+
+def test_a_plan_for_experts_that_are_linears_of_their_own(tmp_path):
+    """They are one stack in the program: a plan may name any of them, or all alike."""
+    source = family_folder(tmp_path / "source", "dbrx")
+    stack = "transformer.blocks.0.ffn.experts"
+    (tmp_path / "plan.json").write_text(json.dumps({f"{stack}.{e}.w1": {"bits": 8, "group_size": 32} for e in (0, 3)}))
+    run("convert", "--hf-path", source, "-q", "--plan", tmp_path / "plan.json", "--mlx-path", tmp_path / "ours")
+    found = quantization(tmp_path / "ours")
+    assert {path for path, entry in found.items() if isinstance(entry, dict)} == {f"{stack}.{e}.w1" for e in range(6)}
+    ids = token_ids(160)
+    assert_close(lquant_logits(tmp_path / "ours", ids, "float32"), mlx_lm_logits(tmp_path / "ours", ids))
+    (tmp_path / "plan.json").write_text(json.dumps({f"{stack}.0.w1": {"bits": 8}, f"{stack}.3.w1": {"bits": 6}}))
+    sentence = f"[plan] {tmp_path / 'plan.json'}: {stack}.3.w1: matrices of one stack have one format; give all of {stack}.w1 the same"
+    refused(source, tmp_path, ["-q", "--plan", tmp_path / "plan.json"], sentence, code=1)
 
 
 def refused(source, tmp_path, arguments, sentence, code=2):

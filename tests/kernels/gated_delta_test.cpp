@@ -29,9 +29,10 @@ struct Case {
   int texts = 0;          ///< above 0: segments, as many a row, of unequal length
   float decay = 1;        ///< deviation of the logarithms
   bool repeated = false;  ///< all keys are one, which nothing decays and every token writes anew
+  bool channels = false;  ///< a decay for each key channel
 };
 
-// Chunks are of 64 tokens.
+// Chunks are of 64 tokens, or of 16 where each channel has a decay of its own.
 const std::vector<Case> kCases = {
     {"one token", {1, 1, 1, 1, 8, 8}},
     {"one token behind others", {2, 1, 2, 4, 16, 8}, true},
@@ -44,6 +45,12 @@ const std::vector<Case> kCases = {
     {"texts shorter than a chunk", {1, 130, 1, 1, 8, 8}, false, 20},
     {"strong and weak decays", {1, 140, 1, 2, 16, 16}, true, 0, 60},
     {"repeated keys", {1, 130, 1, 1, 16, 16}, false, 0, 0, true},
+    {"channels, one token behind others", {2, 1, 2, 4, 16, 8}, true, 0, 1, false, true},
+    {"channels, five tokens", {2, 5, 2, 2, 8, 16}, false, 0, 1, false, true},
+    {"channels, chunks", {2, 70, 2, 4, 24, 40}, true, 0, 1, false, true},
+    {"channels, texts", {2, 150, 1, 2, 16, 16}, false, 5, 1, false, true},
+    {"channels, strong and weak decays", {1, 140, 1, 2, 16, 16}, true, 0, 60, false, true},
+    {"channels, repeated keys", {1, 130, 1, 1, 16, 16}, false, 0, 0, true, true},
 };
 
 std::vector<std::int32_t> segments_of(const Case& c) {
@@ -62,16 +69,17 @@ Arrays arrays_of(const Case& c, mx::Dtype dtype) {
     return mx::Shape{static_cast<int>(batch), static_cast<int>(tokens), static_cast<int>(heads), static_cast<int>(width)};
   };
   const mx::Shape by_head{static_cast<int>(batch), static_cast<int>(tokens), static_cast<int>(value_heads)};
+  const auto rates = c.channels ? shape(value_heads, key_dim) : by_head;
   auto keys = unit_rows(normal(shape(key_heads, key_dim), mx::float32, 2));
   if (c.repeated) keys = mx::broadcast_to(mx::slice(keys, {0, 0, 0, 0}, {1, 1, 1, keys.shape(3)}), keys.shape());
   Arrays all{mx::astype(unit_rows(normal(shape(key_heads, key_dim), mx::float32, 1)), dtype),
              mx::astype(keys, dtype),
              normal(shape(value_heads, value_dim), dtype, 3),
-             mx::negative(mx::abs(normal(by_head, mx::float32, 4, c.decay))),
+             mx::negative(mx::abs(normal(rates, mx::float32, 4, c.decay))),
              mx::astype(c.repeated ? mx::ones(by_head) : mx::sigmoid(normal(by_head, mx::float32, 5, 2)), dtype),
              std::nullopt,
              std::nullopt};
-  if (c.decay > 1) all.log_decay = mx::where(mx::greater(normal(by_head, mx::float32, 8), mx::array(0.5f)), all.log_decay, mx::array(-1e-3f));
+  if (c.decay > 1) all.log_decay = mx::where(mx::greater(normal(rates, mx::float32, 8), mx::array(0.5f)), all.log_decay, mx::array(-1e-3f));
   if (c.state)
     all.state =
         normal({static_cast<int>(batch), static_cast<int>(value_heads), static_cast<int>(value_dim), static_cast<int>(key_dim)}, mx::float32, 6);
@@ -157,44 +165,47 @@ TEST_P(GatedDelta, GradientsMatchFiniteDifferences) {
 }
 
 TEST(GatedDelta, ATextGoesOnFromItsState) {
-  const Case c{"", {2, 150, 2, 4, 16, 16}};
-  const auto all = arrays_of(c, mx::float32);
-  const auto [whole, last] = all.with(&gated_delta);
-  const auto cut = [&](const mx::array& x, int first, int end) {
-    auto start = mx::Shape(x.ndim(), 0), stop = x.shape();
-    start[1] = first, stop[1] = end;
-    return mx::slice(x, start, stop);
-  };
-  std::vector<mx::array> results;
-  std::optional<mx::array> state;
-  for (const auto& [first, end] : {std::pair{0, 70}, {70, 71}, {71, 150}}) {
-    auto [y, next] = gated_delta(cut(all.q, first, end), cut(all.k, first, end), cut(all.v, first, end), cut(all.log_decay, first, end),
-                                 cut(all.beta, first, end), std::nullopt, state);
-    results.push_back(y);
-    state = next;
+  for (const bool channels : {false, true}) {
+    const Case c{"", {2, 150, 2, 4, 16, 16}, false, 0, 1, false, channels};
+    const auto all = arrays_of(c, mx::float32);
+    const auto [whole, last] = all.with(&gated_delta);
+    const auto cut = [&](const mx::array& x, int first, int end) {
+      auto start = mx::Shape(x.ndim(), 0), stop = x.shape();
+      start[1] = first, stop[1] = end;
+      return mx::slice(x, start, stop);
+    };
+    std::vector<mx::array> results;
+    std::optional<mx::array> state;
+    for (const auto& [first, end] : {std::pair{0, 70}, {70, 71}, {71, 150}}) {
+      auto [y, next] = gated_delta(cut(all.q, first, end), cut(all.k, first, end), cut(all.v, first, end), cut(all.log_decay, first, end),
+                                   cut(all.beta, first, end), std::nullopt, state);
+      results.push_back(y);
+      state = next;
+    }
+    const double bound = inner_bound(c, 8);
+    expect_close(mx::concatenate(results, 1), doubles(whole), Values(whole.size(), bound), "results");
+    expect_close(*state, doubles(last), Values(last.size(), bound), "state");
   }
-  const double bound = inner_bound(c, 8);
-  expect_close(mx::concatenate(results, 1), doubles(whole), Values(whole.size(), bound), "results");
-  expect_close(*state, doubles(last), Values(last.size(), bound), "state");
 }
 
 TEST(GatedDelta, BytesDoNotDependOnThreads) {
-  expect_thread_independent([] {
-    const auto all = arrays_of({"", {2, 150, 2, 4, 16, 16}, false, 3}, mx::float32);
-    const auto [results, gradients] = mx::vjp(
-        [&](const std::vector<mx::array>& x) {
-          const auto [y, state] = gated_delta(x[0], x[1], x[2], x[3], x[4], all.segments);
-          return std::vector<mx::array>{y};
-        },
-        {all.q, all.k, all.v, all.log_decay, all.beta}, {all.v});
-    auto both = results;
-    both.insert(both.end(), gradients.begin(), gradients.end());
-    return both;
-  });
+  for (const bool channels : {false, true})
+    expect_thread_independent([&] {
+      const auto all = arrays_of({"", {2, 150, 2, 4, 16, 16}, false, 3, 1, false, channels}, mx::float32);
+      const auto [results, gradients] = mx::vjp(
+          [&](const std::vector<mx::array>& x) {
+            const auto [y, state] = gated_delta(x[0], x[1], x[2], x[3], x[4], all.segments);
+            return std::vector<mx::array>{y};
+          },
+          {all.q, all.k, all.v, all.log_decay, all.beta}, {all.v});
+      auto both = results;
+      both.insert(both.end(), gradients.begin(), gradients.end());
+      return both;
+    });
 }
 
 TEST(GatedDelta, RefusesWhatDoesNotFit) {
-  const auto all = arrays_of({"", {2, 9, 2, 4, 8, 8}, true}, mx::float32);
+  const auto all = arrays_of({"", {2, 9, 2, 4, 8, 16}, true}, mx::float32);
   const auto segments = mx::zeros({2, 9}, mx::int32);
   EXPECT_NO_THROW(all.with(&gated_delta));
   EXPECT_THROW(gated_delta(all.v, all.k, all.v, all.log_decay, all.beta), std::invalid_argument);

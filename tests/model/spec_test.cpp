@@ -57,6 +57,15 @@ const std::map<std::string, const char*>& published() {
         "num_key_value_heads":8,"num_global_key_value_heads":2,"head_dim":256,"global_head_dim":512,"attention_k_eq_v":true,"num_kv_shared_layers":0,
         "hidden_size_per_layer_input":0,"enable_moe_block":true,"num_experts":128,"top_k_experts":8,"moe_intermediate_size":704,"vocab_size":262144,
         "sliding_window":1024,"sliding_window_pattern":6,"use_double_wide_mlp":false})"},
+      {"dbrx", R"({"model_type":"dbrx","d_model":6144,"n_heads":48,"n_layers":40,"vocab_size":100352,"max_seq_len":32768,
+        "attn_config":{"clip_qkv":8,"kv_n_heads":8,"rope_theta":500000},"ffn_config":{"ffn_hidden_size":10752,"moe_num_experts":16,"moe_top_k":4}})"},
+      {"kimi_linear", R"({"model_type":"kimi_linear","hidden_size":2304,"num_hidden_layers":27,"intermediate_size":9216,"num_attention_heads":32,
+        "num_key_value_heads":32,"head_dim":72,"rms_norm_eps":1e-05,"vocab_size":163840,"rope_theta":10000.0,"model_max_length":1048576,
+        "linear_attn_config":{"full_attn_layers":[4,8,12,16,20,24,27],"head_dim":128,
+          "kda_layers":[1,2,3,5,6,7,9,10,11,13,14,15,17,18,19,21,22,23,25,26],"num_heads":32,"short_conv_kernel_size":4},
+        "num_experts":256,"num_experts_per_token":8,"num_shared_experts":1,"moe_intermediate_size":1024,"first_k_dense_replace":1,"moe_layer_freq":1,
+        "routed_scaling_factor":2.446,"kv_lora_rank":512,"q_lora_rank":null,"qk_nope_head_dim":128,"qk_rope_head_dim":64,"v_head_dim":128,
+        "mla_use_nope":true,"tie_word_embeddings":false})"},
       {"qwen3_moe", R"({"model_type":"qwen3_moe","hidden_size":2048,"num_hidden_layers":48,"intermediate_size":6144,"num_attention_heads":32,
         "num_key_value_heads":4,"head_dim":128,"rms_norm_eps":1e-06,"vocab_size":151936,"max_position_embeddings":40960,"rope_theta":1000000.0,
         "num_experts":128,"num_experts_per_tok":8,"decoder_sparse_step":1,"mlp_only_layers":[],"moe_intermediate_size":768,"norm_topk_prob":true,
@@ -274,7 +283,7 @@ TEST(Spec, PublishedModelsHaveTheirPublishedSizes) {
   billions.insert(
       {{"qwen3_next", 79.67}, {"qwen3_5", 0.752}, {"deepseek_v2", 15.7}, {"deepseek_v3", 671.0}, {"minicpm3", 4.07}, {"youtu_llm", 1.96}});
   billions.insert({{"gpt_oss", 20.91}, {"mixtral", 46.70}, {"olmoe", 6.919}, {"qwen2_moe", 14.316}, {"deepseek", 16.376}, {"phimoe", 41.87}});
-  billions.insert({{"minimax_m2", 228.7}, {"ernie4_5_moe", 21.83}});
+  billions.insert({{"minimax_m2", 228.7}, {"ernie4_5_moe", 21.83}, {"kimi_linear", 49.12}, {"dbrx", 131.6}});
   billions.insert({{"bailing_moe", 16.80}, {"llama4_text", 0.949}, {"mimo_v2_flash", 308.8}, {"llama4", 107.77}});  // Llama 4: 108.64 with its tower
   for (const auto& [type, size] : billions) {
     const auto spec = published_spec(type);  // linears() points into it
@@ -475,7 +484,7 @@ TEST(Spec, LatentAttentionDiffersWhereItShould) {
   EXPECT_EQ(plain.kv_b->parts[1].row(128), 256 + 128);
   const double gain = 0.1 * 0.707 * std::log(40.0) + 1;
   EXPECT_FLOAT_EQ(plain.scale, gain * gain / std::sqrt(192.0));
-  EXPECT_FLOAT_EQ(plain.rope.magnitude, 1);  // both of its gains are equal
+  EXPECT_FLOAT_EQ(plain.rope->magnitude, 1);  // both of its gains are equal
   EXPECT_TRUE(find_op<GatedMlp>(v2.blocks[0]));
   EXPECT_EQ(find_op<Experts>(v2.blocks[1])->router.groups.count, 1);
 
@@ -484,7 +493,7 @@ TEST(Spec, LatentAttentionDiffersWhereItShould) {
   EXPECT_EQ(absorbed.embed_q->stack, LinearSpec::Stack::sliced);
   EXPECT_EQ(absorbed.embed_q->experts, 128);
   EXPECT_EQ(absorbed.unembed_out->out, 128);
-  EXPECT_TRUE(absorbed.rope.interleaved);
+  EXPECT_TRUE(absorbed.rope->interleaved);
   const auto& router = find_op<Experts>(v3.blocks[3])->router;
   EXPECT_EQ(router.groups.kept, 4);
   EXPECT_TRUE(router.correction->keeps_dtype);
@@ -493,6 +502,8 @@ TEST(Spec, LatentAttentionDiffersWhereItShould) {
 
   EXPECT_TRUE(youtu.tied());
   EXPECT_FLOAT_EQ(find_op<LatentAttention>(youtu.blocks[0])->scale, 1 / std::sqrt(192.0f));
+
+  EXPECT_FALSE(find_op<LatentAttention>(published_spec("kimi_linear").blocks[26])->rope);
 
   const auto v32 = spec_from_config(oracle::tiny_config("deepseek_v32"));
   const auto choosing = [](const LinearSpec* linear) { return linear->only_chooses; };

@@ -13,7 +13,7 @@ struct DeltaSize {
 struct DeltaInputs {
   std::vector<double> q, k;                 ///< [B, T, Hk, Dk]
   std::vector<double> v;                    ///< [B, T, Hv, Dv]
-  std::vector<double> log_decay, beta;      ///< [B, T, Hv]
+  std::vector<double> log_decay, beta;      ///< [B, T, Hv]; log_decay may be [B, T, Hv, Dk]
   std::vector<double> state = {};           ///< [B, Hv, Dv, Dk] or empty: 0
   std::vector<std::int32_t> segments = {};  ///< [B, T] or empty
 };

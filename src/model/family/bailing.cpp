@@ -3,8 +3,10 @@
 // mlx_lm makes at every load, and so does a row here; what is written has them so, and says so.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "base/error.h"
+#include "model/family/deepseek.h"
 #include "model/family/family.h"
 #include "model/family/mixture.h"
 #include "model/ops/lightning.h"
@@ -28,13 +30,14 @@ Decoder decoder_of(const Config& config, const Keys& keys) {
 }
 
 /// The MLPs of all layers but the first ones, which are dense.
-struct Mixtures {
+struct BailingMixtures {
   Mixture sizes;
   int dense_layers = 0, shared_width = 0;
   bool corrected = false;
+  float lost = 0, epsilon = 0;  ///< of the routers
 
-  static Mixtures read(const Config& config, const Decoder& decoder) {
-    Mixtures own;
+  static BailingMixtures read(const Config& config, const Decoder& decoder) {
+    BailingMixtures own;
     own.dense_layers = config.is_null("num_experts") ? decoder.layers : config.count("first_k_dense_replace", 0);
     config.flag("norm_topk_prob");  // mlx_lm has no default for it
     if (own.dense_layers >= decoder.layers) return own;
@@ -56,6 +59,8 @@ struct Mixtures {
     if (!corrected) router.correction.reset();
     if (!config.has("score_function") || config.text("score_function") != "sigmoid") router.score = Router::Score::softmax;
     router.rounded = true;
+    router.groups.lost = lost;
+    router.epsilon = epsilon;
     router.linear.fixed_format = kRouterFormat;
     imports.rows.push_back({router.linear.path, {layer.prefix + "mlp.gate"}});
     layer.mlp = std::make_shared<const Experts>(mlp);
@@ -63,6 +68,32 @@ struct Mixtures {
       layer.shared = std::make_shared<const GatedMlp>(gated_mlp(layer, "mlp.shared_experts.", decoder.hidden, shared_width, decoder.mlp_bias));
   }
 };
+
+/// Lightning attention under the names of the layer's `attention`, whose sizes it has.
+Lightning lightning(const Layer& layer, const Decoder& decoder, int norm_groups, double decay) {
+  const auto& attention = layer.attention;
+  const int width = attention.heads * attention.head_dim;
+  Lightning op;
+  op.heads = attention.heads;
+  op.head_dim = attention.head_dim;
+  op.scale = attention.scale;
+  op.log_decays = lightning_decays(op.heads, decay);
+  op.q_norm = attention.q_norm;
+  op.k_norm = attention.k_norm;
+  op.rope = attention.rope;
+  op.norm = rms_norm_over(layer.prefix + "attention.g_norm", width, decoder.eps);
+  op.groups = norm_groups;
+  op.input = attention.inputs[0];
+  op.gate = block_linear(layer.index, layer.prefix + "attention.g_proj", Role::other, width, decoder.hidden);
+  op.output = attention.output;
+  return op;
+}
+
+int read_norm_groups(const Config& config, int width) {
+  const int groups = config.count("group_norm_size");
+  if (width % groups != 0) fail("model", "config.json: \"group_norm_size\" {} does not divide {} features; {}", groups, width, kMend);
+  return groups;
+}
 
 void finish(const Config& config, const Decoder& decoder, ModelSpec& spec) {
   leave_out_layers(spec, decoder, config.count_or_none("num_nextn_predict_layers", 0));
@@ -81,7 +112,7 @@ ModelSpec bailing_moe(const Config& config) {
   const auto decoder = decoder_of(config, {.head_dim = nullptr});
   const int rotated = config.has("rotary_dim") ? config.count("rotary_dim") : rotated_features(flat, decoder.head_dim, 1.0);
   const auto rope = make_rope(rotated, flat.number("rope_theta"), false, rope_scaling(flat), config.count("max_position_embeddings"));
-  const auto mixtures = Mixtures::read(config, decoder);
+  const auto mixtures = BailingMixtures::read(config, decoder);
   Imports imports;
   auto spec = decoder.build("bailing_moe", rope, [&](Layer& layer) { mixtures.apply(config, decoder, layer, imports); });
   spec.imports = std::move(imports);
@@ -101,11 +132,10 @@ ModelSpec bailing_moe_linear(const Config& config) {
     return make_rope(rotated_features(flat, own.head_dim, 1.0), flat.number("rope_theta"), interleaved, rope_scaling(flat),
                      config.count("max_position_embeddings"));
   };
-  const int group = config.count("layer_group_size"), norm_groups = config.count("group_norm_size"), width = linear.heads * linear.head_dim;
+  const int group = config.count("layer_group_size"), norm_groups = read_norm_groups(config, linear.heads * linear.head_dim);
   if (group > decoder.layers)
     fail("model", "config.json: \"layer_group_size\" {} exceeds \"num_hidden_layers\" {}, and mlx_lm runs no such model", group, decoder.layers);
-  if (width % norm_groups != 0) fail("model", "config.json: \"group_norm_size\" {} does not divide {} features; {}", norm_groups, width, kMend);
-  const auto mixtures = Mixtures::read(config, decoder);
+  const auto mixtures = BailingMixtures::read(config, decoder);
 
   auto spec = decoder.outer("bailing_moe_linear");
   for (int i = 0; i < decoder.layers; ++i) {
@@ -113,26 +143,59 @@ ModelSpec bailing_moe_linear(const Config& config) {
     const auto& own = global ? decoder : linear;
     auto layer = own.layer(i, rope_of(own));
     if (!global) {
-      const auto& attention = layer.attention;
-      Lightning op;
-      op.heads = own.heads;
-      op.head_dim = own.head_dim;
-      op.scale = attention.scale;
-      op.log_decays = lightning_decays(own.heads, 1 - static_cast<double>(std::max(0, i - 1)) / std::max(1, decoder.layers - 1) + 1e-5);
-      op.q_norm = attention.q_norm;
-      op.k_norm = attention.k_norm;
-      op.rope = attention.rope;
-      op.norm = rms_norm_over(layer.prefix + "attention.g_norm", width, decoder.eps);
-      op.groups = norm_groups;
-      op.input = attention.inputs[0];
-      op.gate = block_linear(i, layer.prefix + "attention.g_proj", Role::other, width, decoder.hidden);
-      op.output = attention.output;
-      layer.mixer = std::make_shared<const Lightning>(op);
+      const double depth = static_cast<double>(std::max(0, i - 1)) / std::max(1, decoder.layers - 1);
+      layer.mixer = std::make_shared<const Lightning>(lightning(layer, decoder, norm_groups, 1 - depth + 1e-5));
     }
     mixtures.apply(config, decoder, layer, spec.imports);
     spec.blocks.push_back(layer.block());
   }
   finish(config, decoder, spec);
+  return spec;
+}
+
+ModelSpec bailing_hybrid(const Config& given) {
+  // Of two architectures of this name mlx_lm runs the newer one with code of its own.
+  if (const auto names = given.value("architectures");
+      names == "BailingMoeV3ForCausalLM" || (names.is_array() && std::find(names.begin(), names.end(), "BailingMoeV3ForCausalLM") != names.end()))
+    return bailing_moe_v3(given);
+  const auto config =
+      given.filled({{"score_function", "sigmoid"}, {"norm_topk_prob", true}, {"moe_router_enable_expert_bias", true}, {"use_qk_norm", true}});
+  for (const char* key : {"n_group", "topk_group", "num_shared_experts"}) config.count(key, 0);
+  auto decoder = decoder_of(config, {});
+  decoder.kv_heads = decoder.heads;
+  const auto rope_of = [&](int rotated, bool interleaved) {
+    return make_rope(rotated, config.number("rope_theta"), interleaved, rope_scaling(config), config.count("max_position_embeddings"));
+  };
+  const auto rope = rope_of(rotated_features(config, decoder.head_dim, 0.5), false);
+  auto latent = Latent::read(config, decoder);
+  latent.absorbed = true;
+  latent.bias = decoder.qkv_bias;
+  latent.eps = decoder.eps;
+  latent.output = "dense";
+  latent.scale *= static_cast<float>(yarn_gain(config));
+  latent.rope = rope_of(latent.rotated, config.flag_or("rope_interleave", true));
+  const int group = config.count("layer_group_size"), norm_groups = read_norm_groups(config, decoder.heads * decoder.head_dim);
+  auto mixtures = BailingMixtures::read(config, decoder);
+  if (const int width = config.count_or_none("moe_shared_expert_intermediate_size", 0); width > 0 && mixtures.shared_width > 0)
+    mixtures.shared_width = width;  // of all of them
+  mixtures.lost = -std::numeric_limits<float>::infinity();
+  mixtures.epsilon = 1e-20f;
+
+  Imports imports;
+  auto spec = decoder.build("bailing_hybrid", rope, [&](Layer& layer) {
+    const int i = layer.index;
+    if ((i + 1) % group == 0 || i >= decoder.layers / group * group) {
+      auto attention = latent_attention(layer, latent, imports, "attention.");
+      for (auto* stack : {&*attention.embed_q, &*attention.unembed_out}) leave_dense(*stack);
+      layer.mixer = std::make_shared<const LatentAttention>(attention);
+    } else {
+      const double depth = static_cast<double>(i) / std::max(1, decoder.layers - 1);
+      layer.mixer = std::make_shared<const Lightning>(lightning(layer, decoder, norm_groups, 1 - depth + 1e-5));
+    }
+    mixtures.apply(config, decoder, layer, imports);
+  });
+  spec.imports = std::move(imports);
+  leave_out_next_layers(config, decoder, spec);
   return spec;
 }
 

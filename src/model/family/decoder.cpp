@@ -108,6 +108,11 @@ LinearSpec block_linear(int block, const std::string& path, Role role, int out, 
   return linear;
 }
 
+void leave_dense(LinearSpec& linear) {
+  linear.dense_why = "mlx_lm's own quantizer leaves it dense in this type of model";
+  linear.only_advised = true;
+}
+
 void Layer::norm_over_all_heads() {
   if (attention.q_norm) attention.q_norm->size = attention.heads * attention.head_dim;
   if (attention.k_norm) attention.k_norm->size = attention.kv_heads * attention.head_dim;

@@ -113,4 +113,7 @@ Import reshaped(const ParameterSpec& parameter);
 /// A linear of block i.
 LinearSpec block_linear(int block, const std::string& path, Role role, int out, int in, bool bias = false);
 
+/// mlx_lm's own quantizer leaves it dense.
+void leave_dense(LinearSpec& linear);
+
 }  // namespace lquant::model::family

@@ -35,7 +35,8 @@ void Mixtures::read_groups(const Config& config) {
 
 void Mixtures::put(Layer& layer, int hidden, Imports& imports) const {
   auto op = experts_of(layer, hidden, sizes, "mlp.gate", imports);
-  const auto linear = op.router.linear;
+  auto linear = op.router.linear;
+  linear.fixed_format = router.linear.fixed_format;
   op.router = router;
   op.router.linear = linear;
   op.router.experts = sizes.experts;

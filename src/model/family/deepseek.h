@@ -13,7 +13,7 @@ struct Mixtures {
   Mixture sizes;
   int shared = 0;  ///< width of the experts that every token meets; 0: there are none
   int first = 0, every = 1;
-  Router router;     ///< without its linear
+  Router router;     ///< its linear says its fixed format alone
   bool bare = true;  ///< the router's weight is no linear in mlx_lm
 
   /// n_routed_experts (null: there are none) and what belongs to it. The router has no score yet. `experts`: mlx_lm's default of n_routed_experts, 0

@@ -1,8 +1,6 @@
 #include "model/family/delta_net.h"
 
 #include "base/error.h"
-#include "model/family/decoder.h"
-
 namespace lquant::model::family {
 
 DeltaSizes DeltaSizes::read(const Config& config) {
@@ -33,6 +31,22 @@ ParameterSpec DeltaSizes::taps_of(const std::string& name, int channels, Imports
   const ParameterSpec spec{name, {channels, taps, 1}};
   imports.rows.push_back(reshaped(spec));
   return spec;
+}
+
+GatedDelta channel_net(const Layer& layer, const std::string& path, int hidden, const DeltaSizes& sizes, float eps) {
+  const auto linear = [&](const char* name, Role role, int out, int in) { return block_linear(layer.index, path + name, role, out, in); };
+  auto net = sizes.op(path);
+  net.by_channel = true;
+  net.activation = kernels::Activation::sigmoid;
+  net.dt_bias.shape = {sizes.value_heads * sizes.key_dim};
+  net.inputs.resize(6);
+  net.inputs[0] = linear("q_proj", Role::q, sizes.keys(), hidden);
+  net.inputs[1] = linear("k_proj", Role::k, sizes.keys(), hidden);
+  net.inputs[2] = linear("v_proj", Role::v, sizes.values(), hidden);
+  net.inputs[4] = linear("b_proj", Role::other, sizes.value_heads, hidden);
+  net.norm = rms_norm_over(path + "o_norm", sizes.value_dim, eps);
+  net.output = linear("o_proj", Role::o, hidden, sizes.values());
+  return net;
 }
 
 }  // namespace lquant::model::family

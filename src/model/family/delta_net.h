@@ -3,6 +3,7 @@
 #include <string>
 
 #include "model/family/config.h"
+#include "model/family/decoder.h"
 #include "model/imports.h"
 #include "model/ops/gated_delta.h"
 
@@ -21,5 +22,9 @@ struct DeltaSizes {
   /// Taps of so many channels, and the row for them as torch has them, [channels, 1, taps].
   ParameterSpec taps_of(const std::string& name, int channels, Imports& imports) const;
 };
+
+/// A net with a decay for each key channel (Kimi delta attention, arXiv 2510.26692) at this whole path, with q_proj, k_proj, v_proj, b_proj, o_norm
+/// and o_proj. The family adds the taps, and the linears of the gate and the decays, inputs 3 and 5.
+GatedDelta channel_net(const Layer& layer, const std::string& path, int hidden, const DeltaSizes& sizes, float eps);
 
 }  // namespace lquant::model::family

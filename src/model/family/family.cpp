@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <optional>
 
 #include "base/error.h"
 #include "base/shown.h"
@@ -25,10 +26,13 @@ const std::map<std::string, Family>& families() {
       {"afmoe", family::afmoe},
       {"apertus", family::apertus},
       {"baichuan_m1", family::baichuan_m1},
+      {"bailing_hybrid", family::bailing_hybrid},
       {"bailing_moe", family::bailing_moe},
       {"bailing_moe_linear", family::bailing_moe_linear},
+      {"bailing_moe_v3", family::bailing_moe_v3},
       {"cohere", family::cohere},
       {"cohere2", family::cohere2},
+      {"dbrx", family::dbrx},
       {"deepseek", family::deepseek},
       {"deepseek_v2", family::deepseek_v2},
       {"deepseek_v3", family::deepseek_v3},
@@ -69,6 +73,7 @@ const std::map<std::string, Family>& families() {
       {"Klear", family::klear},
       {"jamba", family::jamba},
       {"kimi_k25", family::kimi_k25},
+      {"kimi_linear", family::kimi_linear},
       {"kimi_vl", family::kimi_vl},
       {"laguna", family::laguna},
       {"lfm2", family::lfm2},
@@ -81,6 +86,7 @@ const std::map<std::string, Family>& families() {
       {"llama4_text", family::llama4_text},
       {"llava", family::llava},
       {"longcat_flash", family::longcat_flash},
+      {"longcat_flash_ngram", family::longcat_flash_ngram},
       {"mamba", family::mamba},
       {"mamba2", family::mamba2},
       {"mimo", family::mimo},
@@ -176,8 +182,9 @@ bool already_so(const ModelSpec& spec, const nlohmann::json& parameters) {
   for (const auto& block : spec.blocks) {
     const auto* attention = find_op<Attention>(block);
     const auto* latent = find_op<LatentAttention>(block);
-    if (!latent && (!attention || !attention->rope)) continue;
-    const auto& rope = latent ? latent->rope : *attention->rope;
+    const auto own = latent ? latent->rope : attention ? attention->rope : std::nullopt;
+    if (!own) continue;
+    const auto& rope = *own;
     try {
       const auto wanted = make_rope(2 * static_cast<int>(rope.inv_freq.size()), family::Config(parameters).number("rope_theta"), rope.interleaved,
                                     parameters, rope.dynamic_from);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "model/family/decoder.h"
@@ -17,7 +18,9 @@ struct Latent {
   bool bias = false;  ///< on q_a, kv_a and o
   bool absorbed = false;
   float scale = 0;
-  RopeSpec rope;
+  std::optional<RopeSpec> rope;
+  bool gated = false;  ///< by g_proj
+  std::string output = "o_proj";
 
   /// kv_lora_rank, q_lora_rank (null: none; absent: `q_rank`, where that is above 0), qk_nope_head_dim, qk_rope_head_dim, v_head_dim (absent:
   /// `value`, where that is above 0), attention_bias. The scale is that of the whole query head.

@@ -1,10 +1,13 @@
 // LongCat-Flash (arXiv 2509.01322): a block has two attentions and two MLPs, and a mixture that reads what the first MLP does and joins behind the
-// second. Some of its experts give a token back as it is. Queries and the latent are multiplied by roots of sizes.
+// second. Some of its experts give a token back as it is. Queries and the latent are multiplied by roots of sizes. LongCat-Flash-Lite adds embeddings
+// of n-grams.
 #include <cmath>
+#include <limits>
 
 #include "base/error.h"
 #include "base/shown.h"
 #include "model/family/deepseek.h"
+#include "model/ops/ngram_embedding.h"
 
 namespace lquant::model::family {
 namespace {
@@ -23,12 +26,10 @@ Config complete(const Config& given) {
   return config;
 }
 
-}  // namespace
-
-ModelSpec longcat_flash(const Config& given) {
-  const auto config = complete(given);
+ModelSpec blocks_of(const Config& config, const std::string& family, const std::string& embedding) {
   auto decoder = Decoder::read(config, {.layers = "num_layers", .intermediate = "ffn_hidden_size", .kv_heads = nullptr, .head_dim = nullptr});
   decoder.tied = false;
+  decoder.names.embedding = embedding;
   auto sizes = Latent::read(config, decoder);
   if (sizes.q_rank == 0) fail("model", "config.json: \"q_lora_rank\" is null, and mlx_lm runs no such model; {}", kMend);
   sizes.eps = 1e-5f;
@@ -45,7 +46,7 @@ ModelSpec longcat_flash(const Config& given) {
   router.factor = static_cast<float>(config.number("routed_scaling_factor"));
   const bool router_bias = config.flag_or("router_bias", false);
 
-  auto spec = decoder.outer("longcat_flash");
+  auto spec = decoder.outer(family);
   for (int i = 0; i < decoder.layers; ++i) {
     const auto layer = decoder.layer(i, std::nullopt);
     const auto norm = [&](const std::string& name, int half) { return decoder.norm_at(layer.prefix + name + "." + std::to_string(half)); };
@@ -79,6 +80,35 @@ ModelSpec longcat_flash(const Config& given) {
         {.branches = {{norm("post_attention_layernorm", 1), mlp(1)}}}};
     spec.blocks.push_back(std::move(block));
   }
+  return spec;
+}
+
+}  // namespace
+
+ModelSpec longcat_flash(const Config& given) { return blocks_of(complete(given), "longcat_flash", "model.embed_tokens"); }
+
+ModelSpec longcat_flash_ngram(const Config& given) {
+  const auto config = complete(given);
+  const std::string at = config.prefix() + "model.ngram_embeddings.";
+  auto spec = blocks_of(config, "longcat_flash_ngram", "model.ngram_embeddings.word_embeddings");
+  spec.imports.rows.push_back({spec.embedding.path, {config.prefix() + "model.embed_tokens"}});
+  NgramEmbedding op;
+  op.vocab = spec.vocab;
+  op.per_length = config.count_or("emb_split_num", 4);
+  const int longest = config.count_or("emb_neighbor_num", 4, 2);
+  const std::int64_t count = std::int64_t{op.per_length} * (longest - 1);
+  const std::int64_t rows = std::int64_t{config.count_or("ngram_vocab_size_ratio", 78)} * spec.vocab + 1;
+  if (count > spec.hidden || rows + 2 * count > std::numeric_limits<int>::max())
+    fail("model", "config.json: {} tables of {} rows (\"emb_split_num\", \"emb_neighbor_num\", \"ngram_vocab_size_ratio\") cannot be; {}", count,
+         rows, kMend);
+  const int width = spec.hidden / static_cast<int>(count);
+  for (int i = 0; i < count; ++i) {
+    const auto number = std::to_string(i);
+    op.tables.push_back({.path = at + "embedders." + number, .role = Role::embed, .out = static_cast<int>(rows) + 2 * i, .in = width});
+    op.projections.push_back({.path = at + "post_projs." + number, .role = Role::other, .out = spec.hidden, .in = width});
+  }
+  spec.front = BlockSpec{};
+  spec.front->steps = {{.branches = {{.op = std::make_shared<const NgramEmbedding>(op)}}, .replaces = true}};
   return spec;
 }
 

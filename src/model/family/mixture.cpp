@@ -56,6 +56,7 @@ Experts experts_of(const Layer& layer, int hidden, const Mixture& mixture, const
     linear.top_k = mixture.top_k;
     if (mixture.singles.empty()) return linear;
     Import row{linear.path, {}, {{Change::Kind::stack}}};
+    row.apart = mixture.apart;
     for (int e = 0; e < mixture.experts; ++e)
       row.sources.push_back(layer.prefix + mixture.singles + std::to_string(e) + "." + (single.empty() ? name : single));
     imports.rows.push_back(std::move(row));

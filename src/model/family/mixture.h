@@ -27,6 +27,7 @@ struct Mixture {
   std::string gate = "gate_proj", up = "up_proj", down = "down_proj";  ///< gate empty: there is none
   std::string singles = "mlp.experts.";                                ///< in Hugging Face's files: + "3." + the name; empty: not one by one
   std::string single_gate, single_up, single_down;                     ///< empty: as in the stacks
+  bool apart = false;                                                  ///< mlx_lm has them one by one too
 
   /// The names that Mixtral gave them: block_sparse_moe, single experts with w1 (gate), w2 (down) and w3 (up).
   void name_as_mixtral();

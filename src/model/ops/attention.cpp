@@ -148,6 +148,8 @@ Flow Attention::attend(const Scope& scope, const mx::array& h) const {
   args.chunk = context.branches ? 0 : chunk;
   const int batch = h.shape(0), length = h.shape(1);
   auto projected = project(scope, h);
+  if (limit > 0)
+    for (auto& x : projected) x = mx::clip(x, mx::array(-limit, x.dtype()), mx::array(limit, x.dtype()));
   const auto split = [&](const mx::array& x, int count) { return mx::reshape(x, {batch, length, count, x.shape(-1) / count}); };
   // A norm over all heads comes before they are taken apart.
   const auto whole = [&](const std::optional<NormSpec>& norm, const mx::array& x) {
@@ -248,9 +250,9 @@ std::vector<std::string> Attention::readers() const {
 }
 
 std::vector<Edge> Attention::edges() const {
-  // A norm on the values takes their scale away, steps do not bear one; what later blocks read, or keys read too, keeps its own. A later
-  // run of this block reads them for the same output.
-  if (v_norm || v_step || shared || (gives && !again) || values_from_keys) return {};
+  // A norm on the values takes their scale away, steps and limits do not bear one; what later blocks read, or keys read too, keeps its own. A
+  // later run of this block reads them for the same output.
+  if (limit > 0 || v_norm || v_step || shared || (gives && !again) || values_from_keys) return {};
   Edge edge;
   edge.producer = inputs.back().path;
   edge.rows = inputs.size() == 1 ? inputs[0].parts[2] : Part::piece(Role::v, 0, inputs.back().out);

@@ -43,6 +43,7 @@ mx::array heated(const Scope& scope, const QueryTemperature& temperature, const 
 struct Attention final : Op {
   int heads = 0, kv_heads = 0, head_dim = 0;
   float scale = 1;
+  float limit = 0;               ///< above 0: products of q, k and v are cut to ±limit (DBRX)
   float softcap = 0;             ///< of the scores (Gemma 2); 0: none
   int window = 0;                ///< keys a query sees, itself included; 0: all before it
   int chunk = 0;                 ///< above 0: a query sees keys of its own chunk alone, so many positions from the text's first token on (Llama 4)

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
+#include <utility>
 
 #include "kernels/gated.h"
 #include "kernels/gated_delta.h"
@@ -64,7 +65,11 @@ mx::array softplus(const mx::array& x) { return mx::logaddexp(x, mx::array(0.0f,
 
 void GatedDelta::contents(int op, int first_stage, Contents& all) const {
   for (const auto& linear : inputs) all.readings.push_back({&linear, op, first_stage});
-  all.readings.push_back({&output, op, first_stage + 1});
+  if (gate_up) {
+    all.readings.push_back({&*gate_up, op, first_stage + 1, 0});
+    all.readings.push_back({&*decay_up, op, first_stage + 1, 1});
+  }
+  all.readings.push_back({&output, op, first_stage + stages() - 1});
   all.norms.push_back(&norm);
   for (const auto& parameter : taps) all.parameters.push_back(&parameter);
   all.parameters.push_back(&a_log);
@@ -76,29 +81,46 @@ Flow GatedDelta::start(const Scope& scope, const mx::array& normed, const mx::ar
   return {{normed}, {}};
 }
 
-Flow GatedDelta::advance(const Scope& scope, int, const Flow& at) const {
+/// Logarithms of the decays, f32 [B, T, value heads], or [B, T, value heads, key_dim].
+mx::array GatedDelta::log_decays(const Scope& scope, const mx::array& a) const {
+  const auto by_head = [&](const mx::array& x) { return by_channel ? mx::unflatten(x, -1, {value_heads, key_dim}) : x; };
+  const auto rates = mx::exp(mx::astype(mx::flatten(scope.tensor(a_log.path)), mx::float32));
+  const auto rate = by_channel ? mx::expand_dims(rates, -1) : rates;
+  const auto& bias = scope.tensor(dt_bias.path);
+  if (!lower_bound) return mx::negative(mx::multiply(rate, by_head(softplus(mx::add(a, bias)))));
+  const auto speed = by_head(mx::add(mx::astype(a, mx::float32), bias));
+  return mx::multiply(mx::array(*lower_bound), mx::sigmoid(mx::multiply(rate, speed)));
+}
+
+Flow GatedDelta::advance(const Scope& scope, int stage, const Flow& at) const {
   const auto& context = scope.context;
   if (context.branches) throw std::invalid_argument("[model] endings cannot go on from a state; give each text whole");
-  const auto& h = at.inputs[0];
-  const int batch = h.shape(0), length = h.shape(1), keys = key_heads * key_dim, values = value_heads * value_dim;
-  const auto products = project(scope, *this, h);
-  const auto mixed = kernels::activate(convolve_each(scope, *this, products.mixed), kernels::Activation::silu);
+  auto flow = at;
+  if (stage == 1) {
+    const auto products = project(scope, *this, at.inputs[0]);
+    flow = {{products.gate, products.a}, {products.mixed, products.b}};
+    if (gate_up) {
+      scope.observe(*gate_up, products.gate);
+      scope.observe(*decay_up, products.a);
+      return flow;
+    }
+  }
+  const auto up = [&](const std::optional<LinearSpec>& linear, const mx::array& x) { return linear ? kernels::linear(x, scope.weight(*linear)) : x; };
+  const auto gate = up(gate_up, flow.inputs[0]), a = up(decay_up, flow.inputs[1]);
+  const int batch = gate.shape(0), length = gate.shape(1), keys = key_heads * key_dim, values = value_heads * value_dim;
+  const auto mixed = kernels::activate(convolve_each(scope, *this, flow.kept[0]), kernels::Activation::silu);
   const auto by_head = [&](const mx::array& x, int heads) { return mx::reshape(x, {batch, length, heads, x.shape(-1) / heads}); };
   const auto q = unit(by_head(columns(mixed, 0, keys), key_heads), 1 / std::sqrt(static_cast<double>(key_dim)));
   const auto k = unit(by_head(columns(mixed, keys, keys), key_heads), 1);
   const auto v = by_head(columns(mixed, 2 * keys, values), value_heads);
 
-  auto beta = mx::sigmoid(products.b);
+  auto beta = mx::sigmoid(flow.kept[1]);
   if (doubled) beta = mx::multiply(beta, mx::array(2.0f, beta.dtype()));
-  const auto rate = mx::exp(mx::astype(scope.tensor(a_log.path), mx::float32));
-  const auto speed = softplus(mx::add(products.a, scope.tensor(dt_bias.path)));
-  const auto log_decay = mx::negative(mx::multiply(rate, speed));
-
   const auto kept = context.cache ? context.cache->kept(scope.block, a_log.path) : std::nullopt;
-  auto [y, state] = kernels::gated_delta(q, k, v, log_decay, beta, context.segments, kept);
+  auto [y, state] = kernels::gated_delta(q, k, v, log_decays(scope, a), beta, context.segments, kept);
   if (context.cache) context.cache->keep(scope.block, a_log.path, state);
   y = mx::reshape(normed(scope.tensors, norm, y), {batch, length, values});
-  Flow next{{kernels::gated(products.gate, y, activation)}, {}};
+  Flow next{{kernels::gated(gate, y, activation)}, {}};
   scope.observe(output, next.inputs[0]);
   return next;
 }
@@ -113,7 +135,7 @@ std::vector<std::string> GatedDelta::readers() const {
   return all;
 }
 
-/// The norm's weight is one for all heads; nothing that stands before it passes a scale on.
+/// The norm's weight is one for all heads; nothing that stands before it passes a scale on. Two linears of low rank have nothing between them.
 std::vector<Edge> GatedDelta::edges() const {
   Edge edge;
   edge.producer = norm.path;
@@ -121,7 +143,17 @@ std::vector<Edge> GatedDelta::edges() const {
   edge.consumers = {output.path};
   edge.channels = edge.head_dim = value_dim;
   edge.repeats = value_heads;
-  return {edge};
+  std::vector<Edge> all{edge};
+  if (!gate_up) return all;
+  for (const auto& [down, up] : {std::pair{&inputs[3], &*gate_up}, {&inputs[5], &*decay_up}}) {
+    Edge between;
+    between.producer = down->path;
+    between.rows = Part::piece(Role::other, 0, down->out);
+    between.consumers = {up->path};
+    between.channels = between.head_dim = down->out;
+    all.push_back(std::move(between));
+  }
+  return all;
 }
 
 }  // namespace lquant::model

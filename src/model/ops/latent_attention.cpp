@@ -37,11 +37,12 @@ mx::array by_head(const mx::array& x, const mx::array& weight) {
   return mx::swapaxes(mx::matmul(mx::swapaxes(x, 1, 2), mx::swapaxes(weight, 1, 2)), 1, 2);
 }
 
-mx::array turned(const Scope& scope, const RopeSpec& rope, const mx::array& x) {
+mx::array turned(const Scope& scope, const std::optional<RopeSpec>& rope, const mx::array& x) {
+  if (!rope) return x;
   const auto& context = scope.context;
-  const auto inv_freq = inverse_frequencies(rope, longest_text(context, x.shape(1)));
+  const auto inv_freq = inverse_frequencies(*rope, longest_text(context, x.shape(1)));
   const int offset = context.cache ? context.cache->length() : context.offset;
-  return kernels::rope(x, inv_freq, offset, rope.magnitude, rope.interleaved,
+  return kernels::rope(x, inv_freq, offset, rope->magnitude, rope->interleaved,
                        context.branches ? std::optional(context.branches->positions) : std::nullopt);
 }
 
@@ -69,6 +70,7 @@ std::vector<Part> key_value_parts(int heads, int nope, int value) {
 /// Those that read the branch's input.
 std::vector<const LinearSpec*> LatentAttention::first_readers() const {
   std::vector<const LinearSpec*> all{q_a ? &*q_a : &q, &kv_a};
+  if (gate) all.push_back(&*gate);
   if (indexer) all.insert(all.end(), {&indexer->wk, &indexer->weights});
   return all;
 }
@@ -163,6 +165,23 @@ mx::array LatentAttention::attended(const Scope& scope, const mx::array& queries
 }
 
 Flow LatentAttention::advance(const Scope& scope, int stage, const Flow& at) const {
+  const bool last = stage == stages() - 1;
+  auto from = at;
+  std::optional<mx::array> product;  // the gate's, which is the last of what is kept
+  if (gate && stage == 1) product = kernels::linear(at.inputs[0], scope.weight(*gate));
+  if (gate && stage > 1) {
+    product = at.kept.back();
+    from.kept.pop_back();
+  }
+  auto next = ungated(scope, stage, from);
+  if (product && !last) next.kept.push_back(*product);
+  if (product && last) next.inputs = {side_by_side(mx::multiply(in_heads(next.inputs[0], heads), mx::expand_dims(mx::sigmoid(*product), -1)))};
+  if (last) scope.observe(o, next.inputs[0]);
+  return next;
+}
+
+/// What o reads but for the gate.
+Flow LatentAttention::ungated(const Scope& scope, int stage, const Flow& at) const {
   if (stage == 1 && q_a) {
     auto next = with_latent(scope, at);
     for (const auto* linear : query_readers()) scope.observe(*linear, next.inputs[0]);
@@ -214,7 +233,6 @@ Flow LatentAttention::advance(const Scope& scope, int stage, const Flow& at) con
       next.inputs = {attended(scope, queries, keys, in_heads(values, heads), index)};
     }
   }
-  scope.observe(o, next.inputs[0]);
   return next;
 }
 

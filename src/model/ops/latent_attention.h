@@ -28,12 +28,12 @@ struct Indexer {
 /// its transpose makes keys of latents; unembed_out makes values. A cache keeps keys and values of the plain form, the latent and the shared key of
 /// the other, in whose space single tokens are then computed; of an indexer its keys.
 ///
-/// Stages: q_a, kv_a, the indexer's wk and weights; q and wq_b; kv_b, or embed_q, then unembed_out; o. Without q_a, q is of the first.
+/// Stages: q_a, kv_a, the gate, the indexer's wk and weights; q and wq_b; kv_b, or embed_q, then unembed_out; o. Without q_a, q is of the first.
 struct LatentAttention final : Op {
   int heads = 0, nope = 0, rotated = 0, value = 0, rank = 0;  ///< features of a head's parts and of the latent
   float scale = 1;
-  float query_factor = 1, latent_factor = 1;  ///< of queries, of the normed latent (LongCat-Flash); rounded to the compute dtype when used
-  RopeSpec rope;
+  float query_factor = 1, latent_factor = 1;    ///< of queries, of the normed latent (LongCat-Flash); rounded to the compute dtype when used
+  std::optional<RopeSpec> rope;                 ///< none: nothing turns (Kimi Linear)
   std::optional<QueryTemperature> temperature;  ///< behind rope
   std::optional<LinearSpec> q_a;                ///< none: q reads the branch's input
   std::optional<NormSpec> q_a_norm;
@@ -43,6 +43,7 @@ struct LatentAttention final : Op {
   std::optional<LinearSpec> kv_b;         ///< [heads · (nope + value), rank], by head, with parts: keys, values
   std::optional<LinearSpec> embed_q;      ///< a sliced stack [heads, rank, nope]
   std::optional<LinearSpec> unembed_out;  ///< a shared stack [heads, value, rank]
+  std::optional<LinearSpec> gate;         ///< [heads, H]: σ of it is a factor of each head's result (arXiv 2505.06708)
   LinearSpec o;
   std::optional<Indexer> indexer;  ///< of the absorbed form, with q_a
 
@@ -58,6 +59,7 @@ struct LatentAttention final : Op {
  private:
   std::vector<const LinearSpec*> first_readers() const;
   std::vector<const LinearSpec*> query_readers() const;
+  Flow ungated(const Scope& scope, int stage, const Flow& at) const;
   Flow with_latent(const Scope& scope, const Flow& at) const;
   Flow with_queries(const Scope& scope, const Flow& at) const;
   std::optional<mx::array> chosen_keys(const Scope& scope, const std::vector<mx::array>& index, int keys) const;
