@@ -1053,7 +1053,7 @@ FAMILIES = {
     "qwen3_next": QWEN3_NEXT,
     "qwen3_next-published-some-dense": dict(QWEN3_NEXT, unstacked=True, mlp_only_layers=[1], norm_topk_prob=False, attention_bias=True),
     "dbrx": DBRX,
-    "dbrx-tight-limit-published": dict(DBRX, unstacked=True, attn_config=dict(kv_n_heads=4, clip_qkv=0.5, rope_theta=500.0)),
+    "dbrx-tight-limit-published": dict(DBRX, unstacked=True, attn_config=dict(kv_n_heads=4, clip_qkv=True, rope_theta=500.0)),
     "deepseek-v2": DEEPSEEK_V2,
     "deepseek-v2-groups-no-query-rank-unstacked": dict(
         DEEPSEEK_V2, q_lora_rank=None, topk_method="group_limited_greedy", n_group=4, topk_group=2, attention_bias=True, unstacked=True

@@ -26,7 +26,8 @@ ModelSpec dbrx(const Config& config) {
   names.mlp_norm = "norm_attn_norm.norm_2";
   names.qkv = "norm_attn_norm.attn.Wqkv";
   names.o = "norm_attn_norm.attn.out_proj";
-  const auto limit = static_cast<float>(attention.number("clip_qkv"));
+  // In Python true is the number 1, and there are such configs.
+  const auto limit = attention.value("clip_qkv") == true ? 1 : static_cast<float>(attention.number("clip_qkv"));
   if (!(limit > 0)) fail("model", "config.json: \"attn_config.clip_qkv\" is not above 0; {}", kMend);
   auto mixture = Mixture::read(ffn, "moe_num_experts", "moe_top_k", "ffn_hidden_size");
   mixture.stacks = mixture.singles = "ffn.experts.";
