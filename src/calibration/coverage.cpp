@@ -1,4 +1,4 @@
-// Only experts near the floor can change a shortage: a row moves an expert's tokens by no more than the row's length. They are listed once for each
+// Only experts near the floor can change a shortage: a row moves an expert's tokens by no more than it sends there. They are listed once for each
 // exchange, which makes looking at every pair of rows affordable.
 #include "calibration/coverage.h"
 
@@ -25,6 +25,7 @@ class Exchange {
         tokens_(c_.reached.front().size()),
         inside_(c_.lengths.size()),
         excess_(-tokens) {
+    for (const auto& row : c_.reached) most_ = std::max(most_, *std::max_element(row.begin(), row.end()));
     for (const auto row : rows_) {
       inside_[row] = true;
       excess_ += c_.lengths[row];
@@ -61,7 +62,7 @@ class Exchange {
   void find_near() {
     near_.clear();
     for (std::size_t e = 0; e < tokens_.size(); ++e)
-      if (tokens_[e] < floor_ + longest_) near_.push_back(e);
+      if (tokens_[e] < std::int64_t{floor_} + most_) near_.push_back(e);
   }
 
   /// Rows outside that bring missing tokens, those that bring most first. No other can be of help.
@@ -97,6 +98,7 @@ class Exchange {
   const Candidates& c_;
   std::vector<std::size_t> rows_;
   std::int32_t floor_, longest_;
+  std::int32_t most_ = 0;             // tokens of a row that go to one expert
   std::vector<std::int64_t> tokens_;  // of each expert
   std::vector<bool> inside_;
   std::vector<std::size_t> near_;

@@ -10,7 +10,7 @@ namespace lquant::calibration {
 /// Rows that may be calibrated on.
 struct Candidates {
   std::vector<std::int32_t> lengths;               ///< tokens of each row
-  std::vector<std::vector<std::int32_t>> reached;  ///< [rows][experts of all layers]: tokens of a row that go to an expert; at most its length
+  std::vector<std::vector<std::int32_t>> reached;  ///< [rows][experts of all layers]: tokens of a row that go to an expert
 };
 
 /// What a choice of rows lacks, the less the better: experts with fewer tokens than the floor, and the tokens that they lack together.

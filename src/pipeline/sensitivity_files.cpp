@@ -169,7 +169,8 @@ Sensitivities read_sensitivities(const fs::path& given, const model::Model& mode
     JsonView("pipeline", file.string(), read, kMend).refuse("a list of [path, value] pairs or what lquant writes beside it");
   const auto s = read.is_array() ? from_pairs(read, file, model, low, high) : from_file(read, file, model);
   if (!s.data.is_null() && !data.is_null() && s.data != data)
-    fail("pipeline", "{}: was made on other calibration data; give the same --data-path, --num-samples and --seed, or drop --sensitivities",
+    fail("pipeline",
+         "{}: was made on other calibration data; give the same --data-path, --num-samples, --seed and --expert-tokens, or drop --sensitivities",
          file.string());
   for (const auto& format : formats)
     for (const auto* linear : model.spec().linears())

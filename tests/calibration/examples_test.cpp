@@ -119,7 +119,11 @@ TEST_F(ExamplesTest, OnlyWantedRowsAreRead) {
 }
 
 TEST_F(ExamplesTest, RowsAreReadUntilTheyHoldEnough) {
-  const auto file = write("a.jsonl", R"({"tokens": [1, 2, 3]})" "\n" R"({"tokens": [4, 5, 6]})" "\n" R"({"tokens": [7, 8, 9]})");
+  const auto file = write("a.jsonl", R"({"tokens": [1, 2, 3]})"
+                                     "\n"
+                                     R"({"tokens": [4, 5, 6]})"
+                                     "\n"
+                                     R"({"tokens": [7, 8, 9]})");
   const auto all = read_until(file, *tokenizer, options, 5, 100);
   ASSERT_EQ(all.size(), 3u);
   for (const std::size_t tokens : {1u, 3u, 4u, 6u, 7u}) {
@@ -140,7 +144,8 @@ TEST_F(ExamplesTest, FaultsNameTheFileAndTheRow) {
   const std::string good = "{\"text\": \"a\"}\n\n";
   EXPECT_HAS(reading_fails("a.jsonl", good + "{oops"), "a.jsonl: row 3 is not JSON (column 2)");
   const std::string deep(50'000, '[');
-  EXPECT_HAS(reading_fails("a.jsonl", good + "{\"messages\": " + deep + std::string(50'000, ']') + "}"), "row 3 is not JSON (nested more than 200 deep)");
+  EXPECT_HAS(reading_fails("a.jsonl", good + "{\"messages\": " + deep + std::string(50'000, ']') + "}"),
+             "row 3 is not JSON (nested more than 200 deep)");
   EXPECT_HAS(reading_fails("a.jsonl", good + "{\"messages\": [{\"role\": 1}], \"tools\": " + deep), "row 3 is not JSON");
   EXPECT_HAS(reading_fails("a.jsonl", good + "[1]"), "row 3 is not a JSON object");
   EXPECT_HAS(reading_fails("a.jsonl", good + "{\"words\": 1}"), "row 3 has none of the keys \"text\"");
@@ -165,7 +170,8 @@ TEST_F(ExamplesTest, WhatTheTemplateRefusesNamesTheRow) {
 TEST_F(ExamplesTest, FurtherRowsAreThoseThatALargerDrawAdds) {
   std::string lines;
   for (int i = 0; i < 12; ++i) lines += json{{"tokens", {i}}}.dump() + "\n";
-  const std::vector<std::filesystem::path> files{write("a.jsonl", lines), write("b.jsonl", lines), write("c.txt", "the old river of stone and light")};
+  const std::vector<std::filesystem::path> files{write("a.jsonl", lines), write("b.jsonl", lines),
+                                                 write("c.txt", "the old river of stone and light")};
   options.max_tokens = 2;
   const auto tokens = [](const std::vector<Example>& examples) {
     std::multiset<std::vector<std::int32_t>> all;
@@ -200,8 +206,8 @@ TEST_F(ExamplesTest, TokensOutsideTheModelsTableNameTheRow) {
   options.vocab = tokenizer->encode("z").front() + 1;
   const auto word = tokenizer->encode(" river");
   ASSERT_GE(word.front(), options.vocab);
-  const auto found = fmt::format("row 3: token {} (\"{}\") is outside the model's table of {} tokens", word.front(), tokenizer->token(word.front()),
-                                 options.vocab);
+  const auto found =
+      fmt::format("row 3: token {} (\"{}\") is outside the model's table of {} tokens", word.front(), tokenizer->token(word.front()), options.vocab);
   const std::string row = json{{"tokens", {options.vocab - 1}}}.dump() + "\n";
   EXPECT_HAS(reading_fails("a.jsonl", row + row + R"({"text": "z river"})"), "a.jsonl: " + found);
   EXPECT_HAS(reading_fails("a.jsonl", row + row + json{{"tokens", {word.front()}}}.dump()), "a.jsonl: " + found);
