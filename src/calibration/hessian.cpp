@@ -28,6 +28,31 @@ Hessian of_rows(const mx::array& x, const std::optional<mx::array>& reference) {
 
 }  // namespace
 
+void ExpertInputs::add(const mx::array& input, const model::ExpertRows& experts, const mx::array* tokens) {
+  batches_.push_back(counted_rows(input, experts, tokens));
+}
+
+double ExpertInputs::tokens(int expert) const {
+  double sum = 0;
+  for (const auto& batch : batches_) sum += batch.rows(expert);
+  return sum;
+}
+
+Hessian ExpertInputs::of(int expert) const {
+  std::optional<Hessian> sum;
+  for (const auto& batch : batches_) {
+    if (batch.rows(expert) == 0) continue;
+    const auto part = of_rows(batch.of(expert), std::nullopt);
+    if (sum)
+      add_to(*sum, part);
+    else
+      sum = part;
+  }
+  if (sum) return *sum;
+  const int width = batches_.empty() ? 0 : batches_.front().input.shape(-1);
+  return {mx::zeros({width, width}, mx::float32)};
+}
+
 void HessianStore::add(const std::string& path, const mx::array& input, const model::ExpertRows* experts, const mx::array* reference,
                        const mx::array* tokens) {
   if (const auto it = owner_.find(path); it != owner_.end()) {
@@ -41,38 +66,36 @@ void HessianStore::add(const std::string& path, const mx::array& input, const mo
     owner_[path] = path;
   }
   last_.insert_or_assign(path, input);
-  auto& sums = sums_[path];
-  if (!experts) {
-    const auto x = tokens_of(input, tokens);
-    const auto part = of_rows(x, reference ? std::optional(tokens_of(*reference, tokens)) : std::nullopt);
-    if (sums.empty())
-      sums.push_back(part);
-    else
-      add_to(sums.front(), part);
+  if (experts) {
+    experts_[path].add(input, *experts, tokens);
     return;
   }
-  // Expert by expert: the sums of a layer's experts are the largest thing in memory, and nothing of that size stands beside them.
-  const auto counted = counted_rows(input, *experts, tokens);
-  if (sums.empty()) sums.assign(counted.experts(), Hessian{mx::zeros({input.shape(-1), input.shape(-1)}, mx::float32)});
-  for (int e = 0; e < counted.experts(); ++e) {
-    if (counted.rows(e) == 0) continue;
-    const auto part = of_rows(counted.of(e), std::nullopt);
-    if (sums[e].tokens == 0)
-      sums[e] = part;
-    else
-      add_to(sums[e], part);
-  }
+  const auto part = of_rows(tokens_of(input, tokens), reference ? std::optional(tokens_of(*reference, tokens)) : std::nullopt);
+  if (const auto [sum, is_new] = sums_.emplace(path, part); !is_new) add_to(sum->second, part);
 }
 
-const std::vector<Hessian>& HessianStore::of(const std::string& path) const {
+const std::string& HessianStore::owner(const std::string& path) const {
   const auto it = owner_.find(path);
   if (it == owner_.end()) throw std::invalid_argument("[calibration] no inputs were seen of " + path);
-  return sums_.at(it->second);
+  return it->second;
+}
+
+const Hessian& HessianStore::of(const std::string& path) const {
+  const auto it = sums_.find(owner(path));
+  if (it == sums_.end()) throw std::invalid_argument("[calibration] the matrices have inputs of their own in " + path);
+  return it->second;
+}
+
+const ExpertInputs& HessianStore::experts(const std::string& path) const {
+  const auto it = experts_.find(owner(path));
+  if (it == experts_.end()) throw std::invalid_argument("[calibration] all matrices share one input in " + path);
+  return it->second;
 }
 
 void HessianStore::clear() {
   owner_.clear();
   sums_.clear();
+  experts_.clear();
   last_.clear();
 }
 

@@ -3,11 +3,13 @@
 #include "kernels/linear.h"
 
 #include <mlx/ops.h>
+#include <mlx/primitives.h>
 #include <mlx/transforms.h>
 
 #include <functional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 #include "kernels/half.h"
 #include "kernels/primitive.h"
@@ -164,6 +166,24 @@ mx::array grouped_linear(const mx::array& x, const mx::array& weight, const std:
   }
 #endif
   return grouped_mlx(x, weight, bias, offsets);
+}
+
+std::optional<GroupedGradient> grouped_gradient(const mx::array& gradient) {
+#ifdef LQUANT_ONEDNN
+  if (gradient.status() == mx::array::Status::unscheduled && gradient.has_primitive() &&
+      std::string_view(gradient.primitive().name()) == cpu::kGroupedWeightGradient)
+    return GroupedGradient{gradient.inputs()[0], gradient.inputs()[1], gradient.inputs()[2]};
+#endif
+  return std::nullopt;
+}
+
+SquareSums square_sums(const GroupedGradient& gradient, int group, int step) {
+  require(gradient.x.shape(1) % group == 0, "square_sums: the weight's columns must be a multiple of the group");
+#ifdef LQUANT_ONEDNN
+  return cpu::square_sums(gradient, group, step);
+#else
+  throw std::invalid_argument("[kernels] square_sums needs the CPU kernels, which this build has not");
+#endif
 }
 
 }  // namespace lquant::kernels

@@ -27,4 +27,22 @@ mx::array linear(const mx::array& x, const LinearWeight& weight, const std::opti
 /// offsets [E+1] int32, ascending from 0 to R. Result [R, N]. Gradients flow to x, W and b.
 mx::array grouped_linear(const mx::array& x, const mx::array& weight, const std::optional<mx::array>& bias, const mx::array& offsets);
 
+/// The gradient of a grouped_linear's weight before it is evaluated: of expert e Σ dyᵀx over its rows. What is wanted of it can then be had without
+/// an f32 array of the weight's size.
+struct GroupedGradient {
+  mx::array dy, x;    ///< [R, N], [R, K]
+  mx::array offsets;  ///< as above
+};
+/// nullopt for other arrays, and where it was not made by a CPU's kernels.
+std::optional<GroupedGradient> grouped_gradient(const mx::array& gradient);
+
+/// Sums of the squares of such a gradient [E, N, K], f32. No gradient.
+struct SquareSums {
+  mx::array columns;  ///< [E, K]: over all rows
+  mx::array groups;   ///< [E, N, K / group]: over the columns of a group
+  mx::array rows;     ///< [E, ⌈N / step⌉, K]: every step-th row's own squares
+};
+/// Throws std::invalid_argument when K is not a multiple of the group.
+SquareSums square_sums(const GroupedGradient& gradient, int group, int step);
+
 }  // namespace lquant::kernels

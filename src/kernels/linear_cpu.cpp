@@ -12,6 +12,7 @@
 #include <stdexcept>
 
 #include "kernels/gemm.h"
+#include "kernels/multiversion.h"
 #include "kernels/parallel.h"
 #include "kernels/primitive.h"
 
@@ -161,6 +162,55 @@ void grouped_weight_gradient(const Arrays& in, Arrays& out) {
   });
 }
 
+// Rows of an expert's gradient that are squared at once: enough for a fast product, and a megabyte or two.
+constexpr std::int64_t kSquaredRows = 256;
+
+/// Where the sums of one expert's squares go.
+struct SquareTargets {
+  float *columns, *groups, *rows;
+  std::int64_t group, step, k;
+};
+
+/// Rows first … first + count of a gradient, columns of groups begin … end.
+LQUANT_MULTIVERSION void add_squares(const SquareTargets& to, const float* g, std::int64_t first, std::int64_t count, std::int64_t begin,
+                                     std::int64_t end) {
+  for (std::int64_t n = first; n < first + count; ++n) {
+    const float* row = g + (n - first) * to.k;
+    float* own = n % to.step == 0 ? to.rows + n / to.step * to.k : nullptr;
+    for (std::int64_t i = begin; i < end; ++i) {
+      float sum = 0;
+      for (std::int64_t j = i * to.group; j < (i + 1) * to.group; ++j) {
+        const float square = row[j] * row[j];
+        to.columns[j] += square;
+        sum += square;
+        if (own) own[j] = square;
+      }
+      to.groups[n * (to.k / to.group) + i] = sum;
+    }
+  }
+}
+
+/// Inputs: dY, x, offsets. Outputs: as SquareSums.
+void grouped_square_sums(const Arrays& in, Arrays& out, std::int64_t group, std::int64_t step) {
+  const std::int64_t n = in[0].shape(1), k = in[1].shape(1);
+  for (auto& x : out) std::memset(data(x), 0, x.nbytes());
+  for_experts(in[2], in[0].shape(0), [&](int e, std::int64_t first, std::int64_t rows) {
+    if (rows == 0) return;
+    const auto block = std::min(n, kSquaredRows);
+    const auto g = std::make_unique_for_overwrite<float[]>(block * k);
+    const SquareTargets to{
+        out[0].data<float>() + e * k, out[1].data<float>() + e * n * (k / group), out[2].data<float>() + e * out[2].shape(1) * k, group, step, k};
+    for (std::int64_t at = 0; at < n; at += block) {
+      const auto count = std::min(block, n - at);
+      auto dy = from_row(in[0], first, true);
+      dy.data = static_cast<const char*>(dy.data) + at * in[0].itemsize();
+      gemm(count, k, rows, 1, dy, from_row(in[1], first), 0, g.get(), mx::float32, k);
+      // Stripes of columns: each sum has one owner and one order.
+      parallel_for(k / group, 4, [&](std::int64_t begin, std::int64_t end) { add_squares(to, g.get(), at, count, begin, end); });
+    }
+  });
+}
+
 /// Inputs: dY, offsets.
 void grouped_bias_gradient(const Arrays& in, Arrays& out) {
   const std::int64_t n = out[0].shape(1);
@@ -176,7 +226,7 @@ Arrays grouped_vjp(const Arrays& in, const Arrays& cotangents, const std::vector
     if (arg == 0) {
       gradients.push_back(single("grouped_linear_dx", {dy, in[1], offsets}, shape, in[0].dtype(), grouped_input_gradient));
     } else if (arg == 1) {
-      gradients.push_back(single("grouped_linear_dw", {dy, in[0], offsets}, shape, mx::float32, grouped_weight_gradient));
+      gradients.push_back(single(kGroupedWeightGradient, {dy, in[0], offsets}, shape, mx::float32, grouped_weight_gradient));
     } else if (arg == 3) {
       gradients.push_back(single("grouped_linear_db", {dy, offsets}, shape, mx::float32, grouped_bias_gradient));
     } else {
@@ -230,6 +280,14 @@ mx::array grouped_linear(const mx::array& x, const mx::array& weight, const std:
     return grouped_vjp(in, cotangents, argnums);
   };
   return make_op("grouped_linear", inputs, {{{x.shape(0), weight.shape(1)}, x.dtype()}}, grouped_forward, std::move(vjp))[0];
+}
+
+SquareSums square_sums(const GroupedGradient& gradient, int group, int step) {
+  const int experts = gradient.offsets.shape(0) - 1, n = gradient.dy.shape(1), k = gradient.x.shape(1);
+  const auto sums = make_op("grouped_square_sums", {gradient.dy, gradient.x, gradient.offsets},
+                            {{{experts, k}, mx::float32}, {{experts, n, k / group}, mx::float32}, {{experts, (n + step - 1) / step, k}, mx::float32}},
+                            [group, step](const Arrays& in, Arrays& out) { grouped_square_sums(in, out, group, step); });
+  return {sums[0], sums[1], sums[2]};
 }
 
 }  // namespace lquant::kernels::cpu

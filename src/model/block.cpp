@@ -162,6 +162,22 @@ int step_of(const BlockSpec& block, int stage) {
   return step;
 }
 
+std::vector<const LinearSpec*> applied(const BlockSpec& block, int stage) {
+  std::vector<const LinearSpec*> all;
+  for (int s = 0; s < static_cast<int>(block.steps.size()); ++s) {
+    const int first = first_stage(block, s), behind = first_stage(block, s + 1);
+    for (const auto& branch : block.steps[s].branches) {
+      Contents contents;
+      branch.op->contents(0, first, contents);
+      const int last = first + branch.op->stages() - 1;
+      // An op's last linears wait for the end of the step.
+      for (const auto& reading : contents.readings)
+        if ((reading.stage == last ? behind : reading.stage + 1) == stage) all.push_back(reading.linear);
+    }
+  }
+  return all;
+}
+
 int mixed_by(const BlockSpec& block) {
   int stage = 0;
   for (int s = 0; s < static_cast<int>(block.steps.size()); ++s)

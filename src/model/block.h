@@ -30,6 +30,8 @@ int stages(const BlockSpec& block);
 int step_of(const BlockSpec& block, int stage);
 /// The first stage of a step; of the step behind the last one stages().
 int first_stage(const BlockSpec& block, int step);
+/// The linears that advance() to this stage applies; to stages(): leave().
+std::vector<const LinearSpec*> applied(const BlockSpec& block, int stage);
 /// The stage of the block from which on no token looks at another.
 int mixed_by(const BlockSpec& block);
 

@@ -2,6 +2,7 @@
 
 #include <mlx/mlx.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <vector>
 
@@ -40,6 +41,19 @@ mx::array divided_norm(const mx::array& weight, float offset, mx::array& scales,
   return mx::where(near, rounded, before);
 }
 
+/// What passes an activation of degree n comes out as the n-th power of what it was divided by.
+mx::array divisors_of(const Edge& edge, const mx::array& scales) { return edge.degree == 2 ? mx::sqrt(scales) : scales; }
+
+mx::array divided_weight(const Edge& edge, const mx::array& scales, const mx::array& weight) {
+  return divided_rows(weight, divisors_of(edge, scales), edge.rows, static_cast<int>(weight.ndim()) - 2);
+}
+
+mx::array multiplied_columns(const Edge& edge, const mx::array& scales, const mx::array& weight) {
+  const auto columns = column_scales(edge, scales);
+  if (weight.shape(-1) != columns.shape(-1)) throw std::invalid_argument("[model] fold: a consumer is not as wide as the edge at " + edge.producer);
+  return mx::multiply(f32(weight), columns.ndim() == 2 ? mx::expand_dims(columns, -2) : columns);
+}
+
 }  // namespace
 
 mx::array column_scales(const Edge& edge, const mx::array& scales) {
@@ -53,11 +67,10 @@ mx::array fold_producer(const Edge& edge, const mx::array& scales, Tensors& tens
   if (scales.shape() != expected || scales.dtype() != mx::float32)
     throw std::invalid_argument("[model] fold: scales must be f32, one for each channel of the edge at " + edge.producer);
   auto used = scales;
-  auto& weight = tensors.at(edge.producer + ".weight");
-  // What passes an activation of degree n comes out as the n-th power of what it was divided by.
-  const auto divisors = edge.degree == 2 ? mx::sqrt(used) : used;
+  const auto weight = tensors.find(edge.producer + ".weight");
+  const auto divisors = divisors_of(edge, used);
   if (edge.norm) {
-    weight = divided_norm(weight, edge.norm->offset, used, stored);
+    weight->second = divided_norm(weight->second, edge.norm->offset, used, stored);
     if (edge.norm->bias) {
       auto& bias = tensors.at(edge.norm->bias_name());
       bias = mx::divide(f32(bias), used);
@@ -69,8 +82,8 @@ mx::array fold_producer(const Edge& edge, const mx::array& scales, Tensors& tens
       auto& x = found->second;
       x = mx::astype(divided_rows(x, divisors, edge.rows, static_cast<int>(x.ndim()) - 2), x.dtype());
     }
-  } else {
-    weight = divided_rows(weight, divisors, edge.rows, static_cast<int>(weight.ndim()) - 2);
+  } else if (weight != tensors.end()) {
+    weight->second = divided_weight(edge, used, weight->second);
   }
   if (!edge.norm) {
     if (const auto bias = tensors.find(edge.producer + ".bias"); bias != tensors.end())
@@ -80,19 +93,26 @@ mx::array fold_producer(const Edge& edge, const mx::array& scales, Tensors& tens
 }
 
 void fold_consumers(const Edge& edge, const mx::array& scales, Tensors& tensors) {
-  const auto columns = column_scales(edge, scales);
-  for (const auto& path : edge.consumers) {
-    auto& consumer = tensors.at(path + ".weight");
-    if (tensors.contains(path + ".scales")) continue;
-    if (consumer.shape(-1) != columns.shape(-1)) throw std::invalid_argument("[model] fold: " + path + " is not as wide as its edge");
-    consumer = mx::multiply(f32(consumer), columns.ndim() == 2 ? mx::expand_dims(columns, -2) : columns);
-  }
+  for (const auto& path : edge.consumers)
+    if (const auto consumer = tensors.find(path + ".weight"); consumer != tensors.end() && !tensors.contains(path + ".scales"))
+      consumer->second = multiplied_columns(edge, scales, consumer->second);
 }
 
 mx::array fold(const Edge& edge, const mx::array& scales, Tensors& tensors, mx::Dtype stored) {
   auto used = fold_producer(edge, scales, tensors, stored);
   fold_consumers(edge, used, tensors);
   return used;
+}
+
+mx::array folded_weight(const ModelSpec& spec, int block, const Folds& folds, const std::string& path, const mx::array& weight) {
+  auto folded = weight;
+  for (const auto& edge : spec.edges_of(block)) {
+    const auto it = folds.find(edge.producer);
+    if (it == folds.end()) continue;
+    if (edge.producer == path && !edge.norm) folded = divided_weight(edge, it->second, folded);
+    if (std::find(edge.consumers.begin(), edge.consumers.end(), path) != edge.consumers.end()) folded = multiplied_columns(edge, it->second, folded);
+  }
+  return folded;
 }
 
 void fold_block(const ModelSpec& spec, int block, const Folds& folds, Tensors& tensors, mx::Dtype stored) {

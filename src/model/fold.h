@@ -10,7 +10,7 @@
 
 // Moving scales along the edges of a model (spec.h): what a producer gives is divided by them, what its consumers multiply it with is
 // multiplied by them, and the model computes what it did before. AWQ (arXiv 2306.00978) chooses them so that the consumers' weights bear quantization
-// better.
+// better. A linear's weight that `tensors` lacks is passed over: folded_weight is for those.
 namespace lquant::model {
 
 /// Scales by the edge's producer: f32 [channels], or [experts, channels]; all finite and above 0.
@@ -27,6 +27,10 @@ void fold_consumers(const Edge& edge, const mx::array& scales, Tensors& tensors)
 
 /// Both ends. Returns the scales that took effect.
 mx::array fold(const Edge& edge, const mx::array& scales, Tensors& tensors, mx::Dtype stored);
+
+/// What fold_block makes of the dense weight of one of the block's linears: itself when it is at no end of an edge that has scales, else f32. The
+/// scales of norms are those that took effect.
+mx::array folded_weight(const ModelSpec& spec, int block, const Folds& folds, const std::string& path, const mx::array& weight);
 
 /// fold() for every edge of the block that `folds` has scales for.
 void fold_block(const ModelSpec& spec, int block, const Folds& folds, Tensors& tensors, mx::Dtype stored);

@@ -42,9 +42,10 @@ void Scope::observe(const LinearSpec& linear, const mx::array& input) const {
   if (observed()) (*context.observer)(linear.path, input, nullptr);
 }
 
-void Scope::observe_experts(const std::vector<const LinearSpec*>& linears, const mx::array& input, const kernels::Routing& routing, int top_k) const {
+void Scope::observe_experts(const std::vector<const LinearSpec*>& linears, const mx::array& input, const kernels::Routing& routing, int top_k,
+                            const std::optional<mx::array>& source) const {
   if (!observed()) return;
-  const ExpertRows rows{routing.offsets, mx::floor_divide(routing.order, mx::array(top_k, mx::int32))};
+  const ExpertRows rows{routing.offsets, mx::floor_divide(routing.order, mx::array(top_k, mx::int32)), source};
   for (const auto* linear : linears) (*context.observer)(linear->path, input, &rows);
 }
 

@@ -22,6 +22,8 @@ namespace lquant::model {
 struct ExpertRows {
   mx::array offsets;  ///< int32 [E + 1]: rows offsets[e] … offsets[e + 1] are expert e's
   mx::array tokens;   ///< int32 [R]: of each row the token, counted in [B · T]
+  /// [B · T, in], where it is there anyway: row r is its row tokens[r].
+  std::optional<mx::array> source = std::nullopt;
 };
 
 /// Told of each linear's input before the product: [B, T, in], `experts` null, also of a stack that shares one input; of an expert's linear [R, in]

@@ -179,7 +179,9 @@ Tensors Model::load(const std::vector<std::string>& names, std::optional<mx::Dty
     if (!source) throw std::invalid_argument("[model] no tensor " + name);
     std::vector<mx::array> found;
     for (const auto& one : source->names) found.push_back(checkpoint_.load(one));
-    return changed(source->changes, std::move(found));
+    auto value = changed(source->changes, std::move(found));
+    value.eval();  // so that a stack and its pieces are together in memory one stack at a time
+    return value;
   };
   for (const auto& name : names) tensors.emplace(name, value_of(name));
   return cast(std::move(tensors), target);

@@ -57,6 +57,8 @@ class Model {
   /// The final norm and what the head reads: its own tensors, or the tied embedding's.
   Tensors load_final(std::optional<mx::Dtype> dtype = std::nullopt) const;
   Tensors load_all(std::optional<mx::Dtype> dtype = std::nullopt) const;
+  /// Those of these names alone.
+  Tensors load(const std::vector<std::string>& names, std::optional<mx::Dtype> dtype = std::nullopt) const;
 
   /// Names that load_block(i) gives, and those of load_embedding and load_final together.
   std::vector<std::string> block_names(int i) const;
@@ -77,7 +79,6 @@ class Model {
   mx::Dtype dtype_of_numbers() const;
   void account();
   void refuse_unknown() const;
-  Tensors load(const std::vector<std::string>& names, std::optional<mx::Dtype> dtype) const;
 
   checkpoint::Checkpoint checkpoint_;
   ModelSpec spec_;

@@ -41,7 +41,9 @@ struct Scope {
   void observe(const LinearSpec& linear, const mx::array& input) const;
   /// Of a stack whose matrices read a slice each: input [B, T, matrices, in].
   void observe_slices(const LinearSpec& linear, const mx::array& input) const;
-  void observe_experts(const std::vector<const LinearSpec*>& linears, const mx::array& input, const kernels::Routing& routing, int top_k) const;
+  /// Their input [R, in]; `source` as ExpertRows has it.
+  void observe_experts(const std::vector<const LinearSpec*>& linears, const mx::array& input, const kernels::Routing& routing, int top_k,
+                       const std::optional<mx::array>& source = std::nullopt) const;
 };
 
 /// An op between two of its stages.

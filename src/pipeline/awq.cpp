@@ -15,6 +15,7 @@
 #include "pipeline/block_run.h"
 #include "pipeline/experts.h"
 #include "pipeline/folds.h"
+#include "pipeline/memory.h"
 #include "pipeline/output.h"
 
 namespace lquant::pipeline {
@@ -37,23 +38,58 @@ class MomentStores {
   void add(bool judges, const std::string& path, const mx::array& input, const model::ExpertRows* experts, const mx::array* counted) {
     (judges ? judging_ : choosing_).add(path, input, experts, nullptr, counted);
   }
-  /// Throws nothing away: a model with a single batch chooses by what it is judged with.
-  std::pair<AwqBlock::Moments, AwqBlock::Moments> of(const std::vector<const model::LinearSpec*>& linears, const run::Context& context) const {
-    std::pair<AwqBlock::Moments, AwqBlock::Moments> moments;
+  /// They go on reading from here. Throws nothing away: a model with a single batch chooses by what it is judged with.
+  AwqBlock::Choosing choosing(const std::vector<const model::LinearSpec*>& linears) const {
+    AwqBlock::Choosing all;
+    std::map<std::string, quantize::Hessians> of_stacks;  // by who shares them
     for (const auto* linear : linears) {
-      if (!choosing_.has(linear->path) && !judging_.has(linear->path)) continue;
-      auto choosing = choosing_.has(linear->path) ? choosing_.of(linear->path) : judging_.of(linear->path);
-      auto all = choosing;
-      if (choosing_.has(linear->path) && judging_.has(linear->path))
-        for (std::size_t e = 0; e < all.size(); ++e) all[e] = calibration::together(all[e], judging_.of(linear->path)[e]);
-      // Said once, of all tokens.
-      moments.first.insert({linear->path, supported(*linear, std::move(choosing), context.silent())});
-      moments.second.insert({linear->path, supported(*linear, std::move(all), context)});
+      const auto& path = linear->path;
+      if (!seen(path)) continue;
+      const auto& store = choosing_.has(path) ? choosing_ : judging_;
+      if (!store.by_expert(path)) {
+        all.insert({path, {store.of(path)}});
+        continue;
+      }
+      const StackInputs inputs{&store.experts(path)};
+      const quantize::Hessians made(tokens_of(*linear, inputs), [=](const auto& visit) { each_hessian(*linear, inputs, visit); });
+      all.insert({path, of_stacks.insert({store.owner(path), made}).first->second});
     }
-    return moments;
+    return all;
+  }
+  AwqBlock::Weighing weighing(const std::vector<const model::LinearSpec*>& linears, const run::Context& context) const {
+    AwqBlock::Weighing all;
+    std::map<std::string, mx::array> of_stacks;
+    for (const auto* linear : linears) {
+      const auto& path = linear->path;
+      if (!seen(path)) continue;
+      const auto& store = choosing_.has(path) ? choosing_ : judging_;
+      const bool both = &store == &choosing_ && judging_.has(path);
+      if (!store.by_expert(path)) {
+        all.insert({path, calibration::mean_squares(both ? calibration::together(store.of(path), judging_.of(path)) : store.of(path))});
+        all.at(path).eval();
+        continue;
+      }
+      StackInputs inputs{&store.experts(path)};
+      if (both) inputs.push_back(&judging_.experts(path));
+      warn_of_starved(*linear, inputs, context);
+      auto [shared, is_new] = of_stacks.insert({store.owner(path), mx::array(0)});
+      if (is_new) {
+        std::vector<mx::array> squares(inputs.front()->experts(), mx::array(0));
+        each_hessian(*linear, inputs, [&](int e, const calibration::Hessian& h) {
+          squares[e] = calibration::mean_squares(h);
+          squares[e].eval();
+        });
+        shared->second = squares.size() == 1 ? squares.front() : mx::stack(squares);
+        shared->second.eval();
+      }
+      all.insert({path, shared->second});
+    }
+    return all;
   }
 
  private:
+  bool seen(const std::string& path) const { return choosing_.has(path) || judging_.has(path); }
+
   calibration::HessianStore choosing_, judging_;
 };
 
@@ -71,7 +107,7 @@ class Awq : public BlockMethod {
 
   bool needs_teacher() const override { return true; }
   codec::Packed pack_outer(const mx::array& weight, const codec::Format& format) override { return packed(weight, format, std::nullopt); }
-  Turn turn(int block, const model::Tensors& stored, const model::Tensors& full) override;
+  Turn turn(const BlockTensors& source) override;
   void skipped(const json& meta) override { count(meta); }
   model::Tensors finish() override;
 
@@ -86,7 +122,8 @@ class Awq : public BlockMethod {
     std::map<int, std::vector<mx::array>> behind_step;
     std::vector<mx::array> behind_block;
   };
-  Seen look(int block, const model::Tensors& full);
+  Seen look(const BlockTensors& source);
+  AwqSolution solve(const BlockTensors& source, bool& from_quantized);
   void count(const json& figures);
   void tell(int block, const AwqSolution& solution);
   codec::Packed packed(const mx::array& weight, const codec::Format& format, const std::optional<mx::array>& importance) const;
@@ -118,15 +155,16 @@ void Awq::count(const json& figures) {
 }
 
 /// The teacher's walk comes out of the block, the student's stays before it.
-Awq::Seen Awq::look(int block, const model::Tensors& full) {
+Awq::Seen Awq::look(const BlockTensors& source) {
+  const int block = source.block();
   Seen seen;
   Walk probe = run_.student();
-  const auto advance = [&](Walk& walk, int stage, std::size_t b, MomentStores* stores) {
+  const auto advance = [&](Walk& walk, int stage, std::size_t b, const model::Tensors& full, MomentStores* stores) {
     const auto start = Clock::now();
     double summing = 0;
     const model::Observer observer = [&](const std::string& path, const mx::array& input, const model::ExpertRows* experts) {
       mx::array settled = input;
-      settled.eval();
+      if (!experts || !experts->source) settled.eval();
       const auto began = Clock::now();
       stores->add(judges(b), path, settled, experts, rows_.counted[b] ? &*rows_.counted[b] : nullptr);
       summing += seconds_since(began);
@@ -138,14 +176,16 @@ Awq::Seen Awq::look(int block, const model::Tensors& full) {
   const auto& spec = spec_.blocks[block];
   for (int stage = 0; stage < probe.stages(block); ++stage) {
     const int step = model::step_of(spec, stage);
+    const auto full = source.full_with(source.read_before(stage));
     for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
-      if (o_.inputs != AwqInputs::full) advance(probe, stage, b, &seen.by_student);
-      advance(*run_.teacher(), stage, b, o_.inputs != AwqInputs::quantized ? &seen.by_teacher : nullptr);
+      if (o_.inputs != AwqInputs::full) advance(probe, stage, b, full, &seen.by_student);
+      advance(*run_.teacher(), stage, b, full, o_.inputs != AwqInputs::quantized ? &seen.by_teacher : nullptr);
       if (step > 0 && stage == model::first_stage(spec, step) && judges(b)) seen.behind_step[step - 1].push_back(run_.teacher()->states(b));
     }
     context_.check();
   }
   const auto start = Clock::now();
+  const auto full = source.full_with(source.read_before(probe.stages(block)));
   for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
     run_.teacher()->leave(b, block, full, {});
     if (judges(b)) seen.behind_block.push_back(run_.teacher()->states(b));
@@ -154,17 +194,18 @@ Awq::Seen Awq::look(int block, const model::Tensors& full) {
   return seen;
 }
 
-BlockMethod::Turn Awq::turn(int block, const model::Tensors& stored, const model::Tensors& full) {
-  const auto linears = spec_.blocks[block].linears();
-  const auto seen = look(block, full);
-  AwqBlock work({model_, plan_, o_.method, rows_, judges_, block, stored, full, run_.student(), seen.behind_step, seen.behind_block});
-  bool from_quantized = o_.inputs != AwqInputs::full;
-  const auto [choosing, weighing] = (from_quantized ? seen.by_student : seen.by_teacher).of(linears, context_);
-  auto solution = work.solve(choosing, weighing);
+AwqSolution Awq::solve(const BlockTensors& source, bool& from_quantized) {
+  const auto linears = spec_.blocks[source.block()].linears();
+  const auto seen = look(source);
+  release_freed_memory();
+  AwqBlock work({model_, plan_, o_.method, rows_, judges_, source, run_.student(), seen.behind_step, seen.behind_block});
+  from_quantized = o_.inputs != AwqInputs::full;
+  const auto& inputs = from_quantized ? seen.by_student : seen.by_teacher;
+  auto solution = work.solve(inputs.choosing(linears), inputs.weighing(linears, context_));
   // In the first block nothing is quantized yet and both walks see the same.
-  if (o_.inputs == AwqInputs::automatic && block > 0) {
+  if (o_.inputs == AwqInputs::automatic && source.block() > 0) {
     // Experts that saw too few tokens are named already.
-    auto other = work.reweighed(seen.by_teacher.of(linears, context_.silent()).second);
+    auto other = work.reweighed(seen.by_teacher.weighing(linears, context_.silent()));
     if (clearly_below(other.error, solution.error)) {
       other.undone = solution.undone, other.plain_error = solution.plain_error;
       solution = std::move(other);
@@ -172,10 +213,18 @@ BlockMethod::Turn Awq::turn(int block, const model::Tensors& stored, const model
     }
   }
   result.search_time += work.search_time, result.gate_time += work.gate_time;
+  return solution;
+}
+
+BlockMethod::Turn Awq::turn(const BlockTensors& source) {
+  const int block = source.block();
+  bool from_quantized = false;
+  auto solution = solve(source, from_quantized);
   context_.check();
   tell(block, solution);
   const auto start = Clock::now();
-  run_.student().pass(block, solution.dense, {});
+  release_freed_memory();
+  run_.student().pass(block, walked(model_, plan_, solution.packed), {});
   result.forward_time += seconds_since(start);
 
   run::RunFolder::Unit unit{std::move(solution.packed),
@@ -196,7 +245,8 @@ codec::Packed Awq::packed(const mx::array& weight, const codec::Format& format, 
 
 model::Tensors Awq::finish() {
   const auto& linear = spec_.head ? *spec_.head : spec_.embedding;
-  const auto outer = model_.load_final(model_.compute_dtype());
+  auto tensors = model::dense_tensors(model_, model_.load_final(model_.stored_dtype()));
+  const auto outer = model_.cast(tensors, model_.compute_dtype());
   calibration::HessianStore moments;
   for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
     if (!run_.student().ends(b)) continue;
@@ -204,8 +254,7 @@ model::Tensors Awq::finish() {
     input.eval();
     moments.add(linear.path, input, nullptr, nullptr, rows_.counted[b] ? &*rows_.counted[b] : nullptr);
   }
-  auto tensors = model::dense_tensors(model_, model_.load_final(model_.stored_dtype()));
-  const auto& h = moments.of(linear.path).front();
+  const auto& h = moments.of(linear.path);
   if (!mx::all(mx::isfinite(h.moment)).item<bool>())
     fail("pipeline",
          "{}: its inputs became NaN or infinite on the calibration data; make the model float32 first (lquant convert --dtype float32) or use "

@@ -5,10 +5,10 @@
 #include <optional>
 
 #include "base/figures.h"
-#include "run/context.h"
 #include "codec/format.h"
 #include "pipeline/rows.h"
 #include "quantize/awq.h"
+#include "run/context.h"
 
 namespace lquant::pipeline {
 
@@ -39,10 +39,10 @@ struct AwqResult {
   nlohmann::json to_json() const;
 };
 
-/// The whole of `lquant awq`: data, block after block, output. One block's weights and second moments are in memory, with the activations of the
-/// calibration rows. The output has the scales in a file of their own (docs/format.md), for methods that follow. Finished blocks are
-/// journalled: the same call continues a killed run and ends in the same bytes. Throws Error (nothing is left under the output's name) or
-/// Interrupted (state saved).
+/// The whole of `lquant awq`: data, block after block, output. One block's weights and second moments are in memory, of experts one Hessian and the
+/// weights of one stage, with the activations of the calibration rows. The output has the scales in a file of their own (docs/format.md), for methods
+/// that follow. Finished blocks are journalled: the same call continues a killed run and ends in the same bytes. Throws Error (nothing is left under
+/// the output's name) or Interrupted (state saved).
 AwqResult awq(const AwqRun& options, const run::Context& context);
 
 /// What awq records of a run with these options, to tell whether a folder is its result.

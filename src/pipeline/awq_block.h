@@ -1,6 +1,8 @@
 #pragma once
 
+#include <functional>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -8,6 +10,7 @@
 #include "calibration/hessian.h"
 #include "model/fold.h"
 #include "model/model.h"
+#include "pipeline/block_tensors.h"
 #include "pipeline/rows.h"
 #include "pipeline/walk.h"
 #include "plan/plan.h"
@@ -25,7 +28,6 @@ bool clearly_below(const RowErrors& a, const RowErrors& b);
 /// What AWQ has found for one block: its packed tensors and the scales behind them.
 struct AwqSolution {
   model::Tensors packed;            ///< as they are written
-  model::Tensors dense;             ///< what they stand for, in the compute dtype
   model::Folds folds;               ///< that are in use
   bool clipped = true;              ///< whether searched ranges are in use
   std::vector<std::string> undone;  ///< parts that did not help: producers of edges, or "clip"
@@ -41,21 +43,21 @@ class AwqBlock {
     const quantize::AwqOptions& options;
     const Rows& rows;
     const std::vector<std::size_t>& judges;  ///< batches that judge
-    int block;
-    const model::Tensors& stored;  ///< dense, in the stored dtype
-    const model::Tensors& full;    ///< the same in the compute dtype
-    const Walk& student;           ///< before the block
+    const BlockTensors& source;
+    const Walk& student;  ///< before the block
     /// What the full-precision model has on the judging batches: hidden states behind each step but the last, by its number, and behind the block.
     const std::map<int, std::vector<mx::array>>& behind_step;
     const std::vector<mx::array>& behind_block;
   };
   explicit AwqBlock(const Inputs& inputs);
 
-  /// From the second moments of one set of inputs: those that choose scales and (of all rows) those that weigh ranges, for each linear.
-  using Moments = std::map<std::string, std::vector<calibration::Hessian>>;
-  AwqSolution solve(const Moments& choosing, const Moments& weighing);
+  /// Of each linear what the scales that it reads are chosen by, and what weighs its ranges (the mean squares of its inputs over all rows: f32 [K],
+  /// or [E, K] of experts), of one set of inputs.
+  using Choosing = std::map<std::string, quantize::Hessians>;
+  using Weighing = std::map<std::string, mx::array>;
+  AwqSolution solve(const Choosing& choosing, const Weighing& weighing);
   /// The parts that the last solve() kept, with ranges weighed by other moments.
-  AwqSolution reweighed(const Moments& weighing);
+  AwqSolution reweighed(const Weighing& weighing);
 
   /// Seconds.
   double search_time = 0, gate_time = 0;
@@ -66,28 +68,34 @@ class AwqBlock {
     std::set<std::string> edges;
     bool clip = true;
   };
-  struct Quantized {
-    codec::Packed packed;
-    mx::array dense;
-  };
   const codec::Format* format_of(const std::string& path) const;
-  double sub_layer_error(const model::Edge& edge, const Moments& weighing);
-  void choose(const Moments& choosing, const Moments& weighing);
-  RowErrors step_error(const model::Tensors& tensors, int step) const;  ///< behind a step that is not the last
-  RowErrors block_error(const model::Tensors& tensors) const;
+  double sub_layer_error(const model::Edge& edge, const Weighing& weighing);
+  void choose(const Choosing& choosing, const Weighing& weighing);
+  /// Dense tensors in the compute dtype; `weight` makes those that are only there while they are needed (BlockTensors::is_read).
+  struct Candidate {
+    model::Tensors tensors;
+    std::function<mx::array(const model::LinearSpec& linear)> weight;
+  };
+  /// Behind a step that is not the last, or behind the block.
+  RowErrors error_of(const Candidate& candidate, std::optional<int> step) const;
+  RowErrors block_error(const model::Tensors& packed) const;
   void add_distance(RowErrors& errors, std::size_t judge, const mx::array& states, const mx::array& reference) const;
-  model::Tensors folded(const Parts& parts) const;
-  const Quantized& quantized(const model::LinearSpec& linear, const Parts& parts, const model::Tensors& folded, const Moments& weighing);
-  AwqSolution build(const Parts& parts, const Moments& weighing);
-  AwqSolution judged(const Parts& parts, const Moments& weighing);
-  AwqSolution gate(const Moments& weighing);
+  model::Folds used(const Parts& parts) const;
+  codec::Packed rounded(const mx::array& weight, const codec::Format& format, const std::optional<mx::array>& importance) const;
+  std::string key_of(const model::LinearSpec& linear, const Parts& parts) const;
+  const codec::Packed& quantized(const model::LinearSpec& linear, const Parts& parts, const Weighing& weighing);
+  AwqSolution build(const Parts& parts, const Weighing& weighing);
+  AwqSolution judged(const Parts& parts, const Weighing& weighing);
+  AwqSolution gate(const Weighing& weighing);
+  /// Forgets what is not part of this.
+  void keep(const Parts& parts);
 
   Inputs in_;
   const model::ModelSpec& spec_;
   std::vector<model::Edge> edges_;  // of this block
   model::Folds folds_;
   Parts kept_;
-  std::map<std::string, Quantized> cache_;  // by linear and the parts that touch it
+  std::map<std::string, codec::Packed> cache_;  // by linear and the parts that touch it
 };
 
 }  // namespace lquant::pipeline

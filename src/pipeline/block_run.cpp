@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "model/pack.h"
 #include "pipeline/folds.h"
+#include "pipeline/memory.h"
 #include "pipeline/output.h"
 
 namespace lquant::pipeline {
@@ -74,6 +75,10 @@ void BlockRun::pack(BlockMethod& method, const model::LinearSpec& linear, model:
   formats.insert(*planned);
 }
 
+model::Tensors BlockRun::full_block(int i) const {
+  return model_.cast(model::dense_tensors(model_, model_.load_block(i, model_.stored_dtype())), model_.compute_dtype());
+}
+
 void BlockRun::embed(BlockMethod& method) {
   const auto& spec = model_.spec();
   const auto original = model::dense_tensors(model_, model_.load_embedding(model_.stored_dtype()));
@@ -93,7 +98,7 @@ void BlockRun::embed(BlockMethod& method) {
   Walk full(spec, rows_.ids, rows_.segments, original, {}, model_.compute_dtype());
   full.reach_passes([&](int i) {
     context_.check();
-    return model_.cast(model::dense_tensors(model_, model_.load_block(i, model_.stored_dtype())), model_.compute_dtype());
+    return full_block(i);
   });
   student_->take_passes(full);
   if (teacher_) teacher_->take_passes(full);
@@ -104,19 +109,18 @@ void BlockRun::quantize(BlockMethod& method) {
   const int blocks = static_cast<int>(model_.spec().blocks.size());
   run::Progress progress(context_.events(), in_.doing, blocks + 1);
   for (int i = 0; i < blocks; ++i) {
-    const auto stored = model::dense_tensors(model_, model_.load_block(i, model_.stored_dtype()));
-    const auto full = model_.cast(stored, model_.compute_dtype());
-    if (const auto done = folder_->load(unit_of(i))) {
-      student_->pass(i, walked(model_, plan_, done->tensors), {});
-      if (teacher_) teacher_->pass(i, full, {});
+    if (auto done = folder_->load(unit_of(i))) {
+      student_->pass(i, walked(model_, plan_, std::move(done->tensors)), {});
+      if (teacher_) teacher_->pass(i, full_block(i), {});
       method.skipped(done->meta);
       progress.skip(1);
       context_.check();
       continue;
     }
-    const auto turn = method.turn(i, stored, full);
+    const auto turn = method.turn(BlockTensors(model_, i));
     folder_->save(unit_of(i), turn.unit.tensors, turn.unit.meta);
     progress.advance(1, turn.figure);
+    release_freed_memory();
   }
   if (!folder_->has("final")) {
     auto tensors = method.finish();

@@ -11,6 +11,7 @@
 #include "base/figures.h"
 #include "model/fold.h"
 #include "model/model.h"
+#include "pipeline/block_tensors.h"
 #include "pipeline/rows.h"
 #include "pipeline/walk.h"
 #include "plan/plan.h"
@@ -36,9 +37,9 @@ class BlockMethod {
     run::RunFolder::Unit unit;  ///< the block as it is written
     std::string figure;         ///< for the user
   };
-  /// Quantizes a block, given dense in the stored dtype and, as `full`, in the compute dtype. Both walks stand before it and have come out of it
-  /// when this returns, the student's to the last bit as it does out of the written tensors.
-  virtual Turn turn(int block, const model::Tensors& stored, const model::Tensors& full) = 0;
+  /// Quantizes a block. Both walks stand before it and have come out of it when this returns, the student's to the last bit as it does out of the
+  /// written tensors.
+  virtual Turn turn(const BlockTensors& source) = 0;
   /// Told instead of turn() of a block that an earlier process has finished.
   virtual void skipped(const nlohmann::json& /*meta*/) {}
   /// The final norm and the head (or the embedding that serves as one), by what the walks give behind the last block.
@@ -87,6 +88,8 @@ class BlockRun {
   /// Puts a linear outside the blocks into its format, if the plan has one for it.
   void pack(BlockMethod& method, const model::LinearSpec& linear, model::Tensors& tensors, model::Formats& formats) const;
   std::vector<std::string> units() const;
+  /// Dense, in the compute dtype.
+  model::Tensors full_block(int i) const;
   void embed(BlockMethod& method);
 
   std::chrono::steady_clock::time_point began_ = std::chrono::steady_clock::now();

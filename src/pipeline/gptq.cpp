@@ -7,18 +7,21 @@
 
 #include <algorithm>
 #include <chrono>
+#include <functional>
+#include <map>
 #include <unordered_map>
 
 #include "base/error.h"
 #include "base/hash.h"
-#include "calibration/hessian.h"
 #include "codec/quantize.h"
 #include "codec/range_search.h"
 #include "model/pack.h"
 #include "pipeline/block_run.h"
+#include "pipeline/block_tensors.h"
 #include "pipeline/block_training.h"
-#include "pipeline/experts.h"
 #include "pipeline/folds.h"
+#include "pipeline/gptq_linears.h"
+#include "pipeline/memory.h"
 #include "pipeline/output.h"
 
 namespace lquant::pipeline {
@@ -28,9 +31,6 @@ using json = nlohmann::json;
 using Clock = std::chrono::steady_clock;
 
 namespace {
-
-// AWQ's scales must lower the output error by this share: rounding anew moves it by about as much either way.
-constexpr double kWorthScaling = 0.01;
 
 plan::QuantPlan plan_for(const GptqRun& o, const model::ModelSpec& spec, const std::optional<json>& overrides) {
   auto plan = plan::fallback_plan(spec, o.format, o.fallback);
@@ -74,255 +74,179 @@ class Gptq : public BlockMethod {
         spec_(model_.spec()),
         plan_(run.plan()),
         rows_(run.rows()),
-        folds_(folds),
         run_(run),
         context_(run.context()),
-        training_(options.training, run) {
+        training_(options.training, run),
+        linears_({options, model_, plan_, folds, context_}, result_) {
     result_.tokens = rows_.tokens;
     // One batch alone fits everything and can judge nothing.
     if (o_.asymmetric == Asymmetric::automatic && rows_.held_every() > 1) held_every_ = rows_.held_every();
     paired_ = o_.asymmetric == Asymmetric::on || held_every_ > 0;
-    for (const auto& edge : spec_.edges())
-      if (folds_.contains(edge.producer)) edges_.push_back(edge);
   }
 
   bool needs_teacher() const override { return paired_ || training_.wanted(); }
   codec::Packed pack_outer(const mx::array& weight, const codec::Format& format) override { return codec::range_search(weight, format).packed; }
-  Turn turn(int block, const model::Tensors& stored, const model::Tensors& full) override;
+  Turn turn(const BlockTensors& source) override;
   model::Tensors finish() override;
 
   /// When everything is quantized; what the output tells is still missing.
   GptqResult total() const {
     auto total = result_;
-    if (correctable_ > 0) total.corrected /= correctable_;
+    if (linears_.correctable() > 0) total.corrected /= linears_.correctable();
     return total;
   }
 
  private:
   bool held(std::size_t batch) const { return held_every_ > 0 && batch % held_every_ == held_every_ - 1; }
   void observe(const std::string& path, const mx::array& input, const model::ExpertRows* experts, std::size_t batch, const mx::array* reference);
-  /// A quantized linear. Errors are those of quantize::GptqResult; `judged` is by the true distance of its outputs from the full-precision model's,
-  /// on rows held out if there are any, up to a constant.
-  struct Quantized {
-    codec::Packed packed;
-    mx::array dense;  ///< what it stands for without `columns`, in the compute dtype
-    double plain_error = 0, error = 0, judged = 0;
-  };
-  Quantized quantize_linear(const model::LinearSpec& linear, const mx::array& weight, const mx::array* columns);
-  quantize::GptqResult quantize_matrix(const std::string& path, const mx::array& weight, const calibration::Hessian& hessian,
-                                       const calibration::Hessian* train, const calibration::Hessian* held, const codec::Format& format);
-  const model::Edge* scaled_edge(const model::LinearSpec& linear) const;
-  /// The linears whose Hessians are there: `tensors` gets their packed form, `student` what that stands for.
-  void quantize_seen(const std::vector<const model::LinearSpec*>& linears, model::Tensors& tensors, model::Tensors& student);
-  void halt(Walk& walk, int block, int stage, const model::Tensors& full, const model::Tensors& weights);
+  model::Tensors student_of(const BlockTensors& source, const model::Tensors& tensors, int stage);
+  void halt(Walk& walk, int stage, const BlockTensors& source, const model::Tensors& tensors);
 
   const GptqRun& o_;
   const model::Model& model_;
   const model::ModelSpec& spec_;
   const plan::QuantPlan& plan_;
   const Rows& rows_;
-  const model::Folds& folds_;  ///< tried edge by edge
   BlockRun& run_;
   const run::Context& context_;
   std::size_t held_every_ = 0;
   bool paired_ = false;
   BlockTraining training_;
-  calibration::HessianStore train_, held_;
-  std::vector<model::Edge> edges_;      // that have scales
-  model::Folds chosen_;                 // of the present block
-  double plain_error_ = 0, error_ = 0;  // of the present block
-  double correctable_ = 0;
+  model::Tensors dense_;  // the present block's packed linears but the experts, by path, made dense
   GptqResult result_;
+  GptqLinears linears_;
 };
 
 void Gptq::observe(const std::string& path, const mx::array& input, const model::ExpertRows* experts, std::size_t batch, const mx::array* reference) {
   if (!plan_.formats.count(path) || plan_.formats.at(path).mode != codec::Mode::affine) return;
   auto start = Clock::now();
   mx::array settled = input;
-  settled.eval();
+  if (!experts || !experts->source) settled.eval();
   result_.forward_time += seconds_since(start);
   start = Clock::now();
   const auto& counted = rows_.counted[batch];
   // Of experts nothing is held out: their inputs have no reference to be judged by.
-  (held(batch) && !experts ? held_ : train_).add(path, settled, experts, experts ? nullptr : reference, counted ? &*counted : nullptr);
+  (held(batch) && !experts ? linears_.held_hessians : linears_.hessians)
+      .add(path, settled, experts, experts ? nullptr : reference, counted ? &*counted : nullptr);
   result_.hessian_time += seconds_since(start);
 }
 
-quantize::GptqResult Gptq::quantize_matrix(const std::string& path, const mx::array& weight, const calibration::Hessian& hessian,
-                                           const calibration::Hessian* train, const calibration::Hessian* held, const codec::Format& format) {
-  auto method = o_.method;
-  if (hessian.shift) {
-    const auto start = Clock::now();
-    method.correction = o_.asymmetric == Asymmetric::on ? 1 : train && held ? quantize::correction_share(weight, *train, *held, method.damp) : 0;
-    result_.factor_time += seconds_since(start);
-    result_.corrected += method.correction;
-    ++correctable_;
-  }
-  auto done = quantize::gptq(path, weight, hessian, format, method);
-  result_.search_time += done.search_time;
-  result_.factor_time += done.factor_time;
-  result_.solve_time += done.solve_time;
-  if (done.damp > method.damp) context_.warn(fmt::format("{}: its Hessian needed a damping of {:.2g}; more rows help", path, done.damp));
-  return done;
-}
-
-Gptq::Quantized Gptq::quantize_linear(const model::LinearSpec& linear, const mx::array& weight, const mx::array* columns) {
-  const auto format = plan_.formats.at(linear.path);
-  const auto stored = model_.stored_dtype();
-  const auto scaled = columns ? mx::astype(mx::multiply(weight, columns->ndim() == 2 ? mx::expand_dims(*columns, -2) : *columns), stored) : weight;
-  Quantized all{{mx::array(0), mx::array(0), std::nullopt}, mx::array(0)};
-  if (format.mode != codec::Mode::affine) {
-    all.packed = codec::quantize(scaled, format);
-  } else {
-    const auto both = [&](const std::vector<calibration::Hessian>& sums) {
-      auto pooled = sums;
-      if (held_.has(linear.path))
-        for (std::size_t e = 0; e < sums.size(); ++e) pooled[e] = calibration::together(sums[e], held_.of(linear.path)[e]);
-      return pooled;
-    };
-    const auto hessians = supported(linear, both(train_.of(linear.path)), context_);
-    std::vector<mx::array> codes, scales, biases;
-    for (int e = 0; e < std::max(1, linear.experts); ++e) {
-      const auto cut = [&](const mx::array& x) {
-        return linear.experts == 0 ? x : mx::reshape(mx::slice(x, {e, 0, 0}, {e + 1, linear.out, linear.in}), {linear.out, linear.in});
-      };
-      const auto own = [&](const calibration::Hessian& h) {
-        return columns ? calibration::rescaled(h, columns->ndim() == 2 ? mx::take(*columns, e, 0) : *columns) : h;
-      };
-      const auto& hessian = calibration::of_matrix(hessians, e);
-      const bool judged = held_.has(linear.path) && hessians.size() == 1;
-      const auto train = own(calibration::of_matrix(train_.of(linear.path), e)), held = judged ? own(held_.of(linear.path).front()) : train;
-      const auto name = linear.experts == 0 ? linear.path : fmt::format("{} (matrix {})", linear.path, e);
-      const auto done = quantize_matrix(name, cut(scaled), own(hessian), judged ? &train : nullptr, judged ? &held : nullptr, format);
-      codes.push_back(done.packed.codes), scales.push_back(done.packed.scales), biases.push_back(*done.packed.biases);
-      all.plain_error += done.plain_error, all.error += done.error;
-      if (scaled_edge(linear)) all.judged += quantize::output_error(cut(scaled), done.packed, format, judged ? held : own(hessian));
-    }
-    const auto joined = [&](const std::vector<mx::array>& parts) { return linear.experts == 0 ? parts.front() : mx::stack(parts); };
-    all.packed = {joined(codes), joined(scales), joined(biases)};
-  }
-  all.dense = codec::dequantize(all.packed, format, columns ? mx::float32 : stored);
-  if (columns) all.dense = mx::astype(mx::divide(all.dense, columns->ndim() == 2 ? mx::expand_dims(*columns, -2) : *columns), stored);
-  if (model_.compute_dtype() != stored) all.dense = mx::astype(all.dense, model_.compute_dtype());
-  all.dense.eval();
-  return all;
-}
-
-const model::Edge* Gptq::scaled_edge(const model::LinearSpec& linear) const {
-  for (const auto& edge : edges_)
-    if (std::find(edge.consumers.begin(), edge.consumers.end(), linear.path) != edge.consumers.end()) return &edge;
-  return nullptr;
-}
-
-void Gptq::quantize_seen(const std::vector<const model::LinearSpec*>& linears, model::Tensors& tensors, model::Tensors& student) {
-  const auto take = [&](const model::LinearSpec& linear, const Quantized& q) {
-    model::put_packed(tensors, linear.path, q.packed);
-    student.insert_or_assign(linear.path + ".weight", q.dense);
-    plain_error_ += q.plain_error, error_ += q.error;
-    context_.check();
-  };
-  std::map<const model::Edge*, std::vector<const model::LinearSpec*>> together;  // readers of an edge with scales: all take them, or none
-  for (const auto* linear : linears) {
-    const auto planned = plan_.formats.find(linear->path);
-    if (planned == plan_.formats.end() || tensors.contains(linear->path + ".scales")) continue;
-    if (planned->second.mode == codec::Mode::affine && !train_.has(linear->path)) continue;
-    if (const auto* edge = scaled_edge(*linear))
-      together[edge].push_back(linear);
+/// The quantized model's tensors as far as it goes: what is not packed is as it was.
+model::Tensors Gptq::student_of(const BlockTensors& source, const model::Tensors& tensors, int stage) {
+  std::vector<const model::LinearSpec*> unpacked;
+  model::Tensors some;
+  for (const auto* linear : source.read_before(stage)) {
+    if (tensors.contains(linear->path + ".scales"))
+      some.insert({linear->path + ".weight", linears_.dense(*linear, tensors)});
     else
-      take(*linear, quantize_linear(*linear, tensors.at(linear->path + ".weight"), nullptr));
+      unpacked.push_back(linear);
   }
-  for (const auto& [edge, readers] : together) {
-    const auto columns = model::column_scales(*edge, folds_.at(edge->producer));
-    std::vector<Quantized> plain, scaled;
-    double gain = 0, error = 0;
-    for (const auto* linear : readers) {
-      const auto& weight = tensors.at(linear->path + ".weight");
-      plain.push_back(quantize_linear(*linear, weight, nullptr));
-      scaled.push_back(quantize_linear(*linear, weight, &columns));
-      gain += plain.back().judged - scaled.back().judged;
-      error += plain.back().error;
+  auto student = source.full_with(unpacked);
+  student.merge(some);
+  for (const auto* linear : spec_.blocks[source.block()].linears()) {
+    if (BlockTensors::is_read(*linear) || !tensors.contains(linear->path + ".scales")) continue;
+    auto kept = dense_.find(linear->path);
+    if (kept == dense_.end()) kept = dense_.emplace(linear->path, linears_.dense(*linear, tensors)).first;
+    student.insert_or_assign(linear->path + ".weight", kept->second);
+  }
+  return student;
+}
+
+/// Brings the teacher's walk to a stage, and then this one; what the linears there read is summed, or kept.
+void Gptq::halt(Walk& walk, int stage, const BlockTensors& source, const model::Tensors& tensors) {
+  const int block = source.block();
+  const auto batches = rows_.ids.size();
+  const auto start = Clock::now();
+  const double elsewhere = result_.hessian_time + result_.forward_time;
+  std::vector<std::unordered_map<std::string, mx::array>> references(batches);  // what the same linears read in the full-precision model
+  if (auto* teacher = run_.teacher()) {
+    const auto full = source.full_with(source.read_before(stage));
+    for (std::size_t b = 0; b < batches; ++b) {
+      const model::Observer reader = [&](const std::string& path, const mx::array& input, const model::ExpertRows* experts) {
+        if (!experts) references[b].insert_or_assign(path, input);
+      };
+      teacher->advance(b, block, stage, full, {}, paired_ ? &reader : nullptr);
+      for (auto& [path, input] : references[b]) input.eval();
     }
-    const bool better = gain > kWorthScaling * error;
-    if (better) chosen_.insert({edge->producer, folds_.at(edge->producer)});
-    for (std::size_t i = 0; i < readers.size(); ++i) take(*readers[i], better ? scaled[i] : plain[i]);
+    release_freed_memory();
   }
-  train_.clear();
-  held_.clear();
-}
-
-/// Brings a walk, and the teacher's, to a stage; what the linears there read is summed.
-void Gptq::halt(Walk& walk, int block, int stage, const model::Tensors& full, const model::Tensors& weights) {
-  auto* teacher = run_.teacher();
-  for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
-    const auto start = Clock::now();
-    const double elsewhere = result_.hessian_time + result_.forward_time;
-    std::unordered_map<std::string, mx::array> references;  // what the same linears read in the full-precision model
-    const model::Observer reader = [&](const std::string& path, const mx::array& input, const model::ExpertRows* experts) {
-      if (!experts) references.insert_or_assign(path, input);
-    };
-    if (teacher) teacher->advance(b, block, stage, full, {}, paired_ ? &reader : nullptr);
+  const auto student = student_of(source, tensors, stage);
+  for (std::size_t b = 0; b < batches; ++b) {
     const model::Observer observer = [&](const std::string& path, const mx::array& input, const model::ExpertRows* experts) {
-      const auto reference = references.find(path);
-      observe(path, input, experts, b, reference == references.end() ? nullptr : &reference->second);
+      const auto reference = references[b].find(path);
+      observe(path, input, experts, b, reference == references[b].end() ? nullptr : &reference->second);
     };
-    walk.advance(b, block, stage, weights, {}, &observer);
-    result_.forward_time += seconds_since(start) - (result_.hessian_time + result_.forward_time - elsewhere);
+    walk.advance(b, block, stage, student, {}, &observer);
+    references[b].clear();
   }
+  result_.forward_time += seconds_since(start) - (result_.hessian_time + result_.forward_time - elsewhere);
   context_.check();
+  release_freed_memory();
 }
 
-BlockMethod::Turn Gptq::turn(int block, const model::Tensors& stored, const model::Tensors& full) {
+BlockMethod::Turn Gptq::turn(const BlockTensors& source) {
   auto& walk = run_.student();
-  auto tensors = stored, student = full;
+  auto tensors = source.stored();
+  const int block = source.block(), stages = walk.stages(block);
   const bool trains = training_.wanted();
-  const auto before = trains || !edges_.empty() ? std::optional(walk) : std::nullopt;
-  plain_error_ = error_ = 0;
-  chosen_.clear();
+  const auto before = trains || !linears_.edges().empty() ? std::optional(walk) : std::nullopt;
+  linears_.begin_block();
+  dense_.clear();
+  const auto& chosen = linears_.chosen();
   const auto linears = spec_.blocks[block].linears();
+  const GptqLinears::WeightOf weight_of = [&](const model::LinearSpec& linear) { return source.weight(linear); };
   if (o_.sequential) {
-    for (int stage = 0; stage < walk.stages(block); ++stage) {
-      halt(walk, block, stage, full, student);
-      quantize_seen(linears, tensors, student);
+    for (int stage = 0; stage < stages; ++stage) {
+      halt(walk, stage, source, tensors);
+      linears_.quantize(linears, tensors, weight_of);
     }
   } else {
     auto probe = walk;
-    for (int stage = 0; stage < walk.stages(block); ++stage) halt(probe, block, stage, full, student);
-    quantize_seen(linears, tensors, student);
+    for (int stage = 0; stage < stages; ++stage) halt(probe, stage, source, tensors);
+    linears_.quantize(linears, tensors, weight_of);
   }
   const auto start = Clock::now();
-  for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
-    if (run_.teacher()) run_.teacher()->leave(b, block, full, {});
-    if (o_.sequential && !trains) walk.leave(b, block, student, {});
+  if (auto* teacher = run_.teacher()) {
+    const auto full = source.full_with(source.read_before(stages));
+    for (std::size_t b = 0; b < rows_.ids.size(); ++b) teacher->leave(b, block, full, {});
   }
-  for (const auto& edge : edges_) {
-    if (!chosen_.contains(edge.producer)) continue;
-    model::fold_producer(edge, chosen_.at(edge.producer), tensors, model_.stored_dtype());
-    model::fold_consumers(edge, chosen_.at(edge.producer), tensors);
+  if (o_.sequential && !trains && chosen.empty()) {
+    const auto student = student_of(source, tensors, stages);
+    for (std::size_t b = 0; b < rows_.ids.size(); ++b) walk.leave(b, block, student, {});
   }
-  for (const auto* linear : linears)
-    if (const auto planned = plan_.formats.find(linear->path); linear->reads == 0 && planned != plan_.formats.end())
-      model::put_packed(tensors, linear->path, codec::quantize(tensors.at(linear->path + ".weight"), planned->second));
+  dense_.clear();
+  for (const auto* linear : linears) {
+    const auto& path = linear->path;
+    const auto planned = plan_.formats.find(path);
+    if (linear->reads == 0 && planned != plan_.formats.end())
+      model::put_packed(tensors, path, codec::quantize(source.weight(*linear), planned->second));
+    else if (!tensors.contains(path + ".weight"))
+      tensors.insert({path + ".weight", source.weight(*linear)});
+  }
+  for (const auto& edge : linears_.edges()) {
+    if (!chosen.contains(edge.producer)) continue;
+    model::fold_producer(edge, chosen.at(edge.producer), tensors, model_.stored_dtype());
+    model::fold_consumers(edge, chosen.at(edge.producer), tensors);
+  }
   for (auto& [name, tensor] : tensors)
     if (tensor.dtype() == mx::float32) tensor = mx::astype(tensor, model_.stored_dtype());
   result_.forward_time += seconds_since(start);
-  auto figure = fmt::format("output errors {:.2f} of plain rounding's", plain_error_ > 0 ? error_ / plain_error_ : 1);
+  auto figure = fmt::format("output errors {:.2f} of plain rounding's", linears_.error_ratio());
   if (trains) {
     const auto began = Clock::now();
-    auto dense = stored;
-    model::fold_block(spec_, block, chosen_, dense, model_.stored_dtype());
-    figure += fmt::format(", trained to {:.2f} of that", training_.train(block, dense, *before, tensors).loss);
+    auto full = source.all_stored();
+    model::fold_block(spec_, block, chosen, full, model_.stored_dtype());
+    figure += fmt::format(", trained to {:.2f} of that", training_.train(block, full, *before, tensors).loss);
     result_.train_time += seconds_since(began);
   }
   const auto again = Clock::now();
-  if (trains || !chosen_.empty()) {
+  if (trains || !chosen.empty() || !o_.sequential) {
     // The next block shall get what the written tensors give, to the last bit, as it will when a killed run goes on.
-    walk = *before;
+    if (before) walk = *before;
     walk.pass(block, walked(model_, plan_, tensors), {});
-  } else if (!o_.sequential) {
-    walk.pass(block, student, {});
   }
   result_.forward_time += seconds_since(again);
-  for (const auto& [producer, scales] : chosen_) tensors.insert({kFoldPrefix + producer, scales});
+  for (const auto& [producer, scales] : chosen) tensors.insert({kFoldPrefix + producer, scales});
   return {{std::move(tensors), json::object()}, figure};
 }
 
@@ -330,15 +254,14 @@ BlockMethod::Turn Gptq::turn(int block, const model::Tensors& stored, const mode
 model::Tensors Gptq::finish() {
   const auto& linear = spec_.head ? *spec_.head : spec_.embedding;
   auto tensors = model::dense_tensors(model_, model_.load_final(model_.stored_dtype()));
-  const auto outer = model_.load_final(model_.compute_dtype());
+  const auto outer = model_.cast(tensors, model_.compute_dtype());
   for (std::size_t b = 0; b < rows_.ids.size(); ++b) {
     if (!run_.student().ends(b)) continue;
     const auto input = [&](const mx::array& states) { return model::final_norm(spec_, outer, states, model_.formats()); };
     const std::optional<mx::array> reference = paired_ ? std::optional(input(run_.teacher()->states(b))) : std::nullopt;
     observe(linear.path, input(run_.student().states(b)), nullptr, b, reference ? &*reference : nullptr);
   }
-  model::Tensors unused;
-  quantize_seen({&linear}, tensors, unused);
+  linears_.quantize({&linear}, tensors, [&](const model::LinearSpec&) { return tensors.at(linear.path + ".weight"); });
   return tensors;
 }
 

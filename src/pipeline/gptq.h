@@ -8,11 +8,11 @@
 #include <vector>
 
 #include "base/figures.h"
-#include "run/context.h"
 #include "codec/format.h"
 #include "pipeline/rows.h"
 #include "quantize/blockwise.h"
 #include "quantize/gptq.h"
+#include "run/context.h"
 
 namespace lquant::pipeline {
 
@@ -44,9 +44,9 @@ struct GptqResult {
   nlohmann::json to_json() const;
 };
 
-/// The whole of `lquant gptq`: data, block after block, output. One block's weights and Hessians are in memory, with the activations of the
-/// calibration rows. Finished blocks are journalled: the same call continues a killed run and ends in the same bytes.
-/// Throws Error (nothing is left under the output's name) or Interrupted (state saved).
+/// The whole of `lquant gptq`: data, block after block, output. One block's weights and Hessians are in memory, of experts one Hessian and the
+/// weights of one stage, with the activations of the calibration rows. Finished blocks are journalled: the same call continues a killed run and ends
+/// in the same bytes. Throws Error (nothing is left under the output's name) or Interrupted (state saved).
 GptqResult gptq(const GptqRun& options, const run::Context& context);
 
 }  // namespace lquant::pipeline

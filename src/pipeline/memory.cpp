@@ -4,6 +4,10 @@
 #include <mlx/mlx.h>
 #include <unistd.h>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include <algorithm>
 
 #include "kernels/primitive.h"
@@ -36,6 +40,12 @@ int micro_tokens(const model::ModelSpec& spec) {
   // A quarter of the memory for activations leaves room for weights, gradients and the head's chunks.
   const double room = available_memory() / 4;
   return std::clamp(static_cast<int>(room / std::max(1.0, kept)), 1024, 65536);
+}
+
+void release_freed_memory() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
 }
 
 double available_memory() {

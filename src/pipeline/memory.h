@@ -1,9 +1,9 @@
 #pragma once
 
 #include "base/figures.h"
-#include "run/context.h"
 #include "model/spec.h"
 #include "plan/plan.h"
+#include "run/context.h"
 
 namespace lquant::pipeline {
 
@@ -21,6 +21,10 @@ double available_memory();
 /// Says what to do when the expected peak comes near what there is: distil from an 8-bit model, shorter sequences, a smaller batch,
 /// --grad-checkpoint.
 void advise_memory(const model::ModelSpec& spec, const plan::QuantPlan& plan, const MemoryUse& use, const run::Context& context);
+
+/// Gives memory that is free back to the system. Between parts of a block's work, which have arrays of different sizes: what one of them has freed in
+/// pieces would else stand beside what the next one takes.
+void release_freed_memory();
 
 /// Tokens that are worked through at once: on a CPU, whose products are as fast with 1,024 rows as with more, 1,024; a GPU wants
 /// more of them, as far as its memory goes.

@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "lquant/version.h"
+#include "pipeline/memory.h"
 #include "quantize/sensitivity.h"
 
 namespace lquant::pipeline {
@@ -87,6 +88,7 @@ class Sweep {
   template <class Work>
   void in_parts(std::size_t batch, const Work& work) const;
   void step() {
+    release_freed_memory();
     progress_.advance(1);
     context_.check();
   }
@@ -148,11 +150,14 @@ void Sweep::forward(int last) {
 json Sweep::judge(const std::vector<const model::LinearSpec*>& linears, const model::Tensors& tensors) {
   json result = json::object();
   for (const auto* linear : linears) {
-    if (!fisher_.has(linear->path)) continue;
+    const auto* stack = fisher_.stack(linear->path);
+    if (!stack && !fisher_.has(linear->path)) continue;
     std::vector<codec::Format> possible;
     for (const auto& format : formats_)
       if (linear->in % format.group_size == 0) possible.push_back(format);
-    const auto costs = quantize::expected_kl(linear->path, tensors.at(linear->path + ".weight"), fisher_.of(linear->path), tokens_, possible);
+    const auto& weight = tensors.at(linear->path + ".weight");
+    const auto costs = stack ? quantize::expected_kl(linear->path, weight, *stack, tokens_, possible)
+                             : quantize::expected_kl(linear->path, weight, fisher_.of(linear->path), tokens_, possible);
     auto& entry = result[linear->path] = json::array();
     std::size_t next = 0;
     for (const auto& format : formats_) entry.push_back(linear->in % format.group_size == 0 ? json(costs[next++]) : json(nullptr));
@@ -219,9 +224,25 @@ States Sweep::through(const model::Visit& visit, const model::Tensors& tensors, 
       context.segments = cut(rows_.segments[b], begin, end);
       auto g = quantize::through_block(spec_, visit, tensors, cut(states[b], begin, end), cut(gradients[b], begin, end), context);
       std::vector<mx::array> all{g.input};
-      for (const auto& [path, gradient] : g.weights) all.push_back(gradient);
+      std::map<std::string, kernels::GroupedGradient> stacks;
+      for (const auto& [path, gradient] : g.weights) {
+        // The sums over passes are kept weight by weight.
+        const auto stack =
+            spec_.passes == 1 && quantize::FisherStore::can_sum(gradient.shape(-1)) ? kernels::grouped_gradient(gradient) : std::nullopt;
+        if (stack) {
+          all.insert(all.end(), {stack->dy, stack->x, stack->offsets});
+          stacks.insert({path, *stack});
+        } else {
+          all.push_back(gradient);
+        }
+      }
       mx::eval(all);
-      for (const auto& [path, gradient] : g.weights) fisher_.add(path, gradient);
+      for (const auto& [path, gradient] : g.weights) {
+        if (const auto stack = stacks.find(path); stack != stacks.end())
+          fisher_.add(path, stack->second);
+        else
+          fisher_.add(path, gradient);
+      }
       parts.push_back(g.input);
     });
     before.push_back(mx::concatenate(parts, 0));

@@ -11,6 +11,8 @@
 #include "codec/range_search.h"
 #include "model/pack.h"
 #include "model/stream.h"
+#include "pipeline/block_tensors.h"
+#include "pipeline/memory.h"
 #include "pipeline/moments.h"
 #include "pipeline/rows.h"
 
@@ -19,20 +21,33 @@ namespace mx = mlx::core;
 
 namespace {
 
+codec::Packed packed(const std::string& path, const mx::array& weight, const codec::Format& format, const Moments& moments) {
+  if (format.mode != codec::Mode::affine) return codec::quantize(weight, format);
+  const auto moment = moments.find(path);
+  return codec::range_search(weight, format, moment == moments.end() ? std::nullopt : std::optional(moment->second)).packed;
+}
+
 /// Quantizes what the plan names among `tensors`, in place. A teacher that is quantized itself (8 bits, say) is made dense first.
 void pack_linears(model::Tensors& tensors, model::Formats formats, const plan::QuantPlan& plan, const Moments& moments, mx::Dtype dtype) {
   std::erase_if(formats, [&](const auto& entry) { return !tensors.contains(entry.first + ".scales"); });
   model::densify(tensors, formats, dtype);
-  for (const auto& [path, format] : plan.formats) {
-    const auto it = tensors.find(path + ".weight");
-    if (it == tensors.end()) continue;
-    const auto weight = mx::astype(it->second, dtype);
-    const auto moment = moments.find(path);
-    std::optional<mx::array> importance;
-    if (moment != moments.end()) importance = moment->second;
-    const auto packed = format.mode == codec::Mode::affine ? codec::range_search(weight, format, importance).packed : codec::quantize(weight, format);
-    model::put_packed(tensors, path, packed);
+  for (const auto& [path, format] : plan.formats)
+    if (const auto it = tensors.find(path + ".weight"); it != tensors.end())
+      model::put_packed(tensors, path, packed(path, mx::astype(it->second, dtype), format, moments));
+}
+
+model::Tensors packed_block(const model::Model& model, int block, const plan::QuantPlan& plan, const Moments& moments) {
+  const BlockTensors source(model, block);
+  auto tensors = source.stored();
+  pack_linears(tensors, {}, plan, moments, model.stored_dtype());
+  for (const auto* linear : model.spec().blocks[block].linears()) {
+    if (!BlockTensors::is_read(*linear)) continue;
+    if (const auto planned = plan.formats.find(linear->path); planned != plan.formats.end())
+      model::put_packed(tensors, linear->path, packed(linear->path, source.weight(*linear), planned->second, moments));
+    else
+      tensors.insert({linear->path + ".weight", source.weight(*linear)});
   }
+  return tensors;
 }
 
 /// search_units, which also gives each finished unit's tensors to `take`.
@@ -51,17 +66,17 @@ void search(const model::Model& model, const plan::QuantPlan& plan, const std::v
   const model::BatchObserver observer = [&](std::size_t b, const std::string& path, const mx::array& input, const model::ExpertRows* experts) {
     add_moment(moments, path, input, experts, counted[b]);
   };
-  const auto finish = [&](int i, const std::function<model::Tensors()>& load) {
+  const auto finish = [&](int i, const std::function<model::Tensors()>& make) {
     if (auto done = run.load(unit(i))) {
       take(unit(i), done->tensors);
       progress.skip(1);
     } else {
-      auto tensors = load();
-      pack_linears(tensors, model.formats(), plan, moments, dtype);
+      auto tensors = make();
       run.save(unit(i), tensors);
       take(unit(i), tensors);
       progress.advance(1);
     }
+    release_freed_memory();
     context.check();
   };
 
@@ -82,7 +97,7 @@ void search(const model::Model& model, const plan::QuantPlan& plan, const std::v
     const int i = visit.block;
     // Before its last run not all that the block's linears read has been seen.
     if (i < 0 || visit.pass + 1 < spec.passes) return;
-    finish(i, [&] { return model.load_block(i, dtype); });
+    finish(i, [&] { return packed_block(model, i, plan, moments); });
     for (const auto* linear : spec.blocks[i].linears()) moments.erase(linear->path);
   };
   const auto states = model::stream_blocks(model, ids, options);
@@ -92,6 +107,7 @@ void search(const model::Model& model, const plan::QuantPlan& plan, const std::v
   finish(blocks, [&] {
     auto tensors = model.load_embedding(dtype);
     tensors.merge(model.load_final(dtype));
+    pack_linears(tensors, model.formats(), plan, moments, dtype);
     return tensors;
   });
   progress.finish();

@@ -28,20 +28,14 @@ mx::array scalar(double x) { return mx::array(static_cast<float>(x)); }
 struct Matrix {
   mx::array weight;
   codec::Format format;
-  const calibration::Hessian* hessian;
-  mx::array mean_square;  // of each input, f32 [K]
 };
 
-mx::array thinned(const mx::array& weight) {
-  const int rows = weight.shape(0), step = std::max(1, rows / kJudges);
-  return mx::contiguous(mx::slice(weight, {0, 0}, weight.shape(), {step, 1}));
-}
-
-Matrix matrix_of(const mx::array& weight, const codec::Format& format, const calibration::Hessian& hessian) {
-  Matrix m{thinned(weight), format, &hessian, calibration::mean_squares(hessian)};
-  mx::eval(m.weight, m.mean_square);
-  return m;
-}
+/// A matrix of a reader on its way through the search.
+struct Judge {
+  Matrix matrix;
+  double tokens;
+  std::vector<double> errors = {};
+};
 
 /// f32 [K] of the consumers' columns → [channels] of the edge: the mean over the query heads that read one value head.
 mx::array by_channel(const model::Edge& edge, const mx::array& columns) {
@@ -71,33 +65,25 @@ mx::array normalised(const mx::array& scales) {
   return mx::divide(s, mx::sqrt(mx::multiply(mx::max(s), mx::min(s))));
 }
 
-double error_of(const model::Edge& edge, const std::vector<Matrix>& matrices, const mx::array& scales, const AwqOptions& options, mx::Dtype dtype) {
+double error_of(const model::Edge& edge, const Matrix& m, const calibration::Hessian& h, const mx::array& scales, const AwqOptions& options,
+                mx::Dtype dtype) {
   const auto columns = model::column_scales(edge, scales);
-  double error = 0;
-  for (const auto& m : matrices) {
-    const auto scaled = mx::multiply(m.weight, columns);
-    codec::Packed packed = options.clip && m.format.mode == codec::Mode::affine
-                               ? codec::range_search(scaled, m.format, mx::divide(m.mean_square, mx::square(columns)), dtype).packed
-                               : codec::quantize(mx::astype(scaled, dtype), m.format);
-    const auto back = mx::divide(codec::dequantize(packed, m.format, mx::float32), columns);
-    error += codec::feedback_error(m.weight, back, m.hessian->moment);
-  }
-  return error;
+  const auto scaled = mx::multiply(m.weight, columns);
+  codec::Packed packed = options.clip && m.format.mode == codec::Mode::affine
+                             ? codec::range_search(scaled, m.format, mx::divide(calibration::mean_squares(h), mx::square(columns)), dtype).packed
+                             : codec::quantize(mx::astype(scaled, dtype), m.format);
+  const auto back = mx::divide(codec::dequantize(packed, m.format, mx::float32), columns);
+  return codec::feedback_error(m.weight, back, h.moment);
 }
 
-/// The search with one scale a channel.
-ScaleSearch search_one(const model::Edge& edge, const std::vector<Matrix>& matrices, const AwqOptions& options, mx::Dtype dtype) {
-  // The readers see the same activations; of experts, the one with most tokens (or the router, which sees all) knows them best.
-  const auto& best_seen =
-      *std::max_element(matrices.begin(), matrices.end(), [](const Matrix& a, const Matrix& b) { return a.hessian->tokens < b.hessian->tokens; });
-  const auto x = mx::sqrt(by_channel(edge, best_seen.mean_square)), w = relative_magnitude(edge, matrices);
-  ScaleSearch found;
-  found.unscaled = error_of(edge, matrices, mx::ones({edge.channels}, mx::float32), options, dtype);
+/// The scales of the grid. `mean_square` f32 [K] is of the activations that all readers see.
+std::vector<ScaleCandidate> grid_of(const model::Edge& edge, const std::vector<Matrix>& matrices, const mx::array& mean_square,
+                                    const AwqOptions& options) {
+  const auto x = mx::sqrt(by_channel(edge, mean_square)), w = relative_magnitude(edge, matrices);
+  std::vector<ScaleCandidate> all;
   const auto consider = [&](const mx::array& scales, double r, bool duo) {
-    auto normal = normalised(scales);
-    normal.eval();
-    const double error = error_of(edge, matrices, normal, options, dtype);
-    if (error < found.unscaled) found.candidates.push_back({normal, r, duo, error});
+    all.push_back({normalised(scales), r, duo, 0});
+    all.back().scales.eval();
   };
   const auto powered = [&](double r) { return mx::power(mx::maximum(x, scalar(kFloor)), scalar(r)); };
   for (int i = 1; i < options.grid; ++i) consider(powered(double(i) / options.grid), double(i) / options.grid, false);
@@ -107,6 +93,27 @@ ScaleSearch search_one(const model::Edge& edge, const std::vector<Matrix>& matri
       consider(mx::divide(powered(r), mx::power(mx::maximum(w, scalar(kFloor)), scalar(1 - r))), r, true);
     }
   }
+  return all;
+}
+
+/// The errors that the candidates leave of one matrix; the last is that of none.
+std::vector<double> errors_of(const model::Edge& edge, const Matrix& m, const calibration::Hessian& h, const std::vector<ScaleCandidate>& candidates,
+                              const AwqOptions& options, mx::Dtype dtype) {
+  std::vector<double> errors;
+  for (const auto& candidate : candidates) errors.push_back(error_of(edge, m, h, candidate.scales, options, dtype));
+  errors.push_back(error_of(edge, m, h, mx::ones({edge.channels}, mx::float32), options, dtype));
+  return errors;
+}
+
+/// What the candidates are worth by the errors of all matrices.
+ScaleSearch choice_of(std::vector<ScaleCandidate> candidates, const std::vector<std::vector<double>>& errors, const AwqOptions& options) {
+  ScaleSearch found;
+  for (const auto& of_matrix : errors) {
+    found.unscaled += of_matrix.back();
+    for (std::size_t c = 0; c < candidates.size(); ++c) candidates[c].error += of_matrix[c];
+  }
+  for (const auto& candidate : candidates)
+    if (candidate.error < found.unscaled) found.candidates.push_back(candidate);
   std::stable_sort(found.candidates.begin(), found.candidates.end(), [](const auto& a, const auto& b) { return a.error < b.error; });
   if (static_cast<int>(found.candidates.size()) > options.shortlist)
     found.candidates.erase(found.candidates.begin() + options.shortlist, found.candidates.end());
@@ -117,49 +124,45 @@ mx::array expert(const mx::array& stacked, int e) {
   return mx::reshape(mx::slice(stacked, {e, 0, 0}, {e + 1, stacked.shape(1), stacked.shape(2)}), {stacked.shape(1), stacked.shape(2)});
 }
 
+void check(const model::Edge& edge, const calibration::Hessian& h) {
+  const int columns = edge.channels * edge.repeats;
+  if (h.moment.shape() != mx::Shape{columns, columns})
+    throw std::invalid_argument("[quantize] search_scales: moments do not fit the edge at " + edge.producer);
+  if (!mx::all(mx::isfinite(h.moment)).item<bool>())
+    fail("quantize",
+         "{}: what it gives became NaN or infinite on the calibration data; make the model float32 first (lquant convert --dtype float32) or use "
+         "other data",
+         edge.producer);
+}
+
 bool fits(const model::Edge& edge, const Reader& reader) {
   const auto& w = reader.weight;
   const bool stacked = w.ndim() == 3;
   const int columns = edge.channels * edge.repeats;
   if ((w.ndim() != 2 && !stacked) || w.dtype() != mx::float32 || w.shape(-1) != columns) return false;
   if (edge.experts > 0 && (!stacked || w.shape(0) != edge.experts)) return false;
-  if (reader.hessians.size() != (stacked ? static_cast<std::size_t>(w.shape(0)) : 1)) return false;
-  return std::all_of(reader.hessians.begin(), reader.hessians.end(), [&](const auto& h) { return h.moment.shape() == mx::Shape{columns, columns}; });
+  return reader.hessians.tokens().size() == (stacked ? static_cast<std::size_t>(w.shape(0)) : 1);
 }
 
-}  // namespace
-
-ScaleSearch search_scales(const model::Edge& edge, const std::vector<Reader>& readers, const AwqOptions& options, mx::Dtype scale_dtype) {
-  if (readers.empty()) throw std::invalid_argument("[quantize] search_scales: nobody reads the edge at " + edge.producer);
-  for (const auto& reader : readers) {
-    if (!fits(edge, reader)) throw std::invalid_argument("[quantize] search_scales: a reader does not fit the edge at " + edge.producer);
-    for (const auto& h : reader.hessians)
-      if (!mx::all(mx::isfinite(h.moment)).item<bool>())
-        fail("quantize",
-             "{}: what it gives became NaN or infinite on the calibration data; make the model float32 first (lquant convert --dtype float32) or use "
-             "other data",
-             edge.producer);
+std::vector<Judge> judges_of(const Reader& reader) {
+  const auto rows = judging_rows(reader.weight);
+  const auto& tokens = reader.hessians.tokens();
+  if (rows.ndim() == 2) return {{{rows, reader.format}, tokens[0]}};
+  std::vector<Judge> all;
+  for (int e = 0; e < rows.shape(0); ++e) {
+    all.push_back({{mx::contiguous(expert(rows, e)), reader.format}, tokens[e]});
+    all.back().matrix.weight.eval();
   }
-  const auto matrices_of = [&](std::optional<int> only) {
-    std::vector<Matrix> all;
-    for (const auto& reader : readers) {
-      if (reader.weight.ndim() == 2) {
-        all.push_back(matrix_of(reader.weight, reader.format, reader.hessians.at(0)));
-        continue;
-      }
-      for (int e = 0; e < reader.weight.shape(0); ++e)
-        if (!only || *only == e) all.push_back(matrix_of(expert(reader.weight, e), reader.format, reader.hessians.at(e)));
-    }
-    return all;
-  };
-  if (edge.experts == 0) return search_one(edge, matrices_of(std::nullopt), options, scale_dtype);
+  return all;
+}
 
-  // Experts have scales of their own: each takes its best.
+/// Experts have scales of their own: each takes its best.
+ScaleSearch joined(const model::Edge& edge, const std::vector<ScaleSearch>& found) {
   ScaleSearch all;
   ScaleCandidate joined{mx::array(0)};
   std::vector<mx::array> scales;
-  for (int e = 0; e < edge.experts; ++e) {
-    const auto one = search_one(edge, matrices_of(e), options, scale_dtype);
+  bool any = false;
+  for (const auto& one : found) {
     all.unscaled += one.unscaled;
     if (one.candidates.empty()) {
       scales.push_back(mx::ones({edge.channels}, mx::float32));
@@ -167,7 +170,7 @@ ScaleSearch search_scales(const model::Edge& edge, const std::vector<Reader>& re
       continue;
     }
     const auto& best = one.candidates.front();
-    if (scales.empty()) joined.r = best.r, joined.duo = best.duo;
+    if (!std::exchange(any, true)) joined.r = best.r, joined.duo = best.duo;
     scales.push_back(best.scales);
     joined.error += best.error;
   }
@@ -175,6 +178,81 @@ ScaleSearch search_scales(const model::Edge& edge, const std::vector<Reader>& re
   joined.scales.eval();
   if (joined.error < all.unscaled) all.candidates.push_back(joined);
   return all;
+}
+
+}  // namespace
+
+Hessians::Hessians(const std::vector<calibration::Hessian>& all)
+    : Hessians({}, [all](const Visit& visit) {
+        for (std::size_t e = 0; e < all.size(); ++e) visit(static_cast<int>(e), all[e]);
+      }) {
+  for (const auto& h : all) tokens_.push_back(h.tokens);
+}
+
+mx::array judging_rows(const mx::array& w) {
+  const int rows = w.shape(-2), step = std::max(1, rows / kJudges);
+  auto strides = mx::Shape(w.ndim(), 1);
+  strides[w.ndim() - 2] = step;
+  auto some = mx::contiguous(mx::slice(w, mx::Shape(w.ndim(), 0), w.shape(), strides));
+  some.eval();
+  return some;
+}
+
+ScaleSearch search_scales(const model::Edge& edge, const std::vector<Reader>& readers, const AwqOptions& options, mx::Dtype scale_dtype) {
+  if (readers.empty()) throw std::invalid_argument("[quantize] search_scales: nobody reads the edge at " + edge.producer);
+  std::vector<std::vector<Judge>> judges;
+  for (const auto& reader : readers) {
+    if (!fits(edge, reader)) throw std::invalid_argument("[quantize] search_scales: a reader does not fit the edge at " + edge.producer);
+    judges.push_back(judges_of(reader));
+  }
+  // One set of scales for all matrices, or one for each expert.
+  struct Set {
+    std::vector<Judge*> judges = {};
+    std::size_t reader = 0;  // that has the best seen of them
+    int matrix = 0;
+    std::vector<ScaleCandidate> candidates = {};
+  };
+  std::vector<Set> sets(std::max(1, edge.experts));
+  const auto set_of = [&](int e) -> Set& { return sets[edge.experts > 0 ? e : 0]; };
+  for (std::size_t r = 0; r < readers.size(); ++r)
+    for (int e = 0; e < static_cast<int>(judges[r].size()); ++e) {
+      auto& set = set_of(e);
+      // The readers see the same activations; of experts, the one with most tokens (or the router, which sees all) knows them best.
+      if (set.judges.empty() || judges[set.reader][set.matrix].tokens < judges[r][e].tokens) set.reader = r, set.matrix = e;
+      set.judges.push_back(&judges[r][e]);
+    }
+  const auto make_grid = [&](Set& set, const calibration::Hessian& h) {
+    std::vector<Matrix> matrices;
+    for (const auto* judge : set.judges) matrices.push_back(judge->matrix);
+    set.candidates = grid_of(edge, matrices, calibration::mean_squares(h), options);
+  };
+  for (std::size_t r = 0; r < readers.size(); ++r) {
+    const auto waits = [&](const Set& set) { return set.reader == r && set.judges.size() > 1; };
+    if (std::none_of(sets.begin(), sets.end(), waits)) continue;
+    readers[r].hessians.each([&](int e, const calibration::Hessian& h) {
+      check(edge, h);
+      if (auto& set = set_of(e); waits(set) && set.matrix == e) make_grid(set, h);
+    });
+  }
+  for (std::size_t r = 0; r < readers.size(); ++r) {
+    std::vector<std::size_t> together;
+    for (std::size_t q = 0; q < readers.size(); ++q)
+      if (readers[q].hessians.same(readers[r].hessians)) together.push_back(q);
+    if (together.front() < r) continue;
+    readers[r].hessians.each([&](int e, const calibration::Hessian& h) {
+      check(edge, h);
+      auto& set = set_of(e);
+      if (set.judges.size() == 1) make_grid(set, h);
+      for (auto q : together) judges[q][e].errors = errors_of(edge, judges[q][e].matrix, h, set.candidates, options, scale_dtype);
+    });
+  }
+  std::vector<ScaleSearch> found;
+  for (auto& set : sets) {
+    std::vector<std::vector<double>> errors;
+    for (const auto* judge : set.judges) errors.push_back(judge->errors);
+    found.push_back(choice_of(std::move(set.candidates), errors, options));
+  }
+  return edge.experts == 0 ? found.front() : joined(edge, found);
 }
 
 }  // namespace lquant::quantize

@@ -2,7 +2,10 @@
 
 #include <mlx/array.h>
 
-#include <optional>
+#include <functional>
+#include <initializer_list>
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include "calibration/hessian.h"
@@ -22,12 +25,35 @@ struct AwqOptions {
   int shortlist = 3;  ///< how many candidates search_scales returns
 };
 
-/// A linear that reads an edge and will be quantized: its weight f32 [N, K], or [E, N, K] with a Hessian for each expert.
+/// The Hessians of a reader's matrices: those that are given, or as they are made, for those of all experts may be larger than the model's block.
+/// Readers that have copies of one are taken together, so that each Hessian is made once.
+class Hessians {
+ public:
+  using Visit = std::function<void(int e, const calibration::Hessian& hessian)>;
+  using Each = std::function<void(const Visit& visit)>;
+  Hessians(std::initializer_list<calibration::Hessian> all) : Hessians(std::vector(all)) {}
+  Hessians(const std::vector<calibration::Hessian>& all);
+  /// `each` visits every matrix once, in any order; `tokens`: of each matrix those that its Hessian will have.
+  Hessians(std::vector<double> tokens, Each each) : tokens_(std::move(tokens)), each_(std::make_shared<const Each>(std::move(each))) {}
+  const std::vector<double>& tokens() const { return tokens_; }
+  void each(const Visit& visit) const { (*each_)(visit); }
+  bool same(const Hessians& other) const { return each_ == other.each_; }
+
+ private:
+  std::vector<double> tokens_;
+  std::shared_ptr<const Each> each_;
+};
+
+/// A linear that reads an edge and will be quantized: its weight f32 [N, K], or [E, N, K] with a Hessian for each expert. judging_rows() of it will
+/// do.
 struct Reader {
   mx::array weight;
   codec::Format format;
-  std::vector<calibration::Hessian> hessians;
+  Hessians hessians;
 };
+
+/// Of each matrix of w [..., N, K] the rows that judge candidates: evenly spaced, at most 255. Evaluated.
+mx::array judging_rows(const mx::array& w);
 
 /// Scales of one edge.
 struct ScaleCandidate {
@@ -45,8 +71,8 @@ struct ScaleSearch {
 /// Searches the scales of one edge on a grid: s_c = x̄_c^r, and with duo x̄_c^r / w̄_c^(1−r), r = 0, 1/grid, …, normalised to
 /// √(max · min) = 1. x̄ is the root mean square of a channel's activations, w̄ the mean of its weights' magnitudes relative to
 /// their groups' largest. Each candidate is judged by the readers' exact output errors Σ e · H · eᵀ, e = W − Q(W · s)/s, on at most
-/// 255 evenly spaced rows of each weight, so that a candidate costs a product or two and no forward pass. `scale_dtype` is the storage of the
-/// readers' scales and biases. Throws std::invalid_argument when shapes disagree, Error when moments are not finite.
+/// 255 evenly spaced rows of each weight (judging_rows), so that a candidate costs a product or two and no forward pass. `scale_dtype` is the storage
+/// of the readers' scales and biases. Throws std::invalid_argument when shapes disagree, Error when moments are not finite.
 ScaleSearch search_scales(const model::Edge& edge, const std::vector<Reader>& readers, const AwqOptions& options, mx::Dtype scale_dtype);
 
 }  // namespace lquant::quantize

@@ -24,9 +24,11 @@ constexpr int kJudgedRows = 64;
 
 mx::array flat(const mx::array& x) { return mx::reshape(x, {-1, x.shape(-1)}); }
 
+int step_of(int rows) { return (rows + kJudgedRows - 1) / kJudgedRows; }
+
 /// Evenly spaced rows of w [..., N, K], at most kJudgedRows of each [N, K].
 mx::array some_rows(const mx::array& w) {
-  const int rows = w.shape(-2), step = (rows + kJudgedRows - 1) / kJudgedRows;
+  const int step = step_of(w.shape(-2));
   if (step == 1) return w;
   auto start = mx::Shape(w.ndim(), 0), stop = w.shape(), strides = mx::Shape(w.ndim(), 1);
   strides[w.ndim() - 2] = step;
@@ -40,6 +42,21 @@ void FisherStore::add(const std::string& path, const mx::array& gradient) {
   auto sum = kernels::add_squares(it == sums_.end() ? mx::zeros(gradient.shape(), mx::float32) : it->second, gradient);
   sum.eval();
   sums_.insert_or_assign(path, sum);
+}
+
+void FisherStore::add(const std::string& path, const kernels::GroupedGradient& gradient) {
+  auto part = kernels::square_sums(gradient, kGroup, step_of(gradient.dy.shape(1)));
+  if (const auto it = stacks_.find(path); it != stacks_.end()) {
+    const auto& sum = it->second;
+    part = {mx::add(sum.columns, part.columns), mx::add(sum.groups, part.groups), mx::add(sum.rows, part.rows)};
+  }
+  mx::eval(part.columns, part.groups, part.rows);
+  stacks_.insert_or_assign(path, part);
+}
+
+const kernels::SquareSums* FisherStore::stack(const std::string& path) const {
+  const auto it = stacks_.find(path);
+  return it == stacks_.end() ? nullptr : &it->second;
 }
 
 void FisherStore::add_lookups(const std::string& path, int rows, const mx::array& ids, const mx::array& gradient) {
@@ -104,31 +121,68 @@ HeadGradients head_gradients(const model::ModelSpec& spec, const model::Tensors&
   return {pass.gradients[1], pass.gradients[0], pass.values[0]};
 }
 
-std::vector<double> expected_kl(const std::string& path, const mx::array& weight, const mx::array& fisher, double tokens,
-                                const std::vector<codec::Format>& formats) {
-  const auto finite = [](const mx::array& x) { return mx::all(mx::isfinite(x)).item<bool>(); };
+namespace {
+
+bool finite(const mx::array& x) { return mx::all(mx::isfinite(x)).item<bool>(); }
+
+void check_finite(const std::string& path, const mx::array& weight, const std::vector<mx::array>& fisher) {
   if (!finite(weight)) fail("quantize", "{}: holds weights that are NaN or infinite; get the model again or mend that tensor", path);
-  if (!finite(fisher))
+  if (!std::all_of(fisher.begin(), fisher.end(), finite))
     fail("quantize",
          "{}: its gradients became NaN or infinite on the calibration data; make the model float32 first (lquant convert --dtype float32) or use "
          "other data",
          path);
-  if (formats.empty()) return {};
-  const auto w = some_rows(weight), f = some_rows(fisher);
-  // Ranges are searched as the methods will: with one importance for a column, of all rows. Weight by weight the sums are too noisy for it.
-  const auto columns = mx::mean(fisher, -2);
-  const auto plain = [&](const mx::array& some, const mx::array& importance) {
-    const auto& format = formats[formats.size() / 2];
-    return codec::weighted_error(some, codec::quantize(some, format), format, importance);
-  };
-  const double sampled = w.size() == weight.size() ? 1 : plain(w, f), all = w.size() == weight.size() ? 1 : plain(weight, fisher);
+}
+
+/// What plain rounding in a middling format costs.
+double plain_error(const mx::array& w, const mx::array& fisher, const std::vector<codec::Format>& formats) {
+  const auto& format = formats[formats.size() / 2];
+  return codec::weighted_error(w, codec::quantize(w, format), format, fisher);
+}
+
+/// By the judged rows w and their Fisher diagonal. Ranges are searched as the methods will: with one importance for a column, of all rows. Weight by
+/// weight the sums are too noisy for it. `all` and `sampled`: plain errors of all rows and of these.
+std::vector<double> costs_of(const mx::array& w, const mx::array& fisher, const mx::array& columns, double all, double sampled, double tokens,
+                             const std::vector<codec::Format>& formats) {
   const double share = sampled > 0 ? all / sampled : 1;
   std::vector<double> kl;
   for (const auto& format : formats) {
     const auto packed = codec::range_search(w, format, columns).packed;
-    kl.push_back(0.5 * share * codec::weighted_error(w, packed, format, f) / std::max(1.0, tokens));
+    kl.push_back(0.5 * share * codec::weighted_error(w, packed, format, fisher) / std::max(1.0, tokens));
   }
   return kl;
+}
+
+}  // namespace
+
+std::vector<double> expected_kl(const std::string& path, const mx::array& weight, const mx::array& fisher, double tokens,
+                                const std::vector<codec::Format>& formats) {
+  check_finite(path, weight, {fisher});
+  if (formats.empty()) return {};
+  const auto w = some_rows(weight), f = some_rows(fisher);
+  const bool every = w.size() == weight.size();
+  return costs_of(w, f, mx::mean(fisher, -2), every ? 1 : plain_error(weight, fisher, formats), every ? 1 : plain_error(w, f, formats), tokens,
+                  formats);
+}
+
+std::vector<double> expected_kl(const std::string& path, const mx::array& weight, const kernels::SquareSums& fisher, double tokens,
+                                const std::vector<codec::Format>& formats) {
+  check_finite(path, weight, {fisher.columns, fisher.groups, fisher.rows});
+  if (formats.empty()) return {};
+  const auto w = some_rows(weight);
+  double all = 1, sampled = 1;
+  if (w.size() != weight.size()) {
+    all = sampled = 0;
+    const int group = weight.shape(-1) / fisher.groups.shape(-1);
+    for (int e = 0; e < weight.shape(0); ++e) {
+      const auto cut = [&](const mx::array& x) { return mx::slice(x, {e, 0, 0}, {e + 1, x.shape(1), x.shape(2)}); };
+      const auto even = mx::repeat(mx::divide(cut(fisher.groups), mx::array(static_cast<float>(group))), group, -1);
+      all += plain_error(cut(weight), even, formats);
+      sampled += plain_error(cut(w), some_rows(even), formats);
+    }
+  }
+  const auto columns = mx::divide(fisher.columns, mx::array(static_cast<float>(weight.shape(-2))));
+  return costs_of(w, fisher.rows, columns, all, sampled, tokens, formats);
 }
 
 double beyond_second_order(const codec::Format& format) { return format.bits <= 2 ? 2 : format.bits == 3 ? 1.25 : 1; }

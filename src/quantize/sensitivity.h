@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "codec/format.h"
+#include "kernels/linear.h"
 #include "model/forward.h"
 #include "model/spec.h"
 
@@ -26,18 +27,29 @@ class FisherStore {
  public:
   /// The gradient of one part's Σ log p(next token) for a linear's weight, f32, bf16 or f16, of the weight's shape. Evaluated as it comes.
   void add(const std::string& path, const mx::array& gradient);
+  /// The same for a stack of experts, of which no array of the weight's size in f32 is made: stack() has what expected_kl needs.
+  void add(const std::string& path, const kernels::GroupedGradient& gradient);
+  /// Whether expected_kl can do with that much of a stack [E, N, in].
+  static bool can_sum(int in) { return in % kGroup == 0; }
   /// The same for rows of an embedding that were looked up: ids int32 [...], gradient [..., H] of what they gave. Equal ids within a part add up
   /// first.
   void add_lookups(const std::string& path, int rows, const mx::array& ids, const mx::array& gradient);
   /// A sum made elsewhere, in the place of what is there.
   void put(const std::string& path, const mx::array& sum) { sums_.insert_or_assign(path, sum); }
   bool has(const std::string& path) const { return sums_.count(path) > 0; }
+  /// Null for what was added in another way.
+  const kernels::SquareSums* stack(const std::string& path) const;
   /// f32, of the weight's shape. Throws std::invalid_argument for a path that was never seen.
   const mx::array& of(const std::string& path) const;
-  void clear() { sums_.clear(); }
+  void clear() {
+    sums_.clear();
+    stacks_.clear();
+  }
 
  private:
+  static constexpr int kGroup = 32;  // of the finest format: within a group errors are alike
   std::map<std::string, mx::array> sums_;
+  std::map<std::string, kernels::SquareSums> stacks_;
 };
 
 /// The gradients of a loss for one block's linears, by path (f32, or the dtype of the block's input), and for its input: in its dtype, or f32 where
@@ -65,6 +77,11 @@ HeadGradients head_gradients(const model::ModelSpec& spec, const model::Tensors&
 /// are searched in evenly spaced rows, and plain rounding of all rows says what these stand for. Throws Error naming `path` when weights or Fisher
 /// are not finite.
 std::vector<double> expected_kl(const std::string& path, const mx::array& weight, const mx::array& fisher, double tokens,
+                                const std::vector<codec::Format>& formats);
+
+/// The same of a stack, with its Fisher diagonal as FisherStore::stack gives it. What is not known weight by weight is taken to be even in each
+/// group.
+std::vector<double> expected_kl(const std::string& path, const mx::array& weight, const kernels::SquareSums& fisher, double tokens,
                                 const std::vector<codec::Format>& formats);
 
 /// What errors of a format cost beside what second order says, measured on whole models (docs/methods/dynamic.md): 1 from 4 bits on; at 2 bits,

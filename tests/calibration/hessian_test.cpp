@@ -24,11 +24,10 @@ TEST(HessianStore, AddsBatchesUp) {
   store.add("q", a, nullptr, &reference, nullptr);
   store.add("q", b, nullptr, &reference, nullptr);
   const auto& found = store.of("q");
-  ASSERT_EQ(found.size(), 1u);
-  EXPECT_EQ(found[0].tokens, 12);
-  EXPECT_TRUE(same(found[0].moment, mx::add(kernels::gram(a), kernels::gram(b))));
+  EXPECT_EQ(found.tokens, 12);
+  EXPECT_TRUE(same(found.moment, mx::add(kernels::gram(a), kernels::gram(b))));
   const auto flat = [](const mx::array& x) { return mx::reshape(x, {-1, 8}); };
-  EXPECT_TRUE(same(*found[0].shift, mx::add(kernels::shift_moment(flat(reference), flat(a)), kernels::shift_moment(flat(reference), flat(b)))));
+  EXPECT_TRUE(same(*found.shift, mx::add(kernels::shift_moment(flat(reference), flat(a)), kernels::shift_moment(flat(reference), flat(b)))));
 }
 
 // Squares of f16's numbers leave its range, and sums of a few tokens too: both are f32.
@@ -39,9 +38,9 @@ TEST(HessianStore, SumsWhatF16CannotHold) {
     const auto reference = mx::full({3, 8}, 8192.0f, dtype);
     store.add("large", x, nullptr, &reference, nullptr);
     store.add("small", small, nullptr, nullptr, nullptr);
-    EXPECT_TRUE(same(store.of("large")[0].moment, mx::full({8, 8}, 3 * 4096.0f * 4096)));
-    EXPECT_TRUE(same(*store.of("large")[0].shift, mx::full({8, 8}, 3 * 4096.0f * 4096)));
-    EXPECT_TRUE(same(store.of("small")[0].moment, mx::full({8, 8}, 3 * std::ldexp(1.0f, -28))));
+    EXPECT_TRUE(same(store.of("large").moment, mx::full({8, 8}, 3 * 4096.0f * 4096)));
+    EXPECT_TRUE(same(*store.of("large").shift, mx::full({8, 8}, 3 * 4096.0f * 4096)));
+    EXPECT_TRUE(same(store.of("small").moment, mx::full({8, 8}, 3 * std::ldexp(1.0f, -28))));
   }
 }
 
@@ -53,15 +52,15 @@ TEST(HessianStore, OneArrayIsSummedOnce) {
     store.add("o", other, nullptr, nullptr, nullptr);
   }
   EXPECT_EQ(&store.of("k"), &store.of("q"));
-  EXPECT_EQ(store.of("v")[0].tokens, 12);
-  EXPECT_EQ(store.of("o")[0].moment.shape(0), 16);
+  EXPECT_EQ(store.of("v").tokens, 12);
+  EXPECT_EQ(store.of("o").moment.shape(0), 16);
 }
 
 TEST(HessianStore, ArraysThatAreGoneAreNotTakenForNewOnes) {
   // Each input dies before the next one is made, which may then lie in its place.
   HessianStore store;
   for (int i = 0; i < 8; ++i) store.add("linear" + std::to_string(i), numbers({4, 8 + i}, i), nullptr, nullptr, nullptr);
-  for (int i = 0; i < 8; ++i) EXPECT_EQ(store.of("linear" + std::to_string(i))[0].moment.shape(0), 8 + i);
+  for (int i = 0; i < 8; ++i) EXPECT_EQ(store.of("linear" + std::to_string(i)).moment.shape(0), 8 + i);
 }
 
 TEST(HessianStore, PaddingDoesNotCount) {
@@ -69,8 +68,8 @@ TEST(HessianStore, PaddingDoesNotCount) {
   const auto x = numbers({1, 4, 8}, 1);
   const mx::array rows({0, 2}, {2}, mx::int32);
   store.add("q", x, nullptr, nullptr, &rows);
-  EXPECT_EQ(store.of("q")[0].tokens, 2);
-  EXPECT_TRUE(same(store.of("q")[0].moment, kernels::gram(mx::take(mx::reshape(x, {4, 8}), rows, 0))));
+  EXPECT_EQ(store.of("q").tokens, 2);
+  EXPECT_TRUE(same(store.of("q").moment, kernels::gram(mx::take(mx::reshape(x, {4, 8}), rows, 0))));
 }
 
 TEST(HessianStore, EachExpertHasItsOwn) {
@@ -79,37 +78,53 @@ TEST(HessianStore, EachExpertHasItsOwn) {
   const model::ExpertRows whose{mx::array({0, 2, 2, 5}, {4}, mx::int32), mx::array({0, 2, 1, 2, 4}, {5}, mx::int32)};
   store.add("experts", rows, &whose, nullptr, nullptr);
   store.add("experts", rows, &whose, nullptr, nullptr);
-  const auto& found = store.of("experts");
-  ASSERT_EQ(found.size(), 3u);
-  EXPECT_EQ(found[0].tokens, 4);
-  EXPECT_EQ(found[1].tokens, 0);
-  EXPECT_EQ(found[2].tokens, 6);
-  EXPECT_TRUE(same(found[1].moment, mx::zeros({8, 8})));
+  store.add("others", rows, &whose, nullptr, nullptr);
+  EXPECT_TRUE(store.by_expert("experts"));
+  EXPECT_EQ(store.owner("others"), "experts");
+  const auto& found = store.experts("others");
+  ASSERT_EQ(found.experts(), 3);
+  const std::vector<double> tokens{4, 0, 6};
+  for (int e = 0; e < 3; ++e) {
+    EXPECT_EQ(found.tokens(e), tokens[e]);
+    EXPECT_EQ(found.of(e).tokens, tokens[e]);
+  }
+  EXPECT_TRUE(same(found.of(1).moment, mx::zeros({8, 8})));
   const auto last = kernels::gram(mx::slice(rows, {2, 0}, {5, 8}));
-  EXPECT_TRUE(same(found[2].moment, mx::add(last, last)));
+  EXPECT_TRUE(same(found.of(2).moment, mx::add(last, last)));
 }
 
 TEST(HessianStore, PaddingDoesNotCountForExperts) {
-  HessianStore store;
-  const auto rows = numbers({5, 8}, 1);
-  const model::ExpertRows whose{mx::array({0, 2, 3, 5}, {4}, mx::int32), mx::array({0, 2, 3, 2, 4}, {5}, mx::int32)};
-  const mx::array counted({0, 2}, {2}, mx::int32);
-  store.add("experts", rows, &whose, nullptr, &counted);
-  const auto& found = store.of("experts");
-  ASSERT_EQ(found.size(), 3u);
-  const auto cut = [&](int begin, int end) { return kernels::gram(mx::slice(rows, {begin, 0}, {end, 8})); };
-  EXPECT_EQ(found[0].tokens, 2);
-  EXPECT_TRUE(same(found[0].moment, cut(0, 2)));
-  EXPECT_EQ(found[1].tokens, 0);
-  EXPECT_TRUE(same(found[1].moment, mx::zeros({8, 8})));
-  EXPECT_EQ(found[2].tokens, 1);
-  EXPECT_TRUE(same(found[2].moment, cut(3, 4)));
+  const auto source = numbers({5, 8}, 1);
+  const mx::array of_row({0, 2, 3, 2, 4}, {5}, mx::int32), counted({0, 2}, {2}, mx::int32);
+  const auto rows = mx::take(source, of_row, 0);
+  // With a source, and with their rows alone.
+  for (const auto& from : {std::optional<mx::array>(), std::optional(source)}) {
+    HessianStore store;
+    const model::ExpertRows whose{mx::array({0, 2, 3, 5}, {4}, mx::int32), of_row, from};
+    store.add("experts", rows, &whose, nullptr, &counted);
+    const auto& found = store.experts("experts");
+    ASSERT_EQ(found.experts(), 3);
+    const auto cut = [&](int begin, int end) { return kernels::gram(mx::slice(rows, {begin, 0}, {end, 8})); };
+    EXPECT_EQ(found.of(0).tokens, 2);
+    EXPECT_TRUE(same(found.of(0).moment, cut(0, 2)));
+    EXPECT_EQ(found.of(1).tokens, 0);
+    EXPECT_TRUE(same(found.of(1).moment, mx::zeros({8, 8})));
+    EXPECT_EQ(found.of(2).tokens, 1);
+    EXPECT_TRUE(same(found.of(2).moment, cut(3, 4)));
+    // All of them when none is padding.
+    HessianStore all;
+    all.add("experts", rows, &whose, nullptr, nullptr);
+    EXPECT_TRUE(same(all.experts("experts").of(2).moment, cut(3, 5)));
+  }
 }
 
 TEST(HessianStore, WhatWasNeverSeenIsAnError) {
   HessianStore store;
   EXPECT_FALSE(store.has("q"));
   EXPECT_THROW(store.of("q"), std::invalid_argument);
+  EXPECT_THROW(store.experts("q"), std::invalid_argument);
+  store.add("q", numbers({2, 8}, 1), nullptr, nullptr, nullptr);
+  EXPECT_THROW(store.experts("q"), std::invalid_argument);
 }
 
 }  // namespace

@@ -28,6 +28,13 @@ std::vector<int> channels_of(const model::Edge& edge) {
   return channel;
 }
 
+/// That of a plain linear.
+calibration::Hessian hessian_of(const quantize::Reader& reader) {
+  std::vector<calibration::Hessian> all;
+  reader.hessians.each([&](int, const calibration::Hessian& h) { all.push_back(h); });
+  return all.at(0);
+}
+
 }  // namespace
 
 std::vector<int> judging_rows(int rows) {
@@ -43,7 +50,7 @@ JudgedError judged_error(const model::Edge& edge, const std::vector<quantize::Re
   const double u = std::ldexp(1.0, -24);
   JudgedError sum;
   for (const auto& reader : readers) {
-    const auto& hessian = reader.hessians.front();
+    const auto hessian = hessian_of(reader);
     const auto w = values(reader.weight), h = values(hessian.moment);
     const auto rows = judging_rows(reader.weight.shape(0));
     const int n = static_cast<int>(rows.size());
@@ -79,12 +86,12 @@ std::vector<double> awq_scales(const model::Edge& edge, const std::vector<quanti
   const auto channel = channels_of(edge);
   const int k = static_cast<int>(channel.size());
   // All readers see one input; the one that has seen most tokens knows it best.
-  const calibration::Hessian* seen = &readers.front().hessians.front();
+  auto seen = hessian_of(readers.front());
   for (const auto& reader : readers)
-    if (reader.hessians.front().tokens > seen->tokens) seen = &reader.hessians.front();
-  const auto h = values(seen->moment);
+    if (const auto other = hessian_of(reader); other.tokens > seen.tokens) seen = other;
+  const auto h = values(seen.moment);
   std::vector<double> square(edge.channels), weight(edge.channels);
-  for (int j = 0; j < k; ++j) square[channel[j]] += h[j * k + j] / std::max(1.0, seen->tokens) / edge.repeats;
+  for (int j = 0; j < k; ++j) square[channel[j]] += h[j * k + j] / std::max(1.0, seen.tokens) / edge.repeats;
   double rows = 0;
   for (const auto& reader : readers) {
     const auto w = values(reader.weight);

@@ -14,7 +14,7 @@ struct Kind {
   Decoder decoder;
   int value_dim = 0;
   bool sinks = false;
-  std::optional<RopeSpec> rope;
+  std::optional<RopeSpec> rope = std::nullopt;
 
   Layer layer(int i) const {
     auto layer = decoder.layer(i, rope);

@@ -11,8 +11,9 @@ namespace {
 
 /// Which experts each token goes to.
 struct Routed {
-  mx::array rows;     ///< [T·k, H]
-  mx::array weights;  ///< [T, k]
+  mx::array rows;                   ///< [T·k, H]
+  std::optional<mx::array> source;  ///< [T, H]: what they are copies of
+  mx::array weights;                ///< [T, k]
   kernels::Routing routing;
   kernels::Routing seen;                             ///< the same without rows of experts that have no weights
   std::optional<mx::array> identity = std::nullopt;  ///< [T, 1]: the weights of experts that give what they read
@@ -35,13 +36,15 @@ Routed route(const Scope& scope, const Experts& op, const mx::array& h, const mx
     identity = mx::sum(mx::where(own, none, choice.weights), -1, /*keepdims=*/true);
     choice.weights = mx::where(own, choice.weights, none);
   }
-  auto rows = kernels::gather_rows(by_token(h), routing, router.top_k);
+  std::optional<mx::array> source = by_token(h);
+  auto rows = kernels::gather_rows(*source, routing, router.top_k);
   if (op.weighs_inputs) {
     const auto own = mx::take(mx::flatten(choice.weights), routing.order);
     rows = mx::multiply(rows, mx::astype(mx::expand_dims(own, 1), rows.dtype()));
     choice.weights = mx::ones_like(choice.weights);
+    source.reset();
   }
-  return {std::move(rows), std::move(choice.weights), std::move(routing), std::move(seen), std::move(identity)};
+  return {std::move(rows), std::move(source), std::move(choice.weights), std::move(routing), std::move(seen), std::move(identity)};
 }
 
 mx::array product(const Scope& scope, const LinearSpec& linear, const mx::array& x, const kernels::Routing& routing) {
@@ -87,7 +90,7 @@ Flow Experts::start(const Scope& scope, const mx::array& normed, const mx::array
     scope.observe(*into, normed);
   } else {
     const auto routed = route(scope, *this, normed, first.inputs.back());
-    scope.observe_experts(inputs(), routed.rows, routed.seen, router.top_k);
+    scope.observe_experts(inputs(), routed.rows, routed.seen, router.top_k, routed.source);
   }
   return first;
 }
@@ -115,7 +118,7 @@ Flow Experts::advance(const Scope& scope, int stage, const Flow& at) const {
     Flow next{{kernels::linear(at.inputs[0], scope.weight(*into))}, {at.inputs.back()}};
     if (scope.observed()) {
       const auto routed = route(scope, *this, next.inputs[0], next.kept[0]);
-      scope.observe_experts(inputs(), routed.rows, routed.seen, router.top_k);
+      scope.observe_experts(inputs(), routed.rows, routed.seen, router.top_k, routed.source);
     }
     return next;
   }
