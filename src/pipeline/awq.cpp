@@ -197,7 +197,7 @@ Awq::Seen Awq::look(const BlockTensors& source) {
 AwqSolution Awq::solve(const BlockTensors& source, bool& from_quantized) {
   const auto linears = spec_.blocks[source.block()].linears();
   const auto seen = look(source);
-  release_freed_memory();
+  release_freed_memory(spec_);
   AwqBlock work({model_, plan_, o_.method, rows_, judges_, source, run_.student(), seen.behind_step, seen.behind_block});
   from_quantized = o_.inputs != AwqInputs::full;
   const auto& inputs = from_quantized ? seen.by_student : seen.by_teacher;
@@ -223,7 +223,7 @@ BlockMethod::Turn Awq::turn(const BlockTensors& source) {
   context_.check();
   tell(block, solution);
   const auto start = Clock::now();
-  release_freed_memory();
+  release_freed_memory(spec_);
   run_.student().pass(block, walked(model_, plan_, solution.packed), {});
   result.forward_time += seconds_since(start);
 

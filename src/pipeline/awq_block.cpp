@@ -259,7 +259,7 @@ void AwqBlock::choose(const Choosing& choosing, const Weighing& weighing) {
 
 AwqSolution AwqBlock::judged(const Parts& parts, const Weighing& weighing) {
   auto solution = build(parts, weighing);
-  release_freed_memory();
+  release_freed_memory(spec_);
   solution.error = block_error(solution.packed);
   return solution;
 }

@@ -120,7 +120,7 @@ void BlockRun::quantize(BlockMethod& method) {
     const auto turn = method.turn(BlockTensors(model_, i));
     folder_->save(unit_of(i), turn.unit.tensors, turn.unit.meta);
     progress.advance(1, turn.figure);
-    release_freed_memory();
+    release_freed_memory(model_.spec());
   }
   if (!folder_->has("final")) {
     auto tensors = method.finish();

@@ -168,7 +168,7 @@ void Gptq::halt(Walk& walk, int stage, const BlockTensors& source, const model::
       teacher->advance(b, block, stage, full, {}, paired_ ? &reader : nullptr);
       for (auto& [path, input] : references[b]) input.eval();
     }
-    release_freed_memory();
+    release_freed_memory(spec_);
   }
   const auto student = student_of(source, tensors, stage);
   for (std::size_t b = 0; b < batches; ++b) {
@@ -181,7 +181,7 @@ void Gptq::halt(Walk& walk, int stage, const BlockTensors& source, const model::
   }
   result_.forward_time += seconds_since(start) - (result_.hessian_time + result_.forward_time - elsewhere);
   context_.check();
-  release_freed_memory();
+  release_freed_memory(spec_);
 }
 
 BlockMethod::Turn Gptq::turn(const BlockTensors& source) {

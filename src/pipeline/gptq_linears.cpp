@@ -193,7 +193,7 @@ void GptqLinears::quantize(const std::vector<const model::LinearSpec*>& linears,
   }
   hessians.clear();
   held_hessians.clear();
-  release_freed_memory();
+  release_freed_memory(in_.model.spec());
 }
 
 }  // namespace lquant::pipeline

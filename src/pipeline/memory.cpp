@@ -11,6 +11,7 @@
 #include <algorithm>
 
 #include "kernels/primitive.h"
+#include "pipeline/expert_rows.h"
 
 namespace lquant::pipeline {
 namespace mx = mlx::core;
@@ -42,7 +43,8 @@ int micro_tokens(const model::ModelSpec& spec) {
   return std::clamp(static_cast<int>(room / std::max(1.0, kept)), 1024, 65536);
 }
 
-void release_freed_memory() {
+void release_freed_memory(const model::ModelSpec& spec) {
+  if (!has_routed_experts(spec)) return;
 #ifdef __GLIBC__
   malloc_trim(0);
 #endif

@@ -88,7 +88,7 @@ class Sweep {
   template <class Work>
   void in_parts(std::size_t batch, const Work& work) const;
   void step() {
-    release_freed_memory();
+    release_freed_memory(spec_);
     progress_.advance(1);
     context_.check();
   }

@@ -7,10 +7,10 @@
 #include <vector>
 
 #include "base/figures.h"
-#include "run/context.h"
 #include "codec/format.h"
 #include "model/model.h"
 #include "pipeline/rows.h"
+#include "run/context.h"
 #include "run/run_folder.h"
 
 namespace lquant::pipeline {
@@ -42,6 +42,7 @@ std::vector<codec::Format> formats_of(const std::vector<int>& bits, const std::v
 /// One pass forward and one backward over the rows, block by block: in memory are one block's weights with their Fisher diagonals and the activations
 /// of all rows at one place in the model; activations between blocks wait in the run folder. Blocks that are done are journalled there. Its unit
 /// "sensitivities" is the result, kept for a run that goes on after it.
-Sensitivities compute_sensitivities(const model::Model& model, const Rows& rows, const std::vector<codec::Format>& formats, run::RunFolder& run, const run::Context& context);
+Sensitivities compute_sensitivities(const model::Model& model, const Rows& rows, const std::vector<codec::Format>& formats, run::RunFolder& run,
+                                    const run::Context& context);
 
 }  // namespace lquant::pipeline

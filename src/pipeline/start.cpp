@@ -76,7 +76,7 @@ void search(const model::Model& model, const plan::QuantPlan& plan, const std::v
       take(unit(i), tensors);
       progress.advance(1);
     }
-    release_freed_memory();
+    release_freed_memory(model.spec());
     context.check();
   };
 

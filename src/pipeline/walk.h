@@ -16,7 +16,7 @@ namespace mx = mlx::core;
 /// All calibration rows on their way through the model, halted before each stage of a block (model/block.h). Where blocks run more than once, what
 /// they read in all passes must be known before they are quantized. So the batches come in as many equal parts (Rows::in_passes), one for each pass,
 /// and all go through a block together; a later pass begins with what the full-precision model has there.
-/// Where hidden states are not all finite it throws Error that names the block or, halted, the linear that reads them.
+/// Behind a block whose hidden states are not all finite it throws Error that names the block.
 class Walk {
  public:
   /// Embeds the batches with `tensors`.
