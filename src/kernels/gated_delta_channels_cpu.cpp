@@ -14,43 +14,31 @@
 
 #include "kernels/attention_blocks.h"
 #include "kernels/gated_delta_paths.h"
+#include "kernels/gated_delta_problem.h"
 #include "kernels/multiversion.h"
-#include "kernels/primitive.h"
 
 namespace lquant::kernels {
 namespace {
 
 using blockwise::run_tasks;
+using delta::first_state;
+using delta::lane_dot;
+using delta::transpose;
 using std::int64_t;
 
 // The backward pass keeps T / chunk + chunk states, fewest where chunks are √T long: of some thousand tokens.
 constexpr int64_t kChunk = 64;
 
-struct Problem {
-  int64_t batch, tokens, key_heads, repeats, key_dim, value_dim, chunks;
-  const float *q, *k, *v, *log_decay, *beta;
-  const float* state;            ///< may be null
-  const std::int32_t* segments;  ///< may be null
+struct Problem : delta::Problem {
+  int64_t chunks;
+  const float *q, *k, *v;
 
   Problem(const std::vector<mx::array>& in, bool has_state, bool has_segments)
-      : batch(in[0].shape(0)),
-        tokens(in[0].shape(1)),
-        key_heads(in[0].shape(2)),
-        repeats(in[2].shape(2) / in[0].shape(2)),
-        key_dim(in[0].shape(3)),
-        value_dim(in[2].shape(3)),
+      : delta::Problem(in, has_state, has_segments),
         chunks((tokens + kChunk - 1) / kChunk),
         q(in[0].data<float>()),
         k(in[1].data<float>()),
-        v(in[2].data<float>()),
-        log_decay(in[3].data<float>()),
-        beta(in[4].data<float>()),
-        state(has_state ? in[5].data<float>() : nullptr),
-        segments(has_segments ? in[has_state ? 6 : 5].data<std::int32_t>() : nullptr) {}
-
-  int64_t value_heads() const { return key_heads * repeats; }
-  int64_t state_size() const { return key_dim * value_dim; }
-  bool begins(int64_t b, int64_t t) const { return segments && (t == 0 || segments[b * tokens + t] != segments[b * tokens + t - 1]); }
+        v(in[2].data<float>()) {}
 };
 
 /// Of one value head where the numbers of a token begin.
@@ -67,19 +55,6 @@ struct Token {
     begins = p.begins(b, t);
   }
 };
-
-/// Σ a · b in lanes of 16, whatever the vectors of the processor.
-LQUANT_INLINE float dot(const float* a, const float* b, int64_t count) {
-  constexpr int64_t kLanes = 16;
-  float sums[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes)
-    for (int64_t lane = 0; lane < kLanes; ++lane) sums[lane] += a[i + lane] * b[i + lane];
-  for (; i < count; ++i) sums[0] += a[i] * b[i];
-  float sum = 0;
-  for (const float s : sums) sum += s;
-  return sum;
-}
 
 /// What each channel decays by: 0 where a text begins.
 void decays(const Problem& p, const Token& token, float* factor) {
@@ -101,18 +76,6 @@ LQUANT_MULTIVERSION void step(const Problem& p, const Token& token, const float*
     if (y)
       for (int64_t c = 0; c < dv; ++c) y[c] += q[i] * row[c];
   }
-}
-
-void transpose(const float* from, int64_t rows, int64_t columns, float* to) {
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < columns; ++j) to[j * rows + i] = from[i * columns + j];
-}
-
-void first_state(const Problem& p, int64_t b, int64_t h, float* state) {
-  if (p.state)
-    transpose(p.state + (b * p.value_heads() + h) * p.state_size(), p.value_dim, p.key_dim, state);
-  else
-    std::fill_n(state, p.state_size(), 0.0f);
 }
 
 void forward(const Problem& p, float* y, float* last) {
@@ -141,18 +104,18 @@ LQUANT_MULTIVERSION void pull(const Problem& p, const Token& token, const float*
   const float *q = p.q + token.key, *k = p.k + token.key, beta = p.beta[token.scalar];
   std::fill_n(pulled, dv, 0.0f);
   for (int64_t i = 0; i < dk; ++i) {
-    out.dq[token.key + i] += dot(behind + i * dv, dy, dv);
+    out.dq[token.key + i] += lane_dot(behind + i * dv, dy, dv);
     for (int64_t c = 0; c < dv; ++c) pulled[c] += k[i] * (dstate[i * dv + c] += q[i] * dy[c]);
   }
-  out.dbeta[token.scalar] = dot(error, pulled, dv);
+  out.dbeta[token.scalar] = lane_dot(error, pulled, dv);
   float* w = out.dv + token.value;
   for (int64_t c = 0; c < dv; ++c) w[c] = beta * pulled[c];
   for (int64_t i = 0; i < dk; ++i) {
     float* row = dstate + i * dv;
     const float* state = before + i * dv;
-    out.dk[token.key + i] += beta * dot(row, error, dv) - factor[i] * dot(state, w, dv);
+    out.dk[token.key + i] += beta * lane_dot(row, error, dv) - factor[i] * lane_dot(state, w, dv);
     for (int64_t c = 0; c < dv; ++c) row[c] -= k[i] * w[c];
-    out.dlog_decay[token.decay + i] = factor[i] * dot(row, state, dv);
+    out.dlog_decay[token.decay + i] = factor[i] * lane_dot(row, state, dv);
     for (int64_t c = 0; c < dv; ++c) row[c] *= factor[i];
   }
 }
@@ -193,23 +156,6 @@ void backward(const Problem& p, const float* dy, const float* dlast, const Gradi
   });
 }
 
-std::vector<mx::array> gradients(const std::vector<mx::array>& in, const std::vector<mx::array>& cotangents, const std::vector<int>& argnums,
-                                 bool has_state, bool has_segments) {
-  auto inputs = in;
-  inputs.insert(inputs.end(), cotangents.begin(), cotangents.end());
-  std::vector<Output> outputs;
-  for (int i = 0; i < (has_state ? 6 : 5); ++i) outputs.push_back({in[i].shape(), mx::float32});
-  const auto all = make_op("gated_delta_channels_vjp", inputs, outputs, [=](const std::vector<mx::array>& x, std::vector<mx::array>& y) {
-    const std::size_t count = x.size() - 2;
-    const auto to = [&](int i) { return y[i].data<float>(); };
-    backward(Problem(x, has_state, has_segments), x[count].data<float>(), x[count + 1].data<float>(),
-             {to(0), to(1), to(2), to(3), to(4), has_state ? to(5) : nullptr});
-  });
-  std::vector<mx::array> chosen;
-  for (const int i : argnums) chosen.push_back(all.at(i));
-  return chosen;
-}
-
 }  // namespace
 
 std::pair<mx::array, mx::array> gated_delta_channels_cpu(const mx::array& q, const mx::array& k, const mx::array& v, const mx::array& log_decay,
@@ -217,18 +163,18 @@ std::pair<mx::array, mx::array> gated_delta_channels_cpu(const mx::array& q, con
                                                          const std::optional<mx::array>& state) {
   std::vector<mx::array> inputs;
   for (const auto* x : {&q, &k, &v, &log_decay, &beta}) inputs.push_back(mx::astype(*x, mx::float32));
-  const bool has_state = state.has_value(), has_segments = segments.has_value();
-  if (state) inputs.push_back(*state);
-  if (segments) inputs.push_back(*segments);
-  const auto results = make_op(
-      "gated_delta_channels", inputs, {{v.shape(), mx::float32}, {{v.shape(0), v.shape(2), v.shape(3), q.shape(3)}, mx::float32}},
-      [=](const std::vector<mx::array>& x, std::vector<mx::array>& y) {
-        forward(Problem(x, has_state, has_segments), y[0].data<float>(), y[1].data<float>());
+  const auto [y, last] = delta::op(
+      "gated_delta_channels", "gated_delta_channels_vjp", inputs, state, segments,
+      [](const delta::Arrays& x, bool has_state, bool has_segments, delta::Arrays& out) {
+        forward(Problem(x, has_state, has_segments), out[0].data<float>(), out[1].data<float>());
       },
-      [=](const std::vector<mx::array>& x, const std::vector<mx::array>& cotangents, const std::vector<int>& argnums, const std::vector<mx::array>&) {
-        return gradients(x, cotangents, argnums, has_state, has_segments);
+      [](const delta::Arrays& x, bool has_state, bool has_segments, delta::Arrays& out) {
+        const std::size_t count = x.size() - 2;
+        const auto to = [&](int i) { return out[i].data<float>(); };
+        backward(Problem(x, has_state, has_segments), x[count].data<float>(), x[count + 1].data<float>(),
+                 {to(0), to(1), to(2), to(3), to(4), has_state ? to(5) : nullptr});
       });
-  return {mx::astype(results[0], q.dtype()), results[1]};
+  return {mx::astype(y, q.dtype()), last};
 }
 
 }  // namespace lquant::kernels

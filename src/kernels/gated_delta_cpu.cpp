@@ -14,51 +14,39 @@
 
 #include "kernels/attention_blocks.h"
 #include "kernels/gated_delta_paths.h"
+#include "kernels/gated_delta_problem.h"
 #include "kernels/gemm.h"
 #include "kernels/multiversion.h"
-#include "kernels/primitive.h"
 #include "kernels/storage.h"
 
 namespace lquant::kernels {
 namespace {
 
 using blockwise::run_tasks;
+using delta::first_state;
+using delta::transpose;
 using std::int64_t;
 
 constexpr int64_t kChunk = 64;
 // Decays below this are 0: subnormal numbers are slow, and nothing that they multiply is seen beside what they are added to.
 constexpr float kNothing = 0x1p-100f;
 
-struct Problem {
-  int64_t batch, tokens, key_heads, repeats, key_dim, value_dim, chunk, chunks;
+struct Problem : delta::Problem {
+  int64_t chunk, chunks;
   bool bf16;
   const char *q, *k, *v;
-  const float *log_decay, *beta, *state;  ///< state may be null
-  const std::int32_t* segments;           ///< may be null
 
   Problem(const std::vector<mx::array>& in, bool has_state, bool has_segments)
-      : batch(in[0].shape(0)),
-        tokens(in[0].shape(1)),
-        key_heads(in[0].shape(2)),
-        repeats(in[2].shape(2) / in[0].shape(2)),
-        key_dim(in[0].shape(3)),
-        value_dim(in[2].shape(3)),
+      : delta::Problem(in, has_state, has_segments),
         chunk(std::min(tokens, kChunk)),
         chunks((tokens + chunk - 1) / chunk),
         bf16(in[0].dtype() == mx::bfloat16),
         q(in[0].data<char>()),
         k(in[1].data<char>()),
-        v(in[2].data<char>()),
-        log_decay(in[3].data<float>()),
-        beta(in[4].data<float>()),
-        state(has_state ? in[5].data<float>() : nullptr),
-        segments(has_segments ? in[has_state ? 6 : 5].data<std::int32_t>() : nullptr) {}
+        v(in[2].data<char>()) {}
 
-  int64_t value_heads() const { return key_heads * repeats; }
-  int64_t state_size() const { return key_dim * value_dim; }
   /// Tokens of chunk n that there are.
   int64_t valid(int64_t n) const { return std::min(chunk, tokens - n * chunk); }
-  bool begins(int64_t b, int64_t t) const { return segments && (t == 0 || segments[b * tokens + t] != segments[b * tokens + t - 1]); }
 };
 
 /// A [rows, width] block of a tensor whose rows lie `stride` elements apart.
@@ -172,23 +160,7 @@ LQUANT_MULTIVERSION void scale_all(float factor, int64_t count, float* x) {
   for (int64_t i = 0; i < count; ++i) x[i] *= factor;
 }
 
-/// Σ a · b in lanes of 16, whatever the vectors of the processor.
-LQUANT_MULTIVERSION float dot(const float* a, const float* b, int64_t count) {
-  constexpr int64_t kLanes = 16;
-  float sums[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes)
-    for (int64_t lane = 0; lane < kLanes; ++lane) sums[lane] += a[i + lane] * b[i + lane];
-  for (; i < count; ++i) sums[0] += a[i] * b[i];
-  float sum = 0;
-  for (const float s : sums) sum += s;
-  return sum;
-}
-
-void transpose(const float* from, int64_t rows, int64_t columns, float* to) {
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < columns; ++j) to[j * rows + i] = from[i * columns + j];
-}
+LQUANT_MULTIVERSION float dot(const float* a, const float* b, int64_t count) { return delta::lane_dot(a, b, count); }
 
 Matrix matrix(const float* data, int64_t row, bool transposed = false) { return {data, mx::float32, row, transposed}; }
 
@@ -268,14 +240,6 @@ class Chunks {
  private:
   int64_t b_ = 0, n_ = 0, key_head_ = 0;
 };
-
-void first_state(const Problem& p, int64_t b, int64_t h, float* state) {
-  if (p.state) {
-    transpose(p.state + (b * p.value_heads() + h) * p.state_size(), p.value_dim, p.key_dim, state);
-  } else {
-    std::fill_n(state, p.state_size(), 0.0f);
-  }
-}
 
 void forward(const Problem& p, char* y, float* last) {
   const int64_t size = p.state_size(), c = p.chunk;
@@ -433,42 +397,22 @@ void backward(const Problem& p, const char* dy, const float* dlast, const Gradie
   });
 }
 
-std::vector<mx::array> gradients(const std::vector<mx::array>& in, const std::vector<mx::array>& cotangents, const std::vector<int>& argnums,
-                                 bool has_state, bool has_segments) {
-  auto inputs = in;
-  inputs.push_back(cotangents[0]);
-  inputs.push_back(cotangents[1]);
-  std::vector<Output> outputs;
-  for (int i = 0; i < (has_state ? 6 : 5); ++i) outputs.push_back({in[i].shape(), in[i].dtype()});
-  const auto all = make_op("gated_delta_vjp", inputs, outputs, [=](const std::vector<mx::array>& x, std::vector<mx::array>& y) {
-    const std::size_t count = x.size() - 2;
-    Gradients to{y[0].data<char>(),  y[1].data<char>(),  y[2].data<char>(),
-                 y[3].data<float>(), y[4].data<float>(), has_state ? y[5].data<float>() : nullptr};
-    backward(Problem(x, has_state, has_segments), x[count].data<char>(), x[count + 1].data<float>(), to);
-  });
-  std::vector<mx::array> chosen;
-  for (const int i : argnums) chosen.push_back(all.at(i));
-  return chosen;
-}
-
 }  // namespace
 
 std::pair<mx::array, mx::array> gated_delta_cpu(const mx::array& q, const mx::array& k, const mx::array& v, const mx::array& log_decay,
                                                 const mx::array& beta, const std::optional<mx::array>& segments,
                                                 const std::optional<mx::array>& state) {
-  std::vector<mx::array> inputs{q, k, v, mx::astype(log_decay, mx::float32), mx::astype(beta, mx::float32)};
-  const bool has_state = state.has_value(), has_segments = segments.has_value();
-  if (state) inputs.push_back(*state);
-  if (segments) inputs.push_back(*segments);
-  const auto results = make_op(
-      "gated_delta", inputs, {{v.shape(), q.dtype()}, {{v.shape(0), v.shape(2), v.shape(3), q.shape(3)}, mx::float32}},
-      [=](const std::vector<mx::array>& x, std::vector<mx::array>& y) {
-        forward(Problem(x, has_state, has_segments), y[0].data<char>(), y[1].data<float>());
+  return delta::op(
+      "gated_delta", "gated_delta_vjp", {q, k, v, mx::astype(log_decay, mx::float32), mx::astype(beta, mx::float32)}, state, segments,
+      [](const delta::Arrays& x, bool has_state, bool has_segments, delta::Arrays& out) {
+        forward(Problem(x, has_state, has_segments), out[0].data<char>(), out[1].data<float>());
       },
-      [=](const std::vector<mx::array>& x, const std::vector<mx::array>& cotangents, const std::vector<int>& argnums, const std::vector<mx::array>&) {
-        return gradients(x, cotangents, argnums, has_state, has_segments);
+      [](const delta::Arrays& x, bool has_state, bool has_segments, delta::Arrays& out) {
+        const std::size_t count = x.size() - 2;
+        Gradients to{out[0].data<char>(),  out[1].data<char>(),  out[2].data<char>(),
+                     out[3].data<float>(), out[4].data<float>(), has_state ? out[5].data<float>() : nullptr};
+        backward(Problem(x, has_state, has_segments), x[count].data<char>(), x[count + 1].data<float>(), to);
       });
-  return {results[0], results[1]};
 }
 
 }  // namespace lquant::kernels
