@@ -5,6 +5,7 @@ import shutil
 
 import mlx.core as mx
 import pytest
+from families import BASE, MOE
 from support import TINY, run, text_rows
 
 HIDDEN, WIDTH, FEW, MANY = 512, 512, 4, 24
@@ -39,27 +40,8 @@ def mixture(folder, experts, layers):
             "mlp.switch_mlp.down_proj": matrix(experts, HIDDEN, WIDTH),
         }
         weights.update({f"model.layers.{i}.{name}.weight": tensor for name, tensor in block.items()})
-    config = dict(
-        model_type="qwen3_moe",
-        hidden_size=HIDDEN,
-        intermediate_size=WIDTH,
-        moe_intermediate_size=WIDTH,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=64,
-        num_experts=experts,
-        num_experts_per_tok=4,
-        decoder_sparse_step=1,
-        mlp_only_layers=[],
-        norm_topk_prob=True,
-        rms_norm_eps=1e-6,
-        vocab_size=8192,
-        rope_theta=10000.0,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        torch_dtype="bfloat16",
-    )
+    sizes = dict(hidden_size=HIDDEN, moe_intermediate_size=WIDTH, num_attention_heads=2, num_key_value_heads=1, head_dim=64, vocab_size=8192)
+    config = {**BASE, **MOE, **sizes, "num_experts": experts, "num_experts_per_tok": 4, "num_hidden_layers": layers}
     folder.mkdir()
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
     (folder / "config.json").write_text(json.dumps(config))
