@@ -5,8 +5,10 @@
 #include <mlx/mlx.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include "base/error.h"
+#include "kernels/primitive.h"
 
 namespace lquant::calibration {
 namespace {
@@ -69,8 +71,18 @@ Batch pack(const std::vector<Example>& examples, int max_tokens, bool mask_promp
     }
   }
   const mx::Shape shape{count, length};
-  return {mx::array(ids.begin(), shape, mx::int32),     mx::array(segments.begin(), shape, mx::int32),    mx::array(mask.begin(), shape, mx::float32),
-          mx::array(targets.begin(), shape, mx::int32), mx::array(next_mask.begin(), shape, mx::float32), tokens};
+  return {mx::array(ids.begin(), shape, mx::int32),
+          mx::array(segments.begin(), shape, mx::int32),
+          mx::array(mask.begin(), shape, mx::float32),
+          mx::array(targets.begin(), shape, mx::int32),
+          mx::array(next_mask.begin(), shape, mx::float32),
+          tokens,
+          std::any_of(rows.begin(), rows.end(), [](const auto& row) { return row.size() > 1; })};
+}
+
+std::optional<mx::array> Batch::borders() const {
+  if (several || kernels::cpu_kernels()) return segments;
+  return std::nullopt;
 }
 
 std::vector<Batch> make_batches(const std::vector<Example>& examples, int batch_size, int max_tokens, bool mask_prompt) {
@@ -85,9 +97,15 @@ std::vector<Batch> make_batches(const std::vector<Example>& examples, int batch_
 
 Batch slice_rows(const Batch& batch, int begin, int end) {
   const auto part = [&](const mx::array& a) { return mx::contiguous(mx::slice(a, {begin, 0}, {end, a.shape(1)})); };
-  Batch out{part(batch.ids), part(batch.segments), part(batch.mask), part(batch.targets), part(batch.next_mask), 0};
-  mx::array total = mx::sum(out.mask);
-  out.tokens = total.item<float>();
+  Batch out{part(batch.ids), part(batch.segments), part(batch.mask), part(batch.targets), part(batch.next_mask), 0, batch.several};
+  // The mask as pack() made it, on the host: a sum on a device would wait for all that the device has to do.
+  mx::array mask = batch.mask;
+  mask.eval();
+  if (!mask.flags().row_contiguous) mask = mx::contiguous(mask);
+  mask.eval();
+  const auto* counts = mask.data<float>();
+  const std::ptrdiff_t length = batch.length();
+  out.tokens = std::accumulate(counts + begin * length, counts + end * length, 0.0);
   return out;
 }
 
@@ -103,7 +121,7 @@ std::vector<Batch> text_rows(const std::vector<std::int32_t>& ids, int length, i
     const auto at = ids.begin() + static_cast<std::ptrdiff_t>(begin * length);
     const auto ones = mx::ones(shape, mx::float32);
     batches.push_back({mx::array(at, shape, mx::int32), mx::zeros(shape, mx::int32), ones, mx::array(at + 1, shape, mx::int32), ones,
-                       static_cast<double>(count) * length});
+                       static_cast<double>(count) * length, false});
   }
   return batches;
 }

@@ -2,6 +2,7 @@
 
 #include <mlx/array.h>
 
+#include <optional>
 #include <vector>
 
 #include "calibration/examples.h"
@@ -22,6 +23,10 @@ struct Batch {
   int length() const { return ids.shape(1); }
   /// Number of positions with mask 1.
   double tokens = 0;
+  bool several = true;  ///< whether a row may hold more than one example
+  /// The segments for a forward pass. On a device without our kernels none when each row holds one example: what stands before a token is then its
+  /// own text, padding comes last, and attention without a mask is several times as fast there.
+  std::optional<mx::array> borders() const;
 };
 
 /// Packs examples into rows of at most `max_tokens` (best fit, longest first; ties by order), trimmed to the longest row.

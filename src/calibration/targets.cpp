@@ -2,6 +2,7 @@
 // all V logits. The largest logits alone (as mlx_lm caches them) need no teacher afterwards, but lose the tail.
 #include "calibration/targets.h"
 
+#include <mlx/compile.h>
 #include <mlx/mlx.h>
 
 #include <map>
@@ -10,6 +11,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "checkpoint/sealed.h"
+#include "kernels/primitive.h"
 #include "model/stream.h"
 
 namespace lquant::calibration {
@@ -47,11 +49,11 @@ class LiveTargets : public Targets {
     const bool keep = split == "valid";
     if (const auto it = kept_.find(key); keep && it != kept_.end()) return {it->second, std::nullopt, std::nullopt};
     const auto part = begin == 0 && end == batch.rows() ? batch : slice_rows(batch, begin, end);
-    model::Context context;
-    context.segments = part.segments;
-    auto hidden = model::hidden_states(spec_, tensors_, formats_, part.ids, dtype_, context);
-    hidden = mx::reshape(hidden, {-1, hidden.shape(-1)});
-    mx::eval(hidden);  // so that the student's graph never holds the teacher's
+    std::vector<mx::array> inputs{part.ids};
+    if (const auto segments = part.borders()) inputs.push_back(*segments);
+    const auto hidden = states(inputs);
+    // Now, so that the student's graph never holds the teacher's. A device is not waited for.
+    kernels::cpu_kernels() ? mx::eval(hidden) : mx::async_eval(hidden);
     if (keep && kept_bytes_ + hidden.nbytes() <= kKeptBytes) {
       kept_bytes_ += hidden.nbytes();
       kept_.insert({key, hidden});
@@ -61,6 +63,23 @@ class LiveTargets : public Targets {
   const model::Head& head() const override { return head_; }
 
  private:
+  using Function = std::function<std::vector<mx::array>(const std::vector<mx::array>&)>;
+
+  /// Of ids and, where there are any, segments [R, L]: hidden states [R·L, H]. A GPU's graph is traced once for each shape.
+  mx::array states(const std::vector<mx::array>& inputs) {
+    const Function run = [this](const std::vector<mx::array>& in) {
+      model::Context context;
+      if (in.size() > 1) context.segments = in[1];
+      const auto hidden = model::hidden_states(spec_, tensors_, formats_, in[0], dtype_, context);
+      return std::vector<mx::array>{mx::reshape(hidden, {-1, hidden.shape(-1)})};
+    };
+    if (mx::default_device() != mx::Device::gpu) return run(inputs)[0];
+    auto& compiled = compiled_[inputs.size()];
+    if (!compiled) compiled = mx::compile(run);
+    return compiled(inputs)[0];
+  }
+
+  std::map<std::size_t, Function> compiled_;
   model::ModelSpec spec_;
   model::Tensors tensors_;
   model::Formats formats_;

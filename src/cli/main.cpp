@@ -17,6 +17,7 @@
 #include "cli/threads.h"
 #include "cli/usage.h"
 #include "lquant/version.h"
+#include "pipeline/memory.h"
 
 namespace {
 
@@ -73,6 +74,7 @@ int front_door(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     return complain(2, cli::complaint(app, arguments, e.what()).c_str());
   }
+  pipeline::prepare_device();
   static run::Stop stop;  // the thread that takes signals outlives this function
   cli::take_signals(stop);
   return run(stop);
@@ -114,8 +116,8 @@ int main(int argc, char** argv) {
   } catch (const lquant::Error& e) {
     return complain(1, e.what());
   } catch (const std::filesystem::filesystem_error& e) {
-    return complain(1, fmt::format("[cli] {}: cannot be used ({}); check its permissions and the disk", lquant::shown(e.path1().string(), kLongestPath),
-                                   e.code().message())
+    return complain(1, fmt::format("[cli] {}: cannot be used ({}); check its permissions and the disk",
+                                   lquant::shown(e.path1().string(), kLongestPath), e.code().message())
                            .c_str());
   } catch (const std::exception& e) {
     return complain(1, own_fault(argc, argv, e.what()).c_str());

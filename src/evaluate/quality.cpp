@@ -24,7 +24,7 @@ LoadedModel LoadedModel::load(const model::Model& model, std::optional<mx::Dtype
 
 mx::array LoadedModel::hidden(const calibration::Batch& batch) const {
   model::Context context;
-  context.segments = batch.segments;
+  context.segments = batch.borders();
   const auto h = model::hidden_states(spec, tensors, formats, batch.ids, dtype, context);
   return mx::reshape(h, {-1, h.shape(-1)});
 }
@@ -34,11 +34,8 @@ double Quality::teacher_perplexity() const { return std::exp(teacher_nll); }
 double Quality::perplexity_se() const { return perplexity() * nll_se; }
 
 nlohmann::json Quality::to_json() const {
-  nlohmann::json out{{"tokens", tokens},
-                     {"nll", nll},
-                     {"nll_se", or_null(nll_se)},
-                     {"perplexity", perplexity()},
-                     {"perplexity_se", or_null(perplexity_se())}};
+  nlohmann::json out{
+      {"tokens", tokens}, {"nll", nll}, {"nll_se", or_null(nll_se)}, {"perplexity", perplexity()}, {"perplexity_se", or_null(perplexity_se())}};
   if (has_teacher)
     out.update({{"teacher_perplexity", teacher_perplexity()}, {"kl", kl}, {"kl_se", or_null(kl_se)}, {"kl_p99", kl_p99}, {"top1_agreement", top1}});
   return out;

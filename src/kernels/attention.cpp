@@ -117,7 +117,9 @@ mx::array attention_mlx(const mx::array& q, const mx::array& k, const mx::array&
   const auto qh = heads_first(q, queries), kh = heads_first(k, keys), vh = heads_first(v, keys);
   const bool plain_causal = args.causal && args.window == 0 && args.chunk == 0 && !segments;
   if (args.softcap > 0) return mx::swapaxes(capped(qh, kh, vh, args, visible_keys(queries, keys, args, segments), sinks), 1, 2);
-  const auto mask = plain_causal ? std::nullopt : visible_keys(queries, keys, args, segments);
+  auto mask = plain_causal ? std::nullopt : visible_keys(queries, keys, args, segments);
+  // What MLX makes of a boolean mask for cuDNN is as large as the scores of all heads, in every layer; one that is added needs no such copies.
+  if (mask && cuda_kernels()) mask = mx::where(*mask, mx::array(0.0f, q.dtype()), mx::array(-std::numeric_limits<float>::infinity(), q.dtype()));
   const auto of_heads = sinks ? std::optional(mx::astype(*sinks, q.dtype())) : std::nullopt;
   const auto result = mx::fast::scaled_dot_product_attention(qh, kh, vh, args.scale, plain_causal ? "causal" : "", mask, of_heads);
   return mx::swapaxes(result, 1, 2);

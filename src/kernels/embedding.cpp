@@ -17,9 +17,9 @@ void check(const mx::array& ids, const mx::array& table) {
   if (table.ndim() != 2) throw std::invalid_argument("[kernels] embedding: the table must be [V, H]");
 }
 
-/// MLX does not look whether an index lies in its array, so we do.
+/// MLX does not look whether an index lies in its array, so we do; but not while MLX compiles the function around, where ids have no values.
 void check_range(const mx::array& ids, const mx::array& table) {
-  if (ids.size() > 0 && (mx::min(ids).item<std::int32_t>() < 0 || mx::max(ids).item<std::int32_t>() >= table.shape(0))) {
+  if (ids.size() > 0 && !ids.is_tracer() && (mx::min(ids).item<std::int32_t>() < 0 || mx::max(ids).item<std::int32_t>() >= table.shape(0))) {
     throw std::out_of_range("[kernels] embedding: an id lies outside the table");
   }
 }

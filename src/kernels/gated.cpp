@@ -8,6 +8,8 @@
 
 #include "kernels/activation_paths.h"
 #include "kernels/elementwise_cpu.h"
+#include "kernels/gated_cuda.h"
+#include "kernels/primitive.h"
 
 namespace lquant::kernels {
 namespace {
@@ -36,6 +38,7 @@ mx::array gated(const mx::array& gate, const mx::array& up, Activation activatio
   if constexpr (cpu::built) {
     if (cpu::serves(gate.dtype())) return cpu::gated(gate, up, activation);
   }
+  if (cuda_kernels() && gate.ndim() > 0) return cuda::gated(gate, up, activation);
   return gated_on_mlx(gate, up, activation);
 }
 
@@ -56,6 +59,7 @@ mx::array gated_fused(const mx::array& gate_up, Activation activation) {
     if (cpu::serves(gate_up.dtype())) return cpu::gated_fused(gate_up, activation);
   }
   const auto halves = mx::split(gate_up, 2, -1);
+  if (cuda_kernels()) return cuda::gated(halves[0], halves[1], activation);
   return gated_on_mlx(halves[0], halves[1], activation);
 }
 

@@ -12,9 +12,11 @@
 #include <functional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "kernels/half.h"
 #include "kernels/head_loss_cpu.h"
+#include "kernels/head_rows.h"
 #include "kernels/primitive.h"
 
 namespace lquant::kernels {
@@ -24,6 +26,9 @@ using Arrays = std::vector<mx::array>;
 
 // Memory for one chunk's logits, of both models, in MLX's ops; several copies of this live at once.
 constexpr std::int64_t kChunkBytes = std::int64_t{256} << 20;
+// Where one kernel makes losses and slopes nothing is copied, and each chunk adds to the head's gradient once: larger ones read and write that less
+// often.
+constexpr std::int64_t kFusedChunkBytes = std::int64_t{1} << 30;
 
 void require(bool condition, const char* sentence) {
   if (!condition) throw std::invalid_argument(std::string("[kernels] head loss: ") + sentence);
@@ -135,14 +140,36 @@ mx::array chunk_loss(const HeadLossCall& call, const Arrays& student, int begin,
   return mx::sum(mx::multiply(loss, rows(call.mask, begin, end)));
 }
 
-int chunk_tokens(int vocabulary, const HeadLossArgs& args) {
-  const std::int64_t bytes = args.scratch_bytes > 0 ? args.scratch_bytes : kChunkBytes;
+/// Whether one kernel makes a chunk's losses and slopes of both models' products.
+bool fused(const HeadLossCall& call, const Arrays& student) {
+  return fused_head_rows() && std::holds_alternative<TeacherHidden>(call.against) && student[0].dtype() != mx::float16 &&
+         student[1].dtype() != mx::float16;
+}
+
+/// {the loss of tokens begin … end, then the gradients of `student` as chunk_loss takes it, as far as asked for}.
+Arrays fused_chunk(const HeadLossCall& call, const Arrays& student, int begin, int end, std::size_t wanted) {
+  const auto& full = std::get<TeacherHidden>(call.against);
+  const auto products = raw_logits(student[0], student[1], student.size() > 2 ? &student[2] : nullptr);
+  // Like the student's rows, behind the chunk before.
+  const auto taught_rows = mx::depends({rows(full.hidden, begin, end)}, {student[0]})[0];
+  const auto taught = raw_logits(taught_rows, full.head, full.bias ? &*full.bias : nullptr);
+  const auto made = head_rows(products, taught, rows(call.mask, begin, end), call.args, wanted > 0);
+  Arrays out{mx::sum(made.loss)};
+  if (wanted > 0) out.push_back(mx::astype(mx::matmul(made.slopes, student[1]), student[0].dtype()));
+  if (wanted > 1) out.push_back(mx::matmul(mx::transpose(made.slopes), student[0]));
+  if (wanted > 2) out.push_back(mx::sum(mx::astype(made.slopes, mx::float32), 0));
+  return out;
+}
+
+int chunk_tokens(int vocabulary, const HeadLossArgs& args, std::int64_t usual = kChunkBytes) {
+  const std::int64_t bytes = args.scratch_bytes > 0 ? args.scratch_bytes : usual;
   return static_cast<int>(std::max<std::int64_t>(64, bytes / (std::int64_t{vocabulary} * 2 * 4)));
 }
 
 /// {loss, hidden's gradient, head's, bias's}, the gradients as far as asked for.
 Arrays loss_and_gradients(const HeadLossCall& call, const Arrays& student) {
-  const int tokens = student[0].shape(0), chunk = chunk_tokens(student[1].shape(0), call.args);
+  const bool in_one = fused(call, student);
+  const int tokens = student[0].shape(0), chunk = chunk_tokens(student[1].shape(0), call.args, in_one ? kFusedChunkBytes : kChunkBytes);
   mx::array loss(0.0f);
   Arrays hidden_parts, shared;
   std::vector<int> wanted;
@@ -155,13 +182,21 @@ Arrays loss_and_gradients(const HeadLossCall& call, const Arrays& student) {
     if (!hidden_parts.empty()) before.push_back(hidden_parts.back());
     Arrays part(student);
     part[0] = mx::depends({rows(student[0], begin, end)}, before)[0];
-    auto function = [&](const Arrays& in) { return chunk_loss(call, in, begin, end); };
-    if (wanted.empty()) {
-      loss = mx::add(loss, function(part));
-      continue;
+    mx::array value(0.0f);
+    Arrays gradients;
+    if (in_one) {
+      gradients = fused_chunk(call, part, begin, end, wanted.size());
+      value = gradients[0];
+      gradients.erase(gradients.begin());
+    } else {
+      const auto function = [&](const Arrays& in) { return chunk_loss(call, in, begin, end); };
+      if (wanted.empty())
+        value = function(part);
+      else
+        std::tie(value, gradients) = mx::value_and_grad(function, wanted)(part);
     }
-    const auto [value, gradients] = mx::value_and_grad(function, wanted)(part);
     loss = mx::add(loss, value);
+    if (wanted.empty()) continue;
     hidden_parts.push_back(gradients[0]);
     for (std::size_t i = 1; i < gradients.size(); ++i) {
       const auto g = mx::astype(gradients[i], mx::float32);

@@ -1,5 +1,5 @@
 // Checks, and the same functions in MLX's own ops for devices without CPU kernels. There MLX differentiates; the gradients
-// to weights are cast to f32 so that both paths give the caller one dtype.
+// to weights are cast to f32 so that both paths give the caller one dtype, but for CUDA, where they stay what the product gave.
 #include "kernels/linear.h"
 
 #include <mlx/ops.h>
@@ -47,6 +47,7 @@ using Function = std::function<std::vector<mx::array>(const std::vector<mx::arra
 std::vector<mx::array> with_f32_gradients(const Function& function, const std::vector<mx::array>& inputs, std::size_t first, std::size_t last) {
   auto gradient = [=](const std::vector<mx::array>& primals, const std::vector<mx::array>& cotangents, const std::vector<mx::array>&) {
     auto gradients = mx::vjp(function, primals, cotangents).second;
+    if (cuda_kernels()) return gradients;  // the kernels that take them read 16 bits as well, and half as many bytes
     for (auto i = first; i < last; ++i) gradients[i] = mx::astype(gradients[i], mx::float32);
     return gradients;
   };

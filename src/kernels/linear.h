@@ -14,8 +14,8 @@ namespace mx = mlx::core;
 /// y_i = x · W_iᵀ (+ b_i) (+ residual_i), several weights reading one input (q/k/v, gate/up): the gradient to x is then
 /// one accumulated product, not a sum of tensors.
 /// x [..., K]; W_i [N_i, K]; b_i [N_i]; residual [..., N] only with a single weight (fused into the product's accumulator).
-/// dtypes: f32, bf16 or f16, all alike; products accumulate in f32. Gradients flow to x, every W_i (dtype of dW: f32), b_i, residual.
-/// (In f16 MLX's ops round a dW to f16 first: kernels/scaled_vjp.h keeps it in range.) Throws std::invalid_argument when shapes disagree.
+/// dtypes: f32, bf16 or f16, all alike; products accumulate in f32. Gradients flow to x, every W_i (dtype of dW: f32; on CUDA that of W), b_i,
+/// residual. (In f16 MLX's ops round a dW to f16 first: kernels/scaled_vjp.h keeps it in range.) Throws std::invalid_argument when shapes disagree.
 struct LinearWeight {
   mx::array weight;
   std::optional<mx::array> bias = std::nullopt;

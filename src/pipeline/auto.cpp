@@ -1,6 +1,7 @@
 // Every step is a command of its own with a folder of its own inside the run folder, so that each can be killed and continued as it can alone.
 // Between them stands one judge: the divergence on rows that no step has seen.
 #include "pipeline/auto.h"
+#include "pipeline/memory.h"
 
 #include <mlx/mlx.h>
 
@@ -306,7 +307,7 @@ void Auto::write(const json& options) {
 }  // namespace
 
 json AutoResult::to_json() const {
-  json out{{"bits_per_weight", bits_per_weight}, {"bytes", bytes}, {"predicted_kl", predicted_kl}, {"peak_memory", peak_memory()}};
+  json out{{"bits_per_weight", bits_per_weight}, {"bytes", bytes}, {"predicted_kl", predicted_kl}, {"peak_memory", peak_use()}};
   for (const auto& s : steps) {
     json step = s.kl ? judgement(s) : json{{"step", s.name}, {"kept", s.kept}};
     step["seconds"] = s.time;

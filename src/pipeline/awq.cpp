@@ -272,7 +272,7 @@ json AwqResult::to_json() const {
           {"bytes", bytes},
           {"tokens", tokens},
           {"seconds", total_time},
-          {"peak_memory", peak_memory()},
+          {"peak_memory", peak_use()},
           {"output_error_ratio", error_ratio},
           {"edges", edges},
           {"edges_scaled", scaled},

@@ -41,6 +41,8 @@ double save_seconds() {
   if (end == text || *end != 0 || !(seconds >= 0)) throw UsageError(fmt::format("LQUANT_SAVE_SECONDS={} is no number of seconds", text));
   return seconds;
 }
+// A step frees and takes the same sizes again and again: what is cached beyond the largest few of them is only held.
+constexpr double kTrainingCache = 1e9;
 // Codes that GPTQ has chosen answer for each other's errors: smaller steps keep more of that (docs/methods/gptq.md).
 constexpr double kRateAfterGptq = 0.003;
 // Self-sampled texts are no longer than this: sampling is slow, and short texts teach as well.
@@ -270,6 +272,7 @@ quantize::DwqOptions settings_of(const DwqRun& o, const Inputs& in, std::size_t 
   }
   settings.grad_checkpoint = o.grad_checkpoint;
   settings.micro_tokens = micro_tokens(in.teacher.spec());
+  settings.compile = mx::default_device() == mx::Device::gpu;
   return settings;
 }
 
@@ -293,6 +296,7 @@ DwqResult train(const DwqRun& o, const Inputs& in, const Data& data, quantize::S
                 const run::Context& context) {
   const auto group = context.group();
   const auto settings = settings_of(o, in, data.train.size());
+  const CacheBound bound(kTrainingCache);
   quantize::DwqProgress progress;
   Journal journal(run, student, progress);
   if (group.rank() == 0) journal.restore();
@@ -308,7 +312,7 @@ DwqResult train(const DwqRun& o, const Inputs& in, const Data& data, quantize::S
     result.tokens += now.tokens;
     result.seconds += now.seconds;
     bar.advance(1, fmt::format("loss {:.4f}, {:.0f} tokens/s, peak {}", now.loss, result.tokens / result.seconds,
-                               format_bytes(static_cast<double>(peak_memory()))));
+                               format_bytes(static_cast<double>(peak_use()))));
     if (now.validation)
       context.line(fmt::format("step {}/{}: validation KL {:.5f}{}", now.step, now.steps, *now.validation, now.best ? ", the best so far" : ""));
     const bool stop = context.stop().requested() && now.step < now.steps;
@@ -361,7 +365,7 @@ json DwqResult::to_json() const {
           {"tokens_per_second", seconds > 0 ? tokens / seconds : 0},
           {"bits_per_weight", bits_per_weight},
           {"bytes", bytes},
-          {"peak_memory", peak_memory()}};
+          {"peak_memory", peak_use()}};
 }
 
 DwqResult dwq(const DwqRun& o, const run::Context& context) {

@@ -1,6 +1,7 @@
 // What each format would cost is known before anything is quantized; the plan is the cheapest choice of formats that fits; the rest is a
 // range search with that plan, and a judgement on rows that nothing was fitted to.
 #include "pipeline/dynamic.h"
+#include "pipeline/memory.h"
 
 #include <mlx/mlx.h>
 
@@ -220,14 +221,9 @@ void record_budget(json& options, const Target& target, const std::vector<plan::
 }
 
 json DynamicResult::to_json() const {
-  json out{{"bits_per_weight", bits_per_weight},
-           {"bytes", bytes},
-           {"predicted_kl", predicted_kl},
-           {"predicted_gap", predicted_gap},
-           {"seconds", total_time},
-           {"tokens", tokens},
-           {"sensitivity_seconds", sensitivity_time},
-           {"peak_memory", peak_memory()}};
+  json out{{"bits_per_weight", bits_per_weight},      {"bytes", bytes},           {"predicted_kl", predicted_kl},
+           {"predicted_gap", predicted_gap},          {"seconds", total_time},    {"tokens", tokens},
+           {"sensitivity_seconds", sensitivity_time}, {"peak_memory", peak_use()}};
   if (kl) out.update({{"kl", *kl}, {"kl_se", or_null(*kl_se)}, {"perplexity", *perplexity}, {"teacher_perplexity", *teacher_perplexity}});
   return out;
 }

@@ -272,7 +272,7 @@ json GptqResult::to_json() const {
           {"bytes", bytes},
           {"tokens", tokens},
           {"seconds", total_time},
-          {"peak_memory", peak_memory()},
+          {"peak_memory", peak_use()},
           {"correction", corrected},
           {"time",
            {{"forward", forward_time},

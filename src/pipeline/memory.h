@@ -1,5 +1,8 @@
 #pragma once
 
+#include <cstddef>
+#include <optional>
+
 #include "base/figures.h"
 #include "model/spec.h"
 #include "plan/plan.h"
@@ -14,6 +17,26 @@ struct MemoryUse {
 
 /// Bytes that a dwq run is expected to need at its peak, from shapes alone.
 double expected_memory(const model::ModelSpec& spec, const plan::QuantPlan& plan, const MemoryUse& use);
+
+/// The most memory that this process has held: on a CPU its peak resident set; on a GPU what MLX had in use at its peak or, if that is more, has in
+/// use and cached now.
+std::uint64_t peak_use();
+
+/// Settles how MLX works on a GPU; nothing on a CPU. It caches no more freed memory than a sixteenth of all that there is (without a bound it keeps
+/// what it has once had: 54 GB where 4 GB were in use), and on CUDA it compiles graphs without fusing them: each fused kernel would be a second of
+/// the CUDA compiler's work when it is first met.
+void prepare_device();
+/// While it lives, MLX caches no more than `bytes` of a GPU's freed memory.
+class CacheBound {
+ public:
+  explicit CacheBound(double bytes);
+  ~CacheBound();
+  CacheBound(const CacheBound&) = delete;
+  CacheBound& operator=(const CacheBound&) = delete;
+
+ private:
+  std::optional<std::size_t> before_;
+};
 
 /// Bytes that this device has (GPU: the device's; CPU: the machine's), 0 when unknown.
 double available_memory();

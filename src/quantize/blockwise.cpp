@@ -134,14 +134,12 @@ class BlockTrainer {
   void take(const BlockRows& batch, int step, int steps) {
     const auto now = weights();
     for (const auto& part : micro_parts(batch)) {
-      auto gradients = block_gradients(spec_, block_, student_, now, part, loss_).second;
-      for (std::size_t i = student_.size(); i-- > 0;) {
-        student_.linear(i).accumulate(gradients[i]);
-        gradients.pop_back();
-      }
+      student_.accumulate(block_gradients(spec_, block_, student_, now, part, loss_).second);
+      mx::async_eval(student_.accumulated());
     }
     const float rate = rate_at(step, steps, options_.warmup);
-    for (std::size_t i = 0; i < student_.size(); ++i) student_.linear(i).step({rate * options_.scale_rate, rate * options_.code_rate, step + 1});
+    student_.step({rate * options_.scale_rate, rate * options_.code_rate, step + 1});
+    mx::async_eval(student_.stepped());
   }
 
   const model::ModelSpec& spec_;

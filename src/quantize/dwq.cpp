@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <iterator>
 
 #include "base/error.h"
 #include "kernels/head_loss.h"
@@ -19,6 +20,9 @@
 
 namespace lquant::quantize {
 namespace {
+
+// MLX's fused backward pass of attention takes rows of multiples of it. And it compiles the whole pass anew for each length.
+constexpr int kDeviceLength = 128;
 
 /// Rows [begin, end) of each part: as many as micro_tokens holds, at least one.
 std::vector<std::pair<int, int>> parts_of(const calibration::Batch& batch, int micro_tokens, int rank, int ranks) {
@@ -43,15 +47,41 @@ double DwqTrainer::sum_over_ranks(double value) const {
   return total.item<float>();
 }
 
-mx::array DwqTrainer::loss(const std::vector<mx::array>& weights, const calibration::Batch& part, const calibration::Target& target,
-                           float temperature, bool needs_gradient) const {
+DwqTrainer::Rows DwqTrainer::rows_of(const std::string& split, int index, const calibration::Batch& batch, int begin, int end) {
+  const auto part = calibration::slice_rows(batch, begin, end);
+  Rows rows{part.ids, part.mask, part.borders(), targets_.rows(split, index, batch, begin, end)};
+  if (kernels::cpu_kernels() || part.length() % kDeviceLength == 0) return rows;
+  const int more = kDeviceLength - part.length() % kDeviceLength, count = part.rows(), length = part.length();
+  const auto padded = [&](const mx::array& x, int with) { return mx::pad(x, {{0, 0}, {0, more}}, mx::array(with, x.dtype())); };
+  rows.ids = padded(rows.ids, 0);
+  rows.mask = padded(rows.mask, 0);
+  if (rows.segments) rows.segments = padded(*rows.segments, -1);
+  for (auto* of_tokens : {&rows.target.hidden, &rows.target.logits, &rows.target.ids}) {
+    if (!*of_tokens) continue;
+    const auto& x = **of_tokens;
+    const auto by_row = mx::pad(mx::reshape(x, {count, length, x.shape(1)}), {{0, 0}, {0, more}, {0, 0}});
+    *of_tokens = mx::reshape(by_row, {count * (length + more), x.shape(1)});
+  }
+  return rows;
+}
+
+DwqTrainer::Rows DwqTrainer::next_rows(int step, std::pair<int, int> part) {
+  if (ahead_ && ahead_->first == step) {  // asked for the first part first
+    auto rows = std::move(ahead_->second);
+    ahead_.reset();
+    return rows;
+  }
+  return rows_of("train", step, train_[step], part.first, part.second);
+}
+
+mx::array DwqTrainer::loss(const std::vector<mx::array>& weights, const Rows& rows, float temperature, bool needs_gradient) const {
   const auto tensors = student_.with(weights);
   const auto& formats = student_.fixed_formats();
   model::Context context;
-  context.segments = part.segments;
+  context.segments = rows.segments;
   mx::array hidden(0);
   if (options_.grad_checkpoint && needs_gradient) {
-    hidden = model::embed(spec_, tensors, formats, part.ids, dtype_, context);
+    hidden = model::embed(spec_, tensors, formats, rows.ids, dtype_, context);
     for (const auto& visit : spec_.visits()) {
       // Everything that gradients flow to must be an input of the checkpointed function.
       std::vector<std::string> names;
@@ -69,7 +99,7 @@ mx::array DwqTrainer::loss(const std::vector<mx::array>& weights, const calibrat
     }
     hidden = model::final_norm(spec_, tensors, hidden, formats);
   } else {
-    hidden = model::hidden_states(spec_, tensors, formats, part.ids, dtype_, context);
+    hidden = model::hidden_states(spec_, tensors, formats, rows.ids, dtype_, context);
   }
   hidden = mx::reshape(hidden, {-1, hidden.shape(-1)});
   const auto head = model::head(spec_, tensors, formats, dtype_);
@@ -77,7 +107,8 @@ mx::array DwqTrainer::loss(const std::vector<mx::array>& weights, const calibrat
   args.temperature = temperature;
   args.softcap = head.softcap;
   args.multiplier = head.multiplier;
-  const auto mask = mx::reshape(part.mask, {-1});
+  const auto mask = mx::reshape(rows.mask, {-1});
+  const auto& target = rows.target;
   if (!target.hidden)
     return kernels::kl_loss(hidden, head.weight, head.bias, kernels::TeacherTopK{*target.logits, *target.ids}, mask, args, needs_gradient);
   const auto& teacher = targets_.head();
@@ -87,45 +118,95 @@ mx::array DwqTrainer::loss(const std::vector<mx::array>& weights, const calibrat
                           needs_gradient);
 }
 
-std::pair<double, std::vector<mx::array>> DwqTrainer::loss_and_gradients(const std::vector<mx::array>& weights, const calibration::Batch& part,
-                                                                         const calibration::Target& target) const {
-  const auto run = [&](const std::vector<mx::array>& w) { return std::vector<mx::array>{loss(w, part, target, options_.temperature, true)}; };
-  auto pass = kernels::loss_gradients(run, weights, dtype_);
-  if (!pass.in_range) fail("quantize", "gradients left the range of float16; make the model float32 first (lquant convert --dtype float32)");
-  if (!kernels::cpu_kernels()) {  // a GPU is kept busy by one long graph
-    auto all = pass.gradients;
-    all.push_back(pass.values[0]);
-    mx::eval(all);
+/// `inputs`: the weights, then ids, mask, segments if there are any, then hidden states or logits and ids. Gives the loss and the gradients.
+std::vector<mx::array> DwqTrainer::traced(const std::vector<mx::array>& inputs, bool segments, bool hidden) const {
+  const auto count = static_cast<std::ptrdiff_t>(student_.size());
+  const std::vector<mx::array> weights(inputs.begin(), inputs.begin() + count);
+  auto at = inputs.begin() + count;
+  Rows rows{at[0], at[1], std::nullopt, {}};
+  at += 2;
+  if (segments) rows.segments = *at++;
+  if (hidden) {
+    rows.target.hidden = at[0];
+  } else {
+    rows.target.logits = at[0];
+    rows.target.ids = at[1];
   }
-  return {pass.values[0].item<float>(), std::move(pass.gradients)};
+  const auto run = [&](const std::vector<mx::array>& w) { return std::vector<mx::array>{loss(w, rows, options_.temperature, true)}; };
+  auto pass = kernels::loss_gradients(run, weights, dtype_);
+  std::vector<mx::array> all{pass.values[0]};
+  all.insert(all.end(), std::make_move_iterator(pass.gradients.begin()), std::make_move_iterator(pass.gradients.end()));
+  return all;
 }
 
-double DwqTrainer::train_step(int step, double* tokens) {
-  const auto& batch = train_[step];
-  auto weights = student_.weights();
-  mx::eval(weights);
-  double loss = 0;
-  for (const auto& [begin, end] : parts_of(batch, options_.micro_tokens, group_.rank(), group_.size())) {
-    const auto target = targets_.rows("train", step, batch, begin, end);
-    auto [value, gradients] = loss_and_gradients(weights, calibration::slice_rows(batch, begin, end), target);
-    loss += value;
-    for (std::size_t i = student_.size(); i-- > 0;) {
-      student_.linear(i).accumulate(gradients[i]);
-      gradients.pop_back();
-    }
+DwqTrainer::Pass DwqTrainer::pass(const std::vector<mx::array>& weights, const Rows& rows) {
+  if (options_.compile && dtype_ != mx::float16) {
+    const std::pair kind{rows.segments.has_value(), rows.target.hidden.has_value()};
+    auto& compiled = compiled_[kind];
+    if (!compiled) compiled = mx::compile([this, kind](const std::vector<mx::array>& in) { return traced(in, kind.first, kind.second); });
+    auto inputs = weights;
+    inputs.push_back(rows.ids);
+    inputs.push_back(rows.mask);
+    for (const auto& more : {rows.segments, rows.target.hidden, rows.target.logits, rows.target.ids})
+      if (more) inputs.push_back(*more);
+    auto all = compiled(inputs);
+    const auto loss = all.front();
+    all.erase(all.begin());
+    return {loss, std::move(all)};
   }
-  weights.clear();
-  *tokens = batch.tokens;  // of all ranks: every rank holds the whole batch's mask
-  loss = sum_over_ranks(loss);
-  if (!std::isfinite(loss))
-    fail("quantize", "the loss is not a number at step {}; check the model's weights, {}or give a smaller --learning-rate", step + 1,
-         dtype_ == mx::float16 ? "make the model float32 first, whose range is larger (lquant convert --dtype float32), " : "");
+  const auto run = [&](const std::vector<mx::array>& w) { return std::vector<mx::array>{loss(w, rows, options_.temperature, true)}; };
+  auto made = kernels::loss_gradients(run, weights, dtype_);
+  if (!made.in_range) fail("quantize", "gradients left the range of float16; make the model float32 first (lquant convert --dtype float32)");
+  return {made.values[0], std::move(made.gradients)};
+}
+
+void DwqTrainer::require_finite(double loss, int step) const {
+  if (std::isfinite(loss)) return;
+  fail("quantize", "the loss is not a number at step {}; check the model's weights, {}or give a smaller --learning-rate", step + 1,
+       dtype_ == mx::float16 ? "make the model float32 first, whose range is larger (lquant convert --dtype float32), " : "");
+}
+
+/// On a CPU all is evaluated as it is made. A device gets the whole step at once, and the teacher's pass of the next one behind it, before the
+/// host waits for the loss: its graph is built while the device is busy.
+double DwqTrainer::train_step(int step, double* tokens) {
+  const bool host = kernels::cpu_kernels();
+  auto weights = student_.weights();
+  if (host) mx::eval(weights);
+  std::vector<mx::array> losses;
+  double loss = 0;
+  const auto parts = parts_of(train_[step], options_.micro_tokens, group_.rank(), group_.size());
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    auto made = pass(weights, next_rows(step, parts[i]));
+    if (i + 1 == parts.size()) weights.clear();
+    if (host) loss += made.loss.item<float>();
+    losses.push_back(made.loss);
+    student_.accumulate(std::move(made.gradients));
+    if (host || i + 1 == parts.size()) continue;
+    auto now = student_.accumulated();
+    now.push_back(losses.back());
+    mx::async_eval(std::move(now));
+  }
+  *tokens = train_[step].tokens;  // of all ranks: every rank holds the whole batch's mask
+  if (host) {
+    loss = sum_over_ranks(loss);
+    require_finite(loss, step);
+  }
+  if (group_.size() > 1)
+    for (std::size_t i = 0; i < student_.size(); ++i)
+      for (auto* part : student_.linear(i).gradient()) *part = mx::distributed::all_sum(*part, group_);
   const float rate = rate_at(step, steps(), options_.warmup);
-  for (std::size_t i = 0; i < student_.size(); ++i) {
-    auto& linear = student_.linear(i);
-    if (group_.size() > 1)
-      for (auto* part : linear.gradient()) *part = mx::distributed::all_sum(*part, group_);
-    linear.step({rate * options_.scale_rate, rate * options_.code_rate, step + 1});
+  student_.step({rate * options_.scale_rate, rate * options_.code_rate, step + 1});
+  if (!host) {
+    auto now = student_.stepped();
+    now.insert(now.end(), losses.begin(), losses.end());
+    mx::async_eval(std::move(now));
+    if (step + 1 < steps()) {
+      const auto coming = parts_of(train_[step + 1], options_.micro_tokens, group_.rank(), group_.size());
+      if (!coming.empty()) ahead_ = {step + 1, rows_of("train", step + 1, train_[step + 1], coming[0].first, coming[0].second)};
+    }
+    for (auto& part : losses) loss += part.item<float>();
+    loss = sum_over_ranks(loss);
+    require_finite(loss, step);
   }
   return *tokens > 0 ? loss / *tokens : 0;  // every row may have been cut inside its masked prompt
 }
@@ -143,16 +224,22 @@ int DwqTrainer::steps_between_validations() const {
 }
 
 double DwqTrainer::validate() {
+  const bool host = kernels::cpu_kernels();
   auto weights = student_.weights();
-  mx::eval(weights);
+  if (host) mx::eval(weights);
+  std::vector<mx::array> losses;
   double loss = 0, tokens = 0;
   for (std::size_t i = 0; i < valid_.size(); ++i) {
     for (const auto& [begin, end] : parts_of(valid_[i], options_.micro_tokens, group_.rank(), group_.size())) {
-      const auto target = targets_.rows("valid", i, valid_[i], begin, end);
-      loss += this->loss(weights, calibration::slice_rows(valid_[i], begin, end), target, 1.0f, false).item<float>();
+      auto part = this->loss(weights, rows_of("valid", static_cast<int>(i), valid_[i], begin, end), 1.0f, false);
+      if (host)
+        loss += part.item<float>();
+      else
+        mx::async_eval(losses.emplace_back(part));
     }
     tokens += valid_[i].tokens;
   }
+  for (auto& part : losses) loss += part.item<float>();
   return sum_over_ranks(loss) / tokens;
 }
 

@@ -4,7 +4,10 @@
 #include <mlx/distributed/distributed.h>
 
 #include <functional>
+#include <map>
 #include <optional>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "base/figures.h"
@@ -24,6 +27,8 @@ struct DwqOptions {
   int micro_tokens = 1024;       ///< tokens in memory at once: a batch is worked through in parts of whole rows
   bool grad_checkpoint = false;  ///< keep block boundaries alone and compute each block again in the backward pass
   int validations = 8;           ///< at most so many during training, besides the first and the last
+  /// Whether MLX compiles the pass, which saves a device's host most of its time; f16, whose passes are tried more than once, is never compiled.
+  bool compile = false;
 };
 
 /// What the trainer tells its caller, who prints and saves.
@@ -59,11 +64,25 @@ class DwqTrainer {
   int steps() const { return static_cast<int>(train_.size()); }
 
  private:
+  /// What one forward pass of some rows takes: of a batch's part, made of lengths that a device likes.
+  struct Rows {
+    mx::array ids, mask;  ///< [R, L]
+    std::optional<mx::array> segments;
+    calibration::Target target;
+  };
+  struct Pass {
+    mx::array loss;  ///< Σ over tokens; lazy where no CPU kernels serve
+    std::vector<mx::array> gradients;
+  };
+  using Traced = std::function<std::vector<mx::array>(const std::vector<mx::array>&)>;
+
   double train_step(int step, double* tokens);
-  std::pair<double, std::vector<mx::array>> loss_and_gradients(const std::vector<mx::array>& weights, const calibration::Batch& part,
-                                                               const calibration::Target& target) const;
-  mx::array loss(const std::vector<mx::array>& weights, const calibration::Batch& part, const calibration::Target& target, float temperature,
-                 bool needs_gradient) const;
+  Rows rows_of(const std::string& split, int index, const calibration::Batch& batch, int begin, int end);
+  Rows next_rows(int step, std::pair<int, int> part);
+  Pass pass(const std::vector<mx::array>& weights, const Rows& rows);
+  std::vector<mx::array> traced(const std::vector<mx::array>& inputs, bool segments, bool hidden) const;
+  mx::array loss(const std::vector<mx::array>& weights, const Rows& rows, float temperature, bool needs_gradient) const;
+  void require_finite(double loss, int step) const;
   double sum_over_ranks(double value) const;
   int steps_between_validations() const;
 
@@ -74,14 +93,18 @@ class DwqTrainer {
   calibration::Targets& targets_;
   DwqOptions options_;
   mx::distributed::Group group_;
+  /// The pass as MLX has compiled it, by whether there are segments, whether the targets are hidden states; one graph for each shape.
+  std::map<std::pair<bool, bool>, Traced> compiled_;
+  /// The first rows of the coming step, whose targets the device makes while the host reads the last one's loss.
+  std::optional<std::pair<int, Rows>> ahead_;
 };
 
 /// A good peak step for the latents of a run of so many steps: 0.048/√steps, at most 0.008. Codes move as by diffusion, so the
 /// share that has moved at the end goes with rate·√steps; this keeps it at one to three in a hundred, where KL was lowest.
 float default_code_rate(int steps);
 
-/// Words for the user on how the losses of all steps behaved, or empty: the held-out rows' KL never below that of the start (too few rows, or too high a
-/// rate: each with what to try), oscillating (lower the rate), barely moving (raise it).
+/// Words for the user on how the losses of all steps behaved, or empty: the held-out rows' KL never below that of the start (too few rows, or too
+/// high a rate: each with what to try), oscillating (lower the rate), barely moving (raise it).
 std::string diagnose(const std::vector<double>& losses, double start, double best);
 
 }  // namespace lquant::quantize

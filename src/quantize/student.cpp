@@ -10,6 +10,7 @@
 #include "codec/quantize.h"
 #include "kernels/elementwise.h"
 #include "kernels/latent.h"
+#include "kernels/primitive.h"
 
 namespace lquant::quantize {
 namespace {
@@ -82,6 +83,17 @@ TrainedLinear::TrainedLinear(const codec::Packed& packed, const codec::Format& f
   mx::eval(latents_, s0_, b0_, pivot_, spread, a_);
   // A matrix whose groups are all constant has no spread; its scales then have no gradient either.
   spread_ = std::max(spread.item<float>(), 1e-3f);
+  if (!fused()) return;
+  // As the kernels read them: row by row.
+  for (auto* x : {&s0_, &b0_, &pivot_, &a_, &latents_}) *x = mx::contiguous(*x);
+  c_ = ma_ = va_ = mc_ = vc_ = v_ = a_;
+  mx::eval(s0_, b0_, pivot_, a_, latents_);
+}
+
+bool TrainedLinear::fused() const { return kernels::fused_descent(format_.group_size); }
+
+kernels::TrainedMatrix TrainedLinear::matrix() const {
+  return {latents_, s0_, b0_, pivot_, a_, c_, ma_, va_, mc_, vc_, v_, spread_, format_.bits, format_.group_size};
 }
 
 mx::array TrainedLinear::scales_f32() const { return mx::multiply(s0_, mx::add(mx::multiply(a_, scalar(1 / spread_)), scalar(1))); }
@@ -92,25 +104,34 @@ mx::array TrainedLinear::stored_biases() const {
 }
 
 mx::array TrainedLinear::weight() const {
+  if (fused()) return kernels::descent_weight(matrix(), dtype_);
   return kernels::latent_weight(latents_, stored_scales(), stored_biases(), format_.bits, format_.group_size);
 }
 
 void TrainedLinear::accumulate(const mx::array& dw) {
-  const auto [ds, db] = kernels::latent_gradients(dw, latents_, format_.bits, format_.group_size);
-  if (gradient_.empty()) {
-    gradient_ = {ds, db};
-    if (move_codes_) gradient_.push_back(f32(dw));
+  std::vector<mx::array> part;
+  if (!fused()) {
+    const auto [ds, db] = kernels::latent_gradients(dw, latents_, format_.bits, format_.group_size);
+    part = {ds, db};
+    if (move_codes_) part.push_back(f32(dw));
+  } else if (move_codes_) {
+    part = {gradient_.empty() ? dw : f32(dw)};
   } else {
-    gradient_[0] = mx::add(gradient_[0], ds);
-    gradient_[1] = mx::add(gradient_[1], db);
-    if (move_codes_) gradient_[2] = kernels::add(gradient_[2], f32(dw));
+    const auto [ds, db] = kernels::descent_gradients(dw, latents_, format_.bits, format_.group_size);
+    part = {ds, db};
   }
-  mx::eval(gradient_);
+  if (gradient_.empty()) {
+    gradient_ = std::move(part);
+  } else {
+    for (std::size_t i = 0; i < part.size(); ++i)
+      gradient_[i] = part[i].shape() == latents_.shape() ? kernels::add(f32(gradient_[i]), part[i]) : mx::add(gradient_[i], part[i]);
+  }
+  if (kernels::cpu_kernels()) mx::eval(gradient_);
 }
 
 std::vector<mx::array*> TrainedLinear::gradient() {
   if (gradient_.empty()) {  // this rank had no rows: it adds nothing, but takes part in the sum
-    gradient_ = {mx::zeros_like(s0_), mx::zeros_like(s0_)};
+    if (!fused() || !move_codes_) gradient_ = {mx::zeros_like(s0_), mx::zeros_like(s0_)};
     if (move_codes_) gradient_.push_back(mx::zeros(latents_.shape(), mx::float32));
   }
   std::vector<mx::array*> parts;
@@ -118,26 +139,44 @@ std::vector<mx::array*> TrainedLinear::gradient() {
   return parts;
 }
 
+/// Fewer bits bear larger steps: measured optima are .003, .004 and .005 codes at 4, 3 and 2 bits (docs/methods/dwq.md).
+float TrainedLinear::code_rate(const StepRates& rates) const { return rates.codes * std::exp2(static_cast<float>(4 - format_.bits) / 3); }
+
+void TrainedLinear::step_fused(const StepRates& rates) {
+  const kernels::DescentRates own{rates.scales, code_rate(rates), rates.step};
+  const auto next = move_codes_ ? kernels::descend(matrix(), gradient_[0], own) : kernels::descend_scales(matrix(), gradient_[0], gradient_[1], own);
+  latents_ = next.latents;
+  a_ = next.a;
+  c_ = next.c;
+  ma_ = next.ma;
+  va_ = next.va;
+  mc_ = next.mc;
+  vc_ = next.vc;
+  v_ = next.v;
+  gradient_.clear();
+}
+
 void TrainedLinear::step(const StepRates& rates) {
   if (gradient_.empty()) return;
+  if (fused()) return step_fused(rates);
   const auto &ds = gradient_[0], &db = gradient_[1];
   const auto scales_before = scales_f32();
   const auto ga = mx::multiply(mx::multiply(s0_, scalar(1 / spread_)), mx::subtract(ds, mx::multiply(pivot_, db)));
   const auto a = adam_step({a_, ma_, va_}, ga, rates.scales, rates.step),
              c = adam_step({c_, mc_, vc_}, mx::multiply(s0_, db), rates.scales, rates.step);
   if (move_codes_) {
-    // Fewer bits bear larger steps: measured optima are .003, .004 and .005 codes at 4, 3 and 2 bits (docs/methods/dwq.md).
-    const float rate = rates.codes * std::exp2(static_cast<float>(4 - format_.bits) / 3);
-    const kernels::LatentStep step{rate, kBeta2, static_cast<float>(1 - std::pow(kBeta2, rates.step))};
+    const kernels::LatentStep step{code_rate(rates), kBeta2, static_cast<float>(1 - std::pow(kBeta2, rates.step))};
     const auto [latents, v] = kernels::latent_step(latents_, gradient_[2], scales_before, v_, step, format_.bits, format_.group_size);
     latents_ = latents;
     v_ = v;
   }
   a_ = a.value, ma_ = a.m, va_ = a.v;
   c_ = c.value, mc_ = c.m, vc_ = c.v;
-  mx::eval(a_, ma_, va_, c_, mc_, vc_, latents_, v_);
   gradient_.clear();
+  if (kernels::cpu_kernels()) mx::eval(stepped());
 }
+
+std::vector<mx::array> TrainedLinear::stepped() const { return {a_, ma_, va_, c_, mc_, vc_, latents_, v_}; }
 
 codec::Packed TrainedLinear::pack() const {
   return {codec::pack_codes(kernels::latent_codes(latents_, format_.bits), format_.bits), stored_scales(), stored_biases()};
@@ -194,6 +233,34 @@ std::vector<mx::array> Student::weights() const {
   std::vector<mx::array> weights;
   for (const auto& linear : linears_) weights.push_back(linear.weight());
   return weights;
+}
+
+void Student::accumulate(std::vector<mx::array> gradients) {
+  for (std::size_t i = linears_.size(); i-- > 0;) {
+    linears_[i].accumulate(gradients[i]);
+    gradients.pop_back();
+  }
+}
+
+std::vector<mx::array> Student::accumulated() {
+  std::vector<mx::array> all;
+  if (kernels::cpu_kernels()) return all;
+  // As the backward pass makes them: what comes first is evaluated first, and its gradient is gone before the next one's is there.
+  for (std::size_t i = linears_.size(); i-- > 0;)
+    for (auto* part : linears_[i].gradient()) all.push_back(*part);
+  return all;
+}
+
+std::vector<mx::array> Student::stepped() const {
+  std::vector<mx::array> all;
+  if (kernels::cpu_kernels()) return all;
+  for (std::size_t i = linears_.size(); i-- > 0;)
+    for (auto& part : linears_[i].stepped()) all.push_back(std::move(part));
+  return all;
+}
+
+void Student::step(const StepRates& rates) {
+  for (auto& linear : linears_) linear.step(rates);
 }
 
 model::Tensors Student::with(const std::vector<mx::array>& weights) const {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "codec/format.h"
+#include "kernels/descent.h"
 #include "model/spec.h"
 #include "model/tensors.h"
 
@@ -32,12 +33,16 @@ class TrainedLinear {
 
   /// The dense weight that the forward pass sees, [..., N, K] in the stored dtype.
   mx::array weight() const;
-  /// Takes in the gradient of the loss with respect to weight() of one part of a batch (evaluated); parts add up.
+  /// Takes in the gradient of the loss with respect to weight() of one part of a batch; parts add up. Where the CPU's kernels serve, dw is
+  /// evaluated and so is what is kept of it; elsewhere all is lazy.
   void accumulate(const mx::array& dw);
-  /// The accumulated gradient {scales, biases[, weights]} (zeros if there is none), to be summed over ranks in place before step().
+  /// The accumulated gradient {scales, biases[, weights]}, or {weights} alone where a kernel takes the sums in its step (zeros if there is none):
+  /// to be summed over ranks in place before step(), or to be evaluated.
   std::vector<mx::array*> gradient();
-  /// One optimizer step; forgets the gradient.
+  /// One optimizer step; forgets the gradient. Evaluated as accumulate() is.
   void step(const StepRates& rates);
+  /// What a step changes, to be evaluated.
+  std::vector<mx::array> stepped() const;
   /// The present codes, scales and biases as MLX stores them.
   codec::Packed pack() const;
   const codec::Format& format() const { return format_; }
@@ -46,6 +51,10 @@ class TrainedLinear {
   void restore(const std::map<std::string, mx::array>& state);
 
  private:
+  bool fused() const;
+  kernels::TrainedMatrix matrix() const;
+  float code_rate(const StepRates& rates) const;
+  void step_fused(const StepRates& rates);
   mx::array stored_scales() const;
   mx::array stored_biases() const;
   mx::array scales_f32() const;
@@ -57,7 +66,7 @@ class TrainedLinear {
   mx::array s0_, b0_, pivot_;  // f32 [..., K/group]
   float spread_;               // r above
   mx::array a_, c_, ma_, va_, mc_, vc_, v_;
-  std::vector<mx::array> gradient_;  // Σ dW·q, Σ dW by group, and dW itself when codes move
+  std::vector<mx::array> gradient_;  // Σ dW·q, Σ dW by group, and dW itself when codes move; that alone for kernels that sum as they step
 };
 
 /// All trained linears of a model in the order of its forward pass, and the dense tensors around them.
@@ -71,8 +80,14 @@ class Student {
   TrainedLinear& linear(std::size_t i) { return linears_[i]; }
   std::size_t size() const { return linears_.size(); }
   std::int64_t trained_parameters() const;
-  /// Dense weights in the order of paths().
+  /// Dense weights in the order of paths(), lazy.
   std::vector<mx::array> weights() const;
+  /// Takes in the gradients of the dense weights of one part of a batch, from the last linear to the first, each dropped when it has been reduced.
+  void accumulate(std::vector<mx::array> gradients);
+  /// All that accumulate() or step() left to be evaluated where no CPU kernels serve; empty elsewhere.
+  std::vector<mx::array> accumulated();
+  std::vector<mx::array> stepped() const;
+  void step(const StepRates& rates);
   /// The model's tensors with `weights` in the places of the trained linears.
   model::Tensors with(const std::vector<mx::array>& weights) const;
   const model::Formats& fixed_formats() const { return fixed_formats_; }

@@ -1,0 +1,15 @@
+# Device code that MLX compiles when it is first called goes into the program as text: src/ROOM/NAME.cu as NAME_cu(),
+# declared in src/ROOM/cuda_text.h.
+function(lquant_embed_cuda room)
+  file(GLOB sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/src/${room}/*.cu")
+  set(text "#include \"${room}/cuda_text.h\"\n\nnamespace lquant::${room} {\n\n")
+  foreach(source ${sources})
+    set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${source}")
+    file(READ "${source}" content)
+    get_filename_component(name "${source}" NAME_WE)
+    string(APPEND text "const char* ${name}_cu() { return R\"cuda(${content})cuda\"; }\n\n")
+  endforeach()
+  string(APPEND text "}  // namespace lquant::${room}\n")
+  file(CONFIGURE OUTPUT "${CMAKE_BINARY_DIR}/${room}_cuda_text.cpp" CONTENT "${text}" @ONLY)
+  target_sources(lquant_${room} PRIVATE "${CMAKE_BINARY_DIR}/${room}_cuda_text.cpp")
+endfunction()
