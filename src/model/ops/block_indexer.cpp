@@ -37,18 +37,19 @@ mx::array remembered(const Scope& scope, const std::string& name, const mx::arra
   return all;
 }
 
-/// The largest score of each block: [B, heads, T, S] → [B, heads, T, count]. `blocks` int32 [B, 1, 1, S]: of each key its block, where they are no
-/// neighbours.
-mx::array largest_of_blocks(const mx::array& scores, int block, int count, const std::optional<mx::array>& blocks) {
-  if (!blocks) {
-    auto missing = scores.shape();
-    missing[3] = count * block - scores.shape(3);
-    const auto whole = missing[3] == 0 ? scores : mx::concatenate({scores, mx::broadcast_to(never(), missing)}, 3);
-    return mx::max(mx::unflatten(whole, 3, {count, block}), -1);
+/// scores [B, heads, T, S] by key's place in the row → by its place in the query's own text: [B, heads, T, count]. What stands behind the query has
+/// no meaning.
+mx::array by_place_in_text(const Context& context, const mx::array& scores, int count) {
+  auto shape = scores.shape();
+  const int keys = shape[3];
+  shape[3] = count;
+  if (context.segments) {
+    const auto at = mx::clip(places_in_row(context, shape[0], shape[2], count), mx::array(0, mx::int32), mx::array(keys - 1, mx::int32));
+    return mx::take_along_axis(scores, mx::broadcast_to(mx::expand_dims(at, 1), shape), 3);
   }
-  std::vector<mx::array> all;
-  for (int b = 0; b < count; ++b) all.push_back(mx::max(mx::where(mx::equal(*blocks, mx::array(b, mx::int32)), scores, never()), -1, true));
-  return mx::concatenate(all, -1);
+  if (count == keys) return scores;
+  shape[3] = count - keys;
+  return mx::concatenate({scores, mx::zeros(shape, scores.dtype())}, 3);
 }
 
 }  // namespace
@@ -65,21 +66,16 @@ std::optional<mx::array> BlockIndexer::chosen_keys(const Scope& scope, const mx:
   const auto keys = remembered(scope, k.path, made_ready(scope, *this, k_norm, kernels::linear(fixed, scope.weight(k))));
   if (count <= top_k) return std::nullopt;
   const auto queries = made_ready(scope, *this, q_norm, kernels::linear(fixed, scope.weight(q)));
-  const int all_keys = keys.shape(2);
-
   const auto f32 = [](const mx::array& x) { return mx::astype(mx::stop_gradient(x), mx::float32); };
-  auto scores = mx::matmul(f32(queries), mx::swapaxes(f32(keys), 2, 3));
-  const auto visible = kernels::visible_keys(length, all_keys, args, context.segments);
-  if (visible) scores = mx::where(*visible, scores, never());
-
+  const auto scores = mx::matmul(f32(queries), mx::swapaxes(f32(keys), 2, 3));
   const mx::array size(block, mx::int32);
-  const auto in_blocks = [&](const mx::array& places) { return mx::floor_divide(places, size); };
   const bool in_row = !context.segments;
   const auto own = in_row ? mx::reshape(mx::arange(args.offset, args.offset + length, mx::int32), {1, length}) : positions(context, batch, length);
-  const auto of_keys = in_blocks(in_row ? mx::reshape(mx::arange(all_keys, mx::int32), {1, 1, 1, all_keys}) : mx::expand_dims(own, {1, 2}));
-  auto of_blocks = largest_of_blocks(scores, block, count, in_row ? std::nullopt : std::optional(of_keys));
+  const auto seen = mx::less_equal(mx::arange(count * block, mx::int32), mx::expand_dims(own, {1, 3}));
+  const auto in_text = mx::where(seen, by_place_in_text(context, scores, count * block), never());
+  auto of_blocks = mx::max(mx::unflatten(in_text, 3, {count, block}), -1);
   if (local > 0) {
-    const auto here = in_blocks(mx::expand_dims(own, {1, 3})), numbers = mx::arange(count, mx::int32);
+    const auto here = mx::floor_divide(mx::expand_dims(own, {1, 3}), size), numbers = mx::arange(count, mx::int32);
     const auto near = mx::logical_and(mx::less_equal(numbers, here), mx::greater(numbers, mx::subtract(here, mx::array(local, mx::int32))));
     of_blocks = mx::where(near, mx::negative(never()), of_blocks);
   }
@@ -87,7 +83,9 @@ std::optional<mx::array> BlockIndexer::chosen_keys(const Scope& scope, const mx:
   stop[3] = top_k;
   const auto chosen = mx::slice(mx::argpartition(mx::negative(of_blocks), top_k - 1, -1), {0, 0, 0, 0}, stop);
   const auto kept = mx::put_along_axis(mx::zeros(of_blocks.shape(), mx::bool_), chosen, mx::array(true), -1);
-  auto mask = mx::take_along_axis(kept, mx::broadcast_to(of_keys, scores.shape()), -1);
+  const auto places = in_row ? mx::reshape(mx::arange(keys.shape(2), mx::int32), {1, 1, 1, -1}) : mx::expand_dims(own, {1, 2});
+  auto mask = mx::take_along_axis(kept, mx::broadcast_to(mx::floor_divide(places, size), scores.shape()), -1);
+  const auto visible = kernels::visible_keys(length, keys.shape(2), args, context.segments);
   if (visible) mask = mx::logical_and(mask, *visible);  // a kept block's later keys, and those of other texts
   return mx::repeat(mask, query_heads / heads, 1);
 }
