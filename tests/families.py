@@ -164,6 +164,44 @@ CORRECTED = dict(
 )
 GLM4_MOE = dict(CORRECTED, model_type="glm4_moe", partial_rotary_factor=0.5, attention_bias=True, use_qk_norm=True, rope_scaling={})
 MIXTRAL = dict(model_type="mixtral", num_local_experts=6, num_experts_per_tok=2, head_dim=None)
+# A query of the 24 tokens reads 3 of 6 blocks in two of the layers; some of what the gates cut is beyond its limit.
+MINIMAX_M3 = dict(
+    wrapper="minimax_m3_vl",
+    model_type="minimax_m3_vl_text",
+    dense_intermediate_size=256,
+    intermediate_size=128,
+    shared_intermediate_size=128,
+    num_local_experts=6,
+    num_experts_per_tok=2,
+    rotary_dim=16,
+    swiglu_limit=1.5,
+    moe_layer_freq=[0, 1, 1],
+    tie_word_embeddings=False,
+    sparse_attention_config=dict(
+        sparse_num_index_heads=2,
+        sparse_index_dim=32,
+        sparse_block_size=4,
+        sparse_topk_blocks=3,
+        sparse_local_block=1,
+        sparse_attention_freq=[0, 1, 1],
+    ),
+)
+# The same in the words of transformers 5.
+MINIMAX_M3_FLAT = dict(
+    MINIMAX_M3,
+    rope_theta=None,
+    rotary_dim=None,
+    moe_layer_freq=None,
+    sparse_attention_config=None,
+    mlp_layer_types=["sparse", "dense", "sparse"],
+    layer_types=["minimax_m3_sparse", "full_attention", "minimax_m3_sparse"],
+    index_n_heads=4,
+    index_head_dim=64,
+    index_block_size=5,
+    index_topk_blocks=2,
+    index_local_blocks=0,
+    rope_parameters=dict(YARN, rope_theta=20000.0, partial_rotary_factor=1.0),
+)
 # Experts with one that every token meets, behind a sigmoid router with a correction.
 BAILING = dict(
     model_type="bailing_moe",
@@ -780,6 +818,12 @@ FAMILIES = {
     "minimax_m2": dict(
         MIXTRAL, model_type="minimax_m2", shared_intermediate_size=0, rotary_dim=32, head_dim=64, num_experts_per_tok=3, use_qk_norm=False
     ),
+    "minimax_m3_vl": MINIMAX_M3,
+    "minimax_m3_vl-flat-local-tied-unstacked": dict(
+        MINIMAX_M3_FLAT, index_local_blocks=2, tie_word_embeddings=True, use_qk_norm=False, use_gemma_norm=False, unstacked=True
+    ),
+    "minimax_m3_vl-wide-indexer-one-expert": dict(MINIMAX_M3_FLAT, num_experts_per_tok=1, routed_scaling_factor=1.0),
+    "minimax_m3_vl-all-keys": dict(MINIMAX_M3, sparse_attention_config=None, moe_layer_freq=None, swiglu_alpha=1.0, unstacked=True),
     "ernie4_5_moe": dict(
         model_type="ernie4_5_moe",
         use_bias=False,
@@ -1149,6 +1193,7 @@ REPRESENTATIVES = {
     "gpt_oss": "sinks, experts with biases and gates between limits, a softmax over the chosen",
     "glm4_moe-groups-unstacked": "corrected sigmoids in groups, experts that every token meets, routers that are never packed",
     "deepseek-v32": "linears that only choose, which no gradient reaches",
+    "minimax_m3_vl": "attention to blocks of keys that an indexer chooses, experts with gates between limits beside one that every token meets",
     "longcat-flash-ngram": "embeddings of n-grams, tables and linears before the first block",
     "longcat-flash": "a result that joins at the end of its block, experts without weights",
     "qwen3-moe": "mixture of experts in stacks",
@@ -1195,6 +1240,7 @@ FLOAT32_ALONE = {
     "mimo_v2_flash",
     "minimax",
     "minimax_m2",
+    "minimax_m3_vl",
     "mistral4",
     "mixtral",
     "olmoe",

@@ -42,7 +42,9 @@ def build(name, seed, **changes):
     model_class, args_class = utils._get_classes(config)
     model = model_class(args_class.from_dict(config))
     rng = np.random.default_rng(seed)
-    offset = config["model_type"].startswith(("gemma", "muse", "recurrent_gemma")) or config["model_type"] == "nemotron"  # norms whose weight in use is 1 + w
+    # Norms whose weight in use is 1 + w.
+    offset = config["model_type"].startswith(("gemma", "muse", "recurrent_gemma")) or config["model_type"] == "nemotron"
+    offset = offset or (wrapper == "minimax_m3_vl" and config["text_config"].get("use_gemma_norm", True))
 
     def draw(path, old):
         noise = rng.standard_normal(old.shape).astype(np.float32)
@@ -112,7 +114,7 @@ SINGLE_EXPERTS = {
     "phixtral": ("moe.switch_mlp", "moe.mlp.{}", {}),
     "kimi_linear": ("mlp.switch_mlp", "block_sparse_moe.experts.{}", dict(gate_proj="w1", down_proj="w2", up_proj="w3")),
     **dict.fromkeys(
-        ("mixtral", "minimax", "phimoe"),
+        ("mixtral", "minimax", "minimax_m3_vl", "phimoe"),
         ("block_sparse_moe.switch_mlp", "block_sparse_moe.experts.{}", dict(gate_proj="w1", down_proj="w2", up_proj="w3")),
     ),
 }

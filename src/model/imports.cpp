@@ -45,6 +45,10 @@ std::optional<mx::Shape> shape_after(const Change& change, mx::Shape shape) {
     case Kind::squeeze:
       shape.erase(std::remove(shape.begin(), shape.end(), 1), shape.end());
       return shape;
+    case Kind::entry:
+      if (axis < 0 || change.first < 0 || change.first >= shape[axis]) return std::nullopt;
+      shape.erase(shape.begin() + axis);
+      return shape;
     case Kind::slice:
       if (axis < 0 || change.first < 0 || shape[axis] < change.first + (change.count - 1) * change.stride + 1) return std::nullopt;
       shape[axis] = change.count;
@@ -73,6 +77,8 @@ mx::array value_after(const Change& change, const mx::array& x) {
       return mx::swapaxes(x, -1, -2);
     case Kind::squeeze:
       return mx::squeeze(x);
+    case Kind::entry:
+      return mx::take(x, change.first, axis_of(change.axis, x.ndim()));
     case Kind::slice: {
       auto start = mx::Shape(x.ndim(), 0), stop = x.shape();
       const int axis = axis_of(change.axis, x.ndim());

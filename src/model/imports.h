@@ -19,6 +19,7 @@ struct Change {
     stack,         ///< all sources become one tensor with a leading axis
     transpose,     ///< the last two axes change places
     squeeze,       ///< axes of length 1 go
+    entry,         ///< number `first` of `axis`, which goes (an expert of a stack)
     slice,         ///< `count` entries of `axis` (counted from the end when negative): first, first + stride, …
     unit_rows,     ///< each row is divided by its L2 norm + 1e-7, in f32 (Baichuan M1's head)
     unit_columns,  ///< each column is (Bailing's head)

@@ -21,6 +21,12 @@ mx::array begins(const mx::array& numbers) {
   return mx::concatenate({mx::ones({numbers.shape(0), 1}, mx::bool_), mx::not_equal(before, after)}, 1);
 }
 
+/// The first token of a segment that is a text's own and no ending: endings follow their text in the row.
+mx::array begins_text(const mx::array& numbers) {
+  const auto text = mx::equal(mx::remainder(numbers, mx::array(1 << Branches::kBits, mx::int32)), mx::array(0, mx::int32));
+  return mx::logical_and(text, begins(numbers));
+}
+
 /// x [B, T, …] at the places int32 [B, T], 0 where `there` is false.
 mx::array gathered(const mx::array& x, const mx::array& at, const mx::array& there) {
   auto shape = at.shape();
@@ -55,6 +61,16 @@ mx::array positions(const Context& context, int batch, int length) {
   return mx::subtract(places(length), latest(begins(*context.segments)));
 }
 
+mx::array places_in_row(const Context& context, int batch, int length, int count) {
+  const auto& numbers = *context.segments;
+  const auto first = latest(begins(numbers)), wanted = places(count);
+  // The position of the segment's first token: above 0 in an ending.
+  const auto before = mx::expand_dims(mx::subtract(positions(context, batch, length), mx::subtract(places(length), first)), 2);
+  const auto own = mx::add(mx::subtract(mx::expand_dims(first, 2), before), wanted);
+  if (!context.branches) return own;
+  return mx::where(mx::less(wanted, before), mx::add(mx::expand_dims(latest(begins_text(numbers)), 2), wanted), own);
+}
+
 std::vector<mx::array> preceding(const Context& context, int block, const std::string& name, const mx::array& x, int back) {
   std::vector<mx::array> all{x};
   if (back == 0) return all;
@@ -81,11 +97,10 @@ std::vector<mx::array> preceding(const Context& context, int block, const std::s
       all.push_back(mx::where(mx::reshape(there, shape), shifted(x, by), mx::array(0, x.dtype())));
       continue;
     }
-    // An ending's first tokens reach back into its text, which is the latest one that began before it: endings follow their text in the row.
+    // An ending's first tokens reach back into its text, which is the latest one that began before it.
     const auto& numbers = *context.segments;
     const auto here = places(length);
-    const auto text = mx::equal(mx::remainder(numbers, mx::array(1 << Branches::kBits, mx::int32)), mx::array(0, mx::int32));
-    const auto trunk = latest(mx::logical_and(text, begins(numbers)));
+    const auto trunk = latest(begins_text(numbers));
     const auto within = mx::greater_equal(mx::subtract(here, mx::array(by, mx::int32)), latest(begins(numbers)));
     const auto at = mx::where(within, mx::subtract(here, mx::array(by, mx::int32)), mx::add(trunk, mx::subtract(own, mx::array(by, mx::int32))));
     all.push_back(gathered(x, at, there));

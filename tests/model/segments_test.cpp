@@ -60,6 +60,22 @@ TEST(Segments, EndingsReachBackIntoTheirText) {
   EXPECT_EQ(values(moved[3]), (Row{0, 0, 0, 1, 0, 0, 0, 0, 0, 0}));
 }
 
+// The same row, and one of two texts: up to each token itself.
+TEST(Segments, PlacesInARowAreThoseOfATokensOwnText) {
+  const auto until_itself = [](const Context& context) {
+    const int length = context.segments->shape(1);
+    const auto own = mx::expand_dims(positions(context, 1, length), 2);
+    return values(mx::where(mx::less_equal(mx::arange(4, mx::int32), own), places_in_row(context, 1, length, 4), mx::array(-1, mx::int32)));
+  };
+  Context context;
+  context.segments = row({7, 7, 2});
+  EXPECT_EQ(until_itself(context), (Row{0, -1, -1, -1, 0, 1, -1, -1, 2, -1, -1, -1}));
+  context.segments = row({256, 256, 257, 257, 258, 512, 513, 513, 769, 769});
+  context.branches = Branches{row({0, 1, 2, 3, 2, 0, 1, 2, 0, 1}), 4};
+  EXPECT_EQ(until_itself(context), (Row{0, -1, -1, -1, 0, 1, -1, -1, 0, 1, 2, -1, 0, 1,  2,  3,  0, 1, 4,  -1,
+                                        5, -1, -1, -1, 5, 6, -1, -1, 5, 6, 7, -1, 8, -1, -1, -1, 8, 9, -1, -1}));
+}
+
 TEST(Segments, ACacheKeepsTheLastTokensByName) {
   Cache cache(2);
   Context context;

@@ -546,6 +546,16 @@ TEST(Spec, MixturesOfOwnRoutersDifferWhereTheyShould) {
   const auto m2 = published_spec("minimax_m2");
   EXPECT_EQ(attention_of(m2, 0).q_norm->size, 48 * 128);
   EXPECT_TRUE(experts_in(m2, 0).router.f32_product);
+  const auto m3 = spec_from_config(oracle::tiny_config("minimax_m3_vl"));
+  EXPECT_FALSE(attention_of(m3, 0).indexer);
+  EXPECT_TRUE(find_op<GatedMlp>(m3.blocks[0])->clamp);
+  const auto indexer = *attention_of(m3, 1).indexer;
+  EXPECT_EQ(indexer.q.path, "language_model.model.layers.1.self_attn.index_q_proj");
+  EXPECT_TRUE(indexer.q.only_chooses && indexer.k.only_chooses);
+  EXPECT_EQ(indexer.k.out, 16);
+  EXPECT_FLOAT_EQ(indexer.k_norm.offset, 1);
+  EXPECT_EQ(m3.edges_of(1)[0].consumers.size(), 5u);  // the input's norm before q, k, v and the indexer's two
+  EXPECT_FALSE(experts_in(m3, 1).router.f32_product);
   const auto ernie = published_spec("ernie4_5_moe");
   EXPECT_FALSE(find_op<Experts>(ernie.blocks[0]));
   EXPECT_FLOAT_EQ(experts_in(ernie, 27).router.floor, 1e-12);
@@ -785,6 +795,19 @@ TEST(Spec, WhatMlxLmCannotRunIsRefused) {
   refused("qwen2_moe", {{"rope_scaling", {{"type", "yarn"}, {"factor", 2.0}}}}, "rope_scaling");
   refused("minimax", {{"attn_type_list", {0, 1}}}, "MiniMax-Text-01");
   refused("minimax", {{"layer_types", {"linear_attention", "full_attention"}}}, "MiniMax-Text-01");
+  const auto refused_inside = [&](json changes, const char* told) {
+    auto text = oracle::tiny_config("minimax_m3_vl").at("text_config");
+    text.update(changes);
+    refused("minimax_m3_vl", {{"text_config", text}}, told);
+  };
+  const json blocks_of_keys{{"sparse_num_index_heads", 2}, {"sparse_index_dim", 16}, {"sparse_block_size", 2}, {"sparse_topk_blocks", 2}};
+  auto three_heads = blocks_of_keys, no_dim = blocks_of_keys, few = blocks_of_keys;
+  three_heads["sparse_num_index_heads"] = 3, no_dim["sparse_index_dim"] = nullptr, few["sparse_attention_freq"] = {1};
+  refused_inside({{"sparse_attention_config", three_heads}}, "3 heads of the indexer");
+  refused_inside({{"sparse_attention_config", no_dim}}, "text_config.sparse_attention_config.sparse_index_dim");
+  refused_inside({{"sparse_attention_config", few}}, "text_config.sparse_attention_config.sparse_attention_freq\" has 1 entries");
+  refused_inside({{"mlp_layer_types", {"dense"}}}, "mlp_layer_types");
+  refused_inside({{"swiglu_limit", 0.0}}, "swiglu_limit");
   refused("ernie4_5_moe", {{"moe_gate_act", "tanh"}}, "moe_gate_act");
   refused("mixtral", {{"num_experts_per_tok", 6}}, "exceeds");
   refused("phimoe", {{"rope_scaling", {{"type", "longrope"}, {"short_factor", 1.0}, {"long_factor", 1.0}}}}, "short_mscale");

@@ -121,6 +121,58 @@ def test_published_gpt_oss(tmp_path):
     assert_close(lquant_logits(tmp_path, ids, "float32"), mlx_lm_logits(tmp_path, ids))
 
 
+def minimax_m3_in_another_form(weights, fold, fuse):
+    """A dense layer's MLP under the mixtures' name; the expert that every token meets as the last of each stack; gate and up in one tensor."""
+    found = {name.replace(".mlp.", ".block_sparse_moe."): w for name, w in weights.items()}
+    for name in [n for n in found if ".switch_mlp." in n] if fold else []:
+        shared = found.pop(name.replace("switch_mlp", "shared_experts"))
+        found[name] = mx.concatenate([found[name], shared[None]])
+    for name in [n for n in found if re.search(r"(switch_mlp|shared_experts)\.gate_proj", n)] if fuse else []:
+        both = [found.pop(name), found.pop(name.replace("gate_proj", "up_proj"))]
+        found[name.replace("gate_proj", "gate_up_proj")] = mx.concatenate(both, axis=-2)
+    return found
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+@pytest.mark.parametrize("fold, fuse", [(True, False), (False, True), (True, True)], ids=["folded", "fused", "both"])
+def test_forms_of_minimax_m3(fold, fuse, packed, tmp_path):
+    model, config, *_ = build("minimax_m3_vl", seed=4)
+    if packed:
+        model, config = utils.quantize_model(model, config, 64, 4, mode="affine")
+    save(tmp_path, model, config)
+    file = str(tmp_path / "model.safetensors")
+    weights = minimax_m3_in_another_form(mx.load(file), fold, fuse)
+    mx.eval(weights)
+    mx.save_safetensors(file, weights, metadata={"format": "mlx"})
+    ids = token_ids(config["vocab_size"])
+    assert_close(lquant_logits(tmp_path, ids, "float32"), mlx_lm_logits(tmp_path, ids))
+
+
+def test_published_minimax_m3_in_mxfp8(tmp_path):
+    """Bytes of e4m3 beside an exponent for 32 of them, which both decode exactly; experts one by one, a tower and projectors beside them."""
+    model, config, *_ = build("minimax_m3_vl", seed=4)
+    config["quantization_config"] = dict(quant_method="mxfp8", modules_to_not_convert=["embed_tokens", "lm_head", "block_sparse_moe.gate"])
+    save(tmp_path, model, config, unstacked=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TINY / name, tmp_path)
+    file = str(tmp_path / "model.safetensors")
+    weights = mx.load(file)
+    for name in [n for n in weights if re.search(r"(_proj|w[123])\.weight$", n)]:
+        codes, scales = mx.quantize(weights[name], group_size=32, bits=8, mode="mxfp8")
+        weights[name], weights[name + "_scale_inv"] = codes.view(mx.uint8), scales
+    kept = ("vision_tower.vision_model.pre_layrnorm.weight", "multi_modal_projector.linear_1.weight", "patch_merge_mlp.linear_2.weight")
+    weights.update({name: mx.random.normal((8, 8)) for name in kept})
+    mx.eval(weights)
+    mx.save_safetensors(file, weights, metadata={"format": "pt"})
+    assert any(name.endswith("experts.0.w1.weight_scale_inv") for name in weights)
+    ids = token_ids(config["vocab_size"])
+    assert_close(lquant_logits(tmp_path, ids, "float32"), mlx_lm_logits(tmp_path, ids))
+    program("convert", "--model", tmp_path, "-q", "--dtype", "float32", "--mlx-path", tmp_path / "out")
+    assert_close(lquant_logits(tmp_path / "out", ids, "float32"), mlx_lm_logits(tmp_path / "out", ids))
+    written = {name: w for file in (tmp_path / "out").glob("*.safetensors") for name, w in mx.load(str(file)).items()}
+    assert all(mx.array_equal(written[name], weights[name]) for name in kept)
+
+
 PROMPT = "the winter light walks over old stone and the quiet river under a house"
 TEXT = " ".join([PROMPT, "where bread grows with every letter she read"] * 3)
 

@@ -24,9 +24,9 @@ using nlohmann::json;
 json tiny_config(const std::string& model_type) {
   // Wrappers: the text model stands inside.
   static const std::map<std::string, std::string> inner = {
-      {"gemma3", "gemma3_text"}, {"gemma4", "gemma4_text"}, {"kimi_k25", "deepseek_v3"},  {"kimi_vl", "deepseek_v3"}, {"lfm2-vl", "lfm2"},
-      {"lfm2_vl", "lfm2"},       {"llama4", "llama4_text"}, {"llava", "llama"},           {"mistral3", "ministral3"}, {"pixtral", "mistral"},
-      {"qwen2_vl", "qwen2"},     {"qwen3_vl", "qwen3"},     {"qwen3_vl_moe", "qwen3_moe"}};
+      {"gemma3", "gemma3_text"},    {"gemma4", "gemma4_text"}, {"kimi_k25", "deepseek_v3"}, {"kimi_vl", "deepseek_v3"},   {"lfm2-vl", "lfm2"},
+      {"lfm2_vl", "lfm2"},          {"llama4", "llama4_text"}, {"llava", "llama"},          {"mistral3", "ministral3"},   {"pixtral", "mistral"},
+      {"minimax_m3_vl", "minimax"}, {"qwen2_vl", "qwen2"},     {"qwen3_vl", "qwen3"},       {"qwen3_vl_moe", "qwen3_moe"}};
   if (const auto text = inner.find(model_type); text != inner.end()) {
     auto config = tiny_config(text->second);
     if (model_type == "gemma4")  // its mixture; gemma4_text is dense here
@@ -34,6 +34,11 @@ json tiny_config(const std::string& model_type) {
     if (model_type == "llama4") {
       config.update({{"num_hidden_layers", 4}, {"attention_bias", true}, {"attention_chunk_size", 4}, {"floor_scale", 3}, {"num_local_experts", 4}});
       config.update({{"interleave_moe_layer_step", 2}, {"num_experts_per_tok", 1}});
+    }
+    if (model_type == "minimax_m3_vl") {
+      config.update({{"dense_intermediate_size", 96}, {"shared_intermediate_size", 32}, {"moe_layer_freq", {0, 1}}, {"swiglu_limit", 7.0}});
+      config["sparse_attention_config"] = {{"sparse_num_index_heads", 2}, {"sparse_index_dim", 16}, {"sparse_block_size", 2}};
+      config["sparse_attention_config"].update({{"sparse_topk_blocks", 2}, {"sparse_local_block", 1}, {"sparse_attention_freq", {0, 1}}});
     }
     if (model_type == "qwen3_vl_moe") config["tie_word_embeddings"] = false;
     return {{"model_type", model_type}, {"text_config", config}, {"vocab_size", config.at("vocab_size")}};
@@ -387,6 +392,11 @@ model::ModelSpec with_all_experts(model::ModelSpec spec) {
           auto all = *latent;
           all.indexer->top_k = std::numeric_limits<int>::max();
           branch.op = std::make_shared<const model::LatentAttention>(all);
+        }
+        if (const auto* attention = dynamic_cast<const model::Attention*>(branch.op.get()); attention && attention->indexer) {
+          auto all = *attention;
+          all.indexer->top_k = std::numeric_limits<int>::max();
+          branch.op = std::make_shared<const model::Attention>(all);
         }
         const auto* chosen = dynamic_cast<const model::Experts*>(branch.op.get());
         if (!chosen) continue;

@@ -94,6 +94,7 @@ const std::map<std::string, Family>& families() {
       {"minicpm", family::minicpm},
       {"minicpm3", family::minicpm3},
       {"minimax", family::minimax},
+      {"minimax_m3_vl", family::minimax_m3_vl},
       {"ministral3", family::ministral3},
       {"mistral3", family::mistral3},
       {"mistral4", family::mistral4},

@@ -83,6 +83,7 @@ ModelSpec mimo_v2_flash(const Config& config);
 ModelSpec minicpm(const Config& config);
 ModelSpec minicpm3(const Config& config);
 ModelSpec minimax(const Config& config);
+ModelSpec minimax_m3_vl(const Config& config);
 ModelSpec ministral3(const Config& config);
 ModelSpec mistral3(const Config& config);
 ModelSpec mistral4(const Config& config);

@@ -32,6 +32,12 @@ mx::array stepped(const Scope& scope, const ParameterSpec& spec, const mx::array
   return mx::astype(mx::multiply(steps, step), x.dtype());
 }
 
+/// Of the keys that the mask, bool [B, H, T, S], leaves; otherwise as kernels::attention.
+mx::array under_mask(const mx::array& q, const mx::array& k, const mx::array& v, float scale, const mx::array& mask) {
+  const auto heads_first = [](const mx::array& x) { return mx::swapaxes(x, 1, 2); };
+  return heads_first(mx::fast::scaled_dot_product_attention(heads_first(q), heads_first(k), heads_first(v), scale, "", mask));
+}
+
 /// x [B, T, heads · D] times the activated gate [B, T, heads · D or heads].
 mx::array gated(const OutputGate& gate, const mx::array& x, const mx::array& product, int heads) {
   const bool by_head = product.shape(-1) == heads, sigmoid = gate.activation == OutputGate::Activation::sigmoid;
@@ -100,13 +106,24 @@ std::vector<Part> parts_by_group(int kv_heads, int repeats, int head_dim) {
           {Role::v, kv_heads * head_dim, q + head_dim, head_dim, stride}};
 }
 
+/// Those that read the branch's input.
+std::vector<const LinearSpec*> Attention::first_readers() const {
+  std::vector<const LinearSpec*> all;
+  for (const auto& linear : inputs) all.push_back(&linear);
+  if (gate && gate->linear) all.push_back(&*gate->linear);
+  if (indexer)
+    for (const auto* linear : indexer->linears()) all.push_back(linear);
+  return all;
+}
+
 void Attention::contents(int op, int first_stage, Contents& all) const {
-  for (const auto& linear : inputs) all.readings.push_back({&linear, op, first_stage});
+  for (const auto* linear : first_readers()) all.readings.push_back({linear, op, first_stage});
   for (const auto& linear : unread) all.readings.push_back({&linear, op, first_stage});
-  if (gate && gate->linear) all.readings.push_back({&*gate->linear, op, first_stage});
   all.readings.push_back({&output, op, first_stage + 1});
   for (const auto* norm : {&q_norm, &k_norm, &v_norm, &unread_norm})
     if (*norm) all.norms.push_back(&**norm);
+  if (indexer)
+    for (const auto* norm : indexer->norms()) all.norms.push_back(norm);
   for (const auto* parameter : {&sinks, &k_taps, &v_taps, &k_step, &v_step})
     if (*parameter) all.parameters.push_back(&**parameter);
   if (again)
@@ -197,6 +214,7 @@ Flow Attention::attend(const Scope& scope, const mx::array& h) const {
   if (k_step) k = stepped(scope, *k_step, k);
   if (v_step) v = stepped(scope, *v_step, v);
   if (temperature) q = heated(scope, *temperature, q, longest);
+  const auto chosen = indexer ? indexer->chosen_keys(scope, h, heads, args) : std::nullopt;
   const bool returns = again && scope.pass > 0;
   Flow next;
   if (gives && shares_products) next.kept = {projected[of_keys], projected[of_values]};
@@ -210,6 +228,7 @@ Flow Attention::attend(const Scope& scope, const mx::array& h) const {
   const auto own_sinks = sinks ? std::optional(scope.tensor(sinks->path)) : std::nullopt;
   const auto look = [&](mx::array keys, mx::array values, int window) {
     args.window = context.branches ? 0 : window;
+    if (chosen) return under_mask(q, keys, values, scale, *chosen);
     if (tiled) keys = mx::tile(keys, {1, 1, heads / kv_heads, 1}), values = mx::tile(values, {1, 1, heads / kv_heads, 1});
     auto queries = q;
     if (wide && dtype == mx::float16)
@@ -227,8 +246,7 @@ Flow Attention::attend(const Scope& scope, const mx::array& h) const {
 }
 
 Flow Attention::start(const Scope& scope, const mx::array& normed, const mx::array&) const {
-  for (const auto& linear : inputs) scope.observe(linear, normed);
-  if (gate && gate->linear) scope.observe(*gate->linear, normed);
+  for (const auto* linear : first_readers()) scope.observe(*linear, normed);
   return {{normed}, {}};
 }
 
@@ -244,8 +262,7 @@ mx::array Attention::finish(const Scope& scope, const Flow& at, const std::optio
 
 std::vector<std::string> Attention::readers() const {
   std::vector<std::string> all;
-  for (const auto& linear : inputs) all.push_back(linear.path);
-  if (gate && gate->linear) all.push_back(gate->linear->path);
+  for (const auto* linear : first_readers()) all.push_back(linear->path);
   return all;
 }
 

@@ -6,6 +6,7 @@
 
 #include "kernels/attention.h"
 #include "model/op.h"
+#include "model/ops/block_indexer.h"
 #include "model/rope.h"
 
 namespace lquant::model {
@@ -39,7 +40,7 @@ int longest_text(const Context& context, int length);
 /// q [B, T, heads, D] times the factor of each token's place; `longest` bounds the positions of all texts.
 mx::array heated(const Scope& scope, const QueryTemperature& temperature, const mx::array& q, int longest);
 
-/// Grouped-head causal attention (arXiv 2305.13245) with rotary positions. Stage 0: q, k, v, the gate; stage 1: o.
+/// Grouped-head causal attention (arXiv 2305.13245) with rotary positions. Stage 0: q, k, v, the gate, the indexer's; stage 1: o.
 struct Attention final : Op {
   int heads = 0, kv_heads = 0, head_dim = 0;
   float scale = 1;
@@ -82,6 +83,8 @@ struct Attention final : Op {
   /// q, k, v; or one linear with three parts, in this order.
   std::vector<LinearSpec> inputs;
   std::optional<OutputGate> gate;
+  /// With neither window, chunks, softcap, sinks nor tiles.
+  std::optional<BlockIndexer> indexer;
   LinearSpec output;
   /// Of an attention that reads another block's keys and values: what mlx_lm wants to be there all the same.
   std::vector<LinearSpec> unread;
@@ -98,6 +101,7 @@ struct Attention final : Op {
   Traits traits() const override;
 
  private:
+  std::vector<const LinearSpec*> first_readers() const;
   int width_of_values() const { return value_dim > 0 ? value_dim : head_dim; }
   std::vector<mx::array> project(const Scope& scope, const mx::array& h) const;
   Flow attend(const Scope& scope, const mx::array& h) const;
