@@ -32,7 +32,7 @@ Mixtures mixtures_of(const model::ModelSpec& spec) {
   for (const auto& block : spec.blocks) {
     std::map<int, const model::LinearSpec*> last;  // of each op
     for (const auto& reading : block.contents().readings)
-      if (reading.linear->experts > 0 && reading.linear->stack == model::LinearSpec::Stack::routed) last[reading.op] = reading.linear;
+      if (reading.linear->routed()) last[reading.op] = reading.linear;
     for (const auto& [op, linear] : last) {
       all.first[linear->path] = all.experts;
       all.experts += linear->experts;

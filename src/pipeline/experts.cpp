@@ -26,7 +26,7 @@ double own_tokens(const StackInputs& inputs, int e) {
 
 std::vector<int> starved_of(const model::LinearSpec& linear, const StackInputs& inputs) {
   std::vector<int> starved;
-  if (linear.stack != model::LinearSpec::Stack::routed) return starved;
+  if (!linear.routed()) return starved;
   for (int e = 0; e < inputs.front()->experts(); ++e)
     if (own_tokens(inputs, e) < enough_for(linear)) starved.push_back(e);
   return starved;
