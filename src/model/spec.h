@@ -66,6 +66,8 @@ struct LinearSpec {
   /// Its result is only compared (an indexer's): no gradient reaches it, and none can tell how many bits it needs.
   bool only_chooses = false;
 
+  /// Whether a router sends its matrices their rows: an expert sees some of the tokens, or none, as no other linear does.
+  bool routed() const { return experts > 0 && stack == Stack::routed; }
   bool must_stay_dense() const { return !dense_why.empty() && !only_advised; }
   std::int64_t parameters() const { return std::int64_t{1} * out * in * (experts > 0 ? experts : 1); }
 };

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <utility>
 
 #include "base/error.h"
 #include "base/files.h"
@@ -38,8 +39,6 @@ constexpr DefaultTarget kDefault{4, 0.25};
 // Rows that judge. With 512 tokens each their KL has a standard error of a few in a hundred; of differences between steps, which see the same rows,
 // much less.
 constexpr int kJudges = 48;
-// Rows for the steps that need statistics alone: more change little (docs/methods/gptq.md).
-constexpr int kStatisticRows = 128;
 // Passes of block-wise training (docs/methods/gptq.md), and the widths that it is for.
 constexpr int kBlockPasses = 4, kBlockBits = 3;
 
@@ -133,6 +132,7 @@ class Auto {
   json manifest_;
   std::vector<calibration::Batch> judges_;
   std::optional<evaluate::Answers> teacher_;
+  double choice_time_ = 0;                   ///< of choose_statistic_rows; the first step's time has it too, as expect() does
   std::string best_;                         ///< name of the step that made the best model; empty before there is one
   std::vector<evaluate::RowSum> best_rows_;  ///< what judge() said of it
   plan::QuantPlan plan_;
@@ -176,6 +176,7 @@ void Auto::prepare_rows() {
 
 /// Of mixtures, once for all steps, each of which would count experts' tokens otherwise.
 void Auto::choose_statistic_rows() {
+  const auto start = Clock::now();
   auto options = statistic_rows();
   options.expert_tokens = o_.expert_tokens;
   RowSource source(options, tokenizer_, model_.spec());
@@ -187,9 +188,10 @@ void Auto::choose_statistic_rows() {
     fs::create_directories(place);
     write_file_atomically("pipeline", place / "train.jsonl", text);
     run_.finish_step("statistics", drawn.manifest.at("experts_below"));
-    run_.drop("expert-rows");
+    run_.drop(kChosenRows);
   }
   if (run_.has_step("statistics")) manifest_["experts_below"] = run_.step_meta("statistics");
+  choice_time_ = seconds_since(start);
 }
 
 // The rows are kept rather than their mean, so that a run that goes on compares as it would have without the pause. Units of earlier versions
@@ -222,7 +224,7 @@ void Auto::try_step(const std::string& name, const Work& work) {
   auto rows = judge(name);
   step.kl = evaluate::token_mean(rows);
   if (!best_.empty()) step.difference = evaluate::paired_difference(rows, best_rows_);
-  step.time = seconds_since(start);
+  step.time = seconds_since(start) + std::exchange(choice_time_, 0);
   // A divergence that is not a number is never kept.
   step.kept = step.difference ? step.difference->value < 0 : std::isfinite(step.kl->value);
   context_.line(verdict(step));

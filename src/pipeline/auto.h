@@ -13,6 +13,9 @@
 
 namespace lquant::pipeline {
 
+/// Rows for the steps that need statistics alone: more change little (docs/methods/gptq.md).
+inline constexpr int kStatisticRows = 128;
+
 struct AutoRun {
   std::filesystem::path model, output = "mlx_model";
   Target target;  ///< default: 4 bits per weight
@@ -22,7 +25,7 @@ struct AutoRun {
   bool measure = false;
   std::vector<std::string> steps = {"awq", "gptq", "blocks", "dwq"};  ///< those to try behind the allocation, in this order
   std::vector<std::string> data = {"self"};
-  int num_samples = 1024;  ///< rows for dwq; the other steps take 128 of them
+  int num_samples = 1024;  ///< rows for dwq; the other steps take kStatisticRows of them
   int sequence_length = 512;
   std::uint64_t seed = 123;
   std::optional<int> expert_tokens;  ///< RowOptions'; dwq trains on all rows

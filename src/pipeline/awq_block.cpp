@@ -65,7 +65,7 @@ RowErrors AwqBlock::error_of(const Candidate& candidate, std::optional<int> step
   const auto linears = block.linears();
   const int stages = model::stages(block), last = step ? model::first_stage(block, *step + 1) : stages;
   // Experts are made dense stage by stage, and all batches go together then; else each goes alone.
-  const bool in_stages = std::any_of(linears.begin(), linears.end(), [](const auto* linear) { return BlockTensors::is_read(*linear); });
+  const bool in_stages = std::any_of(linears.begin(), linears.end(), [](const auto* linear) { return linear->routed(); });
   RowErrors errors;
   for (std::size_t first = 0; first < in_.judges.size();) {
     const std::size_t behind = in_stages ? in_.judges.size() : first + 1;
@@ -100,7 +100,7 @@ RowErrors AwqBlock::block_error(const model::Tensors& packed) const {
     return own;
   };
   for (const auto* linear : spec_.blocks[in_.source.block()].linears())
-    if (BlockTensors::is_read(*linear))
+    if (linear->routed())
       for (const auto& [name, tensor] : take(*linear)) kept.erase(name);
   return error_of({walked(in_.model, in_.plan, kept),
                    [&](const model::LinearSpec& linear) { return walked(in_.model, in_.plan, take(linear)).at(linear.path + ".weight"); }},
@@ -144,7 +144,7 @@ const codec::Packed& AwqBlock::quantized(const model::LinearSpec& linear, const 
   }
   const auto weight = in_.source.weight(linear);
   const auto folded = [&](const mx::array& w) { return model::folded_weight(spec_, in_.source.block(), folds, linear.path, w); };
-  if (!BlockTensors::is_read(linear)) return cache_.insert({key, rounded(folded(weight), format, importance)}).first->second;
+  if (!linear.routed()) return cache_.insert({key, rounded(folded(weight), format, importance)}).first->second;
   // Scaled weights are f32: one expert's at a time.
   const auto of_expert = [](const mx::array& x, int e) {
     auto start = mx::Shape(x.ndim(), 0), stop = x.shape();
@@ -179,7 +179,7 @@ AwqSolution AwqBlock::build(const Parts& parts, const Weighing& weighing) {
   for (const auto* linear : spec_.blocks[in_.source.block()].linears()) {
     if (format_of(linear->path)) {
       model::put_packed(solution.packed, linear->path, quantized(*linear, parts, weighing));
-    } else if (BlockTensors::is_read(*linear)) {
+    } else if (linear->routed()) {
       const auto weight = model::folded_weight(spec_, in_.source.block(), solution.folds, linear->path, in_.source.weight(*linear));
       solution.packed.insert({linear->path + ".weight", mx::astype(weight, stored)});
     }
@@ -215,7 +215,7 @@ double AwqBlock::sub_layer_error(const model::Edge& edge, const Weighing& weighi
     judged.insert_or_assign(edge.producer + ".weight", mx::astype(folded.at(edge.producer + ".weight"), compute));
   }
   for (const auto* linear : linears)
-    if (!BlockTensors::is_read(*linear) && (reads(edge, linear->path) || linear->path == edge.producer))
+    if (!linear->routed() && (reads(edge, linear->path) || linear->path == edge.producer))
       judged.insert_or_assign(linear->path + ".weight", weight_of(*linear));
   const double error = sum(error_of({judged, weight_of}, in_.behind_step.contains(edge.step) ? std::optional(edge.step) : std::nullopt));
   cache_.clear();

@@ -71,7 +71,7 @@ class AwqBlock {
   const codec::Format* format_of(const std::string& path) const;
   double sub_layer_error(const model::Edge& edge, const Weighing& weighing);
   void choose(const Choosing& choosing, const Weighing& weighing);
-  /// Dense tensors in the compute dtype; `weight` makes those that are only there while they are needed (BlockTensors::is_read).
+  /// Dense tensors in the compute dtype; `weight` makes those that are only there while they are needed (BlockTensors).
   struct Candidate {
     model::Tensors tensors;
     std::function<mx::array(const model::LinearSpec& linear)> weight;

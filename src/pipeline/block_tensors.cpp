@@ -17,12 +17,10 @@ std::vector<std::string> names_of(const model::LinearSpec& linear, const model::
 
 }  // namespace
 
-bool BlockTensors::is_read(const model::LinearSpec& linear) { return linear.experts > 0 && linear.stack == model::LinearSpec::Stack::routed; }
-
 BlockTensors::BlockTensors(const model::Model& model, int block) : model_(model), block_(block) {
   std::set<std::string> read;
   for (const auto* linear : model.spec().blocks[block].linears())
-    if (is_read(*linear))
+    if (linear->routed())
       for (const auto& name : names_of(*linear, model)) read.insert(name);
   auto names = model.block_names(block);
   std::erase_if(names, [&](const auto& name) { return read.contains(name); });
@@ -31,13 +29,13 @@ BlockTensors::BlockTensors(const model::Model& model, int block) : model_(model)
 }
 
 mx::array BlockTensors::weight(const model::LinearSpec& linear) const {
-  if (!is_read(linear)) return stored_.at(linear.path + ".weight");
+  if (!linear.routed()) return stored_.at(linear.path + ".weight");
   return model::dense_tensors(model_, model_.load(names_of(linear, model_), model_.stored_dtype())).at(linear.path + ".weight");
 }
 
 std::vector<const model::LinearSpec*> BlockTensors::read_before(int stage) const {
   auto linears = model::applied(model_.spec().blocks[block_], stage);
-  std::erase_if(linears, [](const auto* linear) { return !is_read(*linear); });
+  std::erase_if(linears, [](const auto* linear) { return !linear->routed(); });
   return linears;
 }
 

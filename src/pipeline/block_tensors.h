@@ -21,10 +21,8 @@ class BlockTensors {
   /// What is kept, in the stored dtype and in the compute dtype.
   const model::Tensors& stored() const { return stored_; }
   const model::Tensors& full() const { return full_; }
-  /// A weight in the stored dtype.
+  /// A weight in the stored dtype; that of routed experts is read each time.
   mx::array weight(const model::LinearSpec& linear) const;
-  /// Whether that is read each time.
-  static bool is_read(const model::LinearSpec& linear);
   /// The linears whose weights are read and which are applied between a stage and the one before it (model::applied).
   std::vector<const model::LinearSpec*> read_before(int stage) const;
   /// full() and the weights of these.

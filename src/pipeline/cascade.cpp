@@ -16,25 +16,28 @@ using json = nlohmann::json;
 namespace {
 
 /// All that the first step depends on.
-json identity_of(const Cascade& c) {
-  const auto checkpoint = model::open_checkpoint(c.awq.model);
+json identity_of(const Cascade& c, const checkpoint::Checkpoint& checkpoint, const RowSource& source) {
   json identity{{"command", "awq"},
                 {"options", awq_options(c.awq)},
                 {"model", checkpoint.fingerprint()},
                 {"device", mx::default_device() == mx::Device::gpu ? "gpu" : "cpu"}};
-  RowSource(c.awq.rows, text::Tokenizer::open(checkpoint.files()), model::Model::open(checkpoint).spec()).identify(identity);
+  source.identify(identity);
   return identity;
 }
 
-json then_gptq(const Cascade& c, const fs::path& scaled, const run::Context& context) {
+/// `rows`: the first step's.
+json then_gptq(const Cascade& c, const RowOptions& rows, const fs::path& scaled, const run::Context& context) {
   GptqRun o;
   o.model = c.awq.model;
   o.output = c.awq.output;
   o.format = c.awq.format;
   o.fallback = c.awq.embedding;
   o.plan = c.awq.plan;
-  o.rows = c.awq.rows;
-  if (c.then_samples) o.rows.num_samples = *c.then_samples;
+  o.rows = rows;
+  if (c.then_samples && *c.then_samples != rows.num_samples) {
+    o.rows.num_samples = *c.then_samples;
+    o.rows.chosen.reset();
+  }
   o.scaled = scaled;
   o.fresh = c.awq.fresh;
   return gptq(o, context).to_json();
@@ -62,16 +65,24 @@ json cascade(const Cascade& c, const run::Context& context) {
   // Beside the run folder of the method that follows, which has the output's own name.
   auto place = c.awq.output.lexically_normal();
   if (!place.has_filename()) place = place.parent_path();
-  run::RunFolder run(place.string() + ".awq", identity_of(c), c.awq.fresh, context);
+  const auto checkpoint = model::open_checkpoint(c.awq.model);
+  const auto model = model::Model::open(checkpoint);
+  const auto tokenizer = text::Tokenizer::open(checkpoint.files());
+  RowSource source(c.awq.rows, tokenizer, model.spec());
+  run::RunFolder run(place.string() + ".awq", identity_of(c, checkpoint, source), c.awq.fresh, context);
   const run::Stop::Heeding heeding(context.stop());
+  // AWQ's scales change no router's choices: both steps have the same rows, of which experts' tokens are counted once.
+  auto rows = c.awq.rows;
+  rows.chosen = source.choose(model, run, context);
   if (!run.has_step("awq")) {
     auto first = c.awq;
+    first.rows = rows;
     first.output = run.begin_step("awq");
     awq(first, context);
     run.finish_step("awq");
   }
   const auto scaled = run.step("awq");
-  const auto figures = c.then == "gptq" ? then_gptq(c, scaled, context) : then_dwq(c, scaled, context);
+  const auto figures = c.then == "gptq" ? then_gptq(c, rows, scaled, context) : then_dwq(c, scaled, context);
   run.remove();
   return figures;
 }

@@ -8,6 +8,7 @@
 #include <chrono>
 
 #include "kernels/linear.h"
+#include "pipeline/expert_rows.h"
 #include "pipeline/memory.h"
 
 namespace lquant::pipeline {
@@ -68,7 +69,7 @@ std::vector<AutoStep> expect(const AutoRun& o, const model::Model& model) {
   const auto& spec = model.spec();
   const auto s = shape_of(spec);
   const double rate = kShareOfPeak * rate_of(model.compute_dtype());
-  const double few = 128.0 * o.sequence_length, many = static_cast<double>(o.num_samples) * o.sequence_length;
+  const double few = static_cast<double>(kStatisticRows) * o.sequence_length, many = static_cast<double>(o.num_samples) * o.sequence_length;
   // Range searches of all formats cost about 2,000 operations a weight, a sweep of descent 2·N·K² at the rate of a product.
   const double search = 2000 * s.all;
   const double states = 2 * few * spec.hidden;
@@ -78,7 +79,10 @@ std::vector<AutoStep> expect(const AutoRun& o, const model::Model& model) {
     if (name != "allocate" && std::find(o.steps.begin(), o.steps.end(), name) == o.steps.end()) return;
     steps.push_back({.name = name, .expected_time = operations / rate, .expected_memory = memory});
   };
-  add("allocate", 10 * s.met * few + search, 12 * s.largest + 3 * states);
+  // Experts' tokens are counted while experts lack some, which in most mixtures is to the last of the rows.
+  const bool counts = has_routed_experts(spec) && o.expert_tokens != 0 && o.num_samples > kStatisticRows;
+  const double counting = counts ? 2 * s.met * std::min(few * kExpertPool, many) : 0;
+  add("allocate", counting + 10 * s.met * few + search, 12 * s.largest + 3 * states);
   add("awq", 8 * s.met * few + 4 * s.moments * few + 20 * s.solves, 16 * s.largest + 3 * states);
   add("gptq", 6 * s.met * few + 4 * s.moments * few + 10 * s.solves, 16 * s.largest + 3 * states);
   add("blocks", 6 * s.met * few + 4 * s.moments * few + 10 * s.solves + 4 * 6 * s.met * few, 24 * s.largest + 4 * states);

@@ -32,7 +32,7 @@ Mixtures mixtures_of(const model::ModelSpec& spec) {
   for (const auto& block : spec.blocks) {
     std::map<int, const model::LinearSpec*> last;  // of each op
     for (const auto& reading : block.contents().readings)
-      if (reading.linear->experts > 0 && reading.linear->stack == model::LinearSpec::Stack::routed) last[reading.op] = reading.linear;
+      if (reading.linear->routed()) last[reading.op] = reading.linear;
     for (const auto& [op, linear] : last) {
       all.first[linear->path] = all.experts;
       all.experts += linear->experts;
@@ -120,11 +120,10 @@ void count_expert_tokens(const model::Model& model, const std::vector<calibratio
 }
 
 json reach_experts(const model::Model& model, calibration::Drawn& drawn, std::optional<int> floor, run::RunFolder& run, const run::Context& context) {
-  const char* unit = "expert-rows";
   auto all = drawn.examples;
   all.insert(all.end(), drawn.further.begin(), drawn.further.end());
   const auto rows = drawn.examples.size();
-  if (!run.has(unit)) {
+  if (!run.has(kChosenRows)) {
     std::vector<std::size_t> chosen(rows);
     std::iota(chosen.begin(), chosen.end(), std::size_t{0});
     calibration::Candidates candidates;
@@ -142,9 +141,9 @@ json reach_experts(const model::Model& model, calibration::Drawn& drawn, std::op
       chosen = calibration::exchange_rows(candidates, chosen, *floor, tokens);
       after = calibration::shortage(candidates, chosen, *floor);
     }
-    run.save(unit, {}, {{"rows", chosen}, {"floor", *floor}, {"before", before.experts}, {"after", after.experts}});
+    run.save(kChosenRows, {}, {{"rows", chosen}, {"floor", *floor}, {"before", before.experts}, {"after", after.experts}});
   }
-  auto found = run.need(unit).meta;
+  auto found = run.need(kChosenRows).meta;
   int exchanged = 0;
   for (std::size_t i = 0; i < rows; ++i) {
     const auto row = found.at("rows")[i].get<std::size_t>();

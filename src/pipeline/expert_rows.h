@@ -15,6 +15,9 @@
 // Rows for mixtures: few experts shall see too few tokens to be calibrated on.
 namespace lquant::pipeline {
 
+/// The unit of a run that holds what reach_experts chose.
+inline constexpr const char* kChosenRows = "expert-rows";
+
 /// Whether tokens are sent to experts.
 bool has_routed_experts(const model::ModelSpec& spec);
 
@@ -25,7 +28,8 @@ void count_expert_tokens(const model::Model& model, const std::vector<calibratio
 
 /// Exchanges drawn examples for further ones (calibration::exchange_rows) where experts see fewer than `floor` tokens (default: a quarter of the mean
 /// over all experts), and tells how many such experts there were and are. As many further ones as were drawn are counted at a time, and only while
-/// experts lack tokens. The choice is the unit "expert-rows" of the run. → {"floor", "before", "after": experts below it, "exchanged": examples}
+/// experts lack tokens. The choice is the unit kChosenRows of the run; if that is there, it is
+/// followed. → {"floor", "before", "after": experts below it, "exchanged": examples}
 nlohmann::json reach_experts(const model::Model& model, calibration::Drawn& drawn, std::optional<int> floor, run::RunFolder& run,
                              const run::Context& context);
 

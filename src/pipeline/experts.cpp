@@ -13,23 +13,20 @@ using calibration::Hessian;
 
 namespace {
 
-// An expert that saw fewer tokens than an eighth of its inputs leans on the other experts' inputs with as many.
+// An expert is named when it saw fewer tokens than an eighth of its inputs.
 constexpr int kStarved = 8;
+// With fewer tokens than twice its inputs a linear comes out worse than by plain rounding: so many of the mean Hessian stand beside an expert's own,
+// which outweigh them where it saw more. Without a threshold, for near it they are of use too (docs/methods/gptq.md).
+constexpr int kLent = 2;
 // Names in one warning.
 constexpr int kNamed = 8;
 
-double enough_for(const model::LinearSpec& linear) { return std::max(1, linear.in / kStarved); }
+double named_below(const model::LinearSpec& linear) { return std::max(1, linear.in / kStarved); }
+
+double lent_to(const model::LinearSpec& linear) { return linear.routed() ? 1.0 * kLent * linear.in : 0; }
 
 double own_tokens(const StackInputs& inputs, int e) {
   return std::accumulate(inputs.begin(), inputs.end(), 0.0, [&](double sum, const auto* some) { return sum + some->tokens(e); });
-}
-
-std::vector<int> starved_of(const model::LinearSpec& linear, const StackInputs& inputs) {
-  std::vector<int> starved;
-  if (linear.stack != model::LinearSpec::Stack::routed) return starved;
-  for (int e = 0; e < inputs.front()->experts(); ++e)
-    if (own_tokens(inputs, e) < enough_for(linear)) starved.push_back(e);
-  return starved;
 }
 
 Hessian hessian_of(const StackInputs& inputs, int e) {
@@ -41,23 +38,19 @@ Hessian hessian_of(const StackInputs& inputs, int e) {
 }  // namespace
 
 void each_hessian(const model::LinearSpec& linear, const StackInputs& inputs, const std::function<void(int e, const Hessian& h)>& visit) {
-  const auto starved = starved_of(linear, inputs);
-  std::optional<Hessian> pooled;
-  for (int e = 0; e < inputs.front()->experts(); ++e) {
-    const bool leans = std::binary_search(starved.begin(), starved.end(), e);
-    const auto own = hessian_of(inputs, e);
-    if (!starved.empty()) pooled = pooled ? calibration::together(*pooled, own) : own;
-    if (!leans) visit(e, own);
-  }
-  for (int e : starved) {
-    auto h = hessian_of(inputs, e);
-    if (pooled->tokens > 0) {
-      const double enough = enough_for(linear);
-      h.moment = mx::add(h.moment, mx::multiply(pooled->moment, mx::array(static_cast<float>(enough / pooled->tokens))));
-      h.moment.eval();
-      h.tokens += enough;
+  const int experts = inputs.front()->experts();
+  std::optional<Hessian> mean;
+  if (const double lent = lent_to(linear); lent > 0) {
+    for (int e = 0; e < experts; ++e) mean = mean ? calibration::together(*mean, hessian_of(inputs, e)) : hessian_of(inputs, e);
+    if (mean->tokens > 0) {
+      mean->moment = mx::multiply(mean->moment, mx::array(static_cast<float>(lent / mean->tokens)));
+      mean->moment.eval();
+      mean->tokens = lent;
     }
-    visit(e, h);
+  }
+  for (int e = 0; e < experts; ++e) {
+    const auto own = hessian_of(inputs, e);
+    visit(e, mean ? calibration::together(own, *mean) : own);
   }
 }
 
@@ -65,17 +58,20 @@ std::vector<double> tokens_of(const model::LinearSpec& linear, const StackInputs
   std::vector<double> tokens;
   for (int e = 0; e < inputs.front()->experts(); ++e) tokens.push_back(own_tokens(inputs, e));
   if (std::accumulate(tokens.begin(), tokens.end(), 0.0) > 0)
-    for (int e : starved_of(linear, inputs)) tokens[e] += enough_for(linear);
+    for (auto& own : tokens) own += lent_to(linear);
   return tokens;
 }
 
 void warn_of_starved(const model::LinearSpec& linear, const StackInputs& inputs, const run::Context& context) {
-  const auto starved = starved_of(linear, inputs);
+  if (!linear.routed()) return;
+  std::vector<int> starved;
+  for (int e = 0; e < inputs.front()->experts(); ++e)
+    if (own_tokens(inputs, e) < named_below(linear)) starved.push_back(e);
   if (starved.empty()) return;
   std::string names;
   for (std::size_t i = 0; i < starved.size() && i < kNamed; ++i) names += fmt::format("{}{}", i == 0 ? "" : ", ", starved[i]);
   context.warn(fmt::format("{}: {} of {} experts saw fewer than {:.0f} tokens ({}{}); they lean on the inputs of all experts. More rows help",
-                           linear.path, starved.size(), inputs.front()->experts(), enough_for(linear), names, starved.size() > kNamed ? ", …" : ""));
+                           linear.path, starved.size(), inputs.front()->experts(), named_below(linear), names, starved.size() > kNamed ? ", …" : ""));
 }
 
 }  // namespace lquant::pipeline

@@ -144,7 +144,7 @@ model::Tensors Gptq::student_of(const BlockTensors& source, const model::Tensors
   auto student = source.full_with(unpacked);
   student.merge(some);
   for (const auto* linear : spec_.blocks[source.block()].linears()) {
-    if (BlockTensors::is_read(*linear) || !tensors.contains(linear->path + ".scales")) continue;
+    if (linear->routed() || !tensors.contains(linear->path + ".scales")) continue;
     auto kept = dense_.find(linear->path);
     if (kept == dense_.end()) kept = dense_.emplace(linear->path, linears_.dense(*linear, tensors)).first;
     student.insert_or_assign(linear->path + ".weight", kept->second);

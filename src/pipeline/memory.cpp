@@ -27,7 +27,7 @@ double kept_per_token(const model::BlockSpec& block) {
     // Heads have one side of their own each; the other is the latent, which the linear that makes it counts.
     if (linear->experts == 0)
       width += linear->in + linear->out;
-    else if (linear->stack != Stack::routed)
+    else if (!linear->routed())
       width += double(linear->experts) * (linear->stack == Stack::sliced ? linear->in : linear->out);
   }
   return width;

@@ -16,8 +16,6 @@ namespace {
 constexpr int kBatchRows = 8;
 // Rows sampled from the model itself when no number is given.
 constexpr int kSelfRows = 128;
-// So many times the rows are looked at for experts that see too few tokens: each time costs a forward pass.
-constexpr int kPool = 4;
 // One batch in eight judges.
 constexpr std::size_t kHeldOut = 8;
 
@@ -81,7 +79,7 @@ RowSource::RowSource(const RowOptions& options, const text::Tokenizer& tokenizer
   if (o.data == std::vector<std::string>{"self"}) return;
   const bool exchanging = o.expert_tokens != 0 && o.num_samples > 0 && has_routed_experts(spec);
   drawn_ = calibration::draw_examples({o.data.begin(), o.data.end()}, tokenizer_, {o.sequence_length, false, spec.vocab}, o.num_samples, o.seed,
-                                      exchanging ? std::size_t{kPool - 1} * o.num_samples : 0);
+                                      exchanging ? std::size_t{kExpertPool - 1} * o.num_samples : 0);
   if (exchanges()) drawn_->manifest["expert_tokens"] = o.expert_tokens ? json(*o.expert_tokens) : json("auto");
 }
 
@@ -100,10 +98,18 @@ const calibration::Drawn& RowSource::draw(const model::Model& model, run::RunFol
   if (o.num_samples > static_cast<int>(drawn_->examples.size()))
     context.line(fmt::format("{} rows were asked for and {} found; all of them are used", o.num_samples, drawn_->examples.size()));
   if (exchanges()) {
-    drawn_->manifest["experts_below"] = reach_experts(model, *drawn_, o.expert_tokens, run, context);
+    // Of rows that were handed on the user was told when they were chosen.
+    if (o.chosen) run.save(kChosenRows, {}, *o.chosen);
+    drawn_->manifest["experts_below"] = reach_experts(model, *drawn_, o.expert_tokens, run, o.chosen ? context.silent() : context);
     drawn_->further.clear();
   }
   return *drawn_;
+}
+
+std::optional<json> RowSource::choose(const model::Model& model, run::RunFolder& run, const run::Context& context) {
+  if (!exchanges()) return std::nullopt;
+  draw(model, run, context);
+  return run.need(kChosenRows).meta;
 }
 
 Rows RowSource::read(const model::Model& model, run::RunFolder& run, const run::Context& context) {

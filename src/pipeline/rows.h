@@ -29,7 +29,12 @@ struct RowOptions {
   /// Of mixtures: rows are exchanged for further ones of the data so that as many experts as possible see so many tokens; 0: none are. Default:
   /// reach_experts' own.
   std::optional<int> expert_tokens = std::nullopt;
+  /// What RowSource::choose gave an earlier step whose other options are the same: experts' tokens are not counted again.
+  std::optional<nlohmann::json> chosen = std::nullopt;
 };
+
+/// So many times the rows are looked at for experts that see too few tokens: each time costs a forward pass.
+inline constexpr int kExpertPool = 4;
 
 /// Throws Error, naming the flag, when rows of so many tokens are longer than the positions that the model knows.
 void check_positions(const model::ModelSpec& spec, int tokens, const char* flag = "--sequence-length");
@@ -69,6 +74,8 @@ class RowSource {
   bool exchanges() const { return drawn_ && !drawn_->further.empty(); }
   /// The texts themselves, exchanged where that helps, and their manifest.
   const calibration::Drawn& draw(const model::Model& model, run::RunFolder& run, const run::Context& context);
+  /// What draw() exchanges, for RowOptions::chosen of the steps of a run; nullopt where nothing can be exchanged. The run keeps it.
+  std::optional<nlohmann::json> choose(const model::Model& model, run::RunFolder& run, const run::Context& context);
   /// draw() in batches.
   Rows read(const model::Model& model, run::RunFolder& run, const run::Context& context);
 

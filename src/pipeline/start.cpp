@@ -41,7 +41,7 @@ model::Tensors packed_block(const model::Model& model, int block, const plan::Qu
   auto tensors = source.stored();
   pack_linears(tensors, {}, plan, moments, model.stored_dtype());
   for (const auto* linear : model.spec().blocks[block].linears()) {
-    if (!BlockTensors::is_read(*linear)) continue;
+    if (!linear->routed()) continue;
     if (const auto planned = plan.formats.find(linear->path); planned != plan.formats.end())
       model::put_packed(tensors, linear->path, packed(linear->path, source.weight(*linear), planned->second, moments));
     else

@@ -30,8 +30,13 @@ def mixture(tmp_path_factory):
 
 def below(done):
     """What was said of the experts with too few tokens: before, of how many, after."""
-    (found,) = re.findall(r"experts with fewer than \d+ tokens: (\d+) of (\d+), and (\d+) after \d+ of 16 rows were exchanged", done.stderr)
-    return [int(n) for n in found]
+    (found,) = below_of(done.stderr)
+    return found
+
+
+def below_of(said):
+    lines = re.findall(r"experts with fewer than \d+ tokens: (\d+) of (\d+), and (\d+) after \d+ of 16 rows were exchanged", said)
+    return [[int(n) for n in line] for line in lines]
 
 
 def test_starved_experts_see_more_and_unseen_rows_lose_less(mixture, tmp_path):
@@ -72,6 +77,21 @@ def test_every_method_that_calibrates(mixture, tmp_path):
     assert record["options"]["expert_tokens"] == 32 and record["data"]["experts_below"]["after"] == after
     options = ["dynamic_quant", *common, 16, "--plan-only", tmp_path / "other.json", "--sensitivities", sensitivities]
     assert "other calibration data" in run(*options, code=1, cwd=tmp_path).stderr
+
+
+def test_what_follows_awq_has_its_rows(mixture, tmp_path):
+    """Experts' tokens are counted once, and the result is that of the two commands one after the other; with another number of rows, twice."""
+    model, rows = mixture
+    common = ["--model", model, "--data-path", rows, *SMALL, "--expert-tokens", 32]
+    awq = ["awq", "--bits", 3, "--group-size", 32, "--embed-bits", 6, "--embed-group-size", 64, "--n-grid", 2, *common]
+    said = run(*awq, "--then", "gptq", "--mlx-path", tmp_path / "both").stderr
+    ((before, _, after),) = below_of(said)
+    assert after < before
+    run(*awq, "--mlx-path", tmp_path / "awq")
+    run(*GPTQ, *common, "--scales", tmp_path / "awq", "--mlx-path", tmp_path / "apart")
+    assert tree(tmp_path / "both") == tree(tmp_path / "apart")
+    said = run(*awq, "--then", "gptq", "--then-samples", 12, "--mlx-path", tmp_path / "fewer").stderr
+    assert len(re.findall("experts with fewer than", said)) == 2
 
 
 def test_where_no_row_can_be_exchanged_nothing_changes(mixture, model, rows, tmp_path):

@@ -492,6 +492,8 @@ TEST(Spec, LatentAttentionDiffersWhereItShould) {
   EXPECT_EQ(absorbed.stages(), 5);
   EXPECT_EQ(absorbed.embed_q->stack, LinearSpec::Stack::sliced);
   EXPECT_EQ(absorbed.embed_q->experts, 128);
+  EXPECT_FALSE(absorbed.embed_q->routed());
+  EXPECT_TRUE(find_op<Experts>(v3.blocks[3])->up.routed());
   EXPECT_EQ(absorbed.unembed_out->out, 128);
   EXPECT_TRUE(absorbed.rope->interleaved);
   const auto& router = find_op<Experts>(v3.blocks[3])->router;

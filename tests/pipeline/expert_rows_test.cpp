@@ -7,9 +7,12 @@
 #include <numeric>
 #include <random>
 
+#include "base/files.h"
 #include "base/temp.h"
 #include "model/ops/experts.h"
 #include "oracle/model_random.h"
+#include "pipeline/expect.h"
+#include "pipeline/rows.h"
 
 namespace lquant::pipeline {
 namespace {
@@ -120,6 +123,45 @@ TEST_F(ExpertRowsTest, FewerExpertsLackTokensAndARunThatGoesOnTakesTheSameRows) 
   stop.request();  // counting would be interrupted
   EXPECT_EQ(reach_experts(model, again, kFloor, run, context), figures);
   for (std::size_t i = 0; i < again.examples.size(); ++i) EXPECT_EQ(again.examples[i].tokens, drawn.examples[i].tokens);
+}
+
+TEST_F(ExpertRowsTest, WhatOneStepChoseTheNextTakesWithoutCounting) {
+  std::string lines;
+  for (const auto& example : texts(40, 2)) lines += nlohmann::json{{"tokens", example.tokens}}.dump() + "\n";
+  write_file_atomically("test", temp / "rows.jsonl", lines);
+  const auto tokenizer = text::Tokenizer::open(std::filesystem::path(LQUANT_SOURCE_DIR) / "models" / "tiny");
+  RowOptions options{{(temp / "rows.jsonl").string()}, 10, 16, 7, 12};
+  RowSource first(options, tokenizer, spec);
+  run::RunFolder run(temp / "first", {{"test", 1}}, false, context);
+  options.chosen = first.choose(model, run, context);
+  ASSERT_TRUE(options.chosen);
+  const auto drawn = first.draw(model, run, context);
+  EXPECT_GT(drawn.manifest.at("experts_below").at("exchanged"), 0);
+
+  stop.request();  // counting would be interrupted
+  RowSource next(options, tokenizer, spec);
+  run::RunFolder other(temp / "next", {{"test", 2}}, false, context);
+  const auto& same = next.draw(model, other, context);
+  EXPECT_EQ(same.manifest, drawn.manifest);
+  ASSERT_EQ(same.examples.size(), drawn.examples.size());
+  for (std::size_t i = 0; i < same.examples.size(); ++i) EXPECT_EQ(same.examples[i].tokens, drawn.examples[i].tokens);
+
+  options.expert_tokens = 0;
+  EXPECT_FALSE(RowSource(options, tokenizer, spec).choose(model, other, context));
+}
+
+TEST_F(ExpertRowsTest, WhatAutoExpectsOfItsFirstStepHasTheCountingInIt) {
+  // By the time of another step, so that the machine's rate, measured each time, cancels out.
+  const auto first_by_gptq = [&](int rows, std::optional<int> tokens) {
+    AutoRun options;
+    options.steps = {"gptq"};
+    options.num_samples = rows;
+    options.expert_tokens = tokens;
+    const auto steps = expect(options, model);
+    return steps.at(0).expected_time / steps.at(1).expected_time;
+  };
+  EXPECT_GT(first_by_gptq(1024, std::nullopt), 1.001 * first_by_gptq(1024, 0));
+  EXPECT_NEAR(first_by_gptq(kStatisticRows, std::nullopt), first_by_gptq(kStatisticRows, 0), 1e-9);  // there are no further rows
 }
 
 }  // namespace

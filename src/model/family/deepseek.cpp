@@ -9,6 +9,10 @@
 
 namespace lquant::model::family {
 
+namespace {
+constexpr const char* kCorrection = "mlp.gate.e_score_correction_bias";
+}
+
 std::optional<Mixtures> Mixtures::read(const Config& config, int experts) {
   const char* key = "n_routed_experts";
   if (config.is_null(key) || (experts == 0 && !config.has(key))) return std::nullopt;
@@ -19,18 +23,18 @@ std::optional<Mixtures> Mixtures::read(const Config& config, int experts) {
   all.shared = shared * all.sizes.width;
   all.first = config.count_or("first_k_dense_replace", 0, 0);
   all.every = config.count_or("moe_layer_freq", 1);
+  all.router.experts = all.sizes.experts, all.router.top_k = all.sizes.top_k;
   all.router.factor = static_cast<float>(config.number_or("routed_scaling_factor", 1));
   return all;
 }
 
-void Mixtures::read_groups(const Config& config) {
-  const int count = config.count("n_group"), kept = config.count("topk_group");
-  if (count == 1) return;
-  const int least = router.groups.by_two ? 2 : 1;
-  if (sizes.experts % count != 0 || kept > count || sizes.experts / count < least)
-    fail("model", "config.json: {} of {} groups cannot be chosen among {} experts; {}", kept, count, sizes.experts, kMend);
-  router.groups.count = count;
-  router.groups.kept = kept;
+Mixtures Mixtures::demanded(const Config& config) {
+  for (const char* key : {"n_routed_experts", "first_k_dense_replace"}) config.count(key, 0);
+  if (!config.is_null("n_shared_experts")) config.count("n_shared_experts");
+  auto all = *read(config);
+  all.every = 1;
+  read_corrected_sigmoids(config, kCorrection, all.router);
+  return all;
 }
 
 void Mixtures::put(Layer& layer, int hidden, Imports& imports) const {
@@ -39,23 +43,17 @@ void Mixtures::put(Layer& layer, int hidden, Imports& imports) const {
   linear.fixed_format = router.linear.fixed_format;
   op.router = router;
   op.router.linear = linear;
-  op.router.experts = sizes.experts;
-  op.router.top_k = sizes.top_k;
   if (bare) op.router.linear.dense_why = kBareRouter;
-  if (op.router.correction) op.router.correction = correction_at(layer.prefix + op.router.correction->path, sizes.experts);
+  if (op.router.correction) op.router.correction->path = layer.prefix + op.router.correction->path;
   layer.mlp = std::make_shared<const Experts>(op);
-  if (shared > 0) layer.shared = std::make_shared<const GatedMlp>(gated_mlp(layer, "mlp.shared_experts.", hidden, shared));
+  if (shared > 0) layer.shared = std::make_shared<const GatedMlp>(gated_mlp(layer, "mlp.shared_experts.", hidden, shared, shared_bias));
 }
 
 void choose_by_sigmoid(const Config& config, float epsilon, Mixtures& mixtures) {
   require_noaux(config);
-  auto& router = mixtures.router;
-  router.score = Router::Score::sigmoid;
-  router.f32 = true;
-  router.correction = ParameterSpec{"mlp.gate.e_score_correction_bias", {}};  // below the layer's prefix, until put()
-  router.normalize = config.flag_or("norm_topk_prob", true) && mixtures.sizes.top_k > 1;
-  router.epsilon = epsilon;
-  mixtures.read_groups(config.filled({{"n_group", 1}, {"topk_group", 1}}));
+  const auto named = config.is_null("norm_topk_prob") ? config : config.filled({{"norm_topk_prob", true}});
+  read_corrected_sigmoids(named.filled({{"routed_scaling_factor", 1.0}}), kCorrection, mixtures.router);
+  mixtures.router.epsilon = epsilon;
 }
 
 double yarn_gain(const Config& config, const char* key) {
@@ -169,8 +167,8 @@ ModelSpec deepseek_v2(const Config& given) {
   sizes.rope = make_rope(sizes.rotated, config.number("rope_theta"), true, scaling, config.count("max_position_embeddings"));
   auto mixtures = Mixtures::read(config);
   if (mixtures && config.value("topk_method") == "group_limited_greedy") {
-    mixtures->router.groups.by_two = false;
-    mixtures->read_groups(config);
+    for (const char* key : {"n_group", "topk_group"}) config.count(key);  // mlx_lm has no default for them
+    mixtures->router.groups = read_groups(config, mixtures->sizes.experts, /*by_two=*/false);
   }
   return built("deepseek_v2", config, decoder, mixtures,
                [&](const Layer& layer, Imports& imports) { return latent_attention(layer, sizes, imports); });

@@ -13,14 +13,15 @@ struct Mixtures {
   Mixture sizes;
   int shared = 0;  ///< width of the experts that every token meets; 0: there are none
   int first = 0, every = 1;
-  Router router;     ///< its linear says its fixed format alone
+  Router router;     ///< its linear says its fixed format alone, and its correction is named below the layer's prefix
   bool bare = true;  ///< the router's weight is no linear in mlx_lm
+  bool shared_bias = false;
 
   /// n_routed_experts (null: there are none) and what belongs to it. The router has no score yet. `experts`: mlx_lm's default of n_routed_experts, 0
   /// where that is none.
   static std::optional<Mixtures> read(const Config& config, int experts = 0);
-  /// n_group and topk_group. Fails where mlx_lm could not choose.
-  void read_groups(const Config& config);
+  /// Where mlx_lm demands these fields, and DeepSeek-V3's router with them.
+  static Mixtures demanded(const Config& config);
   bool at(int layer) const { return layer >= first && layer % every == 0; }
   void put(Layer& layer, int hidden, Imports& imports) const;
 };

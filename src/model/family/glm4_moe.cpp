@@ -1,7 +1,6 @@
 // GLM-4.5 and 4.6 (arXiv 2508.06471): dense layers first, then DeepSeek-V3's mixtures with experts that every token meets; a part of each head turns.
 // Solar Open is the same with other defaults. Layers behind the last one predict several tokens at once.
-#include "model/family/family.h"
-#include "model/family/mixture.h"
+#include "model/family/deepseek.h"
 
 namespace lquant::model::family {
 namespace {
@@ -15,17 +14,11 @@ ModelSpec glm_mixture(const Config& config, const std::string& family) {
   decoder.qkv_bias = config.flag("attention_bias");
   decoder.qk_norm = config.flag("use_qk_norm");
   require_noaux(config);
-  const auto mixture = Mixture::read(config, "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size");
-  const int dense = config.count("first_k_dense_replace", 0), shared = config.is_null("n_shared_experts") ? 0 : config.count("n_shared_experts");
+  const auto mixtures = Mixtures::demanded(config);
   Imports imports;
   const auto rope = make_rope(rotated_features(config, decoder.head_dim, std::nullopt), config.number("rope_theta"), false, nullptr, 0);
   auto spec = decoder.build(family, rope, [&](Layer& layer) {
-    if (layer.index < dense) return;
-    auto mlp = experts_of(layer, decoder.hidden, mixture, "mlp.gate", imports);
-    mlp.router.linear.dense_why = kBareRouter;
-    read_corrected_sigmoids(config, layer.prefix + "mlp.gate.e_score_correction_bias", mlp.router);
-    layer.mlp = std::make_shared<const Experts>(mlp);
-    if (shared > 0) layer.shared = std::make_shared<const GatedMlp>(gated_mlp(layer, "mlp.shared_experts.", decoder.hidden, shared * mixture.width));
+    if (mixtures.at(layer.index)) mixtures.put(layer, decoder.hidden, imports);
   });
   spec.imports = std::move(imports);
   leave_out_layers(spec, decoder, 1);

@@ -40,16 +40,17 @@ Mixtures read_mixtures(const Config& config) {
   all.every = config.count_or("moe_layer_freq", 1);
   all.bare = false;
   auto& router = all.router;
+  router.experts = all.sizes.experts, router.top_k = all.sizes.top_k;
   router.linear.fixed_format = kRouterFormat;
   const auto score = config.has("moe_router_activation_func") ? config.text("moe_router_activation_func") : "sigmoid";
   if (score != "sigmoid" && score != "softmax")
     fail("model", "config.json: \"moe_router_activation_func\" is {}, and mlx_lm knows sigmoid and softmax alone; {}", shown(score), kMend);
   if (score == "sigmoid") router.score = Router::Score::sigmoid;
-  router.correction = ParameterSpec{"mlp.e_score_correction_bias", {}};  // below the layer's prefix, until put()
+  router.correction = correction_at("mlp.e_score_correction_bias", all.sizes.experts);
   router.normalize = config.flag_or("moe_renormalize", true) && all.sizes.top_k > 1;
   router.epsilon = 1e-20f;
   router.factor = static_cast<float>(config.number_or("routed_scaling_factor", 1));
-  all.read_groups(config.filled({{"n_group", config.count_or("num_expert_group", 1)}, {"topk_group", 1}}));
+  router.groups = read_groups(config.filled({{"n_group", config.count_or("num_expert_group", 1)}}), all.sizes.experts);
   return all;
 }
 

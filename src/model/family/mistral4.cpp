@@ -26,7 +26,8 @@ ModelSpec mistral4(const Config& given) {
     mixtures->router.f32 = true;
     mixtures->router.normalize = config.flag("norm_topk_prob");
     mixtures->router.epsilon = 1e-20f;
-    mixtures->read_groups(config);
+    for (const char* key : {"n_group", "topk_group"}) config.count(key);  // mlx_lm has no default for them
+    mixtures->router.groups = read_groups(config, mixtures->sizes.experts);
   }
   Imports imports;
   auto spec = decoder.build("mistral4", std::nullopt, [&](Layer& layer) {

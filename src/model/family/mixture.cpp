@@ -31,12 +31,13 @@ std::function<bool(int layer)> layers_with_experts(const Config& config) {
 
 ParameterSpec correction_at(const std::string& path, int experts) { return {.path = path, .shape = {experts}, .keeps_dtype = true}; }
 
-Router::Groups read_groups(const Config& config, int experts) {
-  const Router::Groups groups{.count = config.count_or("n_group", 1), .kept = config.count_or("topk_group", 1)};
+Router::Groups read_groups(const Config& config, int experts, bool by_two) {
+  Router::Groups groups;
+  groups.count = config.count_or("n_group", 1), groups.kept = config.count_or("topk_group", 1), groups.by_two = by_two;
   if (groups.count == 1) return {};
-  if (groups.kept > groups.count || experts % groups.count != 0 || (groups.count > groups.kept && experts < 2 * groups.count))
-    fail("model", "config.json: of {} experts no {} of {} groups of two and more can be made (\"topk_group\", \"n_group\"); {}", experts, groups.kept,
-         groups.count, kMend);
+  if (groups.kept > groups.count || experts % groups.count != 0 || (by_two && groups.count > groups.kept && experts < 2 * groups.count))
+    fail("model", "config.json: of {} experts no {} of {} groups{} can be made (\"topk_group\", \"n_group\"); {}", experts, groups.kept, groups.count,
+         by_two ? " of two and more" : "", kMend);
   return groups;
 }
 

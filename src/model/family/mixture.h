@@ -45,7 +45,8 @@ Experts experts_of(const Layer& layer, int hidden, const Mixture& mixture, const
 ParameterSpec correction_at(const std::string& path, int experts);
 
 /// "n_group" and "topk_group" (1 where there is none): the groups that a choice is made in; fails where experts and groups do not fit.
-Router::Groups read_groups(const Config& config, int experts);
+/// `by_two`: a group is as good as its best two experts, else as its best.
+Router::Groups read_groups(const Config& config, int experts, bool by_two = true);
 
 /// The router of DeepSeek-V3 (arXiv 2412.19437) and those that followed it: sigmoids in f32; the choice is corrected by the tensor of this whole
 /// name, which keeps its dtype, and made in topk_group of n_group groups; routed_scaling_factor, and norm_topk_prob where a token meets several
