@@ -28,7 +28,7 @@ struct GatedDelta final : Op {
   std::vector<ParameterSpec> taps;
   /// a_log: a number for each value head; dt_bias [value heads], or [value heads · key_dim] where decays are by channel.
   ParameterSpec a_log, dt_bias;
-  NormSpec norm;                 ///< over value_dim
+  NormSpec norm;  ///< over value_dim
   LinearSpec output;
 
   void contents(int op, int first_stage, Contents& all) const override;
@@ -39,7 +39,7 @@ struct GatedDelta final : Op {
   std::vector<std::string> readers() const override;
   std::vector<Edge> edges() const override;
   /// An ending would need the state that its text left.
-  Traits traits() const override { return {.mixed_by = 1, .branches = false}; }
+  Traits traits() const override { return {.mixed_by = stages() - 1, .branches = false}; }
 
  private:
   mx::array log_decays(const Scope& scope, const mx::array& a) const;
