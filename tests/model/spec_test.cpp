@@ -815,6 +815,12 @@ TEST(Spec, WhatMlxLmDoesNotRunIsRefused) {
       {"phi", {{"qk_layernorm", true}}, "norms of q and k"},
       {"granite", {{"logits_scaling", 0}}, "logits are divided by it"},
       {"gpt_bigcode", {{"multi_query", false}}, "head by head"},
+      {"deepseek_v41", {{"engram_layer_ids", {1}}}, "memory of n-grams"},
+      {"deepseek_v41", {{"compress_ratios", {0, 2, 2, 2, 0}}}, "lists layer 0, for which \"compress_ratios\" has none"},
+      {"deepseek_v41", {{"compress_ratios", {2, 2, 2, 4, 0}}}, "differs between layers 3 and 2"},
+      {"deepseek_v41", {{"kv_source_layer_ids", {3}}}, "none before it makes keys"},
+      {"deepseek_v41", {{"index_head_dim", 4}}, "is less than \"qk_rope_head_dim\" 8"},
+      {"deepseek_v41", {{"o_groups", 3}}, "cannot be cut into"},
       {"nemotron", {{"rope_scaling", {{"type", "yarn"}, {"factor", 2.0}}}}, "not linear, which is what mlx_lm knows"},
       {"nemotron", {{"rope_scaling", {{"type", "linear"}}}}, "\"factor\""},
   };

@@ -37,6 +37,7 @@ const std::map<std::string, Family>& families() {
       {"deepseek_v2", family::deepseek_v2},
       {"deepseek_v3", family::deepseek_v3},
       {"deepseek_v32", family::deepseek_v32},
+      {"deepseek_v41", family::deepseek_v41},
       {"dots1", family::dots1},
       {"ernie4_5", family::ernie4_5},
       {"ernie4_5_moe", family::ernie4_5_moe},

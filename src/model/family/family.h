@@ -27,6 +27,7 @@ ModelSpec deepseek(const Config& config);
 ModelSpec deepseek_v2(const Config& config);
 ModelSpec deepseek_v3(const Config& config);
 ModelSpec deepseek_v32(const Config& config);
+ModelSpec deepseek_v41(const Config& config);
 ModelSpec dots1(const Config& config);
 ModelSpec ernie4_5(const Config& config);
 ModelSpec ernie4_5_moe(const Config& config);
