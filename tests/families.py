@@ -250,6 +250,22 @@ KIMI_LINEAR = dict(
     v_head_dim=32,
     tie_word_embeddings=False,
 )
+# Residuals are put on the list at layers 1 and 3; latent experts, latent attention with gates by feature.
+KIMI_K3 = dict(
+    KIMI_LINEAR,
+    model_type="kimi_k3",
+    model_max_length=None,
+    num_hidden_layers=4,
+    linear_attn_config=dict(num_heads=4, head_dim=32, kda_layers=[1, 3], short_conv_kernel_size=4, gate_lower_bound=-5.0),
+    attn_res_block_size=2,
+    activation_situ_beta=4.0,
+    activation_situ_linear_beta=25.0,
+    q_lora_rank=128,
+    qk_nope_head_dim=128,
+    mla_use_output_gate=True,
+    routed_expert_hidden_size=128,
+    latent_moe_use_norm=True,
+)
 # Products of queries, keys and values are about 1 large: some are cut.
 DBRX = dict(
     model_type="dbrx",
@@ -947,6 +963,25 @@ FAMILIES = {
         rope_scaling=DEEPSEEK_YARN,
         layer_group_size=3,
     ),
+    "kimi_k3": KIMI_K3,
+    "kimi_k3-wide-gate-groups-tied-published": dict(
+        KIMI_K3,
+        wrapper="kimi_k3",
+        unstacked=True,
+        tie_word_embeddings=True,
+        linear_attn_config=dict(num_heads=2, head_dim=64, kda_layers=[2, 3, 4], short_conv_kernel_size=3, use_full_rank_gate=True),
+        attn_res_block_size=3,
+        activation_situ_beta=None,
+        activation_situ_linear_beta=None,
+        num_expert_group=4,
+        topk_group=2,
+        moe_renormalize=False,
+        routed_expert_hidden_size=None,
+        num_shared_experts=0,
+    ),
+    "kimi_k3-plain-residuals-no-query-rank-wrapper": dict(
+        KIMI_K3, wrapper="kimi_k3", attn_res_block_size=None, q_lora_rank=None, mla_use_output_gate=False, latent_moe_use_norm=False, first_k_dense_replace=0
+    ),
     "kimi_linear": KIMI_LINEAR,
     "kimi_linear-groups-softmax-tied-unstacked": dict(
         KIMI_LINEAR,
@@ -1210,6 +1245,7 @@ REPRESENTATIVES = {
     "qwen3_5": "gated delta nets of convolutions, attention with an output gate",
     "qwen3_next-published-some-dense": "gated delta nets of fused linears, an MLP beside the experts with a gate on its result, norms stored less 1",
     "kimi_linear": "delta nets with decays by channel, linears of low rank that read inputs of their own, latent attention without positions",
+    "kimi_k3": "a list of residuals that sub-layers attend over, delta nets of one linear with gates of low rank, a norm between experts and a latent",
     "minicpm3": "latent attention, keys and values by one linear",
     "deepseek-v3": "latent attention, keys and values by stacks that are not routed",
     "mamba": "a recurrence by channel, an op of four stages, blocks of one step without attention or MLP",
@@ -1259,6 +1295,7 @@ FLOAT32_ALONE = {
     "joyai_llm_flash",
     "kimi_k2",
     "kimi_k25",
+    "kimi_k3",
     "kimi_linear",
     "kimi_vl",
     "laguna",
@@ -1300,6 +1337,7 @@ NOTES = {
     "seed_oss": "a tied embedding stays dense: mlx_lm does not run it packed",
     "llama4_text": "a tied embedding stays dense: mlx_lm does not run it packed",
     "afm7": "its fused linears stay dense: mlx_lm cannot load them packed",
+    "kimi_k3": "projections of residuals stay dense: mlx_lm's recipes pack them, and it does not run that",
     "gemma": "exact GELU, as mlx_lm runs it; transformers runs its tanh form",
     "glm": "whole heads turn, as in mlx_lm; in transformers half of each",
     "ernie4_5_moe": "corrections of the routers' choices are left out, as in mlx_lm",

@@ -111,7 +111,9 @@ SINGLE_EXPERTS = {
     "dots1": ("mlp.experts", "mlp.experts.{}", {}),
     "phixtral": ("moe.switch_mlp", "moe.mlp.{}", {}),
     "deepseek_v41": ("mlp.experts.switch_mlp", "mlp.experts.{}", dict(gate_proj="w1", down_proj="w2", up_proj="w3")),
-    "kimi_linear": ("mlp.switch_mlp", "block_sparse_moe.experts.{}", dict(gate_proj="w1", down_proj="w2", up_proj="w3")),
+    **dict.fromkeys(
+        ("kimi_k3", "kimi_linear"), ("mlp.switch_mlp", "block_sparse_moe.experts.{}", dict(gate_proj="w1", down_proj="w2", up_proj="w3"))
+    ),
     **dict.fromkeys(
         ("mixtral", "minimax", "phimoe"),
         ("block_sparse_moe.switch_mlp", "block_sparse_moe.experts.{}", dict(gate_proj="w1", down_proj="w2", up_proj="w3")),
@@ -171,6 +173,14 @@ ORIGINAL_NAMES = {
     ],
     "longcat_flash_ngram": [("model.ngram_embeddings.word_embeddings.", "model.embed_tokens.")],
     "exaone_moe": [(".mlp.gate.e_score_correction_bias", ".mlp.e_score_correction_bias")],
+    "kimi_k3": [
+        ("language_model.", ""),
+        (".mlp.gate.", ".block_sparse_moe.gate."),
+        (".mlp.e_score_correction_bias", ".block_sparse_moe.gate.e_score_correction_bias"),
+        (".mlp.shared_experts.", ".block_sparse_moe.shared_experts."),
+        (".mlp.routed_expert", ".block_sparse_moe.routed_expert"),
+        *((f"{part}_res_{kind}.weight", f"{part}_res.{kind}_weight") for part in ("self_attention", "mlp", "output_attn") for kind in ("norm", "proj")),
+    ],
     "kimi_linear": [
         (".mlp.gate.", ".block_sparse_moe.gate."),
         (".mlp.e_score_correction_bias", ".block_sparse_moe.gate.e_score_correction_bias"),
@@ -252,6 +262,12 @@ def published(weights, config):
         for name in [n for n in weights if re.search(r"\.(switch_mlp|mlp\.experts)\.\w+\.weight$", n)]:
             for e, w in enumerate(weights.pop(name)):
                 weights[re.sub(r"switch_mlp|experts", f"experts.{e}", name)] = mx.contiguous(w)
+    if kind == "kimi_k3":  # q, k and v apart, and their taps; room for a head more
+        for name in [n for n in weights if "qkv_" in n]:
+            for part, w in zip("qkv", mx.split(weights.pop(name), 3)):
+                weights[name.replace("qkv_proj", f"{part}_proj").replace("qkv_conv.conv", f"{part}_conv1d")] = mx.contiguous(w)
+        for name in [n for n in weights if n.endswith("A_log")]:
+            weights[name] = mx.pad(weights[name], (0, 1))
     for name in [n for n in weights if n.endswith("o_a_proj.weight")]:  # block-diagonal: its groups one below the other
         weights[name] = weights[name].flatten(0, 1)
     for name in [n for n in weights if n.endswith("embed_q.weight")]:

@@ -821,6 +821,11 @@ TEST(Spec, WhatMlxLmDoesNotRunIsRefused) {
       {"deepseek_v41", {{"kv_source_layer_ids", {3}}}, "none before it makes keys"},
       {"deepseek_v41", {{"index_head_dim", 4}}, "is less than \"qk_rope_head_dim\" 8"},
       {"deepseek_v41", {{"o_groups", 3}}, "cannot be cut into"},
+      {"kimi_k3", {{"hidden_act", "silu"}}, "knows situ alone"},
+      {"kimi_k3", {{"moe_router_activation_func", "softmax"}}, "knows sigmoid alone"},
+      {"kimi_k3", {{"mla_use_nope", false}}, "without positions alone"},
+      {"kimi_k3", {{"topk_group", 4}}, "no 4 of 3 groups"},
+      {"kimi_k3", {{"activation_situ_linear_beta", 0.0}}, "is not above 0"},
       {"nemotron", {{"rope_scaling", {{"type", "yarn"}, {"factor", 2.0}}}}, "not linear, which is what mlx_lm knows"},
       {"nemotron", {{"rope_scaling", {{"type", "linear"}}}}, "\"factor\""},
   };

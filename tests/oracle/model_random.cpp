@@ -152,6 +152,15 @@ json tiny_config(const std::string& model_type) {
     config.update({{"moe_intermediate_size", 32}, {"first_k_dense_replace", 1}, {"num_expert_group", 3}, {"topk_group", 2}});
     config.update({{"kv_lora_rank", 32}, {"qk_nope_head_dim", 32}, {"qk_rope_head_dim", 8}, {"v_head_dim", 24}, {"rms_norm_eps", 1e-3}});
   }
+  if (model_type == "kimi_k3") {
+    config["linear_attn_config"] = {
+        {"num_heads", 2}, {"head_dim", 32}, {"kda_layers", {1, 3}}, {"short_conv_kernel_size", 3}, {"gate_lower_bound", -5.0}};
+    config.update({{"num_hidden_layers", 4}, {"attn_res_block_size", 2}, {"q_lora_rank", 64}, {"kv_lora_rank", 32}, {"qk_nope_head_dim", 32}});
+    config.update({{"qk_rope_head_dim", 8}, {"v_head_dim", 24}, {"mla_use_output_gate", true}, {"num_experts", 6}, {"num_experts_per_token", 2}});
+    config.update({{"num_shared_experts", 1}, {"moe_intermediate_size", 32}, {"first_k_dense_replace", 1}, {"routed_expert_hidden_size", 32}});
+    config.update(
+        {{"latent_moe_use_norm", true}, {"num_expert_group", 3}, {"topk_group", 2}, {"rms_norm_eps", 1e-3}, {"tie_word_embeddings", false}});
+  }
   if (model_type == "deepseek_v41") {  // layers that make and choose entries, do either, read what others chose, have a window alone
     config.update(
         {{"num_hidden_layers", 5}, {"compress_ratios", {2, 2, 2, 2, 0}}, {"kv_source_layer_ids", {0, 3}}, {"index_source_layer_ids", {0, 2}}});
@@ -357,7 +366,10 @@ model::Tensors random_tensors(const model::ModelSpec& spec, std::uint64_t seed) 
                         normal(norm.rows > 0 ? mx::Shape{norm.rows, norm.size} : mx::Shape{norm.size}, 1 - norm.offset, 0.3f));
     if (norm.bias) tensors.emplace(norm.bias_name(), normal({norm.size}, 0, 0.3f));
   };
-  for (const auto& block : spec.blocks) {
+  auto blocks = spec.blocks;
+  for (const auto* outer : {&spec.front, &spec.tail})
+    if (*outer) blocks.push_back(**outer);
+  for (const auto& block : blocks) {
     const auto contents = block.contents();
     for (const auto* norm : contents.norms) add_norm(*norm);
     // A factor of a whole layer is near 1: near 0 the layers before it would not count. An activation's limit is where it would have a step
@@ -370,7 +382,8 @@ model::Tensors random_tensors(const model::ModelSpec& spec, std::uint64_t seed) 
                                               : normal(parameter->shape, factor ? 1 : 0, factor ? 0.1f : 0.3f));
     }
   }
-  for (const auto* norm : spec.outer_norms()) add_norm(*norm);
+  if (spec.embedding_norm) add_norm(*spec.embedding_norm);
+  add_norm(spec.final_norm);
   for (auto& [name, value] : tensors) value.eval();
   return tensors;
 }

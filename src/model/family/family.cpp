@@ -74,6 +74,7 @@ const std::map<std::string, Family>& families() {
       {"Klear", family::klear},
       {"jamba", family::jamba},
       {"kimi_k25", family::kimi_k25},
+      {"kimi_k3", family::kimi_k3},
       {"kimi_linear", family::kimi_linear},
       {"kimi_vl", family::kimi_vl},
       {"laguna", family::laguna},

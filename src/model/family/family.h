@@ -63,6 +63,7 @@ ModelSpec internlm3(const Config& config);
 ModelSpec iquestloopcoder(const Config& config);
 ModelSpec jamba(const Config& config);
 ModelSpec kimi_k25(const Config& config);
+ModelSpec kimi_k3(const Config& config);
 ModelSpec kimi_linear(const Config& config);
 ModelSpec kimi_vl(const Config& config);
 ModelSpec klear(const Config& config);

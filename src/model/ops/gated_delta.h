@@ -22,7 +22,7 @@ struct GatedDelta final : Op {
   kernels::Activation activation = kernels::Activation::silu;  ///< of the gate
   /// Queries, keys, values, the gate, b, a: linears or their parts, in this order.
   std::vector<LinearSpec> inputs;
-  /// Both or none: where the gate and a are of low rank, what makes them of the inputs' products.
+  /// Where the gate and a are of low rank, what makes them of the inputs' products; gate_up not without decay_up.
   std::optional<LinearSpec> gate_up, decay_up;
   /// [channels, taps, 1]: one convolution over queries, keys and values side by side, or one for each.
   std::vector<ParameterSpec> taps;
@@ -32,7 +32,7 @@ struct GatedDelta final : Op {
   LinearSpec output;
 
   void contents(int op, int first_stage, Contents& all) const override;
-  int stages() const override { return gate_up ? 3 : 2; }
+  int stages() const override { return decay_up ? 3 : 2; }
   Flow start(const Scope& scope, const mx::array& normed, const mx::array& raw) const override;
   Flow advance(const Scope& scope, int stage, const Flow& at) const override;
   mx::array finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const override;

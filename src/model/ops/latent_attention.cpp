@@ -8,6 +8,7 @@
 #include <limits>
 #include <tuple>
 
+#include "kernels/gated.h"
 #include "kernels/linear.h"
 #include "kernels/rope.h"
 #include "model/norm.h"
@@ -171,7 +172,11 @@ Flow LatentAttention::advance(const Scope& scope, int stage, const Flow& at) con
   }
   auto next = ungated(scope, stage, from);
   if (product && !last) next.kept.push_back(*product);
-  if (product && last) next.inputs = {side_by_side(mx::multiply(in_heads(next.inputs[0], heads), mx::expand_dims(mx::sigmoid(*product), -1)))};
+  if (product && last) {
+    const auto& own = next.inputs[0];
+    next.inputs = {gate->out == own.shape(-1) ? kernels::gated(*product, own, kernels::Activation::sigmoid)
+                                              : side_by_side(mx::multiply(in_heads(own, heads), mx::expand_dims(mx::sigmoid(*product), -1)))};
+  }
   if (last) scope.observe(o, next.inputs[0]);
   return next;
 }
