@@ -112,7 +112,10 @@ def fused_and_turned(weights, config):
 SINGLE_EXPERTS = {
     "dots1": ("mlp.experts", "mlp.experts.{}", {}),
     "phixtral": ("moe.switch_mlp", "moe.mlp.{}", {}),
-    "kimi_linear": ("mlp.switch_mlp", "block_sparse_moe.experts.{}", dict(gate_proj="w1", down_proj="w2", up_proj="w3")),
+    "deepseek_v41": ("mlp.experts.switch_mlp", "mlp.experts.{}", dict(gate_proj="w1", down_proj="w2", up_proj="w3")),
+    **dict.fromkeys(
+        ("kimi_k3", "kimi_linear"), ("mlp.switch_mlp", "block_sparse_moe.experts.{}", dict(gate_proj="w1", down_proj="w2", up_proj="w3"))
+    ),
     **dict.fromkeys(
         ("mixtral", "minimax", "minimax_m3_vl", "phimoe"),
         ("block_sparse_moe.switch_mlp", "block_sparse_moe.experts.{}", dict(gate_proj="w1", down_proj="w2", up_proj="w3")),
@@ -144,8 +147,42 @@ ORIGINAL_NAMES = {
     "bailing_hybrid": [(".mlp.gate.gate_proj.", ".mlp.gate.")],
     "bailing_moe": [(".mlp.gate.gate_proj.", ".mlp.gate.")],
     "bailing_moe_linear": [(".mlp.gate.gate_proj.", ".mlp.gate.")],
+    "deepseek_v41": [
+        (".attn_hc.", ".hc_attn_"),
+        (".ffn_hc.", ".hc_ffn_"),
+        (".self_attn.", ".attn."),
+        (".mlp.", ".ffn."),
+        (".input_layernorm.", ".attn_norm."),
+        (".post_attention_layernorm.", ".ffn_norm."),
+        (".attn.sinks", ".attn.attn_sink"),
+        (".q_a_proj.", ".wq_a."),
+        (".q_b_proj.", ".wq_b."),
+        (".attn.kv_proj.", ".attn.wkv."),
+        (".compressor.kv_proj.", ".compressor.wkv."),
+        (".compressor.gate_proj.", ".compressor.wgate."),
+        (".compressor.kv_norm.", ".compressor.norm."),
+        (".indexer.k_proj.", ".indexer.wk."),
+        (".q_a_norm.", ".q_norm."),
+        (".o_a_proj.", ".wo_a."),
+        (".o_b_proj.", ".wo_b."),
+        (".e_score_correction_bias", ".bias"),
+        (".shared_experts.gate_proj.", ".shared_experts.w1."),
+        (".shared_experts.down_proj.", ".shared_experts.w2."),
+        (".shared_experts.up_proj.", ".shared_experts.w3."),
+        ("model.embed_tokens.", "embed."),
+        ("lm_head.", "head."),
+        ("model.", ""),
+    ],
     "longcat_flash_ngram": [("model.ngram_embeddings.word_embeddings.", "model.embed_tokens.")],
     "exaone_moe": [(".mlp.gate.e_score_correction_bias", ".mlp.e_score_correction_bias")],
+    "kimi_k3": [
+        ("language_model.", ""),
+        (".mlp.gate.", ".block_sparse_moe.gate."),
+        (".mlp.e_score_correction_bias", ".block_sparse_moe.gate.e_score_correction_bias"),
+        (".mlp.shared_experts.", ".block_sparse_moe.shared_experts."),
+        (".mlp.routed_expert", ".block_sparse_moe.routed_expert"),
+        *((f"{part}_res_{kind}.weight", f"{part}_res.{kind}_weight") for part in ("self_attention", "mlp", "output_attn") for kind in ("norm", "proj")),
+    ],
     "kimi_linear": [
         (".mlp.gate.", ".block_sparse_moe.gate."),
         (".mlp.e_score_correction_bias", ".block_sparse_moe.gate.e_score_correction_bias"),
@@ -227,6 +264,14 @@ def published(weights, config):
         for name in [n for n in weights if re.search(r"\.(switch_mlp|mlp\.experts)\.\w+\.weight$", n)]:
             for e, w in enumerate(weights.pop(name)):
                 weights[re.sub(r"switch_mlp|experts", f"experts.{e}", name)] = mx.contiguous(w)
+    if kind == "kimi_k3":  # q, k and v apart, and their taps; room for a head more
+        for name in [n for n in weights if "qkv_" in n]:
+            for part, w in zip("qkv", mx.split(weights.pop(name), 3)):
+                weights[name.replace("qkv_proj", f"{part}_proj").replace("qkv_conv.conv", f"{part}_conv1d")] = mx.contiguous(w)
+        for name in [n for n in weights if n.endswith("A_log")]:
+            weights[name] = mx.pad(weights[name], (0, 1))
+    for name in [n for n in weights if n.endswith("o_a_proj.weight")]:  # block-diagonal: its groups one below the other
+        weights[name] = weights[name].flatten(0, 1)
     for name in [n for n in weights if n.endswith("embed_q.weight")]:
         keys, values = weights.pop(name).swapaxes(1, 2), weights.pop(name.replace("embed_q", "unembed_out"))
         both = mx.concatenate([keys, values], axis=1)
@@ -260,7 +305,7 @@ def family_folder(folder, name, seed=1, stored=mx.float32, **changes):
 
 def representative(folder, name):
     """What methods are tried on: of two blocks, where the config does not list them."""
-    listed = {"num_hidden_layers", "layer_types", "no_rope_layers", "sliding_window_pattern", "hybrid_layer_pattern"} & FAMILIES[name].keys()
+    listed = {"num_hidden_layers", "layer_types", "no_rope_layers", "sliding_window_pattern", "hybrid_layer_pattern", "compress_ratios"} & FAMILIES[name].keys()
     return family_folder(folder, name, seed=4, vocab_size=8192, **({} if listed else dict(num_hidden_layers=2)))
 
 

@@ -138,6 +138,7 @@ mx::array decode(const Foreign& source, const std::string& path, const TensorOf&
   const Linear l{*packed_by(source, path, stored), path, stored, out, in, stack};
   switch (l.scheme.layout) {
     case Layout::fp8:
+      if (holds_e2m1(l)) break;
       return mx::astype(scaled_bytes(source, l, tensor), dtype);
     case Layout::ints:
     case Layout::packed_ints:
@@ -176,6 +177,7 @@ std::optional<InMlx> as_mlx(const Foreign& source, const std::string& path, cons
     case Layout::fp8: {
       const auto& codes = get(tensor, names.codes);
       const auto& scales = get(tensor, names.scales);
+      if (holds_e2m1(l)) return InMlx{default_format(Mode::mxfp4), {words(codes, in / 2), scales, std::nullopt}};
       if (codes.dtype() != mx::uint8 || scales.dtype() != mx::uint8 || in % 32 != 0) return std::nullopt;
       const auto blocks = blocks_of(l, l.need(names.scales));
       if (blocks.columns != 32 || blocks.grid.back() != in / 32) return std::nullopt;

@@ -127,6 +127,15 @@ Blocks blocks_of(const Linear& l, const std::string& suffix) {
           fmt::format("one scale, one for each output, or {} for blocks of {} × {}", shape_text(grid(needed_rows, needed_columns)), rows, columns));
 }
 
+bool holds_e2m1(const Linear& l) {
+  const auto& names = names_of(Layout::fp8);
+  const auto codes = found(l.stored, names.codes), scales = found(l.stored, names.scales);
+  if (l.scheme.layout != Layout::fp8 || !codes || !scales || l.in % 32 != 0) return false;
+  const auto bytes = *l.stored(*codes), powers = *l.stored(*scales);
+  return (is_byte(bytes.dtype) || is_small_int(bytes.dtype)) && bytes.shape == l.shape({l.out, l.in / 2}) && is_byte(powers.dtype) &&
+         powers.shape == l.shape({l.out, l.in / 32});
+}
+
 const Scheme* packed_by(const Foreign& foreign, const std::string& path, const StoredOf& stored) {
   const auto* scheme = foreign.schemes.size() == 1 ? &foreign.schemes.front() : scheme_of(foreign, path);
   const auto is_packed = [&](const Scheme& s) {
@@ -179,6 +188,7 @@ void check_layout(const Linear& l) {
   const auto codes = l.need(names_of(s.layout).codes);
   switch (s.layout) {
     case Layout::fp8: {
+      if (holds_e2m1(l)) return;
       l.expect(codes, l.shape({l.out, l.in}), is_fp8, "fp8 numbers");
       const auto scales = l.need(names_of(s.layout).scales);
       l.expect_dtype(scales, is_fp8, "scales");
@@ -268,6 +278,8 @@ mx::Shape shape_of_weight(const Foreign& foreign, const std::string& path, const
   };
   switch (scheme->layout) {
     case Layout::fp8:
+      if (is_small_int(stored(*found(stored, names_of(scheme->layout).codes))->dtype)) shape.back() = times(shape.back(), 2, 1);  // of e2m1
+      break;
     case Layout::ints:
       break;
     case Layout::packed_ints:

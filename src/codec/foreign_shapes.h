@@ -47,6 +47,9 @@ struct Blocks {
 };
 Blocks blocks_of(const Linear& linear, const std::string& suffix);
 
+/// Of the layout fp8: e2m1 numbers all the same, two a byte, a power of two for 32 (the experts of DeepSeek-V4.1, beside linears in fp8).
+bool holds_e2m1(const Linear& linear);
+
 /// The scheme by which the linear is packed; null for a dense one. Throws Error when its tensors are neither.
 const Scheme* packed_by(const Foreign& foreign, const std::string& path, const StoredOf& stored);
 

@@ -51,6 +51,15 @@ mx::array clamped_gated(const mx::array& gate, const mx::array& up, const Clampe
   return clamped_on_mlx(gate, up, clamp);
 }
 
+mx::array situ_gated(const mx::array& gate, const mx::array& up, const Situ& situ) {
+  check_pair("situ_gated", gate, up);
+  if (situ.beta == 0) throw std::invalid_argument("[kernels] situ_gated: beta must not be 0");
+  const auto bent = [](const mx::array& x, float size) { return mx::multiply(mx::array(size), mx::tanh(mx::divide(x, mx::array(size)))); };
+  const auto g = mx::astype(gate, mx::float32), u = mx::astype(up, mx::float32);
+  const auto a = mx::multiply(bent(g, situ.beta), mx::sigmoid(g));
+  return mx::astype(mx::multiply(a, situ.linear > 0 ? bent(u, situ.linear) : u), gate.dtype());
+}
+
 mx::array gated_fused(const mx::array& gate_up, Activation activation) {
   if (gate_up.ndim() < 1 || gate_up.shape(-1) % 2 || !mx::issubdtype(gate_up.dtype(), mx::floating)) {
     throw std::invalid_argument("[kernels] gated_fused: gate_up must be float [..., 2·I]");

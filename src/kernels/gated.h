@@ -30,4 +30,13 @@ struct ClampedGate {
 /// both; what lies at or beyond a limit has the gradient 0.
 mx::array clamped_gated(const mx::array& gate, const mx::array& up, const ClampedGate& clamp);
 
+/// SiTU (Kimi K3): beta · tanh(gate / beta) · σ(gate) · u, where u is up, or linear · tanh(up / linear) when `linear` is above 0.
+struct Situ {
+  float beta = 1;
+  float linear = 0;
+};
+
+/// That, with shapes, dtypes, roundings and errors as of gated(); std::invalid_argument for a beta of 0, too. Differentiable for both. On MLX's ops.
+mx::array situ_gated(const mx::array& gate, const mx::array& up, const Situ& situ);
+
 }  // namespace lquant::kernels

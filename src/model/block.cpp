@@ -66,7 +66,7 @@ Halted enter(Scope scope, const Step& step, const mx::array& x) {
 /// x and the branches' results: added, or summed and normed first. A product itself adds what is there already.
 mx::array sum_of(const Scope& scope, const Step& step, const Halted& at) {
   std::optional<mx::array> sum;
-  if (!step.after && !step.replaces) sum = at.residual;
+  if (!step.after && !step.replaces && !step.instead) sum = at.residual;
   for (std::size_t b = 0; b < step.branches.size(); ++b) {
     const auto& branch = step.branches[b];
     if (branch.late) continue;

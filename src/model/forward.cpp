@@ -87,8 +87,7 @@ mx::array residual_of(const ModelSpec& spec, const mx::array& x) {
 }
 
 mx::array final_norm(const ModelSpec& spec, const Tensors& tensors, const mx::array& x, const Formats& formats, const Context& context) {
-  auto state = residual_of(spec, x);
-  if (spec.tail) state = block(spec, static_cast<int>(spec.blocks.size()), tensors, formats, state, context);
+  const auto state = spec.tail ? block(spec, static_cast<int>(spec.blocks.size()), tensors, formats, x, context) : residual_of(spec, x);
   auto h = normed(tensors, spec.final_norm, state);
   return spec.head_input_divisor == 1 ? h : mx::divide(h, mx::array(spec.head_input_divisor, h.dtype()));
 }

@@ -59,6 +59,8 @@ std::optional<mx::Shape> shape_after(const Change& change, mx::Shape shape) {
       if (!change.parts.empty() && (shape.empty() || shape[0] != rows)) return std::nullopt;
       return shape;
     }
+    case Kind::flatten:
+      return mx::Shape{static_cast<int>(entries(shape))};
     case Kind::reshape:
       if (entries(shape) != entries(change.shape)) return std::nullopt;
       return change.shape;
@@ -88,6 +90,8 @@ mx::array value_after(const Change& change, const mx::array& x) {
       strides[axis] = change.stride;
       return mx::slice(x, start, stop, strides);
     }
+    case Kind::flatten:
+      return mx::flatten(x);
     case Kind::reshape:
       return mx::reshape(x, change.shape);
     case Kind::add_one:
@@ -185,6 +189,17 @@ std::optional<mx::Shape> changed_shape(const std::vector<Change>& changes, std::
       shapes = {joined};
       continue;
     }
+    if (change.kind == Kind::join) {
+      auto joined = shapes.front();
+      if (joined.empty()) return std::nullopt;
+      joined[0] = 0;
+      for (const auto& shape : shapes) {
+        if (shape.size() != joined.size() || !std::equal(shape.begin() + 1, shape.end(), joined.begin() + 1)) return std::nullopt;
+        joined[0] += shape[0];
+      }
+      shapes = {joined};
+      continue;
+    }
     for (auto& shape : shapes) {
       auto after = shape_after(change, shape);
       if (!after) return std::nullopt;
@@ -201,6 +216,8 @@ mx::array changed(const std::vector<Change>& changes, std::vector<mx::array> ten
       tensors = {mx::zeros(change.shape)};
     } else if (change.kind == Kind::stack) {
       tensors = {mx::stack(tensors)};
+    } else if (change.kind == Kind::join) {
+      tensors = {mx::concatenate(tensors, 0)};
     } else {
       for (auto& x : tensors) x = value_after(change, x);
     }

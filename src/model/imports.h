@@ -17,6 +17,8 @@ namespace mx = mlx::core;
 struct Change {
   enum class Kind {
     stack,         ///< all sources become one tensor with a leading axis
+    join,          ///< all sources become one tensor, the rows of the first one first
+    flatten,       ///< to one axis
     transpose,     ///< the last two axes change places
     squeeze,       ///< axes of length 1 go
     entry,         ///< number `first` of `axis`, which goes (an expert of a stack)

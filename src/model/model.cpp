@@ -107,6 +107,24 @@ std::vector<std::string> names_with_dtype(const ModelSpec& spec) {
   return names;
 }
 
+/// The names of tensors of the blocks that keep their dtype.
+std::unordered_set<std::string> names_with_own_dtype(const ModelSpec& spec, const Formats& formats) {
+  std::unordered_set<std::string> names;
+  const auto insert = [&](const std::vector<Expected>& all) {
+    for (const auto& expected : all) names.insert(expected.name);
+  };
+  for (const auto& block : spec.blocks) {
+    const auto contents = block.contents();
+    for (const auto* parameter : contents.parameters)
+      if (parameter->keeps_dtype) names.insert(parameter->path);
+    for (const auto* norm : contents.norms)
+      if (norm->keeps_dtype) insert(expected_tensors(*norm));
+    for (const auto& reading : contents.readings)
+      if (reading.linear->keeps_dtype) insert(expected_tensors(*reading.linear, formats));
+  }
+  return names;
+}
+
 /// What is settled of the text model's fields; null when nothing is.
 nlohmann::json* settled_text(ModelSpec& spec) {
   if (spec.text_config.empty()) return &spec.settled;
@@ -140,9 +158,7 @@ Model Model::open(const checkpoint::Checkpoint& checkpoint) {
     for (const auto& expected : all)
       if (!description || !model.foreign_->weights.contains(expected.name)) check(checkpoint, model.source_of(expected.name), expected);
   };
-  for (const auto& block : spec.blocks)
-    for (const auto* parameter : block.parameters())
-      if (parameter->keeps_dtype) model.own_dtype_.insert(parameter->path);
+  model.own_dtype_ = names_with_own_dtype(spec, model.formats_);
   check_all(expected_outside(spec, model.formats_));
   for (const auto& block : spec.blocks) check_all(expected_of(block, model.formats_));
   model.account();

@@ -47,7 +47,7 @@ class Model {
   mx::Dtype stored_dtype() const { return stored_dtype_; }
   mx::Dtype compute_dtype() const;
 
-  /// Every float tensor in that dtype, but those that keep their own (ParameterSpec::keeps_dtype).
+  /// Every float tensor in that dtype, but those that keep their own (keeps_dtype).
   Tensors cast(Tensors tensors, mx::Dtype dtype) const;
 
   /// Tensors by the names of tensors.h, read now, float ones cast lazily to `dtype` (default: compute_dtype()). Experts that

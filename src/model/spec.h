@@ -65,6 +65,7 @@ struct LinearSpec {
   Stack stack = Stack::routed;
   /// Its result is only compared (an indexer's): no gradient reaches it, and none can tell how many bits it needs.
   bool only_chooses = false;
+  bool keeps_dtype = false;  ///< its tensors are in that of the checkpoint, whatever the model's is (mlx_lm's cast_predicate)
 
   /// Whether a router sends its matrices their rows: an expert sees some of the tokens, or none, as no other linear does.
   bool routed() const { return experts > 0 && stack == Stack::routed; }
@@ -87,6 +88,7 @@ struct NormSpec {
   int groups = 1;  ///< an RMS over each of so many equal parts of the row; the weight is one over all of it
   int pieces = 0;  ///< above 0: a weight for each head in a tensor each, path + ".norms.0.weight" … [size] (StableLM)
   std::string suffix = ".weight";
+  bool keeps_dtype = false;  ///< as LinearSpec's
 
   std::string weight_name(int piece = 0) const { return pieces > 0 ? path + ".norms." + std::to_string(piece) + ".weight" : path + suffix; }
   std::string bias_name() const { return path + ".bias"; }
@@ -128,6 +130,7 @@ struct Step {
   Columns columns = {};   ///< those that are x
   float scale = 1;        ///< of x and what was added to it (Gemma 3n)
   bool replaces = false;  ///< the one branch's result is the state from here on
+  bool instead = false;   ///< the branches' sum takes the place of x, to which it is not added (hyper-connections)
   Columns drops = {};     ///< columns of the state that nobody reads from here on; none by default
 };
 

@@ -175,7 +175,7 @@ AwqSolution AwqBlock::build(const Parts& parts, const Weighing& weighing) {
   const auto stored = in_.model.stored_dtype();
   auto tensors = in_.source.stored();
   model::fold_block(spec_, in_.source.block(), solution.folds, tensors, stored);
-  for (const auto& [name, tensor] : tensors) solution.packed.insert({name, mx::astype(tensor, stored)});
+  solution.packed = in_.model.cast(std::move(tensors), stored);
   for (const auto* linear : spec_.blocks[in_.source.block()].linears()) {
     if (format_of(linear->path)) {
       model::put_packed(solution.packed, linear->path, quantized(*linear, parts, weighing));

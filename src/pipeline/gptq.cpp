@@ -228,8 +228,7 @@ BlockMethod::Turn Gptq::turn(const BlockTensors& source) {
     model::fold_producer(edge, chosen.at(edge.producer), tensors, model_.stored_dtype());
     model::fold_consumers(edge, chosen.at(edge.producer), tensors);
   }
-  for (auto& [name, tensor] : tensors)
-    if (tensor.dtype() == mx::float32) tensor = mx::astype(tensor, model_.stored_dtype());
+  tensors = model_.cast(std::move(tensors), model_.stored_dtype());
   result_.forward_time += seconds_since(start);
   auto figure = fmt::format("output errors {:.2f} of plain rounding's", linears_.error_ratio());
   if (trains) {

@@ -207,6 +207,9 @@ Size size_of(const model::ModelSpec& spec, const QuantPlan& plan, int dense_byte
     add_norms(contents.norms);
     for (const auto* parameter : contents.parameters) add_dense(parameter->parameters());
   }
+  for (const auto* outer : {&spec.front, &spec.tail})
+    if (*outer)
+      for (const auto* parameter : (*outer)->parameters()) add_dense(parameter->parameters());
   add_norms(spec.outer_norms());
   return size;
 }

@@ -58,6 +58,7 @@ def test_recipes_are_mlx_lms(tmp_path, number, name, ran):
     # Results under other names are favoured by role and not by name.
     mixed = mixed and not any(part in path for path in named for part in ("switch_mlp.fc2", "mixer.experts.0.", "output_linear"))
     mixed = mixed and "output.weight" not in named  # a head
+    mixed = mixed and model_type(name) != "kimi_k3"  # recipes pack what its class leaves dense, and multiplies as it is stored
     dense = STAY_DENSE.get(model_type(name))  # what says so takes the place of a recipe
     recipe = RECIPES[number % 4] if mixed and not dense else None
     unlisted = () if recipe else LEFT_DENSE.get(model_type(name), ())

@@ -310,3 +310,30 @@ def test_a_description_of_dense_weights_is_refused(method, tmp_path):
     said = run("convert", "--hf-path", folder, "-q", "--mlx-path", tmp_path / "out", code=1).stderr
     assert said.count("\n") == 1 and method in said and "quantization_config" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_deepseek_v41_as_published(tmp_path):
+    """Linears in fp8 with powers of two for 32 × 32, experts in e2m1 with one for 32 inputs, which mlx_lm runs packed."""
+    source = family_folder(tmp_path / "model", "deepseek-v41-rounded", unstacked=True, hidden_size=160)
+    config = json.loads((source / "config.json").read_text())
+    stored = {}
+    for name, weight in mx.load(str(source / "model.safetensors")).items():
+        linear = ".experts." in name or any(f".{part}.weight" in name for part in ("wq_a", "wq_b", "wkv", "wo_a", "wo_b", "wk", "w1", "w2", "w3"))
+        if not linear or ".compressor." in name:
+            stored[name] = weight
+        elif ".experts." in name:
+            tensors, _ = mxfp4(np.array(weight))
+            stored[name], stored[name.replace("weight", "scale")] = tensors["weight_packed"].view(np.int8), tensors["weight_scale"]
+        else:
+            rows, columns = -(-weight.shape[0] // 32), -(-weight.shape[1] // 32)
+            exponents = np.random.default_rng(3).integers(-9, -6, (rows, columns))
+            spread = np.repeat(np.repeat(np.exp2(exponents), 32, 0), 32, 1)[: weight.shape[0], : weight.shape[1]]
+            codes, _ = fp8_of((np.array(weight) / spread).astype(np.float32))
+            stored[name], stored[name.replace("weight", "scale")] = codes, (exponents + 127).astype(np.uint8)
+    block = dict(quant_method="fp8", fmt="e4m3", scale_fmt="ue8m0", weight_block_size=[32, 32])
+    save(source, stored, dict(config, quantization_config=block))
+    fp8 = tuple(name for name, t in stored.items() if isinstance(t, np.ndarray) and name.endswith("weight") and t.dtype == np.uint8)
+    name_fp8(source / "model.safetensors", fp8)
+    assert len(fp8) > 10
+    ids = token_ids(config["vocab_size"])
+    assert_close(lquant_logits(source, ids, "float32"), mlx_lm_logits(source, ids))

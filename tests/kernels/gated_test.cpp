@@ -149,6 +149,38 @@ TEST(ClampedGated, EndsOfTheRange) {
   }
 }
 
+TEST(SituGated, MatchesDefinitionAndFiniteDifferences) {
+  constexpr double h = 1e-4;
+  for (const auto& c : {Situ{}, Situ{4, 0}, Situ{4, 2.5f}}) {
+    const auto a = [&](double gate) { return c.beta * std::tanh(gate / c.beta) / (1 + std::exp(-gate)); };
+    const auto u = [&](double up) { return c.linear > 0 ? c.linear * std::tanh(up / c.linear) : up; };
+    for (auto dtype : kDtypes) {
+      const mx::Shape shape{5, 401};
+      const auto gate = normal(shape, dtype, 1, 3), up = normal(shape, dtype, 2, 2), cotangent = normal(shape, dtype, 3);
+      const auto g = doubles(gate), v = doubles(up), e = doubles(cotangent);
+      Values value, bound, dgate, dgate_bound, dup, dup_bound;
+      for (std::size_t i = 0; i < g.size(); ++i) {
+        // Some ten operations, of which an exponential and a tanh may be off by four units, on factors of at most beta and |up|; slopes are at
+        // most 2.
+        const double units = 32 * kF32, most = c.beta * (1 + std::abs(v[i])), slopes = 2 * (1 + std::abs(v[i])) * std::abs(e[i]);
+        value.push_back(a(g[i]) * u(v[i]));
+        bound.push_back(units * most + std::abs(value[i]) * unit(dtype) + underflow(dtype, g[i], v[i]));
+        dgate.push_back((a(g[i] + h) - a(g[i] - h)) / (2 * h) * u(v[i]) * e[i]);
+        dgate_bound.push_back((units + kDifference) * slopes + std::abs(dgate[i]) * unit(dtype) + underflow(dtype, g[i], v[i] * e[i]));
+        dup.push_back((u(v[i] + h) - u(v[i] - h)) / (2 * h) * a(g[i]) * e[i]);
+        dup_bound.push_back((units + kDifference) * c.beta * slopes + std::abs(dup[i]) * unit(dtype) + underflow(dtype, g[i], e[i]));
+      }
+      expect_close(situ_gated(gate, up, c), value, bound, "situ_gated");
+      const auto both =
+          mx::vjp([&](const std::vector<mx::array>& in) { return std::vector{situ_gated(in[0], in[1], c)}; }, {gate, up}, {cotangent}).second;
+      expect_close(both[0], dgate, dgate_bound, "gate");
+      expect_close(both[1], dup, dup_bound, "up");
+    }
+  }
+  EXPECT_THROW(situ_gated(mx::ones({2}), mx::ones({3}), {}), std::invalid_argument);
+  EXPECT_THROW(situ_gated(mx::ones({2}), mx::ones({2}), {.beta = 0}), std::invalid_argument);
+}
+
 // One tensor as gate and up: both gradients reach it.
 TEST(GatedGradient, OfOneTensorTwice) {
   const auto x = mx::array({2.0f, -3.0f}, {2}), one = mx::ones({2}, mx::float32);

@@ -1,10 +1,12 @@
 #include "model/forward.h"
+#include "model/block.h"
 #include "model/ops/attention.h"
 #include "model/ops/experts.h"
 
 #include <gtest/gtest.h>
 #include <mlx/mlx.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 
@@ -89,6 +91,24 @@ TEST_P(ForwardTest, BranchesEqualWholeSequences) {
   for (const auto& which : std::vector<std::vector<std::int32_t>>{{0, 1, 2, 3, 4, 5, 6}, {0, 1, 2, 3, 7, 8}, {9, 10, 11, 12, 13}}) {
     const auto whole = forward(spec, tensors, {}, at(row, which), mx::float32);
     EXPECT_LT(largest_difference(at(packed, which), whole), kOrder * largest(whole));
+  }
+}
+
+// Scoring takes the tokens that it asks for out of their rows there, and what comes behind knows nothing of the others.
+TEST_P(ForwardTest, TokensGoOnAloneFromWhereNoneLooksAtAnother) {
+  const auto at = mx::array({13, 2, 7}, mx::int32);
+  auto x = embed(spec, tensors, {}, ids, mx::float32);
+  for (const auto& visit : spec.visits()) {
+    const auto& block = spec.blocks[visit.block];
+    const int mixed = mixed_by(block), count = stages(block);
+    Halted halted{x};
+    for (int stage = 0; stage <= std::min(mixed, count - 1); ++stage) halted = advance(spec, visit, stage, tensors, {}, halted);
+    const bool narrowed = narrow(halted, at);
+    for (int stage = mixed + 1; stage < count; ++stage) halted = advance(spec, visit, stage, tensors, {}, halted);
+    x = model::block(spec, visit, tensors, {}, x);
+    if (!narrowed) continue;
+    const auto alone = leave(spec, visit, tensors, {}, halted), together = mx::take(x, at, 1);
+    EXPECT_LT(largest_difference(alone, together), kOrder * largest(together)) << "block " << visit.block;
   }
 }
 

@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "model/ops/attention.h"
+#include "model/ops/compressed_attention.h"
 #include "model/ops/experts.h"
 #include "model/ops/gated_mlp.h"
 #include "model/ops/latent_attention.h"
@@ -155,6 +156,23 @@ json tiny_config(const std::string& model_type) {
     config.update({{"model_max_length", 128}, {"num_experts", 6}, {"num_experts_per_token", 2}, {"num_shared_experts", 1}});
     config.update({{"moe_intermediate_size", 32}, {"first_k_dense_replace", 1}, {"num_expert_group", 3}, {"topk_group", 2}});
     config.update({{"kv_lora_rank", 32}, {"qk_nope_head_dim", 32}, {"qk_rope_head_dim", 8}, {"v_head_dim", 24}, {"rms_norm_eps", 1e-3}});
+  }
+  if (model_type == "kimi_k3") {
+    config["linear_attn_config"] = {
+        {"num_heads", 2}, {"head_dim", 32}, {"kda_layers", {1, 3}}, {"short_conv_kernel_size", 3}, {"gate_lower_bound", -5.0}};
+    config.update({{"num_hidden_layers", 4}, {"attn_res_block_size", 2}, {"q_lora_rank", 64}, {"kv_lora_rank", 32}, {"qk_nope_head_dim", 32}});
+    config.update({{"qk_rope_head_dim", 8}, {"v_head_dim", 24}, {"mla_use_output_gate", true}, {"num_experts", 6}, {"num_experts_per_token", 2}});
+    config.update({{"num_shared_experts", 1}, {"moe_intermediate_size", 32}, {"first_k_dense_replace", 1}, {"routed_expert_hidden_size", 32}});
+    config.update(
+        {{"latent_moe_use_norm", true}, {"num_expert_group", 3}, {"topk_group", 2}, {"rms_norm_eps", 1e-3}, {"tie_word_embeddings", false}});
+  }
+  if (model_type == "deepseek_v41") {  // layers that make and choose entries, do either, read what others chose, have a window alone
+    config.update(
+        {{"num_hidden_layers", 5}, {"compress_ratios", {2, 2, 2, 2, 0}}, {"kv_source_layer_ids", {0, 3}}, {"index_source_layer_ids", {0, 2}}});
+    config.update({{"candidate_source_layer_id", 0}, {"candidate_topk_blocks", 2}, {"candidate_block_size", 2}, {"index_topk", 3}});
+    config.update({{"index_n_heads", 4}, {"index_head_dim", 32}, {"head_dim", 32}, {"qk_rope_head_dim", 8}, {"q_lora_rank", 64}, {"o_groups", 2}});
+    config.update({{"o_lora_rank", 32}, {"sliding_window", 5}, {"hc_mult", 3}, {"n_routed_experts", 6}, {"num_experts_per_tok", 2}});
+    config.update({{"moe_intermediate_size", 32}, {"tie_word_embeddings", false}});
   }
   if (model_type == "dbrx") {  // the limit cuts one number of some hundred: finite differences are wrong where one is at it
     config.update({{"d_model", 64}, {"n_heads", 4}, {"n_layers", 2}, {"attn_config", {{"kv_n_heads", 2}, {"clip_qkv", 4.0}, {"rope_theta", 1e4}}}});
@@ -353,7 +371,10 @@ model::Tensors random_tensors(const model::ModelSpec& spec, std::uint64_t seed) 
                         normal(norm.rows > 0 ? mx::Shape{norm.rows, norm.size} : mx::Shape{norm.size}, 1 - norm.offset, 0.3f));
     if (norm.bias) tensors.emplace(norm.bias_name(), normal({norm.size}, 0, 0.3f));
   };
-  for (const auto& block : spec.blocks) {
+  auto blocks = spec.blocks;
+  for (const auto* outer : {&spec.front, &spec.tail})
+    if (*outer) blocks.push_back(**outer);
+  for (const auto& block : blocks) {
     const auto contents = block.contents();
     for (const auto* norm : contents.norms) add_norm(*norm);
     // A factor of a whole layer is near 1: near 0 the layers before it would not count. An activation's limit is where it would have a step
@@ -366,7 +387,8 @@ model::Tensors random_tensors(const model::ModelSpec& spec, std::uint64_t seed) 
                                               : normal(parameter->shape, factor ? 1 : 0, factor ? 0.1f : 0.3f));
     }
   }
-  for (const auto* norm : spec.outer_norms()) add_norm(*norm);
+  if (spec.embedding_norm) add_norm(*spec.embedding_norm);
+  add_norm(spec.final_norm);
   for (auto& [name, value] : tensors) value.eval();
   return tensors;
 }
@@ -375,6 +397,11 @@ model::ModelSpec without_steps(model::ModelSpec spec) {
   for (auto& block : spec.blocks)
     for (auto& step : block.steps)
       for (auto& branch : step.branches) {
+        if (const auto* compressed = dynamic_cast<const model::CompressedAttention*>(branch.op.get())) {
+          auto own = *compressed;
+          own.rounds = false;
+          branch.op = std::make_shared<const model::CompressedAttention>(own);
+        }
         const auto* stepped = dynamic_cast<const model::Attention*>(branch.op.get());
         if (!stepped || !stepped->k_step) continue;
         auto own = *stepped;
@@ -397,6 +424,16 @@ model::ModelSpec with_all_experts(model::ModelSpec spec) {
           auto all = *attention;
           all.indexer->top_k = std::numeric_limits<int>::max();
           branch.op = std::make_shared<const model::Attention>(all);
+        }
+        if (const auto* compressed = dynamic_cast<const model::CompressedAttention*>(branch.op.get())) {
+          auto all = *compressed;
+          all.chosen = false;
+          if (all.indexer) {
+            all.indexer->top_k = std::numeric_limits<int>::max();
+            all.indexer->top_blocks = 0;
+            all.indexer->narrowed = all.indexer->gives = false;
+          }
+          branch.op = std::make_shared<const model::CompressedAttention>(all);
         }
         const auto* chosen = dynamic_cast<const model::Experts*>(branch.op.get());
         if (!chosen) continue;

@@ -47,7 +47,8 @@ LatentAttention latent_attention(const Layer& layer, const Latent& sizes, Import
   op.kv_a = linear("kv_a_proj_with_mqa", Role::kv, sizes.rank + sizes.rotated, sizes.hidden, sizes.bias);
   op.kv_a.parts = latent_parts(sizes.rank, sizes.rotated);
   op.kv_a_norm = rms_norm_over(at + "kv_a_layernorm", sizes.rank, sizes.eps);
-  if (sizes.gated) op.gate = linear("g_proj", Role::other, heads, sizes.hidden);
+  if (sizes.gated || sizes.gated_by_feature)
+    op.gate = linear("g_proj", Role::other, sizes.gated_by_feature ? heads * sizes.value : heads, sizes.hidden);
   op.o = linear(sizes.output.c_str(), Role::o, sizes.hidden, heads * sizes.value, sizes.bias);
   if (!sizes.absorbed) {
     op.kv_b = linear("kv_b_proj", Role::kv, heads * made, sizes.rank);

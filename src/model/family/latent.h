@@ -19,7 +19,8 @@ struct Latent {
   bool absorbed = false;
   float scale = 0;
   std::optional<RopeSpec> rope;
-  bool gated = false;  ///< by g_proj
+  bool gated = false;             ///< by g_proj, each head,
+  bool gated_by_feature = false;  ///< or each of its features
   std::string output = "o_proj";
 
   /// kv_lora_rank, q_lora_rank (null: none; absent: `q_rank`, where that is above 0), qk_nope_head_dim, qk_rope_head_dim, v_head_dim (absent:

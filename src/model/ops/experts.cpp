@@ -57,6 +57,7 @@ mx::array inner(const Scope& scope, const Experts& op, const Routed& routed) {
   const auto up = product(scope, op.up, routed.rows, routed.routing);
   if (!op.gate) return kernels::activate(up, op.activation);
   const auto gate = product(scope, *op.gate, routed.rows, routed.routing);
+  if (op.situ) return kernels::situ_gated(gate, up, *op.situ);
   return op.clamp ? kernels::clamped_gated(gate, up, *op.clamp) : kernels::gated(gate, up, op.activation);
 }
 
@@ -74,7 +75,8 @@ void Experts::contents(int op, int first_stage, Contents& all) const {
   for (const auto* linear : inputs()) all.readings.push_back({linear, op, first_stage});
   all.readings.push_back({&down, op, first_stage + 1});
   if (out_of) all.readings.push_back({&*out_of, op, first_stage + 2});
-  if (router_norm) all.norms.push_back(&*router_norm);
+  for (const auto* norm : {&router_norm, &out_norm})
+    if (*norm) all.norms.push_back(&**norm);
   for (const auto* parameter : {&router.correction, &router.expert_factors})
     if (*parameter) all.parameters.push_back(&**parameter);
 }
@@ -123,7 +125,8 @@ Flow Experts::advance(const Scope& scope, int stage, const Flow& at) const {
     return next;
   }
   if (stage == 2) return expand(scope, at.inputs[0], at.kept[0]);
-  Flow next{{sum(scope, at)}, {}};
+  auto all = sum(scope, at);
+  Flow next{{out_norm ? normed(scope.tensors, *out_norm, all) : all}, {}};
   scope.observe(*out_of, next.inputs[0]);
   return next;
 }
@@ -150,10 +153,20 @@ std::vector<std::string> Experts::readers() const {
 
 /// Limits and an added 1 let no scale through; of the activations of a plain MLP relu² alone does.
 std::vector<Edge> Experts::edges() const {
-  if (clamp || (!gate && activation != kernels::Activation::relu2)) return {};
+  std::vector<Edge> all;
+  if (out_norm) {
+    Edge edge;
+    edge.producer = out_norm->path;
+    edge.norm = out_norm;
+    edge.consumers = {out_of->path};
+    edge.channels = edge.head_dim = out_norm->size;
+    all.push_back(std::move(edge));
+  }
+  if (clamp || (situ && situ->linear > 0) || (!gate && activation != kernels::Activation::relu2)) return all;
   auto edge = gated_edge(up, Part::piece(Role::expert_up, 0, up.out), down);
   if (!gate) edge.degree = 2;
-  return {edge};
+  all.push_back(std::move(edge));
+  return all;
 }
 
 }  // namespace lquant::model

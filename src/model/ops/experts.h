@@ -17,6 +17,7 @@ namespace lquant::model {
 struct Experts final : Op {
   kernels::Activation activation = kernels::Activation::silu;
   std::optional<kernels::ClampedGate> clamp;  ///< in place of the activation
+  std::optional<kernels::Situ> situ;          ///< likewise
   std::optional<NormSpec> router_norm;        ///< the router reads the branch's input as it came, through this norm (Gemma 4)
   /// The last so many of the router's experts have no weights: they give what they read (LongCat-Flash's zero experts).
   int identities = 0;
@@ -25,6 +26,7 @@ struct Experts final : Op {
   std::optional<LinearSpec> gate;  ///< none: down(activation(up(x)))
   LinearSpec up, down;
   std::optional<LinearSpec> into, out_of;  ///< both or none
+  std::optional<NormSpec> out_norm;        ///< of what out_of reads
   std::optional<LinearSpec> result_gate;   ///< as GatedMlp's, row 0
 
   void contents(int op, int first_stage, Contents& all) const override;

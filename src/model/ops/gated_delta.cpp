@@ -65,10 +65,8 @@ mx::array softplus(const mx::array& x) { return mx::logaddexp(x, mx::array(0.0f,
 
 void GatedDelta::contents(int op, int first_stage, Contents& all) const {
   for (const auto& linear : inputs) all.readings.push_back({&linear, op, first_stage});
-  if (gate_up) {
-    all.readings.push_back({&*gate_up, op, first_stage + 1, 0});
-    all.readings.push_back({&*decay_up, op, first_stage + 1, 1});
-  }
+  if (gate_up) all.readings.push_back({&*gate_up, op, first_stage + 1, 0});
+  if (decay_up) all.readings.push_back({&*decay_up, op, first_stage + 1, 1});
   all.readings.push_back({&output, op, first_stage + stages() - 1});
   all.norms.push_back(&norm);
   for (const auto& parameter : taps) all.parameters.push_back(&parameter);
@@ -99,8 +97,8 @@ Flow GatedDelta::advance(const Scope& scope, int stage, const Flow& at) const {
   if (stage == 1) {
     const auto products = project(scope, *this, at.inputs[0]);
     flow = {{products.gate, products.a}, {products.mixed, products.b}};
-    if (gate_up) {
-      scope.observe(*gate_up, products.gate);
+    if (gate_up) scope.observe(*gate_up, products.gate);
+    if (decay_up) {
       scope.observe(*decay_up, products.a);
       return flow;
     }
@@ -144,15 +142,17 @@ std::vector<Edge> GatedDelta::edges() const {
   edge.channels = edge.head_dim = value_dim;
   edge.repeats = value_heads;
   std::vector<Edge> all{edge};
-  if (!gate_up) return all;
-  for (const auto& [down, up] : {std::pair{&inputs[3], &*gate_up}, {&inputs[5], &*decay_up}}) {
+  const auto add = [&](const LinearSpec& down, const std::optional<LinearSpec>& up) {
+    if (!up) return;
     Edge between;
-    between.producer = down->path;
-    between.rows = Part::piece(Role::other, 0, down->out);
+    between.producer = down.path;
+    between.rows = Part::piece(Role::other, 0, down.out);
     between.consumers = {up->path};
-    between.channels = between.head_dim = down->out;
+    between.channels = between.head_dim = down.out;
     all.push_back(std::move(between));
-  }
+  };
+  add(inputs[inputs.size() - 3], gate_up);
+  add(inputs.back(), decay_up);
   return all;
 }
 

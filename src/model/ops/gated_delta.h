@@ -22,24 +22,24 @@ struct GatedDelta final : Op {
   kernels::Activation activation = kernels::Activation::silu;  ///< of the gate
   /// Queries, keys, values, the gate, b, a: linears or their parts, in this order.
   std::vector<LinearSpec> inputs;
-  /// Both or none: where the gate and a are of low rank, what makes them of the inputs' products.
+  /// Where the gate and a are of low rank, what makes them of the inputs' products; gate_up not without decay_up.
   std::optional<LinearSpec> gate_up, decay_up;
   /// [channels, taps, 1]: one convolution over queries, keys and values side by side, or one for each.
   std::vector<ParameterSpec> taps;
   /// a_log: a number for each value head; dt_bias [value heads], or [value heads · key_dim] where decays are by channel.
   ParameterSpec a_log, dt_bias;
-  NormSpec norm;                 ///< over value_dim
+  NormSpec norm;  ///< over value_dim
   LinearSpec output;
 
   void contents(int op, int first_stage, Contents& all) const override;
-  int stages() const override { return gate_up ? 3 : 2; }
+  int stages() const override { return decay_up ? 3 : 2; }
   Flow start(const Scope& scope, const mx::array& normed, const mx::array& raw) const override;
   Flow advance(const Scope& scope, int stage, const Flow& at) const override;
   mx::array finish(const Scope& scope, const Flow& at, const std::optional<mx::array>& residual) const override;
   std::vector<std::string> readers() const override;
   std::vector<Edge> edges() const override;
   /// An ending would need the state that its text left.
-  Traits traits() const override { return {.mixed_by = 1, .branches = false}; }
+  Traits traits() const override { return {.mixed_by = stages() - 1, .branches = false}; }
 
  private:
   mx::array log_decays(const Scope& scope, const mx::array& a) const;

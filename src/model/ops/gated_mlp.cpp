@@ -56,6 +56,7 @@ Flow GatedMlp::start(const Scope& scope, const mx::array& normed, const mx::arra
 Flow GatedMlp::advance(const Scope& scope, int, const Flow& at) const {
   const auto& h = at.inputs[0];
   const auto activated = [&](const mx::array& gate, const mx::array& up) {
+    if (situ) return kernels::situ_gated(gate, up, *situ);
     return clamp ? kernels::clamped_gated(gate, up, *clamp) : kernels::gated(gate, up, activation);
   };
   const auto product = [&] {
@@ -63,7 +64,7 @@ Flow GatedMlp::advance(const Scope& scope, int, const Flow& at) const {
       const auto both = kernels::linears(h, {scope.weight(inputs[0]), scope.weight(inputs[1])});
       return kernels::gated(sparse(both[0], *sparse_above), both[1], activation);
     }
-    if (!clamp && inputs.size() == 1 && inputs[0].parts[0].role == Role::gate && inputs[0].parts[0].contiguous())
+    if (!clamp && !situ && inputs.size() == 1 && inputs[0].parts[0].role == Role::gate && inputs[0].parts[0].contiguous())
       return kernels::gated_fused(kernels::linear(h, scope.weight(inputs[0])), activation);
     const auto both =
         inputs.size() == 1
@@ -90,9 +91,9 @@ std::vector<std::string> GatedMlp::readers() const {
   return all;
 }
 
-/// Where up is cut at a limit, no scale passes.
+/// Where up is cut at a limit or bent, no scale passes.
 std::vector<Edge> GatedMlp::edges() const {
-  if (clamp) return {};
+  if (clamp || (situ && situ->linear > 0)) return {};
   const auto& up = inputs.back();
   return {gated_edge(up, inputs.size() == 1 ? part_of(up, Role::up) : Part::piece(Role::up, 0, up.out), down)};
 }

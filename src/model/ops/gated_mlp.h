@@ -18,6 +18,7 @@ struct GatedMlp final : Op {
   std::vector<LinearSpec> inputs;
   LinearSpec down;
   std::optional<kernels::ClampedGate> clamp;  ///< in place of the activation
+  std::optional<kernels::Situ> situ;          ///< likewise
   std::optional<LinearSpec> result_gate;      ///< [1, H]: the result is multiplied by σ(result_gate(x)) (Qwen's shared experts)
   /// Of a result_gate of several rows: the factor is this entry of their softmax, and the op of row 0 has the linear among its contents (Klear).
   int result_row = 0;

@@ -8,9 +8,11 @@
 #include <limits>
 #include <tuple>
 
+#include "kernels/gated.h"
 #include "kernels/linear.h"
 #include "kernels/rope.h"
 #include "model/norm.h"
+#include "model/ops/parts.h"
 
 namespace lquant::model {
 namespace {
@@ -30,11 +32,6 @@ mx::array joined(const mx::array& own, const mx::array& others) {
   auto shape = own.shape();
   shape.back() = others.shape(-1);
   return mx::concatenate({own, mx::broadcast_to(others, shape)}, -1);
-}
-
-/// x [B, T, heads, in] through the stack's matrices [heads, out, in], each head through its own.
-mx::array by_head(const mx::array& x, const mx::array& weight) {
-  return mx::swapaxes(mx::matmul(mx::swapaxes(x, 1, 2), mx::swapaxes(weight, 1, 2)), 1, 2);
 }
 
 mx::array turned(const Scope& scope, const std::optional<RopeSpec>& rope, const mx::array& x) {
@@ -175,7 +172,11 @@ Flow LatentAttention::advance(const Scope& scope, int stage, const Flow& at) con
   }
   auto next = ungated(scope, stage, from);
   if (product && !last) next.kept.push_back(*product);
-  if (product && last) next.inputs = {side_by_side(mx::multiply(in_heads(next.inputs[0], heads), mx::expand_dims(mx::sigmoid(*product), -1)))};
+  if (product && last) {
+    const auto& own = next.inputs[0];
+    next.inputs = {gate->out == own.shape(-1) ? kernels::gated(*product, own, kernels::Activation::sigmoid)
+                                              : side_by_side(mx::multiply(in_heads(own, heads), mx::expand_dims(mx::sigmoid(*product), -1)))};
+  }
   if (last) scope.observe(o, next.inputs[0]);
   return next;
 }
@@ -210,7 +211,7 @@ Flow LatentAttention::ungated(const Scope& scope, int stage, const Flow& at) con
     const auto latent = features(all, 0, rank);
     next.inputs = {at.kept[1]};
     if (in_latent_space(scope, x)) {
-      next.kept = {joined(by_head(x, weight), at.kept[0]), all, latent};
+      next.kept = {joined(through_each(x, weight), at.kept[0]), all, latent};
     } else {
       const auto transposed = mx::reshape(mx::swapaxes(weight, 1, 2), {heads * nope, rank});
       const auto keys = in_heads(kernels::linear(side_by_side(latent), {transposed}), heads);
@@ -227,7 +228,7 @@ Flow LatentAttention::ungated(const Scope& scope, int stage, const Flow& at) con
     const auto &queries = at.kept[0], &keys = at.kept[1], &latent = at.kept[2];
     const std::vector<mx::array> index(at.kept.begin() + 3, at.kept.end());
     if (in_latent_space(scope, x)) {
-      next.inputs = {side_by_side(by_head(in_heads(attended(scope, queries, keys, latent, index), heads), weight))};
+      next.inputs = {side_by_side(through_each(in_heads(attended(scope, queries, keys, latent, index), heads), weight))};
     } else {
       const auto values = kernels::linear(side_by_side(latent), {mx::reshape(weight, {heads * value, rank})});
       next.inputs = {attended(scope, queries, keys, in_heads(values, heads), index)};

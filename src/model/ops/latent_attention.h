@@ -43,7 +43,7 @@ struct LatentAttention final : Op {
   std::optional<LinearSpec> kv_b;         ///< [heads · (nope + value), rank], by head, with parts: keys, values
   std::optional<LinearSpec> embed_q;      ///< a sliced stack [heads, rank, nope]
   std::optional<LinearSpec> unembed_out;  ///< a shared stack [heads, value, rank]
-  std::optional<LinearSpec> gate;         ///< [heads, H]: σ of it is a factor of each head's result (arXiv 2505.06708)
+  std::optional<LinearSpec> gate;         ///< [heads, H] or [heads · value, H]: σ of it is a factor of the results (arXiv 2505.06708)
   LinearSpec o;
   std::optional<Indexer> indexer;  ///< of the absorbed form, with q_a
 

@@ -26,6 +26,10 @@ mx::array columns_of(const mx::array& product, const Part& part) {
   return mx::reshape(mx::slice(mx::reshape(product, grouped), start, stop), shape);
 }
 
+mx::array through_each(const mx::array& x, const mx::array& stack) {
+  return mx::swapaxes(mx::matmul(mx::swapaxes(x, 1, 2), mx::swapaxes(stack, 1, 2)), 1, 2);
+}
+
 std::vector<mx::array> products_of_parts(const Scope& scope, const LinearSpec& linear, const mx::array& x) {
   if (std::all_of(linear.parts.begin(), linear.parts.end(), [](const Part& part) { return part.contiguous(); })) {
     std::vector<kernels::LinearWeight> weights;

@@ -15,4 +15,7 @@ mx::array columns_of(const mx::array& product, const Part& part);
 /// so that nothing is copied; the others are taken out of one product.
 std::vector<mx::array> products_of_parts(const Scope& scope, const LinearSpec& linear, const mx::array& x);
 
+/// x [B, T, matrices, in] through a stack [matrices, out, in], each slice through its own: [B, T, matrices, out].
+mx::array through_each(const mx::array& x, const mx::array& stack);
+
 }  // namespace lquant::model

@@ -92,6 +92,7 @@ Choice choose(const Scope& scope, const Router& router, const mx::array& input) 
     const mx::array cap(router.softcap, logits.dtype());
     logits = mx::multiply(mx::tanh(mx::divide(logits, cap)), cap);
   }
+  if (router.temperature != 1) logits = mx::divide(logits, mx::array(router.temperature, logits.dtype()));
   const auto scores = scores_of(router, logits);
   const auto picked = router.score == Router::Score::sparse_mixer ? mix_sparsely(router, scores) : pick_largest(scope, router, scores);
   auto weights = picked.weights;

@@ -32,6 +32,7 @@ struct Router {
   int experts = 0, top_k = 0;
   Score score = Score::softmax;
   float softcap = 0;                        ///< above 0: the logits become softcap · tanh(logit / softcap) first (Laguna)
+  float temperature = 1;                    ///< the logits are divided by it
   bool f32 = false;                         ///< scores and weights are f32, else of the compute dtype
   bool f32_product = false;                 ///< the product with the router's weight is made in f32 too
   bool rounded = false;                     ///< what comes of it is rounded to the compute dtype again
