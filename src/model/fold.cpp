@@ -6,10 +6,10 @@
 #include <stdexcept>
 #include <vector>
 
+#include "model/ops/parts.h"
+
 namespace lquant::model {
 namespace {
-
-mx::array f32(const mx::array& x) { return mx::astype(x, mx::float32); }
 
 /// Rows of a linear's weight or bias, those of the edge's part, divided by the scales; `axis` is that of the rows.
 mx::array divided_rows(const mx::array& x, const mx::array& scales, const Part& part, int axis) {

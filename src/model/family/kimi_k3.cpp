@@ -62,7 +62,7 @@ Net read_net(const Config& config) {
   return net;
 }
 
-struct Mixtures3 {
+struct LatentMixtures {
   Mixture sizes;
   Router router;
   int first = 0, every = 1;
@@ -73,8 +73,8 @@ struct Mixtures3 {
   void put(Layer& layer, const Decoder& decoder, const kernels::Situ& situ, Imports& imports) const;
 };
 
-Mixtures3 read_mixtures(const Config& config) {
-  Mixtures3 all;
+LatentMixtures read_latent_mixtures(const Config& config) {
+  LatentMixtures all;
   if (config.count_or_none("num_experts", 0) == 0) return all;
   all.sizes = Mixture::read(config, "num_experts", "num_experts_per_token", "moe_intermediate_size");
   all.sizes.singles = "block_sparse_moe.experts.";
@@ -101,7 +101,7 @@ Mixtures3 read_mixtures(const Config& config) {
   return all;
 }
 
-void Mixtures3::put(Layer& layer, const Decoder& decoder, const kernels::Situ& situ, Imports& imports) const {
+void LatentMixtures::put(Layer& layer, const Decoder& decoder, const kernels::Situ& situ, Imports& imports) const {
   const auto linear = [&](const char* name, int out, int in) {
     return block_linear(layer.index, layer.prefix + "mlp." + name, Role::other, out, in);
   };
@@ -201,7 +201,7 @@ ModelSpec kimi_k3(const Config& given) {
   if (config.has("activation_situ_linear_beta")) situ.linear = static_cast<float>(config.number("activation_situ_linear_beta"));
   if (config.has("activation_situ_linear_beta") && !(situ.linear > 0))
     fail("model", "config.json: \"{}\" is not above 0; {}", config.place("activation_situ_linear_beta"), kMend);
-  const auto mixtures = read_mixtures(config);
+  const auto mixtures = read_latent_mixtures(config);
   const int every = config.count_or_none("attn_res_block_size");
 
   Imports imports;

@@ -123,7 +123,7 @@ void other_forms(const Experts& op, const GatedMlp& shared, Imports& imports) {
   }
 }
 
-ModelSpec text_model(const Config& given) {
+ModelSpec language_model(const Config& given) {
   const auto config = given.filled({{"hidden_size", 6144},
                                     {"intermediate_size", 3072},
                                     {"dense_intermediate_size", 12288},
@@ -192,7 +192,7 @@ ModelSpec text_model(const Config& given) {
 ModelSpec minimax_m3_vl(const Config& config) {
   auto parts = tower_and_projector();
   parts.push_back({"the projector of merged patches", "patch_merge_mlp.", {"model.patch_merge_mlp."}});
-  return wrapped(text_model(text_of(config)), parts);
+  return wrapped(language_model(text_of(config)), parts);
 }
 
 }  // namespace lquant::model::family

@@ -5,11 +5,10 @@
 #include "kernels/activation.h"
 #include "kernels/elementwise.h"
 #include "model/norm.h"
+#include "model/ops/parts.h"
 
 namespace lquant::model {
 namespace {
-
-mx::array f32(const mx::array& x) { return mx::astype(x, mx::float32); }
 
 /// sqrt(mean(x²)) of each token, [B, T, 1].
 mx::array magnitude(const mx::array& x) { return mx::sqrt(mx::mean(mx::square(x), -1, /*keepdims=*/true)); }

@@ -4,18 +4,15 @@
 
 #include <mlx/mlx.h>
 
-#include <limits>
-
 #include "kernels/linear.h"
 #include "kernels/rope.h"
 #include "model/norm.h"
 #include "model/ops/attention.h"
+#include "model/ops/parts.h"
 #include "model/segments.h"
 
 namespace lquant::model {
 namespace {
-
-mx::array never() { return mx::array(-std::numeric_limits<float>::infinity()); }
 
 /// x [B, T, heads · dim] → its heads, normed and turned: [B, heads, T, dim].
 mx::array made_ready(const Scope& scope, const BlockIndexer& indexer, const NormSpec& norm, const mx::array& x) {

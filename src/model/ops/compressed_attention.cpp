@@ -24,7 +24,6 @@ namespace {
 // Names in a cache, beside the block.
 constexpr const char *kEntries = "entries", *kKeys = "keys", *kWindow = "window";
 
-mx::array f32(const mx::array& x) { return mx::astype(x, mx::float32); }
 mx::array in_heads(const mx::array& x, int heads) { return mx::reshape(x, {x.shape(0), x.shape(1), heads, -1}); }
 mx::array side_by_side(const mx::array& x) { return mx::reshape(x, {x.shape(0), x.shape(1), -1}); }
 

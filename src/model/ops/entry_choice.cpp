@@ -6,18 +6,14 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "model/ops/exact.h"
+#include "model/ops/parts.h"
 
 namespace lquant::model {
 namespace {
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
 mx::array whole(int value) { return mx::array(value, mx::int32); }
-mx::array never() { return mx::array(-kInfinity); }
-
 /// Numbers of entries [B or 1, entries] beside scores [B, T, entries].
 mx::array beside(const mx::array& numbers, const mx::array& scores) { return mx::broadcast_to(mx::expand_dims(numbers, 1), scores.shape()); }
 
@@ -70,7 +66,7 @@ mx::array candidates_of(const EntryIndexer& indexer, const Groups& groups, const
   auto best = block_scores(scores, numbers, indexer.block);
   // The last block always: it is but partly full, so a full one may well have a higher score.
   const auto last = mx::expand_dims(mx::floor_divide(mx::subtract(groups.ended(), whole(1)), whole(indexer.block)), 2);
-  best = mx::where(mx::logical_and(mx::equal(blocks, last), mx::greater(best, never())), mx::array(kInfinity), best);
+  best = mx::where(mx::logical_and(mx::equal(blocks, last), mx::greater(best, never())), mx::negative(never()), best);
   const auto chosen = largest(best, std::min(indexer.top_blocks, scores.shape(-1)));
   const auto reached = mx::greater(mx::take_along_axis(best, chosen, -1), never());
   return passed(mx::where(reached, mx::take_along_axis(blocks, chosen, -1), whole(-1)), indexer.top_blocks, kSmallColumns, dtype);

@@ -5,11 +5,10 @@
 #include "kernels/linear.h"
 #include "kernels/norm.h"
 #include "model/ops/exact.h"
+#include "model/ops/parts.h"
 
 namespace lquant::model {
 namespace {
-
-mx::array f32(const mx::array& x) { return mx::astype(x, mx::float32); }
 
 /// Columns [first, end) of the state; end 0: all from there on.
 mx::array between(const mx::array& state, int first, int end = 0) {

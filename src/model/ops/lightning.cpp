@@ -12,6 +12,7 @@
 #include "kernels/norm.h"
 #include "kernels/rope.h"
 #include "model/norm.h"
+#include "model/ops/parts.h"
 #include "model/segments.h"
 
 namespace lquant::model {
@@ -19,8 +20,6 @@ namespace {
 
 // Products within a chunk cost as many operations a token as those with the matrix when a chunk is as long as a head is wide, which is 64 to 128.
 constexpr int kChunk = 64;
-
-mx::array f32(const mx::array& x) { return mx::astype(x, mx::float32); }
 
 /// Entries first … last − 1 of an axis.
 mx::array cut(const mx::array& x, int axis, int first, int last) {

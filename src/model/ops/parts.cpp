@@ -3,10 +3,14 @@
 #include <mlx/mlx.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "kernels/linear.h"
 
 namespace lquant::model {
+
+mx::array f32(const mx::array& x) { return mx::astype(x, mx::float32); }
+mx::array never() { return mx::array(-std::numeric_limits<float>::infinity()); }
 
 mx::array columns_of(const mx::array& product, const Part& part) {
   auto shape = product.shape();

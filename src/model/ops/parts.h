@@ -8,6 +8,11 @@
 
 namespace lquant::model {
 
+/// x as f32.
+mx::array f32(const mx::array& x);
+/// −∞ in f32: the score of what is not seen.
+mx::array never();
+
 /// Of a product [..., out] what belongs to one part of its linear: [..., part.rows].
 mx::array columns_of(const mx::array& product, const Part& part);
 

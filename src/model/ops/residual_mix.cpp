@@ -3,11 +3,10 @@
 #include <mlx/mlx.h>
 
 #include "kernels/elementwise.h"
+#include "model/ops/parts.h"
 
 namespace lquant::model {
 namespace {
-
-mx::array f32(const mx::array& x) { return mx::astype(x, mx::float32); }
 
 /// Columns [first, end); end 0: all from there on.
 mx::array between(const mx::array& state, int first, int end = 0) {

@@ -9,6 +9,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/linear.h"
 #include "kernels/wkv.h"
+#include "model/ops/parts.h"
 #include "model/segments.h"
 
 namespace lquant::model {
@@ -19,8 +20,6 @@ mx::array mixed(const Scope& scope, const std::vector<mx::array>& both, const Pa
   const auto weight = mx::astype(mx::flatten(scope.tensor(mix.path)), both[0].dtype());
   return mx::add(both[0], mx::multiply(mx::subtract(both[1], both[0]), weight));
 }
-
-mx::array f32(const mx::array& x) { return mx::astype(x, mx::float32); }
 
 /// x / max(‖x‖, 1e-7) over each head.
 mx::array unit(const mx::array& x) {
