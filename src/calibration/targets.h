@@ -14,7 +14,8 @@
 
 namespace lquant::calibration {
 
-/// The teacher's word on some rows of a batch: its hidden states, from which its logits follow exactly, or its largest logits.
+/// The teacher's word on some rows of a batch: its hidden states, from which its logits follow exactly, or its largest logits. Those of padding have
+/// no meaning.
 struct Target {
   std::optional<mx::array> hidden;  ///< [R·L, H], normed
   std::optional<mx::array> logits;  ///< [R·L, k]

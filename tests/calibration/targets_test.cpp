@@ -106,7 +106,11 @@ TEST_F(TargetsTest, CachedStatesAreTheLiveOnes) {
     for (std::size_t i = 0; i < batches->size(); ++i) {
       const auto& batch = batches->at(i);
       const auto a = cached->rows(split, i, batch, 0, batch.rows()), b = live->rows(split, i, batch, 0, batch.rows());
-      EXPECT_LE(relative_distance(*a.hidden, *b.hidden), bf16_bound(teacher.spec()));
+      // Of padding a device may make something else: it needs no mask where a row holds one text.
+      const auto of_texts = [&](const mx::array& x) {
+        return mx::where(mx::greater_equal(mx::reshape(batch.segments, {-1, 1}), mx::array(0)), mx::astype(x, mx::float32), mx::array(0.0f));
+      };
+      EXPECT_LE(relative_distance(of_texts(*a.hidden), of_texts(*b.hidden)), bf16_bound(teacher.spec()));
       const auto last = cached->rows(split, i, batch, batch.rows() - 1, batch.rows());
       EXPECT_TRUE(same_bits(*last.hidden,
                             mx::slice(*a.hidden, {(batch.rows() - 1) * batch.length(), 0}, {batch.rows() * batch.length(), a.hidden->shape(1)})));

@@ -10,14 +10,6 @@
 namespace lquant::model {
 namespace {
 
-/// Columns [first, end) of the state; end 0: all from there on.
-mx::array between(const mx::array& state, int first, int end = 0) {
-  auto start = mx::Shape(state.ndim(), 0), stop = state.shape();
-  start.back() = first;
-  if (end > 0) stop.back() = end;
-  return mx::slice(state, start, stop);
-}
-
 /// [B, T, n, hidden] of the streams that begin at this column, in f32.
 mx::array streams_of(const mx::array& state, const HyperColumns& columns, int first) {
   return mx::unflatten(f32(between(state, first, first + columns.weights())), -1, {columns.streams, columns.hidden});

@@ -12,6 +12,13 @@ namespace lquant::model {
 mx::array f32(const mx::array& x) { return mx::astype(x, mx::float32); }
 mx::array never() { return mx::array(-std::numeric_limits<float>::infinity()); }
 
+mx::array between(const mx::array& state, int first, int end) {
+  auto start = mx::Shape(state.ndim(), 0), stop = state.shape();
+  start.back() = first;
+  if (end > 0) stop.back() = end;
+  return mx::slice(state, start, stop);
+}
+
 mx::array columns_of(const mx::array& product, const Part& part) {
   auto shape = product.shape();
   if (part.contiguous()) {

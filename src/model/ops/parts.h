@@ -13,6 +13,9 @@ mx::array f32(const mx::array& x);
 /// −∞ in f32: the score of what is not seen.
 mx::array never();
 
+/// Columns [first, end) of a state [..., width]; end 0: all from there on.
+mx::array between(const mx::array& state, int first, int end = 0);
+
 /// Of a product [..., out] what belongs to one part of its linear: [..., part.rows].
 mx::array columns_of(const mx::array& product, const Part& part);
 

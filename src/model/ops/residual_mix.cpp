@@ -8,14 +8,6 @@
 namespace lquant::model {
 namespace {
 
-/// Columns [first, end); end 0: all from there on.
-mx::array between(const mx::array& state, int first, int end = 0) {
-  auto start = mx::Shape(state.ndim(), 0), stop = state.shape();
-  start.back() = first;
-  if (end > 0) stop.back() = end;
-  return mx::slice(state, start, stop);
-}
-
 /// `first`, then the state's columns from this one on, if any.
 mx::array followed(std::vector<mx::array> first, const mx::array& state, int from) {
   if (from < state.shape(-1)) first.push_back(between(state, from));
