@@ -96,6 +96,7 @@ std::vector<Batch> make_batches(const std::vector<Example>& examples, int batch_
 }
 
 Batch slice_rows(const Batch& batch, int begin, int end) {
+  if (begin == 0 && end == batch.rows()) return batch;
   const auto part = [&](const mx::array& a) { return mx::contiguous(mx::slice(a, {begin, 0}, {end, a.shape(1)})); };
   Batch out{part(batch.ids), part(batch.segments), part(batch.mask), part(batch.targets), part(batch.next_mask), 0, batch.several};
   // The mask as pack() made it, on the host: a sum on a device would wait for all that the device has to do.

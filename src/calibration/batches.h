@@ -36,7 +36,7 @@ Batch pack(const std::vector<Example>& examples, int max_tokens, bool mask_promp
 /// Consecutive groups of `batch_size` examples, packed; the last, smaller group is kept.
 std::vector<Batch> make_batches(const std::vector<Example>& examples, int batch_size, int max_tokens, bool mask_prompt);
 
-/// Rows begin … end of a batch (a part small enough to be in memory at once).
+/// Rows begin … end of a batch (a part small enough to be in memory at once); of all of them the batch itself.
 Batch slice_rows(const Batch& batch, int begin, int end);
 
 /// One long text as rows of `length` tokens with the token after each as its target, as perplexity is usually taken:

@@ -48,7 +48,7 @@ class LiveTargets : public Targets {
     const auto key = std::make_tuple(index, begin, end);
     const bool keep = split == "valid";
     if (const auto it = kept_.find(key); keep && it != kept_.end()) return {it->second, std::nullopt, std::nullopt};
-    const auto part = begin == 0 && end == batch.rows() ? batch : slice_rows(batch, begin, end);
+    const auto part = slice_rows(batch, begin, end);
     std::vector<mx::array> inputs{part.ids};
     if (const auto segments = part.borders()) inputs.push_back(*segments);
     const auto hidden = states(inputs);

@@ -17,9 +17,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kPerThread = 8;  // as in descent.cu
 
-// β1 and β2 of descent.cu.
-constexpr float kBeta1 = 0.9f, kBeta2 = 0.95f;
-
 using Arrays = std::vector<mx::array>;
 
 /// A call whose threads take eight weights each.

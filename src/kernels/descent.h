@@ -20,6 +20,9 @@ struct TrainedMatrix {
   int bits, group_size;
 };
 
+/// Adam's usual β1; a short memory for the second moment, since a run has hundreds of steps, not millions. descent.cu has the same.
+inline constexpr float kBeta1 = 0.9f, kBeta2 = 0.95f;
+
 struct DescentRates {
   float scales = 0;  ///< Adam's rate of scales and biases
   float codes = 0;   ///< the latents' step, in codes
@@ -32,7 +35,7 @@ bool fused_descent(int group_size);
 /// What the forward pass sees, [..., K] of `dtype`: equal to latent_weight of the scales and biases as they will be stored in it.
 mx::array descent_weight(const TrainedMatrix& matrix, mx::Dtype dtype);
 
-/// latent_gradients, as one kernel.
+/// latent_gradients, which calls it, as one kernel.
 std::pair<mx::array, mx::array> descent_gradients(const mx::array& dw, const mx::array& latents, int bits, int group_size);
 
 /// One step from the gradient dw [..., K] (f32, bf16, f16) of the dense weight: scales, biases and latents.

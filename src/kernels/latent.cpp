@@ -6,6 +6,7 @@
 
 #include <stdexcept>
 
+#include "kernels/descent.h"
 #include "kernels/latent_cpu.h"
 #include "kernels/primitive.h"
 
@@ -55,6 +56,7 @@ mx::array latent_weight(const mx::array& latents, const mx::array& scales, const
 
 std::pair<mx::array, mx::array> latent_gradients(const mx::array& dw, const mx::array& latents, int bits, int group_size) {
   if (latent_cpu::serves(dw.dtype())) return latent_cpu::gradients(dw, latents, bits, group_size);
+  if (fused_descent(group_size)) return descent_gradients(dw, latents, bits, group_size);
   const auto g = by_group(mx::astype(dw, mx::float32), group_size);
   const auto q = by_group(mx::astype(codes_u16(latents, bits), mx::float32), group_size);
   return {mx::sum(mx::multiply(g, q), -1), mx::sum(g, -1)};

@@ -116,7 +116,7 @@ std::vector<calibration::Batch> first_rows(const std::vector<calibration::Batch>
   std::vector<calibration::Batch> first;
   for (const auto& batch : batches) {
     const auto take = count < 0 ? batch.rows() : static_cast<int>(std::min<std::int64_t>(count, batch.rows()));
-    if (take > 0) first.push_back(take == batch.rows() ? batch : calibration::slice_rows(batch, 0, take));
+    if (take > 0) first.push_back(calibration::slice_rows(batch, 0, take));
     if (count >= 0) count -= take;
   }
   return first;

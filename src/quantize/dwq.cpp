@@ -14,7 +14,6 @@
 #include "base/error.h"
 #include "kernels/head_loss.h"
 #include "kernels/primitive.h"
-#include "kernels/scaled_vjp.h"
 #include "model/forward.h"
 #include "quantize/schedule.h"
 
@@ -118,6 +117,11 @@ mx::array DwqTrainer::loss(const std::vector<mx::array>& weights, const Rows& ro
                           needs_gradient);
 }
 
+kernels::Pullback DwqTrainer::differentiated(const std::vector<mx::array>& weights, const Rows& rows) const {
+  const auto run = [&](const std::vector<mx::array>& w) { return std::vector<mx::array>{loss(w, rows, options_.temperature, true)}; };
+  return kernels::loss_gradients(run, weights, dtype_);
+}
+
 /// `inputs`: the weights, then ids, mask, segments if there are any, then hidden states or logits and ids. Gives the loss and the gradients.
 std::vector<mx::array> DwqTrainer::traced(const std::vector<mx::array>& inputs, bool segments, bool hidden) const {
   const auto count = static_cast<std::ptrdiff_t>(student_.size());
@@ -132,8 +136,7 @@ std::vector<mx::array> DwqTrainer::traced(const std::vector<mx::array>& inputs, 
     rows.target.logits = at[0];
     rows.target.ids = at[1];
   }
-  const auto run = [&](const std::vector<mx::array>& w) { return std::vector<mx::array>{loss(w, rows, options_.temperature, true)}; };
-  auto pass = kernels::loss_gradients(run, weights, dtype_);
+  auto pass = differentiated(weights, rows);
   std::vector<mx::array> all{pass.values[0]};
   all.insert(all.end(), std::make_move_iterator(pass.gradients.begin()), std::make_move_iterator(pass.gradients.end()));
   return all;
@@ -154,8 +157,7 @@ DwqTrainer::Pass DwqTrainer::pass(const std::vector<mx::array>& weights, const R
     all.erase(all.begin());
     return {loss, std::move(all)};
   }
-  const auto run = [&](const std::vector<mx::array>& w) { return std::vector<mx::array>{loss(w, rows, options_.temperature, true)}; };
-  auto made = kernels::loss_gradients(run, weights, dtype_);
+  auto made = differentiated(weights, rows);
   if (!made.in_range) fail("quantize", "gradients left the range of float16; make the model float32 first (lquant convert --dtype float32)");
   return {made.values[0], std::move(made.gradients)};
 }

@@ -13,6 +13,7 @@
 #include "base/figures.h"
 #include "calibration/batches.h"
 #include "calibration/targets.h"
+#include "kernels/scaled_vjp.h"
 #include "quantize/student.h"
 
 // Distilled weight quantization: the quantized student learns the teacher's distribution over the next token.
@@ -80,6 +81,7 @@ class DwqTrainer {
   Rows rows_of(const std::string& split, int index, const calibration::Batch& batch, int begin, int end);
   Rows next_rows(int step, std::pair<int, int> part);
   Pass pass(const std::vector<mx::array>& weights, const Rows& rows);
+  kernels::Pullback differentiated(const std::vector<mx::array>& weights, const Rows& rows) const;
   std::vector<mx::array> traced(const std::vector<mx::array>& inputs, bool segments, bool hidden) const;
   mx::array loss(const std::vector<mx::array>& weights, const Rows& rows, float temperature, bool needs_gradient) const;
   void require_finite(double loss, int step) const;

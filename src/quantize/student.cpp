@@ -15,8 +15,7 @@
 namespace lquant::quantize {
 namespace {
 
-// Adam's usual β1; a short memory for the second moment, since a run has hundreds of steps, not millions.
-constexpr float kBeta1 = 0.9f, kBeta2 = 0.95f;
+using kernels::kBeta1, kernels::kBeta2;
 // Below every gradient that matters: the loss is a mean over tokens of nats, its gradients lie far above 1e-20.
 constexpr float kAdamTiny = 1e-20f;
 
@@ -110,15 +109,12 @@ mx::array TrainedLinear::weight() const {
 
 void TrainedLinear::accumulate(const mx::array& dw) {
   std::vector<mx::array> part;
-  if (!fused()) {
+  if (fused() && move_codes_) {
+    part = {gradient_.empty() ? dw : f32(dw)};
+  } else {
     const auto [ds, db] = kernels::latent_gradients(dw, latents_, format_.bits, format_.group_size);
     part = {ds, db};
     if (move_codes_) part.push_back(f32(dw));
-  } else if (move_codes_) {
-    part = {gradient_.empty() ? dw : f32(dw)};
-  } else {
-    const auto [ds, db] = kernels::descent_gradients(dw, latents_, format_.bits, format_.group_size);
-    part = {ds, db};
   }
   if (gradient_.empty()) {
     gradient_ = std::move(part);

@@ -5,7 +5,6 @@
 #include <mlx/mlx.h>
 
 #include "kernels/linear.h"
-#include "kernels/rope.h"
 #include "model/norm.h"
 #include "model/ops/attention.h"
 #include "model/ops/parts.h"
@@ -16,22 +15,8 @@ namespace {
 
 /// x [B, T, heads · dim] → its heads, normed and turned: [B, heads, T, dim].
 mx::array made_ready(const Scope& scope, const BlockIndexer& indexer, const NormSpec& norm, const mx::array& x) {
-  const auto& context = scope.context;
   const auto heads = normed(scope.tensors, norm, mx::reshape(x, {x.shape(0), x.shape(1), -1, indexer.dim}));
-  const auto inv_freq = inverse_frequencies(indexer.rope, longest_text(context, x.shape(1)));
-  const auto turned = kernels::rope(heads, inv_freq, context.cache ? context.cache->length() : context.offset, indexer.rope.magnitude,
-                                    indexer.rope.interleaved, context.branches ? std::optional(context.branches->positions) : std::nullopt);
-  return mx::swapaxes(turned, 1, 2);
-}
-
-/// x [B, 1, T, dim] of this call behind what the cache holds, which holds that from now on.
-mx::array remembered(const Scope& scope, const std::string& name, const mx::array& x) {
-  auto* cache = scope.context.cache;
-  if (!cache) return x;
-  const auto before = cache->kept(scope.block, name);
-  const auto all = before ? mx::concatenate({*before, x}, 2) : x;
-  cache->keep(scope.block, name, all);
-  return all;
+  return mx::swapaxes(turned(scope, indexer.rope, heads), 1, 2);
 }
 
 /// scores [B, heads, T, S] by key's place in the row → by its place in the query's own text: [B, heads, T, count]. What stands behind the query has
@@ -60,7 +45,7 @@ std::optional<mx::array> BlockIndexer::chosen_keys(const Scope& scope, const mx:
   const int count = (longest + block - 1) / block;
   // Later calls need the keys of this one, whether it chooses or not.
   if (!context.cache && count <= top_k) return std::nullopt;
-  const auto keys = remembered(scope, k.path, made_ready(scope, *this, k_norm, kernels::linear(fixed, scope.weight(k))));
+  const auto keys = remembered(scope, k.path, made_ready(scope, *this, k_norm, kernels::linear(fixed, scope.weight(k))), 2);
   if (count <= top_k) return std::nullopt;
   const auto queries = made_ready(scope, *this, q_norm, kernels::linear(fixed, scope.weight(q)));
   const auto f32 = [](const mx::array& x) { return mx::astype(mx::stop_gradient(x), mx::float32); };

@@ -85,7 +85,6 @@ int choice_columns(int top_k) { return kNumberColumns * top_k; }
 int candidate_columns(int top_blocks) { return kSmallColumns * top_blocks; }
 
 mx::array entry_scores(const EntryIndexer& indexer, const mx::array& queries, const mx::array& keys, const mx::array& weights) {
-  const auto f32 = [](const mx::array& x) { return mx::astype(x, mx::float32); };
   const auto factor = [](int n) { return mx::array(static_cast<float>(1 / std::sqrt(static_cast<double>(n)))); };
   const auto products = mx::matmul(f32(queries), mx::swapaxes(mx::expand_dims(f32(keys), 1), -1, -2));
   const auto of_heads = mx::multiply(mx::maximum(products, mx::array(0.0f)), factor(indexer.dim));

@@ -10,7 +10,6 @@
 
 #include "kernels/gated.h"
 #include "kernels/linear.h"
-#include "kernels/rope.h"
 #include "model/norm.h"
 #include "model/ops/parts.h"
 
@@ -32,25 +31,6 @@ mx::array joined(const mx::array& own, const mx::array& others) {
   auto shape = own.shape();
   shape.back() = others.shape(-1);
   return mx::concatenate({own, mx::broadcast_to(others, shape)}, -1);
-}
-
-mx::array turned(const Scope& scope, const std::optional<RopeSpec>& rope, const mx::array& x) {
-  if (!rope) return x;
-  const auto& context = scope.context;
-  const auto inv_freq = inverse_frequencies(*rope, longest_text(context, x.shape(1)));
-  const int offset = context.cache ? context.cache->length() : context.offset;
-  return kernels::rope(x, inv_freq, offset, rope->magnitude, rope->interleaved,
-                       context.branches ? std::optional(context.branches->positions) : std::nullopt);
-}
-
-/// x [B, T, …] of this call behind what the cache holds under `name`; that is what it holds from now on.
-mx::array remembered(const Scope& scope, const std::string& name, const mx::array& x) {
-  auto* cache = scope.context.cache;
-  if (!cache) return x;
-  const auto before = cache->kept(scope.block, name);
-  const auto all = before ? mx::concatenate({*before, x}, 1) : x;
-  cache->keep(scope.block, name, all);
-  return all;
 }
 
 /// Whether scores and results are computed in the latent's space: of one token that is cheaper than keys and values of all.

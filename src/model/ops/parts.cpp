@@ -6,6 +6,8 @@
 #include <limits>
 
 #include "kernels/linear.h"
+#include "kernels/rope.h"
+#include "model/ops/attention.h"
 
 namespace lquant::model {
 
@@ -17,6 +19,24 @@ mx::array between(const mx::array& state, int first, int end) {
   start.back() = first;
   if (end > 0) stop.back() = end;
   return mx::slice(state, start, stop);
+}
+
+mx::array remembered(const Scope& scope, const std::string& name, const mx::array& x, int axis) {
+  auto* cache = scope.context.cache;
+  if (!cache) return x;
+  const auto before = cache->kept(scope.block, name);
+  const auto all = before ? mx::concatenate({*before, x}, axis) : x;
+  cache->keep(scope.block, name, all);
+  return all;
+}
+
+mx::array turned(const Scope& scope, const std::optional<RopeSpec>& rope, const mx::array& x) {
+  if (!rope) return x;
+  const auto& context = scope.context;
+  const auto inv_freq = inverse_frequencies(*rope, longest_text(context, x.shape(1)));
+  const int offset = context.cache ? context.cache->length() : context.offset;
+  return kernels::rope(x, inv_freq, offset, rope->magnitude, rope->interleaved,
+                       context.branches ? std::optional(context.branches->positions) : std::nullopt);
 }
 
 mx::array columns_of(const mx::array& product, const Part& part) {

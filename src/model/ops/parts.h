@@ -2,9 +2,12 @@
 
 #include <mlx/array.h>
 
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "model/op.h"
+#include "model/rope.h"
 
 namespace lquant::model {
 
@@ -15,6 +18,12 @@ mx::array never();
 
 /// Columns [first, end) of a state [..., width]; end 0: all from there on.
 mx::array between(const mx::array& state, int first, int end = 0);
+
+/// x [B, T, heads, D] turned by the places of its tokens; x itself without `rope`.
+mx::array turned(const Scope& scope, const std::optional<RopeSpec>& rope, const mx::array& x);
+
+/// x of this call behind what the cache holds under `name`, its tokens along `axis`; that is what it holds from now on. x itself without a cache.
+mx::array remembered(const Scope& scope, const std::string& name, const mx::array& x, int axis = 1);
 
 /// Of a product [..., out] what belongs to one part of its linear: [..., part.rows].
 mx::array columns_of(const mx::array& product, const Part& part);
