@@ -6,23 +6,28 @@
 #include <stdexcept>
 
 #include "kernels/moments.h"
+#include "kernels/primitive.h"
 
 namespace lquant::calibration {
 namespace {
+
+void settle(const Hessian& h) {
+  std::vector<mx::array> all{h.moment};
+  if (h.shift) all.push_back(*h.shift);
+  kernels::settle(std::move(all));
+}
 
 void add_to(Hessian& sum, const Hessian& part) {
   sum.moment = mx::add(sum.moment, part.moment);
   if (part.shift) sum.shift = sum.shift ? mx::add(*sum.shift, *part.shift) : *part.shift;
   sum.tokens += part.tokens;
-  sum.moment.eval();
-  if (sum.shift) sum.shift->eval();
+  settle(sum);
 }
 
 Hessian of_rows(const mx::array& x, const std::optional<mx::array>& reference) {
   Hessian part{kernels::gram(x), std::nullopt, static_cast<double>(x.shape(0))};
   if (reference) part.shift = kernels::shift_moment(*reference, x);
-  part.moment.eval();
-  if (part.shift) part.shift->eval();
+  settle(part);
   return part;
 }
 
@@ -111,8 +116,7 @@ Hessian rescaled(const Hessian& h, const mx::array& columns) {
   const auto both = mx::multiply(mx::expand_dims(columns, 0), mx::expand_dims(columns, 1));
   Hessian made{mx::divide(h.moment, both), std::nullopt, h.tokens};
   if (h.shift) made.shift = mx::divide(*h.shift, both);
-  made.moment.eval();
-  if (made.shift) made.shift->eval();
+  settle(made);
   return made;
 }
 

@@ -10,6 +10,7 @@
 #include "codec/feedback_gpu.h"
 #include "codec/quantize.h"
 #include "kernels/linear.h"
+#include "kernels/precise_product.h"
 #include "kernels/primitive.h"
 
 namespace lquant::codec {
@@ -159,16 +160,26 @@ mx::array values_of(const Coded& coded, const Format& format) {
   return kernels::dequantize_affine(pack_codes(coded.codes, format.bits), coded.scales, coded.biases, format.bits, format.group_size, mx::float32);
 }
 
-double feedback_error(const mx::array& w, const mx::array& quantized, const mx::array& hessian) {
+double feedback_error(const mx::array& w, const mx::array& quantized, const mx::array& hessian) { return feedback_errors(w, {quantized}, hessian)[0]; }
+
+std::vector<double> feedback_errors(const mx::array& w, const std::vector<mx::array>& quantized, const mx::array& hessian) {
+  std::vector<double> errors;
   if constexpr (cpu::built) {
-    if (kernels::cpu_kernels()) return cpu::feedback_error(w, quantized, hessian);
+    if (kernels::cpu_kernels()) {
+      for (const auto& one : quantized) errors.push_back(cpu::feedback_error(w, one, hessian));
+      return errors;
+    }
   }
-  const auto e = mx::subtract(w, quantized);
-  // H is its own transpose.
-  const auto product = mx::multiply(kernels::cuda_kernels() ? gpu::product(e, hessian) : kernels::linear(e, {hessian, std::nullopt}), e);
+  std::vector<mx::array> differences;
+  for (const auto& one : quantized) differences.push_back(mx::subtract(w, one));
+  const auto e = differences.size() == 1 ? differences.front() : mx::concatenate(differences, 0);
+  // H is its own transpose. An outlier channel's terms are thousands of times as large as the change of the sum that a code is judged by.
+  const auto product = mx::multiply(kernels::cuda_kernels() ? kernels::precise_product(e, hessian) : kernels::linear(e, {hessian, std::nullopt}), e);
   auto rows = mx::contiguous(mx::copy(mx::sum(product, 1), mx::Device::cpu), false, mx::Device::cpu);
   rows.eval();
-  return std::accumulate(rows.data<float>(), rows.data<float>() + rows.size(), 0.0);
+  const auto* next = rows.data<float>();
+  for (std::size_t i = 0; i < quantized.size(); ++i, next += w.shape(0)) errors.push_back(std::accumulate(next, next + w.shape(0), 0.0));
+  return errors;
 }
 
 }  // namespace lquant::codec

@@ -36,5 +36,7 @@ mx::array values_of(const Coded& coded, const Format& format);
 
 /// Σ_rows (w − ŵ) · H · (w − ŵ)ᵀ, in double from f32 products.
 double feedback_error(const mx::array& w, const mx::array& quantized, const mx::array& hessian);
+/// Of several ŵ; on a GPU all at once.
+std::vector<double> feedback_errors(const mx::array& w, const std::vector<mx::array>& quantized, const mx::array& hessian);
 
 }  // namespace lquant::codec

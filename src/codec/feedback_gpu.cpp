@@ -1,11 +1,16 @@
 // The plan of feedback_cpu.cpp: between blocks of columns matrix products, inside a block one kernel in which every row runs on its own.
 #include "codec/feedback_gpu.h"
 
+#include <fmt/format.h>
 #include <mlx/mlx.h>
 
 #include <algorithm>
+#include <string>
 
-#include "codec/feedback_cuda.h"
+#include "codec/cuda_text.h"
+#include "kernels/cuda_module.h"
+#include "kernels/precise_product.h"
+#include "kernels/primitive.h"
 
 namespace lquant::codec::gpu {
 namespace {
@@ -14,49 +19,25 @@ namespace {
 constexpr int kBlock = 128;
 // Sixteen rows: small matrices still reach many processors, and a block's rows are many beside the square matrix that it loads.
 constexpr int kThreads = 128;
+constexpr int kLanesPerRow = 8, kWidth = 256;  // as in feedback.cu
 
 mx::array columns(const mx::array& x, int begin, int end) { return mx::slice(x, {0, begin}, {x.shape(0), end}); }
 mx::array rows_of(const mx::array& x, int begin, int end) { return mx::slice(x, {begin, 0}, {end, x.shape(1)}); }
 
-/// x = high + low exactly, high of 11 bits as tensor cores take it, low at most 2⁻¹¹ of it.
-struct Parts {
-  mx::array high, low;
-};
-
-Parts split(const mx::array& x) {
-  const auto half = mx::array(0x1000u, mx::uint32), mask = mx::array(0xffffe000u, mx::uint32);
-  const auto high = mx::view(mx::bitwise_and(mx::add(mx::view(x, mx::uint32), half), mask), mx::float32);
-  return {high, mx::subtract(x, high)};
+/// Calls a function of feedback.cu, a row to 8 lanes, on n columns.
+std::vector<mx::array> launch(const char* function, const char* arguments, std::vector<kernels::CudaInput> inputs,
+                              std::vector<kernels::CudaOutput> outputs, std::vector<kernels::CudaScalar> scalars, int rows, int n,
+                              mx::Dtype scale_dtype, int shared_floats) {
+  const auto body = fmt::format("extern __shared__ float4 shared[];\nlquant::{}<{}, {}>(reinterpret_cast<float*>(shared), {});", function,
+                                kernels::cuda_type(scale_dtype), n, arguments);
+  scalars.push_back({"rows", rows});
+  return kernels::call({fmt::format("lquant_{}", function), feedback_cu(), body, std::move(inputs), std::move(outputs), std::move(scalars),
+                        kernels::blocks_for(rows, kThreads / kLanesPerRow), kThreads, shared_floats * static_cast<int>(sizeof(float))});
 }
 
-/// What is left out, low · low, is 2⁻²² of every term.
-mx::array product(const Parts& a, const Parts& b) {
-  const auto small = mx::addmm(mx::matmul(a.low, b.high), a.high, b.low);
-  return mx::addmm(small, a.high, b.high);
-}
-
-using Inputs = std::vector<mx::array>;
-
-/// Calls a kernel of one row to 8 lanes on `n` columns.
-Inputs launch(const mx::fast::CustomKernelFunction& kernel, const Inputs& inputs, const std::vector<mx::Shape>& shapes,
-              const std::vector<mx::Dtype>& dtypes, int rows, int n, mx::Dtype scale_dtype) {
-  const int rows_per_block = kThreads / kLanesPerRow, blocks = (rows + rows_per_block - 1) / rows_per_block;
-  return kernel(inputs, shapes, dtypes, {blocks * kThreads, 1, 1}, {kThreads, 1, 1}, {{"n", n}, {"S", scale_dtype}}, std::nullopt, false,
-                mx::Device::gpu);
-}
-
-int square_bytes(int n) { return n * n * static_cast<int>(sizeof(float)); }
-
-mx::array top_of(const Format& format) { return mx::array({static_cast<float>((1 << format.bits) - 1)}, {1}); }
-
-/// One group of columns while it is refined.
-struct Block {
-  mx::array first, w, own, total, codes, scales, biases;
-};
+float top_of(const Format& format) { return static_cast<float>((1 << format.bits) - 1); }
 
 }  // namespace
-
-mx::array product(const mx::array& a, const mx::array& b) { return product(split(a), split(b)); }
 
 mx::array values_of(const Coded& coded, const Format& format) {
   const int n = coded.codes.shape(0), k = coded.codes.shape(1);
@@ -68,19 +49,24 @@ mx::array values_of(const Coded& coded, const Format& format) {
 mx::array round_with_feedback(const mx::array& w, const mx::array& unit_upper, const mx::array& scales, const mx::array& biases,
                               const std::vector<int>& group, const Format& format) {
   const int rows = w.shape(0), k = w.shape(1);
-  const auto top = top_of(format);
-  const auto upper = split(unit_upper);
+  const auto upper = kernels::split(unit_upper);
+  const mx::array groups(group.data(), {k}, mx::int32);
   std::vector<mx::array> codes, high, low;
   for (int begin = 0; begin < k; begin += kBlock) {
     const int end = std::min(k, begin + kBlock), n = end - begin;
     const auto before = [&](const mx::array& u) { return mx::slice(u, {0, begin}, {begin, end}); };
-    const auto fed = begin > 0 ? product(Parts{mx::concatenate(high, 1), mx::concatenate(low, 1)}, {before(upper.high), before(upper.low)})
+    const auto fed = begin > 0 ? kernels::precise_product({mx::concatenate(high, 1), mx::concatenate(low, 1)}, {before(upper.high), before(upper.low)})
                                : mx::zeros({rows, n}, mx::float32);
-    const auto kernel = mx::fast::cuda_kernel("lquant_feedback", {"w", "fed", "inside", "scales", "biases", "group", "top"}, {"codes", "high", "low"},
-                                              kCudaFeedback, kCudaCommon, true, square_bytes(n));
     const auto inside = mx::slice(unit_upper, {begin, begin}, {end, end});
-    const auto made = launch(kernel, {columns(w, begin, end), fed, inside, scales, biases, mx::array(group.data() + begin, {n}, mx::int32), top},
-                             {{rows, n}, {rows, n}, {rows, n}}, {mx::uint8, mx::float32, mx::float32}, rows, n, scales.dtype());
+    const auto made = launch("feedback", "w, fed, inside, scales, biases, group, top, rows, groups, codes, high, low",
+                             {{"w", columns(w, begin, end)},
+                              {"fed", fed},
+                              {"inside", inside},
+                              {"scales", scales},
+                              {"biases", biases},
+                              {"group", mx::slice(groups, {begin}, {end})}},
+                             {{"codes", {rows, n}, mx::uint8}, {"high", {rows, n}, mx::float32}, {"low", {rows, n}, mx::float32}},
+                             {{"top", top_of(format)}, {"groups", scales.shape(1)}}, rows, n, scales.dtype(), n * n);
     codes.push_back(made[0]), high.push_back(made[1]), low.push_back(made[2]);
   }
   auto all = mx::concatenate(codes, 1);
@@ -91,41 +77,35 @@ mx::array round_with_feedback(const mx::array& w, const mx::array& unit_upper, c
 Coded refine(const mx::array& w, const mx::array& hessian, const Coded& start, const Format& format, int sweeps) {
   const int rows = w.shape(0), k = w.shape(1), n = format.group_size, groups = k / n;
   const auto dtype = start.scales.dtype();
-  const auto top = top_of(format);
-  const auto kernel = mx::fast::cuda_kernel(
-      "lquant_refine", {"w", "old_high", "old_low", "slopes", "own", "total", "old_codes", "old_scales", "old_biases", "first", "top"},
-      {"codes", "high", "low", "scales", "biases"}, kCudaRefine, kCudaCommon, true, square_bytes(n));
-  const auto h = split(hessian);
-  auto errors = split(mx::subtract(w, gpu::values_of(start, format)));
-  std::vector<Block> blocks;
-  for (int g = 0; g < groups; ++g) {
-    const auto cut = [&](const mx::array& x) { return mx::contiguous(columns(x, g * n, (g + 1) * n)); };
-    const auto own = mx::contiguous(mx::slice(hessian, {g * n, g * n}, {(g + 1) * n, (g + 1) * n}));
-    blocks.push_back({mx::array({g * n}, {1}), cut(w), own, mx::reshape(mx::sum(own), {1}), cut(start.codes),
-                      mx::contiguous(columns(start.scales, g, g + 1)), mx::contiguous(columns(start.biases, g, g + 1))});
-  }
+  // High and low parts beside each other make of the three products one: [eₕ eₗ eₕ] · [Hₕ Hₕ Hₗ]ᵀ.
+  const auto h = kernels::split(hessian), e = kernels::split(mx::subtract(w, gpu::values_of(start, format)));
+  const auto wide = mx::concatenate({h.high, h.high, h.low}, 1);
+  auto parts = mx::concatenate({e.high, e.low, e.high}, 1);
+  const auto squares = mx::as_strided(mx::contiguous(hessian), {groups, n, n}, {static_cast<std::int64_t>(n) * (k + 1), k, 1}, 0);
+  const auto totals = mx::sum(squares, std::vector<int>{1, 2});
+  auto made = start;
   for (int sweep = 0; sweep < sweeps; ++sweep) {
-    for (int g = 0; g < groups; ++g) {
-      auto& b = blocks[g];
+    for (int first = 0; first < k; first += kWidth) {
+      const int count = std::min(kWidth, k - first) / n;
       // Rows of H, turned: it is its own transpose, and so no columns need to be gathered.
-      const auto wide = [&](const mx::array& x) { return mx::transpose(rows_of(x, g * n, (g + 1) * n)); };
-      const auto slopes = product(errors, {wide(h.high), wide(h.low)});
-      const auto made =
-          launch(kernel, {b.w, errors.high, errors.low, slopes, b.own, b.total, b.codes, b.scales, b.biases, b.first, top},
-                 {{rows, n}, {rows, k}, {rows, k}, {rows, 1}, {rows, 1}}, {mx::uint8, mx::float32, mx::float32, dtype, dtype}, rows, n, dtype);
-      b.codes = made[0], errors = {made[1], made[2]}, b.scales = made[3], b.biases = made[4];
+      const auto slopes = mx::matmul(parts, mx::transpose(rows_of(wide, first, first + count * n)));
+      const auto next = launch(
+          "refine",
+          "w, old_parts, slopes, hessian, totals, old_codes, old_scales, old_biases, first, count, top, rows, k, codes, parts, scales, biases",
+          {{"w", w},
+           {"old_parts", parts},
+           {"slopes", slopes},
+           {"hessian", hessian},
+           {"totals", totals},
+           {"old_codes", made.codes},
+           {"old_scales", made.scales},
+           {"old_biases", made.biases}},
+          {{"codes", {rows, k}, mx::uint8}, {"parts", {rows, 3 * k}, mx::float32}, {"scales", {rows, groups}, dtype}, {"biases", {rows, groups}, dtype}},
+          {{"first", first}, {"count", count}, {"top", top_of(format)}, {"k", k}}, rows, n, dtype, n * n + kThreads / kLanesPerRow * (kWidth + n));
+      made = {next[0], next[2], next[3]}, parts = next[1];
     }
-    // Once for a sweep: a small matrix takes the device less time than the host needs to wait for each of its groups.
-    std::vector<mx::array> all{errors.high, errors.low};
-    for (const auto& b : blocks) all.insert(all.end(), {b.codes, b.scales, b.biases});
-    mx::eval(all);
+    kernels::settle({parts, made.codes, made.scales, made.biases});
   }
-  const auto joined = [&](mx::array Block::*member) {
-    std::vector<mx::array> all;
-    for (const auto& b : blocks) all.push_back(b.*member);
-    return mx::concatenate(all, 1);
-  };
-  Coded made{joined(&Block::codes), joined(&Block::scales), joined(&Block::biases)};
   mx::eval(made.codes, made.scales, made.biases);
   return made;
 }

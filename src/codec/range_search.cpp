@@ -13,8 +13,10 @@ LQUANT_EXACT_ARITHMETIC
 
 #include "codec/group_search.h"
 #include "codec/quantize.h"
+#include "codec/range_search_gpu.h"
 #include "kernels/bits.h"
 #include "kernels/parallel.h"
+#include "kernels/primitive.h"
 
 namespace lquant::codec {
 namespace {
@@ -42,6 +44,14 @@ mx::Shape with_columns(const mx::array& w, int columns) {
   return shape;
 }
 
+void check_importance(const mx::array& w, const std::optional<mx::array>& given) {
+  if (!given) return;
+  auto each = w.shape();
+  each.erase(each.end() - 2);
+  require(is_float(given->dtype()) && (given->shape() == mx::Shape{w.shape(-1)} || given->shape() == each || given->shape() == w.shape()),
+          "importance must be a float array [K], [..., K] with the leading dimensions of the weight, or of the weight's own shape");
+}
+
 /// Importance as f32 rows of K, one for every `share` rows of w, scaled by a power of two to have its maximum in [1, 2): that changes
 /// no comparison and keeps f32 sums from overflowing.
 struct Importance {
@@ -56,10 +66,6 @@ struct Importance {
       share = rows;
       return;
     }
-    auto each = w.shape();
-    each.erase(each.end() - 2);
-    require(is_float(given->dtype()) && (given->shape() == mx::Shape{w.shape(-1)} || given->shape() == each || given->shape() == w.shape()),
-            "importance must be a float array [K], [..., K] with the leading dimensions of the weight, or of the weight's own shape");
     const auto host = on_host(mx::astype(*given, mx::float32, mx::Device::cpu));
     values.assign(host.data<float>(), host.data<float>() + host.size());
     share = rows / (static_cast<std::int64_t>(values.size()) / columns);
@@ -197,6 +203,8 @@ RangeSearchResult range_search(const mx::array& w, const Format& format, const s
   }
   const auto dtype = scale_dtype.value_or(w.dtype());
   require(is_float(dtype), "scales must be float32, bfloat16 or float16");
+  check_importance(w, importance);
+  if (kernels::cuda_kernels()) return gpu::range_search(w, format, importance, dtype);
   const auto host = on_host(w);
   const Importance h(w, importance);
   const auto groups = with_columns(w, w.shape(-1) / format.group_size);
@@ -215,6 +223,7 @@ mx::array requantize_codes(const mx::array& w, const mx::array& scales, const mx
   const auto groups = with_columns(w, w.shape(-1) / format.group_size);
   require(scales.shape() == groups && biases.shape() == groups && is_float(scales.dtype()) && scales.dtype() == biases.dtype(),
           "scales and biases must be [..., N, K/group_size] of one float dtype");
+  if (kernels::cuda_kernels()) return gpu::requantize_codes(w, scales, biases, format);
   const auto host = on_host(w), host_scales = on_host(scales), host_biases = on_host(biases);
   auto codes = host_array(with_columns(w, w.shape(-1) * format.bits / 32), mx::uint32);
   constexpr std::int64_t kGroupGrain = 256;  // tens of microseconds
@@ -225,6 +234,8 @@ mx::array requantize_codes(const mx::array& w, const mx::array& scales, const mx
 
 QuantizationError measure_error(const mx::array& w, const Packed& packed, const Format& format, const std::optional<mx::array>& importance) {
   check_weight(w, format);
+  check_importance(w, importance);
+  if (kernels::cuda_kernels()) return gpu::measure_error(w, packed, format, importance);
   const auto back = on_host(dequantize(packed, format, mx::float32)), host = on_host(w);
   require(back.shape() == w.shape(), "the packed weight and the original must have one shape");
   const Importance h(w, importance);
@@ -249,7 +260,10 @@ QuantizationError measure_error(const mx::array& w, const Packed& packed, const 
 }
 
 double weighted_error(const mx::array& w, const Packed& packed, const Format& format, const std::optional<mx::array>& importance) {
-  return measure_error(w, packed, format, importance).weighted;
+  if (!kernels::cuda_kernels()) return measure_error(w, packed, format, importance).weighted;
+  check_weight(w, format);
+  check_importance(w, importance);
+  return gpu::weighted_error(w, packed, format, importance);
 }
 
 }  // namespace lquant::codec

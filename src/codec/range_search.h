@@ -4,8 +4,9 @@
 
 // Better scales and biases than a group's minimum and maximum give, for the same format (docs/methods/rtn.md).
 //
-// These functions compute at once, on the CPU whatever the default device is: weights are static, and results are arrays in host
-// memory. Threaded and vectorised; the search takes 2 to 14 s for 10^8 weights on two AVX-512 cores (docs/methods/rtn.md).
+// These functions compute at once. On NVIDIA's GPUs they run there, in kernels of their own, and results stay there; else on the CPU whatever
+// the default device is, threaded and vectorised, with results in host memory: 2 to 14 s for 10^8 weights on two AVX-512 cores
+// (docs/methods/rtn.md). Sums are made in another order on a GPU, so that of candidates that are alike to rounding it may take another.
 //
 // importance: h_j ≥ 0, f32, bf16 or f16. [K], or [..., K] with the leading dimensions of w but its rows (one for each expert of
 // [E, N, K]): the mean square of the inputs that meet column j. Or one for each weight, of w's own shape: how much the loss bends along it.

@@ -14,7 +14,19 @@ namespace mx = mlx::core;
 /// read). nullopt when a is not positive definite in f32. Throws std::invalid_argument for other shapes and dtypes.
 std::optional<mx::array> upper_factor(const mx::array& a);
 
-/// x f32 [N, K] with x · a = b, for a as above and b f32 [N, K]. nullopt as above.
-std::optional<mx::array> solve_positive(const mx::array& a, const mx::array& b);
+/// What solves x · a = b for a = R · Rᵀ, any number of times.
+class PositiveSolver {
+ public:
+  /// upper: R as upper_factor makes it.
+  explicit PositiveSolver(mx::array upper);
+
+  const mx::array& upper() const { return upper_; }
+  /// x f32 [N, K] for b f32 [N, K]. Throws std::invalid_argument for other shapes and dtypes.
+  mx::array solve(const mx::array& b) const;
+
+ private:
+  mx::array upper_;
+  mutable std::optional<mx::array> inverse_;  ///< of R; on CUDA, when first needed
+};
 
 }  // namespace lquant::kernels

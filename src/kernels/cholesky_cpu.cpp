@@ -13,7 +13,8 @@
 extern "C" {
 void scipy_openblas_set_num_threads(int threads);
 void scipy_spotrf_(const char* uplo, const int* n, float* a, const int* lda, int* info, std::size_t);
-void scipy_spotrs_(const char* uplo, const int* n, const int* nrhs, const float* a, const int* lda, float* b, const int* ldb, int* info, std::size_t);
+void scipy_strsm_(const char* side, const char* uplo, const char* trans, const char* diag, const int* m, const int* n, const float* alpha, const float* a,
+                  const int* lda, float* b, const int* ldb, std::size_t, std::size_t, std::size_t, std::size_t);
 }
 
 namespace lquant::kernels::cpu {
@@ -62,16 +63,20 @@ std::optional<mx::array> upper_factor(const mx::array& a) {
   return owned;
 }
 
-std::optional<mx::array> solve_positive(const mx::array& a, const mx::array& b) {
-  auto owned = host_copy(a), x = host_copy(b);
-  if (!factor(owned)) return std::nullopt;
+/// Read column by column, R is the lower Rᵀ, and rows of b are columns: R · (Rᵀ · xᵀ) = bᵀ.
+mx::array solve_factored(const mx::array& upper, const mx::array& b) {
+  auto r = mx::contiguous(mx::copy(upper, mx::Device::cpu), false, mx::Device::cpu);
+  r.eval();
+  auto x = host_copy(b);
   // Right-hand sides know nothing of each other: each core solves its share on one thread of OpenBLAS.
   const Threads one(0);
-  const int k = a.shape(0);
+  const int k = upper.shape(0);
+  const auto* triangle = r.data<float>();
   parallel_for(b.shape(0), 16, [&](std::int64_t begin, std::int64_t end) {
     const int n = static_cast<int>(end - begin);
-    int info = 0;
-    scipy_spotrs_("U", &k, &n, owned.data<float>(), &k, x.data<float>() + begin * k, &k, &info, 1);
+    const float alpha = 1;
+    float* rows = x.data<float>() + begin * k;
+    for (const char* transposed : {"T", "N"}) scipy_strsm_("L", "L", transposed, "N", &k, &n, &alpha, triangle, &k, rows, &k, 1, 1, 1, 1);
   });
   return x;
 }

@@ -16,6 +16,6 @@ inline constexpr bool lapack = false;
 #endif
 
 std::optional<mx::array> upper_factor(const mx::array& a);
-std::optional<mx::array> solve_positive(const mx::array& a, const mx::array& b);
+mx::array solve_factored(const mx::array& upper, const mx::array& b);
 
 }  // namespace lquant::kernels::cpu

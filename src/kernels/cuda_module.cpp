@@ -8,6 +8,7 @@
 #include <map>
 #include <mutex>
 #include <stdexcept>
+#include <tuple>
 
 #include "kernels/cuda_text.h"
 
@@ -71,13 +72,17 @@ std::string compiled(const std::string& name, const std::string& source) {
   return text;
 }
 
-/// By name and source, for the life of the process.
-const std::string& module_of(const std::string& name, const std::string& source) {
+/// Compiled once in a process: by the text's address and what was written around it.
+const std::string& module_of(const CudaCall& call, const std::string& parameters) {
   static std::mutex mutex;
-  static std::map<std::string, std::string> all;
+  static std::map<std::tuple<const char*, std::string, std::string, std::string>, std::string> all;
   const std::lock_guard lock(mutex);
-  auto it = all.find(source);
-  if (it == all.end()) it = all.emplace(source, compiled(name, source)).first;
+  auto key = std::tuple(call.text, call.name, call.body, parameters);
+  auto it = all.find(key);
+  if (it == all.end()) {
+    const auto source = fmt::format("{}{}\nextern \"C\" __global__ void {}({}) {{\n{}\n}}\n", numbers_cu(), call.text, call.name, parameters, call.body);
+    it = all.emplace(std::move(key), compiled(call.name, source)).first;
+  }
   return it->second;
 }
 
@@ -95,6 +100,8 @@ std::string cuda_type(mx::Dtype dtype) {
       return "lquant::bf16";
     case mx::Dtype::Val::float16:
       return "lquant::f16";
+    case mx::Dtype::Val::uint32:
+      return "unsigned int";
     case mx::Dtype::Val::uint16:
       return "unsigned short";
     case mx::Dtype::Val::uint8:
@@ -128,9 +135,8 @@ std::vector<mx::array> call(const CudaCall& c) {
     take(fmt::format("{} {}", type_of(value), name));
     scalars.push_back(value);
   }
-  const auto source = fmt::format("{}{}\nextern \"C\" __global__ void {}({}) {{\n{}\n}}\n", numbers_cu(), c.text, c.name, parameters, c.body);
-  return mx::fast::precompiled_cuda_kernel(c.name, module_of(c.name, source), inputs, shapes, dtypes, scalars, {c.blocks * c.threads, 1, 1},
-                                           {c.threads, 1, 1}, 0, std::nullopt, true, mx::Device::gpu);
+  return mx::fast::precompiled_cuda_kernel(c.name, module_of(c, parameters), inputs, shapes, dtypes, scalars, {c.blocks * c.threads, 1, 1},
+                                           {c.threads, 1, 1}, c.shared_bytes, std::nullopt, true, mx::Device::gpu);
 }
 
 }  // namespace lquant::kernels

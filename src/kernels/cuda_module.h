@@ -30,11 +30,12 @@ struct CudaScalar {
 struct CudaCall {
   std::string name;  ///< of the kernel, different for each body
   const char* text;  ///< device functions, a .cu file of this folder; numbers.cu is put before it
-  std::string body;  ///< of the kernel: calls a function of the text. Arrays are pointers to float, lquant::bf16, lquant::f16, unsigned short …
+  std::string body;  ///< of the kernel: calls a function of the text. Arrays are pointers to float, lquant::bf16, lquant::f16, unsigned int …
   std::vector<CudaInput> inputs;
   std::vector<CudaOutput> outputs;
   std::vector<CudaScalar> scalars;
   int blocks, threads;
+  int shared_bytes = 0;  ///< of shared memory whose size the text leaves open
 };
 
 /// The outputs, lazy. Only where cuda_kernels(). Throws std::runtime_error with the compiler's words when the text is wrong or there is no compiler.

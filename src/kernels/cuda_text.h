@@ -7,5 +7,6 @@ const char* descent_cu();
 const char* gated_cu();
 const char* head_rows_cu();
 const char* numbers_cu();
+const char* triangle_cu();
 
 }  // namespace lquant::kernels

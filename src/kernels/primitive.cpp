@@ -11,6 +11,7 @@
 #include <mlx/backend/cuda/cuda.h>
 #include <mlx/primitives.h>
 #include <mlx/stream.h>
+#include <mlx/transforms.h>
 
 #include <cstdlib>
 #include <cstring>
@@ -60,6 +61,13 @@ bool cpu_kernels() {
 
 bool cuda_kernels() {
   return mlx_ops_only == 0 && mx::default_device() == mx::Device::gpu && mx::cu::is_available() && !mlx_ops_by_environment();
+}
+
+void settle(std::vector<mx::array> arrays) {
+  if (mx::default_device() == mx::Device::gpu)
+    mx::async_eval(std::move(arrays));
+  else
+    mx::eval(std::move(arrays));
 }
 
 #ifdef LQUANT_ONEDNN

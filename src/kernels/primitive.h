@@ -19,6 +19,9 @@ bool cpu_kernels();
 /// True when MLX can compile and run CUDA kernels for the default device, and LQUANT_KERNELS does not say mlx.
 bool cuda_kernels();
 
+/// Evaluates the arrays. On a GPU that is only begun, so that what comes next is made ready while it computes; whoever needs a number waits for it.
+void settle(std::vector<mx::array> arrays);
+
 /// While one lives, cpu_kernels() and cuda_kernels() are false on this thread: the way to run what a GPU without kernels of ours would run.
 class MlxOpsOnly {
  public:

@@ -17,12 +17,19 @@ mx::array divided_rows(const mx::array& x, const mx::array& scales, const Part& 
   shape.back() = x.shape(axis);
   if (part.rows != scales.shape(-1) || part.rows < 1 || part.row(part.rows - 1) >= shape.back())
     throw std::invalid_argument("[model] fold: a linear has not the rows that its edge scales");
-  std::vector<std::int32_t> rows(part.rows);
-  for (int r = 0; r < part.rows; ++r) rows[r] = part.row(r);
-  const mx::array at(rows.data(), {part.rows}, mx::int32);
-  auto index = at;
-  if (shape.size() == 2) index = mx::broadcast_to(at, {shape[0], part.rows});
-  auto divisors = mx::put_along_axis(mx::ones(shape, mx::float32), index, scales, -1);
+  auto divisors = scales;
+  if (!part.contiguous()) {
+    std::vector<std::int32_t> rows(part.rows);
+    for (int r = 0; r < part.rows; ++r) rows[r] = part.row(r);
+    const mx::array at(rows.data(), {part.rows}, mx::int32);
+    auto index = at;
+    if (shape.size() == 2) index = mx::broadcast_to(at, {shape[0], part.rows});
+    divisors = mx::put_along_axis(mx::ones(shape, mx::float32), index, scales, -1);
+  } else if (part.rows < shape.back()) {
+    auto start = mx::Shape(shape.size(), 0), stop = shape;
+    start.back() = part.first, stop.back() = part.first + part.rows;
+    divisors = mx::slice_update(mx::ones(shape, mx::float32), scales, start, stop);
+  }
   if (axis < static_cast<int>(x.ndim()) - 1) divisors = mx::expand_dims(divisors, -1);
   return mx::divide(f32(x), divisors);
 }
@@ -57,6 +64,7 @@ mx::array multiplied_columns(const Edge& edge, const mx::array& scales, const mx
 }  // namespace
 
 mx::array column_scales(const Edge& edge, const mx::array& scales) {
+  if (edge.repeats == 1) return scales;  // each column reads the channel of its number
   std::vector<std::int32_t> channel(edge.channels * edge.repeats);
   for (int c = 0; c < static_cast<int>(channel.size()); ++c) channel[c] = edge.channel(c);
   return mx::take(scales, mx::array(channel.data(), {static_cast<int>(channel.size())}, mx::int32), -1);

@@ -6,12 +6,14 @@
 
 #include <stdexcept>
 
+#include "kernels/primitive.h"
+
 namespace lquant::model {
 namespace {
 
 mx::array settled(const mx::array& x, mx::Dtype dtype) {
-  auto kept = x.dtype() == dtype ? x : mx::astype(x, dtype);
-  kept.eval();
+  const auto kept = x.dtype() == dtype ? x : mx::astype(x, dtype);
+  kernels::settle({kept});
   return kept;
 }
 

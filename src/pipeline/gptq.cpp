@@ -15,6 +15,7 @@
 #include "base/hash.h"
 #include "codec/quantize.h"
 #include "codec/range_search.h"
+#include "kernels/primitive.h"
 #include "model/pack.h"
 #include "pipeline/block_run.h"
 #include "pipeline/block_tensors.h"
@@ -120,14 +121,13 @@ class Gptq : public BlockMethod {
 void Gptq::observe(const std::string& path, const mx::array& input, const model::ExpertRows* experts, std::size_t batch, const mx::array* reference) {
   if (!plan_.formats.count(path) || plan_.formats.at(path).mode != codec::Mode::affine) return;
   auto start = Clock::now();
-  mx::array settled = input;
-  if (!experts || !experts->source) settled.eval();
+  if (!experts || !experts->source) kernels::settle({input});
   result_.forward_time += seconds_since(start);
   start = Clock::now();
   const auto& counted = rows_.counted[batch];
   // Of experts nothing is held out: their inputs have no reference to be judged by.
   (held(batch) && !experts ? linears_.held_hessians : linears_.hessians)
-      .add(path, settled, experts, experts ? nullptr : reference, counted ? &*counted : nullptr);
+      .add(path, input, experts, experts ? nullptr : reference, counted ? &*counted : nullptr);
   result_.hessian_time += seconds_since(start);
 }
 

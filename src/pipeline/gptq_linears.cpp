@@ -34,19 +34,46 @@ void GptqLinears::begin_block() {
   chosen_.clear();
 }
 
-quantize::GptqResult GptqLinears::quantize_matrix(const std::string& path, const mx::array& weight, const calibration::Hessian& hessian,
-                                                  const calibration::Hessian* train, const calibration::Hessian* held, const codec::Format& format) {
+const quantize::FactoredHessian& GptqLinears::factored(const std::string& path, const calibration::Hessian& hessian,
+                                                       std::map<int, quantize::FactoredHessian>& known, int group_size) {
+  if (const auto it = known.find(group_size); it != known.end()) return it->second;
+  const auto start = Clock::now();
+  const auto& made = known.emplace(group_size, quantize::FactoredHessian(path, hessian, group_size, in_.options.method)).first->second;
+  result_.factor_time += seconds_since(start);
+  return made;
+}
+
+const std::shared_ptr<GptqLinears::Moments>& GptqLinears::moments_of(const std::string& path) {
+  const auto& owner = hessians.owner(path);
+  if (moments_ && owner_ == owner) return moments_;
+  owner_ = owner;
+  moments_.reset();  // before the next are made
+  const auto& train = hessians.of(path);
+  if (held_hessians.has(path)) {
+    const auto& held = held_hessians.of(path);
+    moments_ = std::make_shared<Moments>(Moments{calibration::together(train, held), train, held, {}, {}});
+  } else {
+    moments_ = std::make_shared<Moments>(Moments{train, std::nullopt, std::nullopt, {}, {}});
+  }
+  return moments_;
+}
+
+quantize::GptqResult GptqLinears::quantize_matrix(const std::string& path, const mx::array& weight, Moments& moments, const codec::Format& format) {
   auto method = in_.options.method;
-  if (hessian.shift) {
-    const auto start = Clock::now();
-    method.correction = in_.options.asymmetric == Asymmetric::on ? 1
-                        : train && held                          ? quantize::correction_share(weight, *train, *held, method.damp)
-                                                                 : 0;
-    result_.factor_time += seconds_since(start);
+  const auto& all = factored(path, moments.all, moments.all_factored, format.group_size);
+  if (moments.all.shift) {
+    if (in_.options.asymmetric == Asymmetric::on) {
+      method.correction = 1;
+    } else if (moments.held) {
+      const auto& train = factored(path, *moments.train, moments.train_factored, format.group_size);
+      const auto start = Clock::now();
+      method.correction = quantize::correction_share(weight, train, *moments.held);
+      result_.factor_time += seconds_since(start);
+    }
     result_.corrected += method.correction;
     ++correctable_;
   }
-  auto done = quantize::gptq(path, weight, hessian, format, method);
+  auto done = quantize::gptq(path, weight, all, format, method);
   result_.search_time += done.search_time;
   result_.factor_time += done.factor_time;
   result_.solve_time += done.solve_time;
@@ -54,27 +81,26 @@ quantize::GptqResult GptqLinears::quantize_matrix(const std::string& path, const
   return done;
 }
 
-void GptqLinears::quantize_matrix(Task& task, int e, const calibration::Hessian& hessian, const calibration::Hessian* train,
-                                  const calibration::Hessian* held) {
+void GptqLinears::quantize_matrix(Task& task, int e, Moments& moments) {
   const auto& linear = *task.linear;
   const auto format = in_.plan.formats.at(linear.path);
   const auto name = linear.experts == 0 ? linear.path : fmt::format("{} (matrix {})", linear.path, e);
   auto weight = *task.weight;
   if (linear.experts > 0) weight = mx::reshape(mx::slice(weight, {e, 0, 0}, {e + 1, linear.out, linear.in}), {linear.out, linear.in});
-  const auto quantize = [&](const mx::array& w, const calibration::Hessian& h, const calibration::Hessian* of_train,
-                            const calibration::Hessian* of_held) {
-    const auto done = quantize_matrix(name, w, h, of_train, of_held, format);
-    const double judged = task.edge ? quantize::output_error(w, done.packed, format, of_held ? *of_held : h) : 0;
+  const auto quantize = [&](const mx::array& w, Moments& own) {
+    const auto done = quantize_matrix(name, w, own, format);
+    const double judged = task.edge ? quantize::output_error(w, done.packed, format, own.held ? *own.held : own.all) : 0;
     return Quantized{done.packed, done.plain_error, done.error, judged};
   };
-  task.matrices[0][e] = quantize(weight, hessian, train, held);
+  task.matrices[0][e] = quantize(weight, moments);
   if (!task.edge) return;
   auto columns = model::column_scales(*task.edge, in_.folds.at(task.edge->producer));
   if (columns.ndim() == 2) columns = mx::take(columns, e, 0);
-  const auto own = [&](const calibration::Hessian* h) { return h ? std::optional(calibration::rescaled(*h, columns)) : std::nullopt; };
-  const auto of_train = own(train), of_held = own(held);
-  task.matrices[1][e] = quantize(mx::astype(mx::multiply(weight, columns), in_.model.stored_dtype()), *own(&hessian), of_train ? &*of_train : nullptr,
-                                 of_held ? &*of_held : nullptr);
+  const auto rescaled = [&](const std::optional<calibration::Hessian>& h) {
+    return h ? std::optional(calibration::rescaled(*h, columns)) : std::nullopt;
+  };
+  Moments scaled{calibration::rescaled(moments.all, columns), rescaled(moments.train), rescaled(moments.held), {}, {}};
+  task.matrices[1][e] = quantize(mx::astype(mx::multiply(weight, columns), in_.model.stored_dtype()), scaled);
 }
 
 /// Linears that read one input, with all of their weights in memory. Of experts there is one Hessian at a time, and it is summed once for all.
@@ -88,15 +114,14 @@ void GptqLinears::quantize_together(std::vector<Task>& tasks, const WeightOf& we
     const StackInputs inputs{&hessians.experts(first.path)};
     for (const auto& task : tasks) warn_of_starved(*task.linear, inputs, in_.context);
     each_hessian(first, inputs, [&](int e, const calibration::Hessian& h) {
-      for (auto& task : tasks) quantize_matrix(task, e, h, nullptr, nullptr);
+      Moments moments{h, std::nullopt, std::nullopt, {}, {}};
+      for (auto& task : tasks) quantize_matrix(task, e, moments);
       in_.context.check();
     });
   } else {
-    const auto& train = hessians.of(first.path);
-    const auto* held = held_hessians.has(first.path) ? &held_hessians.of(first.path) : nullptr;
-    const auto all = held ? calibration::together(train, *held) : train;
+    const auto moments = moments_of(first.path);
     for (auto& task : tasks)
-      for (int e = 0; e < std::max(1, task.linear->experts); ++e) quantize_matrix(task, e, all, held ? &train : nullptr, held);
+      for (int e = 0; e < std::max(1, task.linear->experts); ++e) quantize_matrix(task, e, *moments);
   }
   for (auto& task : tasks) {
     task.weight.reset();
@@ -191,6 +216,7 @@ void GptqLinears::quantize(const std::vector<const model::LinearSpec*>& linears,
     if (better) chosen_.insert({edge->producer, in_.folds.at(edge->producer)});
     for (const auto* task : tasks) take(*task, task->found[better ? 1 : 0]);
   }
+  moments_.reset();
   hessians.clear();
   held_hessians.clear();
   release_freed_memory(in_.model.spec());

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "model/model.h"
 #include "pipeline/gptq.h"
 #include "plan/plan.h"
+#include "quantize/gptq.h"
 #include "run/context.h"
 
 namespace lquant::pipeline {
@@ -68,15 +70,26 @@ class GptqLinears {
     std::vector<Quantized> matrices[2];  ///< of it as it is and, with an edge, of it with the scales in its columns
     Quantized found[2];
   };
-  quantize::GptqResult quantize_matrix(const std::string& path, const mx::array& weight, const calibration::Hessian& hessian,
-                                       const calibration::Hessian* train, const calibration::Hessian* held, const codec::Format& format);
-  void quantize_matrix(Task& task, int e, const calibration::Hessian& hessian, const calibration::Hessian* train, const calibration::Hessian* held);
+  /// The Hessians of one input: of all tokens and, where some are held out, of those that fit and those that judge. Factored once for every
+  /// group size that its readers have, when first asked for.
+  struct Moments {
+    calibration::Hessian all;
+    std::optional<calibration::Hessian> train, held;
+    std::map<int, quantize::FactoredHessian> all_factored, train_factored;
+  };
+  const quantize::FactoredHessian& factored(const std::string& path, const calibration::Hessian& hessian,
+                                            std::map<int, quantize::FactoredHessian>& known, int group_size);
+  const std::shared_ptr<Moments>& moments_of(const std::string& path);
+  quantize::GptqResult quantize_matrix(const std::string& path, const mx::array& weight, Moments& moments, const codec::Format& format);
+  void quantize_matrix(Task& task, int e, Moments& moments);
   void quantize_together(std::vector<Task>& tasks, const WeightOf& weight_of);
   void round(Task& task, const WeightOf& weight_of);
   Quantized joined(const model::LinearSpec& linear, std::vector<Quantized> matrices) const;
   const model::Edge* scaled_edge(const model::LinearSpec& linear) const;
 
   Inputs in_;
+  std::string owner_;                 ///< of the input that was met last, and
+  std::shared_ptr<Moments> moments_;  ///< its Hessians: linears that read one input stand together
   GptqResult& result_;
   std::vector<model::Edge> edges_;
   model::Folds chosen_;

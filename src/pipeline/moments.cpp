@@ -6,6 +6,7 @@
 
 #include "calibration/counted.h"
 #include "kernels/elementwise.h"
+#include "kernels/primitive.h"
 
 namespace lquant::pipeline {
 
@@ -27,7 +28,7 @@ void add_moment(Moments& moments, const std::string& path, const mx::array& inpu
     moments.insert({path, sum});
   else
     it->second = mx::add(it->second, sum);
-  moments.at(path).eval();
+  kernels::settle({moments.at(path)});
 }
 
 }  // namespace lquant::pipeline

@@ -3,6 +3,7 @@
 #include <mlx/mlx.h>
 
 #include "base/error.h"
+#include "kernels/primitive.h"
 
 namespace lquant::pipeline {
 
@@ -10,8 +11,8 @@ Walk::Walk(const model::ModelSpec& spec, const std::vector<mx::array>& ids, cons
            const model::Formats& formats, mx::Dtype dtype)
     : spec_(&spec), segments_(segments) {
   for (std::size_t b = 0; b < ids.size(); ++b) {
-    auto x = model::embed(spec, tensors, formats, ids[b], dtype, context_of(b));
-    x.eval();
+    const auto x = model::embed(spec, tensors, formats, ids[b], dtype, context_of(b));
+    kernels::settle({x});
     at_.push_back({x});
   }
 }
@@ -29,8 +30,8 @@ void Walk::reach_passes(const std::function<model::Tensors(int block)>& load) {
     for (int i = 0; i < static_cast<int>(spec_->blocks.size()); ++i) {
       const auto tensors = load(i);
       for (std::size_t b = first; b < first + part; ++b) {
-        auto x = model::block(*spec_, visit(b - part, i), tensors, {}, at_[b].residual, context_of(b));
-        x.eval();
+        const auto x = model::block(*spec_, visit(b - part, i), tensors, {}, at_[b].residual, context_of(b));
+        kernels::settle({x});
         at_[b] = {x};
       }
     }
@@ -47,7 +48,7 @@ void Walk::advance(std::size_t batch, int block, int stage, const model::Tensors
   context.observer = observer;
   auto& at = at_[batch];
   at = model::advance(*spec_, visit(batch, block), stage, tensors, formats, at, context);
-  mx::eval(at.arrays());
+  kernels::settle(at.arrays());
 }
 
 namespace {

@@ -12,6 +12,7 @@
 #include "codec/feedback.h"
 #include "codec/quantize.h"
 #include "codec/range_search.h"
+#include "kernels/primitive.h"
 #include "model/fold.h"
 
 namespace lquant::quantize {
@@ -19,6 +20,9 @@ namespace {
 
 // Rows of a weight that judge a candidate. Errors of rows differ by chance more than by kind: twice as many choose the same r (docs/methods/awq.md).
 constexpr int kJudges = 128;
+// Weights that candidates are tried on at once on a GPU, where launches cost more than the work: 32 MB in f32, about five times as much on the way.
+// A CPU gains nothing by it.
+constexpr std::size_t kGridWeights = 1 << 23;
 // A channel that is always 0 would get a scale of 0; mlx_lm has the same floor.
 constexpr float kFloor = 1e-4f;
 
@@ -65,17 +69,6 @@ mx::array normalised(const mx::array& scales) {
   return mx::divide(s, mx::sqrt(mx::multiply(mx::max(s), mx::min(s))));
 }
 
-double error_of(const model::Edge& edge, const Matrix& m, const calibration::Hessian& h, const mx::array& scales, const AwqOptions& options,
-                mx::Dtype dtype) {
-  const auto columns = model::column_scales(edge, scales);
-  const auto scaled = mx::multiply(m.weight, columns);
-  codec::Packed packed = options.clip && m.format.mode == codec::Mode::affine
-                             ? codec::range_search(scaled, m.format, mx::divide(calibration::mean_squares(h), mx::square(columns)), dtype).packed
-                             : codec::quantize(mx::astype(scaled, dtype), m.format);
-  const auto back = mx::divide(codec::dequantize(packed, m.format, mx::float32), columns);
-  return codec::feedback_error(m.weight, back, h.moment);
-}
-
 /// The scales of the grid. `mean_square` f32 [K] is of the activations that all readers see.
 std::vector<ScaleCandidate> grid_of(const model::Edge& edge, const std::vector<Matrix>& matrices, const mx::array& mean_square,
                                     const AwqOptions& options) {
@@ -96,12 +89,27 @@ std::vector<ScaleCandidate> grid_of(const model::Edge& edge, const std::vector<M
   return all;
 }
 
-/// The errors that the candidates leave of one matrix; the last is that of none.
+/// The errors that the candidates leave of one matrix; the last is that of none. Several candidates are a stack of scaled matrices.
 std::vector<double> errors_of(const model::Edge& edge, const Matrix& m, const calibration::Hessian& h, const std::vector<ScaleCandidate>& candidates,
                               const AwqOptions& options, mx::Dtype dtype) {
+  std::vector<mx::array> all;
+  for (const auto& candidate : candidates) all.push_back(model::column_scales(edge, candidate.scales));
+  all.push_back(mx::ones({m.weight.shape(1)}, mx::float32));
+  const bool searched = options.clip && m.format.mode == codec::Mode::affine;
+  const auto squares = calibration::mean_squares(h);
+  const std::size_t at_once = kernels::cpu_kernels() ? 1 : std::max<std::size_t>(1, kGridWeights / m.weight.size());
   std::vector<double> errors;
-  for (const auto& candidate : candidates) errors.push_back(error_of(edge, m, h, candidate.scales, options, dtype));
-  errors.push_back(error_of(edge, m, h, mx::ones({edge.channels}, mx::float32), options, dtype));
+  for (std::size_t first = 0; first < all.size(); first += at_once) {
+    const std::vector<mx::array> some(all.begin() + first, all.begin() + std::min(all.size(), first + at_once));
+    const auto columns = mx::stack(some), wide = mx::expand_dims(columns, 1), scaled = mx::multiply(m.weight, wide);
+    const auto packed = searched ? codec::range_search(scaled, m.format, mx::divide(squares, mx::square(columns)), dtype).packed
+                                 : codec::quantize(mx::astype(scaled, dtype), m.format);
+    const auto back = mx::divide(codec::dequantize(packed, m.format, mx::float32), wide);
+    std::vector<mx::array> each;
+    for (int c = 0; c < back.shape(0); ++c) each.push_back(mx::reshape(mx::slice(back, {c, 0, 0}, {c + 1, back.shape(1), back.shape(2)}), m.weight.shape()));
+    const auto found = codec::feedback_errors(m.weight, each, h.moment);
+    errors.insert(errors.end(), found.begin(), found.end());
+  }
   return errors;
 }
 

@@ -13,7 +13,6 @@
 #include "codec/feedback.h"
 #include "codec/quantize.h"
 #include "codec/range_search.h"
-#include "kernels/cholesky.h"
 #include "kernels/linear.h"
 
 namespace lquant::quantize {
@@ -66,16 +65,17 @@ std::vector<int> visiting_order(ActOrder act_order, const std::vector<float>& mo
 
 mx::array as_indices(const std::vector<int>& order) { return mx::array(order.data(), {static_cast<int>(order.size())}, mx::int32); }
 
-/// w · S · (H + λI)⁻¹: the whole step of the correction.
-mx::array correction_step(const mx::array& weight, const calibration::Hessian& h, const mx::array& damped_hessian) {
-  const auto shifted =
-      product(mx::multiply(weight, mx::array(static_cast<float>(1 / std::max(1.0, h.tokens)))), mx::contiguous(mx::transpose(*h.shift)));
-  const auto step = kernels::solve_positive(damped_hessian, shifted);
-  return step ? *step : mx::zeros_like(weight);
+std::vector<int> inverse(const std::vector<int>& order) {
+  std::vector<int> back(order.size());
+  for (std::size_t j = 0; j < order.size(); ++j) back[order[j]] = static_cast<int>(j);
+  return back;
 }
 
-double mean_of(const std::vector<float>& diagonal, double tokens) {
-  return std::accumulate(diagonal.begin(), diagonal.end(), 0.0) / std::max(1.0, tokens) / static_cast<double>(diagonal.size());
+/// w · S · (H + λI)⁻¹: the whole step of the correction.
+mx::array correction_step(const mx::array& weight, const FactoredHessian& h) {
+  const auto shifted =
+      product(mx::multiply(weight, mx::array(static_cast<float>(1 / std::max(1.0, h.source.tokens)))), mx::contiguous(mx::transpose(*h.source.shift)));
+  return codec::take_columns(h.factor.solve(codec::take_columns(shifted, h.order)), inverse(h.order));
 }
 
 double inner_product(const mx::array& a, const mx::array& b) {
@@ -98,38 +98,30 @@ codec::Coded solve(const mx::array& aim, const mx::array& factor, const std::vec
                    const codec::Format& format) {
   // R = U · √D: columns divided by their diagonal.
   const auto unit = mx::divide(factor, mx::expand_dims(mx::diagonal(factor), 0));
-  std::vector<int> group(order.size()), back(order.size());
-  for (std::size_t j = 0; j < order.size(); ++j) group[j] = order[j] / format.group_size, back[order[j]] = static_cast<int>(j);
+  std::vector<int> group(order.size());
+  for (std::size_t j = 0; j < order.size(); ++j) group[j] = order[j] / format.group_size;
   const auto codes = codec::round_with_feedback(codec::take_columns(aim, order), unit, start.scales, start.biases, group, format);
-  return {codec::take_columns(codes, back), start.scales, start.biases};
+  return {codec::take_columns(codes, inverse(order)), start.scales, start.biases};
 }
 
-/// What all rows of a matrix share.
-struct Shared {
-  const mx::array &hessian, &factor;
-  const std::vector<int>& order;
-  const std::optional<mx::array>& importance;
-};
-
-GptqResult quantize_rows(const mx::array& weight, const mx::array& aim, const Shared& shared, const codec::Format& format,
+GptqResult quantize_rows(const mx::array& weight, const mx::array& aim, const FactoredHessian& h, const codec::Format& format,
                          const GptqOptions& options) {
   auto start = Clock::now();
   const auto plain = codec::quantize(weight, format);
-  const auto begin = options.range_search ? codec::range_search(aim, format, shared.importance, weight.dtype()).packed : plain;
+  const auto begin = options.range_search ? codec::range_search(aim, format, h.importance, weight.dtype()).packed : plain;
   GptqResult result{plain};
   result.search_time = seconds_since(start);
 
   start = Clock::now();
-  const auto solved = solve(aim, shared.factor, shared.order, coded(begin, format), format);
-  const auto refined = codec::refine(aim, shared.hessian, solved, format, options.sweeps);
-  const auto error_of = [&](const codec::Coded& c) { return codec::feedback_error(aim, codec::values_of(c, format), shared.hessian); };
-  result.plain_error = error_of(coded(plain, format));
-  result.error = error_of(refined);
+  const auto solved = solve(aim, h.factor.upper(), h.order, coded(begin, format), format);
+  const auto refined = codec::refine(aim, h.damped, solved, format, options.sweeps);
+  const auto value = [&](const codec::Coded& c) { return codec::values_of(c, format); };
+  const auto errors = codec::feedback_errors(aim, {value(refined), value(coded(begin, format)), value(coded(plain, format))}, h.damped);
+  result.plain_error = errors[2];
+  result.error = errors[0];
   result.packed = packed(refined, format);
-  for (const auto& other : {begin, plain}) {
-    const double error = error_of(coded(other, format));
+  for (const auto& [other, error] : {std::pair(begin, errors[1]), std::pair(plain, errors[2])})
     if (error < result.error || std::isnan(result.error)) result.error = error, result.packed = other;
-  }
   result.solve_time = seconds_since(start);
   return result;
 }
@@ -149,43 +141,58 @@ GptqResult joined(const std::vector<GptqResult>& parts) {
   return all;
 }
 
-}  // namespace
+double mean_of(const calibration::Hessian& h) {
+  const auto diagonal = diagonal_of(h.moment);
+  return std::accumulate(diagonal.begin(), diagonal.end(), 0.0) / std::max(1.0, h.tokens) / static_cast<double>(diagonal.size());
+}
 
-GptqResult gptq(const std::string& path, const mx::array& weight, const calibration::Hessian& h, const codec::Format& format,
-                const GptqOptions& options) {
-  const auto w = mx::astype(weight, mx::float32);
-  if (!all_finite(w)) fail("quantize", "{}: holds weights that are NaN or infinite; get the model again or mend that tensor", path);
-  if (!all_finite(h.moment))
+/// The diagonal grows until the matrix factors: damp is what it took.
+kernels::PositiveSolver factored(const std::string& path, const calibration::Hessian& h, const std::vector<int>& order, double mean, double& damp,
+                                 mx::array& matrix) {
+  const auto indices = as_indices(order);
+  const bool natural = std::is_sorted(order.begin(), order.end());
+  while (true) {
+    matrix = damped(h.moment, h.tokens, damp, mean);
+    matrix.eval();
+    if (auto upper = kernels::upper_factor(natural ? matrix : mx::take(mx::take(matrix, indices, 0), indices, 1)))
+      return kernels::PositiveSolver(*upper);
+    // At 1000 times its mean the diagonal outweighs any rounding error of the sums.
+    if (damp >= 1e3) fail("quantize", "{}: the second moments of its inputs cannot be factored; use other calibration data", path);
+    damp = std::max(10 * damp, 1e-6);
+  }
+}
+
+void check_moments(const std::string& path, const mx::array& moment) {
+  if (!all_finite(moment))
     fail("quantize",
          "{}: its inputs became NaN or infinite on the calibration data; make the model float32 first (lquant convert --dtype float32) or use other "
          "data",
          path);
-  auto moments = diagonal_of(h.moment);
-  const double mean = mean_of(moments, h.tokens);
+}
 
-  auto start = Clock::now();
-  const auto order = visiting_order(options.act_order, moments, format.group_size);
-  const auto indices = as_indices(order);
-  double damp = options.damp;
-  auto hessian = damped(h.moment, h.tokens, damp, mean);
-  hessian.eval();
-  const auto factor_of = [&] {
-    return kernels::upper_factor(options.act_order == ActOrder::off ? hessian : mx::take(mx::take(hessian, indices, 0), indices, 1));
-  };
-  auto factor = factor_of();
-  // At 1000 times its mean the diagonal outweighs any rounding error of the sums.
-  while (!factor && damp < 1e3) {
-    damp = std::max(10 * damp, 1e-6);
-    hessian = damped(h.moment, h.tokens, damp, mean);
-    factor = factor_of();
-  }
-  if (!factor) fail("quantize", "{}: the second moments of its inputs cannot be factored; use other calibration data", path);
-  const auto aim = options.correction > 0 && h.shift
-                       ? mx::add(w, mx::multiply(correction_step(w, h, hessian), mx::array(static_cast<float>(options.correction))))
+std::optional<mx::array> importance_of(const std::vector<float>& moments) {
+  if (std::all_of(moments.begin(), moments.end(), [](float m) { return m == 0; })) return std::nullopt;
+  return mx::array(moments.data(), {static_cast<int>(moments.size())}, mx::float32);
+}
+
+}  // namespace
+
+FactoredHessian::FactoredHessian(const std::string& path, const calibration::Hessian& h, int group_size, const GptqOptions& options)
+    : source((check_moments(path, h.moment), h)),
+      damp(options.damp),
+      damped(h.moment),
+      order(visiting_order(options.act_order, diagonal_of(h.moment), group_size)),
+      importance(importance_of(diagonal_of(h.moment))),
+      factor(factored(path, h, order, mean_of(h), damp, damped)) {}
+
+GptqResult gptq(const std::string& path, const mx::array& weight, const FactoredHessian& h, const codec::Format& format, const GptqOptions& options) {
+  const auto w = mx::astype(weight, mx::float32);
+  if (!all_finite(w)) fail("quantize", "{}: holds weights that are NaN or infinite; get the model again or mend that tensor", path);
+  const auto start = Clock::now();
+  const auto aim = options.correction > 0 && h.source.shift
+                       ? mx::add(w, mx::multiply(correction_step(w, h), mx::array(static_cast<float>(options.correction))))
                        : w;
   mx::eval(aim);
-  std::optional<mx::array> importance;
-  if (mean > 0) importance = mx::array(moments.data(), {static_cast<int>(moments.size())}, mx::float32);
   const double factor_time = seconds_since(start);
 
   // Rows know nothing of each other: a head of a quarter million rows is worked through in parts.
@@ -193,19 +200,18 @@ GptqResult gptq(const std::string& path, const mx::array& weight, const calibrat
   std::vector<GptqResult> parts;
   for (int first = 0; first < rows; first += part) {
     const auto cut = [&](const mx::array& x) { return mx::contiguous(mx::slice(x, {first, 0}, {std::min(rows, first + part), x.shape(1)})); };
-    parts.push_back(rows <= part ? quantize_rows(weight, aim, {hessian, *factor, order, importance}, format, options)
-                                 : quantize_rows(cut(weight), cut(aim), {hessian, *factor, order, importance}, format, options));
+    parts.push_back(rows <= part ? quantize_rows(weight, aim, h, format, options) : quantize_rows(cut(weight), cut(aim), h, format, options));
   }
   auto result = joined(parts);
-  result.damp = damp;
+  result.damp = h.damp;
   result.factor_time = factor_time;
   return result;
 }
 
-double correction_share(const mx::array& weight, const calibration::Hessian& train, const calibration::Hessian& held, double damp) {
-  if (!train.shift || !held.shift || train.tokens <= 0 || held.tokens <= 0) return 0;
+double correction_share(const mx::array& weight, const FactoredHessian& train, const calibration::Hessian& held) {
+  if (!train.source.shift || !held.shift || train.source.tokens <= 0 || held.tokens <= 0) return 0;
   const auto w = mx::astype(weight, mx::float32);
-  const auto step = correction_step(w, train, damped(train.moment, train.tokens, damp, mean_of(diagonal_of(train.moment), train.tokens)));
+  const auto step = correction_step(w, train);
   // ‖w·(x − x̂) − c·step·x̂‖² over the held-out tokens is a parabola in c.
   const double slope = inner_product(product(w, mx::contiguous(mx::transpose(*held.shift))), step) / held.tokens;
   const double bend = inner_product(product(step, held.moment), step) / held.tokens;

@@ -13,6 +13,7 @@
 #include "codec/range_search.h"
 #include "kernels/elementwise.h"
 #include "kernels/head_loss.h"
+#include "kernels/primitive.h"
 #include "kernels/scaled_vjp.h"
 
 namespace lquant::quantize {
@@ -39,8 +40,8 @@ mx::array some_rows(const mx::array& w) {
 
 void FisherStore::add(const std::string& path, const mx::array& gradient) {
   const auto it = sums_.find(path);
-  auto sum = kernels::add_squares(it == sums_.end() ? mx::zeros(gradient.shape(), mx::float32) : it->second, gradient);
-  sum.eval();
+  const auto sum = kernels::add_squares(it == sums_.end() ? mx::zeros(gradient.shape(), mx::float32) : it->second, gradient);
+  kernels::settle({sum});
   sums_.insert_or_assign(path, sum);
 }
 

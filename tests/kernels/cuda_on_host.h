@@ -12,6 +12,7 @@
 // CUDA's words on a CPU, as far as the kernels' text uses them, so that the text itself is tested where there is no GPU: include this, then the .cu
 // files inside a namespace. A thread of a block is a thread here; shuffles and __syncthreads wait at barriers.
 #define __device__ inline
+#define __noinline__
 #define __shared__ static  // blocks run one after the other
 #define __align__(bytes) alignas(bytes)
 // f16 is converted by instructions of the device alone; tests of the text take f32 and bf16.
@@ -22,6 +23,9 @@ struct uint4 {
 };
 struct float2 {
   float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
 };
 
 namespace cuda_on_host {
@@ -38,10 +42,10 @@ struct Block {
   }
   std::barrier<> all;
   std::vector<std::unique_ptr<std::barrier<>>> warps;
-  std::vector<std::vector<float>> exchanged;
+  std::vector<std::vector<double>> exchanged;  // holds every float and every int
 };
 
-inline thread_local Index thread_of, block_of, size_of_block;
+inline thread_local Index thread_of, block_of, size_of_block, size_of_grid;
 inline thread_local Block* block = nullptr;
 
 /// Runs `kernel` in `blocks` blocks of `threads` threads, a multiple of a warp.
@@ -51,18 +55,19 @@ inline void launch(int blocks, int threads, const std::function<void()>& kernel)
     std::vector<std::thread> running;
     for (int t = 0; t < threads; ++t)
       running.emplace_back([&, t] {
-        thread_of.x = t, block_of.x = b, size_of_block.x = threads, block = &own;
+        thread_of.x = t, block_of.x = b, size_of_block.x = threads, size_of_grid.x = blocks, block = &own;
         kernel();
       });
     for (auto& thread : running) thread.join();
   }
 }
 
-inline float from_lane(float x, int lane) {
+template <class T>
+T from_lane(T x, int lane) {
   const int warp = thread_of.x / kWarp, own = thread_of.x % kWarp;
   block->exchanged[warp][own] = x;
   block->warps[warp]->arrive_and_wait();
-  const float got = block->exchanged[warp][lane];
+  const T got = static_cast<T>(block->exchanged[warp][lane]);
   block->warps[warp]->arrive_and_wait();
   return got;
 }
@@ -72,10 +77,22 @@ inline float from_lane(float x, int lane) {
 #define threadIdx cuda_on_host::thread_of
 #define blockIdx cuda_on_host::block_of
 #define blockDim cuda_on_host::size_of_block
+#define gridDim cuda_on_host::size_of_grid
 
-inline float __shfl_xor_sync(unsigned int, float x, int other) {
+template <class T>
+T __shfl_xor_sync(unsigned int, T x, int other, int = cuda_on_host::kWarp) {
   return cuda_on_host::from_lane(x, static_cast<int>(threadIdx.x % cuda_on_host::kWarp) ^ other);
 }
+template <class T>
+T __shfl_sync(unsigned int, T x, int lane, int width) {
+  return cuda_on_host::from_lane(x, static_cast<int>(threadIdx.x % cuda_on_host::kWarp) / width * width + lane % width);
+}
+inline bool __any_sync(unsigned int, bool x) {
+  int any = x;
+  for (int other = cuda_on_host::kWarp / 2; other > 0; other /= 2) any |= __shfl_xor_sync(0u, any, other);
+  return any != 0;
+}
+inline void __syncwarp() { cuda_on_host::block->warps[threadIdx.x / cuda_on_host::kWarp]->arrive_and_wait(); }
 inline void __syncthreads() { cuda_on_host::block->all.arrive_and_wait(); }
 
 // Each rounded by itself: a volatile result is never joined with the next operation.
@@ -88,6 +105,10 @@ inline float __fadd_rn(float a, float b) {
   return sum;
 }
 inline float __fsub_rn(float a, float b) { return __fadd_rn(a, -b); }
+inline float __fdiv_rn(float a, float b) {
+  volatile float quotient = a / b;
+  return quotient;
+}
 inline unsigned int __float_as_uint(float x) {
   unsigned int u;
   std::memcpy(&u, &x, sizeof u);

@@ -38,6 +38,11 @@ double output_error(const mx::array& w, const codec::Packed& packed, const codec
 
 const codec::Format kFormat{codec::Mode::affine, 3, 32};
 
+GptqResult quantized(const mx::array& w, const Hessian& h, const codec::Format& format = kFormat, const GptqOptions& options = {},
+                     const std::string& path = "w") {
+  return gptq(path, w, FactoredHessian(path, h, format.group_size, options), format, options);
+}
+
 class GptqOrders : public ::testing::TestWithParam<ActOrder> {};
 
 TEST_P(GptqOrders, LowersTheOutputErrorOfRangeSearch) {
@@ -46,7 +51,7 @@ TEST_P(GptqOrders, LowersTheOutputErrorOfRangeSearch) {
   options.act_order = GetParam();
   options.sweeps = 0;
   const auto h = hessian_of(x);
-  const auto done = gptq("w", w, h, kFormat, options);
+  const auto done = quantized(w, h, kFormat, options);
   EXPECT_EQ(done.packed.scales.dtype(), mx::bfloat16);
   const auto searched = codec::range_search(w, kFormat, mx::diagonal(h.moment)).packed;
   EXPECT_LT(output_error(w, done.packed, kFormat, x), output_error(w, searched, kFormat, x));
@@ -65,14 +70,14 @@ TEST(Gptq, SweepsAndRangesHelp) {
   plain.range_search = false;
   plain.sweeps = searched.sweeps = 0;
   refined.sweeps = 3;
-  const auto error = [&](const GptqOptions& o) { return gptq("w", w, hessian_of(x), kFormat, o).error; };
+  const auto error = [&](const GptqOptions& o) { return quantized(w, hessian_of(x), kFormat, o).error; };
   EXPECT_LT(error(searched), error(plain));
   EXPECT_LT(error(refined), error(searched));
 }
 
 TEST(Gptq, InputsThatAreAlwaysZero) {
   const auto w = weights(8, 64, 5);
-  const auto done = gptq("w", w, {mx::zeros({64, 64}), std::nullopt, 100}, kFormat, {});
+  const auto done = quantized(w, {mx::zeros({64, 64}), std::nullopt, 100});
   const auto plain = codec::quantize(w, kFormat);
   EXPECT_LE(output_error(w, done.packed, kFormat, mx::eye(64)), output_error(w, plain, kFormat, mx::eye(64)));
 
@@ -80,7 +85,7 @@ TEST(Gptq, InputsThatAreAlwaysZero) {
   const auto alive = mx::concatenate({mx::ones({1, 32}), mx::zeros({1, 32})}, 1), x = mx::multiply(inputs(256, 64, 6), alive);
   GptqOptions options;
   options.sweeps = 0;
-  const auto half = gptq("w", w, hessian_of(x), kFormat, options);
+  const auto half = quantized(w, hessian_of(x), kFormat, options);
   EXPECT_LT(output_error(w, half.packed, kFormat, x), output_error(w, plain, kFormat, x));
   const auto dead = mx::subtract(mx::array(1.0f), alive);
   // One step of three bits over a range of at most six standard deviations of 0.1, halved by rounding.
@@ -90,7 +95,7 @@ TEST(Gptq, InputsThatAreAlwaysZero) {
 
 TEST(Gptq, OneToken) {
   const auto w = weights(8, 64, 7), x = inputs(1, 64, 8);
-  const auto done = gptq("w", w, hessian_of(x), kFormat, {});
+  const auto done = quantized(w, hessian_of(x));
   EXPECT_LT(output_error(w, done.packed, kFormat, x), output_error(w, codec::quantize(w, kFormat), kFormat, x));
 }
 
@@ -99,7 +104,7 @@ TEST(Gptq, DampingGrowsUntilTheHessianFactors) {
   const auto row = inputs(1, 64, 9);
   GptqOptions options;
   options.damp = 1e-12;
-  const auto done = gptq("w", weights(8, 64, 10), {mx::matmul(mx::transpose(row), row), std::nullopt, 1}, kFormat, options);
+  const auto done = quantized(weights(8, 64, 10), {mx::matmul(mx::transpose(row), row), std::nullopt, 1}, kFormat, options);
   EXPECT_GT(done.damp, options.damp);
   EXPECT_LE(done.error, done.plain_error);
 }
@@ -108,7 +113,7 @@ TEST(Gptq, NeverWorseThanPlainRounding) {
   for (unsigned seed = 0; seed < 6; ++seed)
     for (int bits : {2, 4, 8}) {
       const codec::Format format{codec::Mode::affine, bits, 64};
-      const auto done = gptq("w", weights(4, 128, seed), hessian_of(inputs(8, 128, seed + 20)), format, {});
+      const auto done = quantized(weights(4, 128, seed), hessian_of(inputs(8, 128, seed + 20)), format);
       EXPECT_LE(done.error, done.plain_error);
     }
 }
@@ -116,7 +121,7 @@ TEST(Gptq, NeverWorseThanPlainRounding) {
 TEST(Gptq, RefusesWhatIsNotFinite) {
   const auto refused = [](const mx::array& w, const mx::array& moment, const char* words) {
     try {
-      gptq("model.layers.1.mlp.up_proj", w, {moment, std::nullopt, 1}, kFormat, {});
+      quantized(w, {moment, std::nullopt, 1}, kFormat, {}, "model.layers.1.mlp.up_proj");
       ADD_FAILURE() << "was not refused";
     } catch (const Error& e) {
       EXPECT_NE(std::string(e.what()).find("model.layers.1.mlp.up_proj"), std::string::npos) << e.what();
@@ -149,7 +154,7 @@ TEST(Gptq, CorrectionAimsAtTheFullPrecisionOutputs) {
   GptqOptions with, without;
   with.correction = 1;
   with.damp = without.damp = 1e-4;
-  const auto value = [&](const GptqOptions& o) { return codec::dequantize(gptq("w", w, train.hessian(), fine, o).packed, fine, mx::float32); };
+  const auto value = [&](const GptqOptions& o) { return codec::dequantize(quantized(w, train.hessian(), fine, o).packed, fine, mx::float32); };
   EXPECT_LT(held.error(w, value(with)), 0.5 * held.error(w, value(without)));
   // Least squares leaves a residual that is orthogonal to x̂: no further step along w·S lowers the error on the rows it was fitted on.
   const auto best = value(with);
@@ -159,14 +164,15 @@ TEST(Gptq, CorrectionAimsAtTheFullPrecisionOutputs) {
 TEST(Gptq, CorrectionShareIsTheBestOnHeldOutRows) {
   const auto w = weights(16, 64, 14);
   const Pair train(15), held(16);
-  const double share = correction_share(w, train.hessian(), held.hessian(), 0.01);
+  const FactoredHessian fitted("w", train.hessian(), 32, {});
+  const double share = correction_share(w, fitted, held.hessian());
   EXPECT_GT(share, 0.5);
   EXPECT_LE(share, 1);
   // Shifts that held-out rows contradict are not taken.
   auto against = held.hessian();
   against.shift = mx::negative(*against.shift);
-  EXPECT_EQ(correction_share(w, train.hessian(), against, 0.01), 0);
-  EXPECT_EQ(correction_share(w, {mx::eye(64), std::nullopt, 1}, held.hessian(), 0.01), 0);
+  EXPECT_EQ(correction_share(w, fitted, against), 0);
+  EXPECT_EQ(correction_share(w, FactoredHessian("w", {mx::eye(64), std::nullopt, 1}, 32, {}), held.hessian()), 0);
 }
 
 }  // namespace

@@ -1,20 +1,13 @@
-#pragma once
-
-// The CUDA text behind feedback_gpu.cpp, compiled by MLX when first called. It does what feedback_cpu.cpp does, row by row: same rounding of values,
-// same tests for taking a change.
+// Device code of feedback_gpu.cpp. It does what feedback_cpu.cpp does, row by row: same rounding of values, same tests for
+// taking a change.
 //
-// Eight lanes share a row, so that what a row's column costs once (a division, rounding) is paid once for the four rows of a warp, while each lane's
-// part of a row stays in registers. Lane l of 8 holds columns 32·t + 4·l + c (c < 4) in x[4·t + c]: its four neighbours are one 16-byte load from the
-// square matrix in shared memory. Loops over t and c are unrolled since registers have no index; only the loop over lanes runs.
+// Eight lanes share a row, so that what a row's column costs once (a division, rounding) is paid once for the four rows of
+// a warp, while each lane's part of a row stays in registers. Lane l of 8 holds columns 32·t + 4·l + c (c < 4) in
+// x[4·t + c]: its four neighbours are one 16-byte load from the square matrix in shared memory. Loops over t and c are
+// unrolled since registers have no index; only the loop over lanes runs.
 //
-// Every lane of a warp takes part in every shuffle: rows beyond the last work on the last row again and write nothing, and rows that change nothing
-// add zeros.
-namespace lquant::codec::gpu {
-
-inline constexpr int kLanesPerRow = 8;
-
-/// What both kernels use. n is the number of columns, a multiple of 32; S the dtype of scales and biases.
-inline constexpr const char* kCudaCommon = R"cuda(
+// Every lane of a warp takes part in every shuffle: rows beyond the last work on the last row again and write nothing, and
+// rows that change nothing add zeros.
 namespace lquant {
 
 constexpr int kLanes = 8;
@@ -162,78 +155,107 @@ __device__ void recode(const float* h, int lane, float top, float scale, float b
   }
 }
 
-}  // namespace lquant
-)cuda";
-
-/// Inputs: w, fed [N, n] (what earlier columns' errors add to w), inside [n, n], scales, biases [N, groups], group [n], top [1].
-/// Outputs: codes u8, the errors' parts high and low f32 [N, n].
-inline constexpr const char* kCudaFeedback = R"cuda(
-  constexpr int m = n / lquant::kLanes;
-  extern __shared__ float4 shared[];
-  float* square = reinterpret_cast<float*>(shared);
+// What inside a block of n columns follows of each code, a row to eight lanes. w, fed [rows, n] (what earlier columns' errors add to w), inside
+// [n, n], scales, biases [rows, groups], group [n]. Out: codes, the errors' parts high and low [rows, n]. square: shared, [n, n].
+template <class S, int n>
+__device__ void feedback(float* square, const float* w, const float* fed, const float* inside, const S* scales, const S* biases, const int* group,
+                         float top, int rows, int groups, unsigned char* codes, float* high, float* low) {
+  constexpr int m = n / kLanes;
   for (int i = threadIdx.x; i < n * n; i += blockDim.x) square[i] = inside[i];
   __syncthreads();
-  const int lane = threadIdx.x % lquant::kLanes, rows = w_shape[0], groups = scales_shape[1];
-  const int turn = (blockIdx.x * blockDim.x + threadIdx.x) / lquant::kLanes;
-  const long long row = turn < rows ? turn : rows - 1;
+  const int lane = threadIdx.x % kLanes;
+  const int turn = thread_index() / kLanes;
+  const long row = turn < rows ? turn : rows - 1;
   float weights[m], aim[m], q[m], e[m];
 #pragma unroll
   for (int i = 0; i < m; ++i) {
-    const long long at = row * n + lquant::column_of(i, lane);
+    const long at = row * n + column_of(i, lane);
     weights[i] = w[at];
     aim[i] = __fadd_rn(weights[i], fed[at]);
   }
-  lquant::round_columns<S, n, 0>(square, scales + row * groups, biases + row * groups, group, top[0], lane, weights, aim, q, e);
+  round_columns<S, n, 0>(square, scales + row * groups, biases + row * groups, group, top, lane, weights, aim, q, e);
   if (turn >= rows) return;
 #pragma unroll
   for (int i = 0; i < m; ++i) {
-    const long long at = row * n + lquant::column_of(i, lane);
+    const long at = row * n + column_of(i, lane);
     codes[at] = static_cast<unsigned char>(q[i]);
-    lquant::split(e[i], high[at], low[at]);
+    split(e[i], high[at], low[at]);
   }
-)cuda";
+}
 
-/// One group of n columns, from `first` [1] on. Inputs: w [N, n], old_high, old_low [N, K] (the parts of all errors), slopes [N, n] (all errors · H
-/// at the group's columns), own [n, n] (the group's part of H), total [1] (its sum), old_codes [N, n], old_scales, old_biases [N, 1], first, top [1].
-/// Outputs: codes, high, low, scales, biases alike. The errors are copied whole: the launches that would put a group's in place cost more.
-inline constexpr const char* kCudaRefine = R"cuda(
-  constexpr int m = n / lquant::kLanes;
-  extern __shared__ float4 shared[];
-  float* square = reinterpret_cast<float*>(shared);
-  for (int i = threadIdx.x; i < n * n; i += blockDim.x) square[i] = own[i];
-  const int lane = threadIdx.x % lquant::kLanes, rows = w_shape[0];
-  const int turn = (blockIdx.x * blockDim.x + threadIdx.x) / lquant::kLanes;
-  const long long row = turn < rows ? turn : rows - 1;
-  const long long k = old_high_shape[1], per_block = blockDim.x / lquant::kLanes * k, begin = blockIdx.x * per_block;
-  const long long end = begin + per_block < rows * k ? begin + per_block : rows * k;
-  for (long long i = begin + threadIdx.x; i < end; i += blockDim.x) {
-    high[i] = old_high[i];
-    low[i] = old_low[i];
-  }
-  __syncthreads();  // for the matrix, and so that the group's new errors come after the copy of the old
-  float weights[m], q[m], e[m], r[m];
-#pragma unroll
-  for (int i = 0; i < m; ++i) {
-    const long long at = row * n + lquant::column_of(i, lane);
-    weights[i] = w[at];
-    q[i] = static_cast<float>(old_codes[at]);
-    r[i] = slopes[at];
-    const long long in_row = row * k + first[0] + lquant::column_of(i, lane);
-    e[i] = __fadd_rn(old_high[in_row], old_low[in_row]);
-  }
-  float scale = static_cast<float>(old_scales[row]), bias = static_cast<float>(old_biases[row]);
-  lquant::refit<S, n>(square, total[0], lane, weights, q, e, r, scale, bias);
-  lquant::recode<S, n>(square, lane, top[0], scale, bias, weights, q, e, r);
-  lquant::refit<S, n>(square, total[0], lane, weights, q, e, r, scale, bias);
-  if (turn >= rows) return;
-#pragma unroll
-  for (int i = 0; i < m; ++i) {
-    const long long at = row * n + lquant::column_of(i, lane);
-    codes[at] = static_cast<unsigned char>(q[i]);
-    const long long in_row = row * k + first[0] + lquant::column_of(i, lane);
-    lquant::split(e[i], high[in_row], low[in_row]);
-  }
-  if (lane == 0) scales[row] = static_cast<S>(scale), biases[row] = static_cast<S>(bias);
-)cuda";
+constexpr int kWidth = 256;       // columns that a launch refines, at most
+constexpr int kRowsPerBlock = 16;  // of threads: 128 of them, a row to eight lanes
 
-}  // namespace lquant::codec::gpu
+// Floats of shared memory that refine needs: a square of H, and of each row the slopes of all columns and the changes of one group's errors.
+__device__ constexpr int refine_floats(int n) { return n * n + kRowsPerBlock * (kWidth + n); }
+
+// `count` groups of n columns one after another, from column `first` on. w [rows, k]; old_parts [rows, 3 k]: of each row's errors the high parts, the
+// low parts and the high parts again; slopes [rows, count · n]: errors · H at these columns; hessian [k, k] and the sums of its squares on the diagonal
+// totals [k / n]; old_codes [rows, k]; old_scales, old_biases [rows, k / n]. Out: codes, parts, scales, biases alike: what stands elsewhere is copied,
+// for the launches that would put a group's in place cost more.
+template <class S, int n>
+__device__ void refine(float* shared, const float* w, const float* old_parts, const float* slopes, const float* hessian, const float* totals,
+                       const unsigned char* old_codes, const S* old_scales, const S* old_biases, int first, int count, float top, int rows, int k,
+                       unsigned char* codes, float* parts, S* scales, S* biases) {
+  constexpr int m = n / kLanes;
+  const int lane = threadIdx.x % kLanes, own = threadIdx.x / kLanes, groups = k / n, width = count * n;
+  float* square = shared;
+  float* slope = square + n * n + own * kWidth;
+  float* change = square + n * n + kRowsPerBlock * kWidth + own * n;
+  const int turn = blockIdx.x * kRowsPerBlock + own;
+  const long row = turn < rows ? turn : rows - 1;
+  const long begin = static_cast<long>(blockIdx.x) * kRowsPerBlock, end = begin + kRowsPerBlock < rows ? begin + kRowsPerBlock : rows;
+  for (long i = begin * 3 * k + threadIdx.x; i < end * 3 * k; i += blockDim.x) parts[i] = old_parts[i];
+  for (long i = begin * k + threadIdx.x; i < end * k; i += blockDim.x) codes[i] = old_codes[i];
+  for (long i = begin * groups + threadIdx.x; i < end * groups; i += blockDim.x) scales[i] = old_scales[i], biases[i] = old_biases[i];
+  for (int c = lane; c < width; c += kLanes) slope[c] = slopes[row * width + c];
+#pragma unroll 1
+  for (int g = 0; g < count; ++g) {
+    const int at = first + g * n, group = at / n;
+    __syncthreads();  // the square before is used up, and what was copied is there
+    for (int i = threadIdx.x; i < n * n; i += blockDim.x) square[i] = hessian[static_cast<long>(at + i / n) * k + at + i % n];
+    __syncthreads();
+    float weights[m], q[m], e[m], r[m], before[m];
+#pragma unroll
+    for (int i = 0; i < m; ++i) {
+      const int c = column_of(i, lane);
+      const float* error = old_parts + row * 3 * k + at + c;
+      weights[i] = w[row * k + at + c];
+      q[i] = static_cast<float>(old_codes[row * k + at + c]);
+      e[i] = before[i] = __fadd_rn(error[0], error[k]);
+      r[i] = slope[g * n + c];
+    }
+    float scale = static_cast<float>(old_scales[row * groups + group]), bias = static_cast<float>(old_biases[row * groups + group]);
+    refit<S, n>(square, totals[group], lane, weights, q, e, r, scale, bias);
+    recode<S, n>(square, lane, top, scale, bias, weights, q, e, r);
+    refit<S, n>(square, totals[group], lane, weights, q, e, r, scale, bias);
+#pragma unroll
+    for (int i = 0; i < m; ++i) {
+      const int c = column_of(i, lane);
+      change[c] = __fsub_rn(e[i], before[i]);
+      if (turn >= rows) continue;
+      codes[row * k + at + c] = static_cast<unsigned char>(q[i]);
+      float high, low;
+      split(e[i], high, low);
+      float* error = parts + row * 3 * k + at + c;
+      error[0] = error[2 * k] = high;
+      error[k] = low;
+    }
+    if (turn < rows && lane == 0) scales[row * groups + group] = static_cast<S>(scale), biases[row * groups + group] = static_cast<S>(bias);
+    __syncwarp();
+    // What the groups behind it find.
+    for (int c = (g + 1) * n + 4 * lane; c < width; c += 4 * kLanes) {
+      float sum[4] = {slope[c], slope[c + 1], slope[c + 2], slope[c + 3]};
+#pragma unroll 4
+      for (int j = 0; j < n; ++j) {
+        const float4 h = *reinterpret_cast<const float4*>(hessian + static_cast<long>(at + j) * k + first + c);
+        sum[0] += change[j] * h.x, sum[1] += change[j] * h.y, sum[2] += change[j] * h.z, sum[3] += change[j] * h.w;
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) slope[c + i] = sum[i];
+    }
+    __syncwarp();
+  }
+}
+
+}  // namespace lquant
