@@ -1,5 +1,5 @@
 # The front door. `make demo` and `make test` do all their set-up themselves.
-.PHONY: all build hub demo test test-shared families bench install format lint asan ubsan fuzz fuzz-mutations setup clean
+.PHONY: all build hub demo test test-shared test-gpu families bench bench-gpu install format lint asan ubsan fuzz fuzz-mutations setup clean
 CMAKE ?= cmake
 # The environment's tools are found first, so that a machine's other pythons play no part.
 export PATH := $(CURDIR)/.venv/bin:$(PATH):$(HOME)/.cargo/bin
@@ -44,6 +44,15 @@ test-shared: build
 	@test -d "$(SHARED)" || { echo "make test-shared SHARED=folder: the folder with the models and texts" >&2; exit 2; }
 	@LQUANT=$(CURDIR)/build/lquant LQUANT_SHARED=$(abspath $(SHARED)) python -m pytest -q tests/shared
 
+# The rooms' tests on the default GPU, with f32 products in f32: what the tests derive holds for those, not for factors of 11 bits.
+GPU_ROOMS = kernels codec model calibration quantize evaluate pipeline
+test-gpu:
+	@scripts/setup test
+	@python -c 'import sys, mlx.core as mx; sys.exit(mx.default_device() != mx.gpu)' || { echo "make test-gpu: MLX has no GPU here; on NVIDIA's, put mlx[cuda13] in the place of mlx[cpu] in .venv (README)" >&2; exit 2; }
+	@$(CMAKE) --preset release --log-level=WARNING
+	@$(CMAKE) --build --preset release --target $(GPU_ROOMS:%=test_%)
+	@MLX_ENABLE_TF32=0 ctest --test-dir build --output-on-failure -R '^($(shell echo $(GPU_ROOMS) | tr ' ' '|'))$$'
+
 # The kernels, gradients, codecs, file readers and the forward pass once more under the sanitizers. MLX itself is not instrumented.
 SANITIZED = base checkpoint text kernels codec model
 asan ubsan:
@@ -73,6 +82,11 @@ bench:
 	@$(CMAKE) --preset release -DLQUANT_BENCHMARKS=ON --log-level=WARNING
 	@$(CMAKE) --build --preset release --target lquant_benchmarks
 	@python benchmarks/bench.py --build build $(BENCH_ARGS)
+
+# On a GPU, models of random weights in published shapes: lquant and mlx_lm in one run; BENCH_ARGS="--shape llama-3.1-8b --methods gptq" for others.
+bench-gpu: build
+	@scripts/setup test
+	@python benchmarks/gpu.py --build build $(BENCH_ARGS)
 
 install:
 	@python3 -m pip install .

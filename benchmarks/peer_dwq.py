@@ -43,4 +43,5 @@ with contextlib.redirect_stdout(sys.stderr):
 
 steps = [after[1] - before[1] for before, after in zip(asked, asked[1:]) if before[0] == "train"]
 tokens = sum(len(row) - 1 for row, _ in train)
-print(json.dumps({"tokens_per_second": tokens / sum(steps), "tokens": tokens, "seconds": sum(steps), "peak_memory": mx.get_peak_memory()}))
+later = sum(len(row) - 1 for row, _ in train[2 * args.batch_size :]), sum(steps[2:])
+print(json.dumps({"tokens_per_second": tokens / sum(steps), "later_tokens_per_second": later[0] / later[1] if later[1] else 0, "tokens": tokens, "seconds": sum(steps), "peak_memory": mx.get_peak_memory()}))

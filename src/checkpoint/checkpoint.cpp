@@ -3,16 +3,20 @@
 #include "checkpoint/checkpoint.h"
 
 #include <algorithm>
+#include <deque>
 #include <map>
 #include <mutex>
 #include <optional>
 #include <set>
 #include <stdexcept>
+#include <utility>
+#include <vector>
 
 #include "base/error.h"
 #include "base/files.h"
 #include "base/hash.h"
 #include "base/links.h"
+#include "base/on_threads.h"
 #include "checkpoint/gguf/source.h"
 #include "checkpoint/hub_origin.h"
 #include "checkpoint/tensor.h"
@@ -228,18 +232,22 @@ const File& Checkpoint::file_of(const std::string& name) const {
 std::string Checkpoint::fingerprint() const {
   const std::lock_guard lock(state_->fingerprint_mutex);
   if (!state_->fingerprint.empty()) return state_->fingerprint;
-  Sha256 hash;
-  const auto add = [&](const std::string& name, const File& file) { hash.update(fmt::format("{} {}\n", name, sha256_from(file, 0))); };
+  std::deque<File> opened;
+  std::vector<std::pair<std::string, const File*>> all;
   if (state_->gguf) {
-    for (const auto& piece : state_->gguf->pieces()) add(piece.file.path().filename().string(), piece.file);
-    return state_->fingerprint = hash.hex();
+    for (const auto& piece : state_->gguf->pieces()) all.emplace_back(piece.file.path().filename().string(), &piece.file);
+  } else {
+    auto texts = tokenizer_files();
+    texts.push_back("config.json");
+    for (const auto& name : texts) {
+      if (has_entry(state_->folder, name)) all.emplace_back(name, &opened.emplace_back(File::open(state_->folder, name)));
+    }
+    for (const auto& [name, file] : state_->files) all.emplace_back(name, &file);
   }
-  auto texts = tokenizer_files();
-  texts.push_back("config.json");
-  for (const auto& name : texts) {
-    if (has_entry(state_->folder, name)) add(name, File::open(state_->folder, name));
-  }
-  for (const auto& [name, file] : state_->files) add(name, file);
+  std::vector<std::string> digests(all.size());
+  on_threads(all.size(), [&](std::size_t i) { digests[i] = sha256_from(*all[i].second, 0); });
+  Sha256 hash;
+  for (std::size_t i = 0; i < all.size(); ++i) hash.update(fmt::format("{} {}\n", all[i].first, digests[i]));
   return state_->fingerprint = hash.hex();
 }
 

@@ -3,7 +3,6 @@
 
 #include <mlx/mlx.h>
 
-#include <numeric>
 #include <stdexcept>
 
 #include "codec/feedback_cpu.h"
@@ -86,9 +85,7 @@ mx::array take_columns(const mx::array& x, const std::vector<int>& order) {
   if constexpr (cpu::built) {
     if (kernels::cpu_kernels()) return cpu::take_columns(x, order);
   }
-  auto taken = mx::take(x, mx::array(order.data(), {static_cast<int>(order.size())}, mx::int32), 1);
-  taken.eval();
-  return taken;
+  return mx::take(x, mx::array(order.data(), {static_cast<int>(order.size())}, mx::int32), 1);
 }
 
 Coded refine(const mx::array& w, const mx::array& hessian, const Coded& start, const Format& format, int sweeps) {
@@ -175,10 +172,9 @@ std::vector<double> feedback_errors(const mx::array& w, const std::vector<mx::ar
   const auto e = differences.size() == 1 ? differences.front() : mx::concatenate(differences, 0);
   // H is its own transpose. An outlier channel's terms are thousands of times as large as the change of the sum that a code is judged by.
   const auto product = mx::multiply(kernels::cuda_kernels() ? kernels::precise_product(e, hessian) : kernels::linear(e, {hessian, std::nullopt}), e);
-  auto rows = mx::contiguous(mx::copy(mx::sum(product, 1), mx::Device::cpu), false, mx::Device::cpu);
-  rows.eval();
-  const auto* next = rows.data<float>();
-  for (std::size_t i = 0; i < quantized.size(); ++i, next += w.shape(0)) errors.push_back(std::accumulate(next, next + w.shape(0), 0.0));
+  auto sums = mx::sum(mx::reshape(product, {static_cast<int>(quantized.size()), -1}), 1);
+  sums.eval();
+  for (std::size_t i = 0; i < quantized.size(); ++i) errors.push_back(sums.data<float>()[i]);
   return errors;
 }
 

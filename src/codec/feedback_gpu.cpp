@@ -103,8 +103,8 @@ Coded refine(const mx::array& w, const mx::array& hessian, const Coded& start, c
           {{"codes", {rows, k}, mx::uint8}, {"parts", {rows, 3 * k}, mx::float32}, {"scales", {rows, groups}, dtype}, {"biases", {rows, groups}, dtype}},
           {{"first", first}, {"count", count}, {"top", top_of(format)}, {"k", k}}, rows, n, dtype, n * n + kThreads / kLanesPerRow * (kWidth + n));
       made = {next[0], next[2], next[3]}, parts = next[1];
+      kernels::settle({parts, made.codes, made.scales, made.biases});
     }
-    kernels::settle({parts, made.codes, made.scales, made.biases});
   }
   mx::eval(made.codes, made.scales, made.biases);
   return made;

@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "codec/cuda_text.h"
+#include "codec/feedback_gpu.h"
 #include "codec/quantize.h"
 #include "kernels/cuda_module.h"
 
@@ -46,14 +47,6 @@ struct Importance {
   }
 };
 
-double on_host_sum(const mx::array& rows) {
-  auto host = mx::contiguous(mx::flatten(rows), false, mx::Device::cpu);
-  host.eval();
-  double sum = 0;
-  for (std::size_t i = 0; i < host.size(); ++i) sum += host.data<float>()[i];
-  return sum;
-}
-
 kernels::CudaCall over_groups(const char* function, const char* arguments, const mx::array& w, mx::Dtype scales, const Format& format) {
   const auto groups = w.size() / format.group_size;
   const auto types = fmt::format("{}, {}", kernels::cuda_type(w.dtype()), kernels::cuda_type(scales));
@@ -68,14 +61,14 @@ kernels::CudaCall over_groups(const char* function, const char* arguments, const
           kThreads};
 }
 
-/// Errors of some rows of w: Σ h (w − ŵ)² and, where asked for, Σ (w − ŵ)² and the largest |w − ŵ|, each [rows].
-struct RowErrors {
+/// Errors of some rows of w: Σ h (w − ŵ)², Σ (w − ŵ)² and the largest |w − ŵ|, in f32: a sum of tens of millions in MLX's tree of partial sums.
+struct PartErrors {
   mx::array weighted, square, largest;
 };
 
-RowErrors row_errors(const mx::array& w, const mx::array& back, const mx::array& h) {
+PartErrors errors_of(const mx::array& w, const mx::array& back, const mx::array& h) {
   const auto d = mx::subtract(mx::astype(w, mx::float32), back), square = mx::square(d);
-  return {mx::sum(mx::multiply(h, square), 1), mx::sum(square, 1), mx::max(mx::abs(d), 1)};
+  return {mx::sum(mx::multiply(h, square)), mx::sum(square), mx::max(mx::abs(d))};
 }
 
 /// Calls take(errors) for parts of the rows; the importance is multiplied by h.scale.
@@ -93,7 +86,10 @@ void each_part(const mx::array& w, const Packed& packed, const Format& format, c
     some.codes = cut(some.codes), some.scales = cut(some.scales);
     if (some.biases) some.biases = cut(*some.biases);
     const auto of_row = h.share == rows ? scaled : mx::take(scaled, mx::floor_divide(mx::arange(first, end, mx::int32), mx::array(h.share)), 0);
-    take(row_errors(cut(flat_w), dequantize(some, format, mx::float32), of_row));
+    // Rounded as on a CPU: MLX's own kernel may fuse the product and the sum.
+    const auto back = format.mode == Mode::affine ? gpu::values_of({unpack_codes(some.codes, format.bits), some.scales, *some.biases}, format)
+                                                  : dequantize(some, format, mx::float32);
+    take(errors_of(cut(flat_w), back, of_row));
   }
 }
 
@@ -111,9 +107,9 @@ RangeSearchResult range_search(const mx::array& w, const Format& format, const s
                   {"error", groups, mx::float32}};
   call.scalars.insert(call.scalars.end(), {{"columns", w.shape(-1)}, {"share", h.share}, {"unit", h.scale}});
   const auto made = kernels::call(call);
-  const auto plain = mx::sum(made[3], -1), found = mx::sum(made[4], -1);
+  auto plain = mx::sum(made[3]), found = mx::sum(made[4]);
   mx::eval(made[0], made[1], made[2], plain, found);
-  return {{made[0], made[1], made[2]}, on_host_sum(plain) / h.scale, on_host_sum(found) / h.scale};
+  return {{made[0], made[1], made[2]}, plain.item<float>() / double{h.scale}, found.item<float>() / double{h.scale}};
 }
 
 mx::array requantize_codes(const mx::array& w, const mx::array& scales, const mx::array& biases, const Format& format) {
@@ -128,12 +124,11 @@ mx::array requantize_codes(const mx::array& w, const mx::array& scales, const mx
 QuantizationError measure_error(const mx::array& w, const Packed& packed, const Format& format, const std::optional<mx::array>& importance) {
   const Importance h(w, importance);
   QuantizationError error{0, 0, 0};
-  each_part(w, packed, format, h, [&](const RowErrors& part) {
-    const auto largest = mx::max(part.largest);  // NaN where one is
-    mx::eval(part.weighted, part.square, largest);
-    error.weighted += on_host_sum(part.weighted) / h.scale;
-    error.mean_square += on_host_sum(part.square) / static_cast<double>(w.size());
-    const double found = largest.item<float>();
+  each_part(w, packed, format, h, [&](PartErrors part) {
+    mx::eval(part.weighted, part.square, part.largest);
+    error.weighted += part.weighted.item<float>() / double{h.scale};
+    error.mean_square += part.square.item<float>() / static_cast<double>(w.size());
+    const double found = part.largest.item<float>();  // NaN where one is
     error.max_abs = found <= error.max_abs ? error.max_abs : found;
   });
   return error;
@@ -142,7 +137,7 @@ QuantizationError measure_error(const mx::array& w, const Packed& packed, const 
 double weighted_error(const mx::array& w, const Packed& packed, const Format& format, const std::optional<mx::array>& importance) {
   const Importance h(w, importance);
   double error = 0;
-  each_part(w, packed, format, h, [&](const RowErrors& part) { error += on_host_sum(part.weighted) / h.scale; });
+  each_part(w, packed, format, h, [&](PartErrors part) { error += part.weighted.item<float>() / double{h.scale}; });
   return error;
 }
 

@@ -80,9 +80,7 @@ mx::array inverse_of(const mx::array& upper) {
     const int end = i * size;
     inverse = joined(inverse, mx::slice(r, {0, end}, {end, end + size}), block(i));
   }
-  inverse = mx::slice(inverse, {0, 0}, {k, k});
-  inverse.eval();
-  return inverse;
+  return mx::slice(inverse, {0, 0}, {k, k});
 }
 
 }  // namespace
@@ -105,9 +103,7 @@ mx::array PositiveSolver::solve(const mx::array& b) const {
   require(b.ndim() == 2 && b.shape(1) == upper_.shape(0) && b.dtype() == mx::float32, "a solution needs b f32 [N, K]");
   if (cuda_kernels()) {
     if (!inverse_) inverse_ = inverse_of(upper_);
-    auto x = precise_product(precise_product(b, mx::transpose(*inverse_)), *inverse_);
-    x.eval();
-    return x;
+    return precise_product(precise_product(b, mx::transpose(*inverse_)), *inverse_);
   }
   if constexpr (cpu::lapack) return cpu::solve_factored(upper_, b);  // MLX solves triangles on the CPU alone, by the slow reference LAPACK
   const auto half = mx::linalg::solve_triangular(upper_, mx::transpose(b), true, mx::Device::cpu);

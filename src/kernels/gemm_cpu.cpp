@@ -34,8 +34,8 @@ constexpr std::int64_t kBlockM = 1024, kBlockN = 2048, kBlockK = 2048;
 // it pays from some 40 (bf16 through f32) to 90 rows (f32) on.
 constexpr std::int64_t kReorderRows = 64;
 // A thread forgets its primitives when it holds this many; a training step of a large model uses some dozens. The experts of a mixture see another
-// number of rows each time: what is kept of those only takes memory, 40 kB each, and a new one takes 0.2 ms.
-constexpr std::size_t kCachedPrimitives = 128;
+// number of rows each time: what is kept of those only takes memory, 40 kB each and more with AMX, and a new one takes 0.2 ms.
+constexpr std::size_t kCachedPrimitives = 64;
 
 dnnl::engine& engine() {
   // It outlives the caches of all threads.

@@ -64,7 +64,10 @@ bool cuda_kernels() {
 }
 
 void settle(std::vector<mx::array> arrays) {
-  if (mx::default_device() == mx::Device::gpu)
+  constexpr std::size_t kLarge = std::size_t{1} << 28;
+  std::size_t bytes = 0;
+  for (const auto& x : arrays) bytes += x.nbytes();
+  if (mx::default_device() == mx::Device::gpu && bytes < kLarge)
     mx::async_eval(std::move(arrays));
   else
     mx::eval(std::move(arrays));

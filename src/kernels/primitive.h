@@ -19,7 +19,8 @@ bool cpu_kernels();
 /// True when MLX can compile and run CUDA kernels for the default device, and LQUANT_KERNELS does not say mlx.
 bool cuda_kernels();
 
-/// Evaluates the arrays. On a GPU that is only begun, so that what comes next is made ready while it computes; whoever needs a number waits for it.
+/// Evaluates the arrays. On a GPU that is only begun, so that what comes next is made ready while it computes, unless they are large: memory that a
+/// queued operation lets go of is free only when it is done. Whoever needs a number waits for it.
 void settle(std::vector<mx::array> arrays);
 
 /// While one lives, cpu_kernels() and cuda_kernels() are false on this thread: the way to run what a GPU without kernels of ours would run.

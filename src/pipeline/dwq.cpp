@@ -43,6 +43,8 @@ double save_seconds() {
 }
 // A step frees and takes the same sizes again and again: what is cached beyond the largest few of them is only held.
 constexpr double kTrainingCache = 1e9;
+// In a process's first steps a GPU's libraries compile and choose kernels.
+constexpr int kFirstSteps = 2;
 // Codes that GPTQ has chosen answer for each other's errors: smaller steps keep more of that (docs/methods/gptq.md).
 constexpr double kRateAfterGptq = 0.003;
 // Self-sampled texts are no longer than this: sampling is slow, and short texts teach as well.
@@ -306,11 +308,13 @@ DwqResult train(const DwqRun& o, const Inputs& in, const Data& data, quantize::S
                            student.size(), trainer.steps(), o.batch_size, settings.scale_rate,
                            o.move_codes ? fmt::format("move by {:.2g}", settings.code_rate) : "fixed"));
   DwqResult result;
+  int taken = 0;
   run::Progress bar(context.events(), "step", trainer.steps());
   bar.skip(progress.step);
   const auto report = [&](const quantize::DwqReport& now) {
     result.tokens += now.tokens;
     result.seconds += now.seconds;
+    if (++taken > kFirstSteps) result.later_tokens += now.tokens, result.later_seconds += now.seconds;
     bar.advance(1, fmt::format("loss {:.4f}, {:.0f} tokens/s, peak {}", now.loss, result.tokens / result.seconds,
                                format_bytes(static_cast<double>(peak_use()))));
     if (now.validation)
@@ -363,6 +367,7 @@ json DwqResult::to_json() const {
           {"tokens", tokens},
           {"seconds", seconds},
           {"tokens_per_second", seconds > 0 ? tokens / seconds : 0},
+          {"later_tokens_per_second", later_seconds > 0 ? later_tokens / later_seconds : 0},
           {"bits_per_weight", bits_per_weight},
           {"bytes", bytes},
           {"peak_memory", peak_use()}};

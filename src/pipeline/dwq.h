@@ -42,7 +42,8 @@ struct DwqRun {
 struct DwqResult {
   double start_kl = 0, best_kl = 0;  ///< on the validation rows, nats per token
   int steps = 0, best_step = 0;
-  double tokens = 0, seconds = 0;  ///< trained in this process, and the time of those steps without validation
+  double tokens = 0, seconds = 0;              ///< trained in this process, and the time of those steps without validation
+  double later_tokens = 0, later_seconds = 0;  ///< the same without this process's first two steps
   double bits_per_weight = 0;
   std::int64_t bytes = 0;
   nlohmann::json to_json() const;

@@ -33,6 +33,9 @@ using Clock = std::chrono::steady_clock;
 
 namespace {
 
+// On a GPU: Hessians and factors come in few large sizes, and what is cached beyond the largest of them is only held.
+constexpr double kCache = 2e9;
+
 plan::QuantPlan plan_for(const GptqRun& o, const model::ModelSpec& spec, const std::optional<json>& overrides) {
   auto plan = plan::fallback_plan(spec, o.format, o.fallback);
   if (o.embed_bits)
@@ -283,6 +286,7 @@ json GptqResult::to_json() const {
 }
 
 GptqResult gptq(const GptqRun& o, const run::Context& context) {
+  without_cuda_graphs();
   if (o.format.mode != codec::Mode::affine) throw UsageError("gptq needs scales and biases, which only the affine mode has");
   BlockRun run({"gptq", "quantizing blocks", o.model, o.output, o.rows, o.fresh}, context);
   const auto& spec = run.model().spec();
@@ -296,6 +300,7 @@ GptqResult gptq(const GptqRun& o, const run::Context& context) {
   if (!folds.empty()) recorded["scales"] = scales["scales"] = sha256_file(*o.scaled / kFoldFile);
   run.begin(options, scales);
 
+  const CacheBound bound(kCache);
   Gptq work(o, folds, run);
   run.quantize(work);
   const auto written = run.write(recorded);

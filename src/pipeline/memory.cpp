@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <mlx/compile.h>
 #include <mlx/mlx.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 #ifdef __GLIBC__
@@ -55,6 +56,10 @@ void prepare_device() {
   const auto share = static_cast<std::size_t>(available_memory() / 16);
   mx::set_cache_limit(std::max(share, std::size_t{1} << 30));
   if (kernels::cuda_kernels()) mx::set_compile_mode(mx::CompileMode::no_fuse);
+}
+
+void without_cuda_graphs() {
+  if (kernels::cuda_kernels()) setenv("MLX_USE_CUDA_GRAPHS", "0", 0);
 }
 
 CacheBound::CacheBound(double bytes) {

@@ -26,6 +26,10 @@ std::uint64_t peak_use();
 /// what it has once had: 54 GB where 4 GB were in use), and on CUDA it compiles graphs without fusing them: each fused kernel would be a second of
 /// the CUDA compiler's work when it is first met.
 void prepare_device();
+
+/// Lets MLX launch kernels one by one on CUDA, for methods whose sequences of kernels hardly repeat: it would make a graph of each of them and throw
+/// most away, in GPTQ a sixth of the time. Without effect once the device has computed something.
+void without_cuda_graphs();
 /// While it lives, MLX caches no more than `bytes` of a GPU's freed memory.
 class CacheBound {
  public:

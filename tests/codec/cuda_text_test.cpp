@@ -36,6 +36,16 @@ namespace {
 
 using cuda_on_host::launch;
 
+/// The text runs on the CPU, and so does what it is held to.
+class CudaText : public ::testing::Test {
+ protected:
+  CudaText() : before_(mx::default_device()) { mx::set_default_device(mx::Device::cpu); }
+  ~CudaText() override { mx::set_default_device(before_); }
+
+ private:
+  mx::Device before_;
+};
+
 constexpr double kEps = 0x1p-24;  // of one rounding in f32
 constexpr int kThreads = 64;
 
@@ -118,7 +128,7 @@ void search_equals() {
   EXPECT_EQ(again, values<std::uint32_t>(requantize_codes(weight, packed.scales, *packed.biases, format)));
 }
 
-TEST(CudaText, RangeSearchFindsWhatTheCpuFinds) {
+TEST_F(CudaText, RangeSearchFindsWhatTheCpuFinds) {
   using B = of_search::lquant::bf16;
   search_equals<float, 64, 4>();
   search_equals<float, 32, 2>();
@@ -128,7 +138,7 @@ TEST(CudaText, RangeSearchFindsWhatTheCpuFinds) {
   search_equals<B, 64, 2>();
 }
 
-TEST(CudaText, RangeSearchKeepsThePlainRuleWhereNothingCanBeJudged) {
+TEST_F(CudaText, RangeSearchKeepsThePlainRuleWhereNothingCanBeJudged) {
   const int columns = 64;
   std::vector<float> w(3 * columns, 0.5f), h(columns, 0.0f);  // importance nothing; then a NaN and an infinite weight
   for (int j = 0; j < columns; ++j) w[j] = static_cast<float>(j);
@@ -175,12 +185,12 @@ void feedback_equals(int bits) {
   for (std::size_t i = 0; i < w.size(); ++i) EXPECT_EQ(high[i] + low[i], w[i] - ones[i]);
 }
 
-TEST(CudaText, FeedbackGivesTheCodesOfTheCpu) {
+TEST_F(CudaText, FeedbackGivesTheCodesOfTheCpu) {
   feedback_equals<float>(4);
   feedback_equals<of_feedback::lquant::bf16>(3);
 }
 
-TEST(CudaText, RefiningGroupsLowersTheErrorAsTheCpuDoes) {
+TEST_F(CudaText, RefiningGroupsLowersTheErrorAsTheCpuDoes) {
   constexpr int n = 64, k = 192;
   const int rows = 5;
   const Format format{Mode::affine, 3, n};
@@ -216,7 +226,7 @@ TEST(CudaText, RefiningGroupsLowersTheErrorAsTheCpuDoes) {
     }
 }
 
-TEST(CudaText, TrianglesAreInverted) {
+TEST_F(CudaText, TrianglesAreInverted) {
   const int k = 64;
   const auto upper = mx::add(mx::triu(mx::random::normal({k, k}, mx::float32, mx::random::key(3))), mx::multiply(mx::eye(k), mx::array(6.0f)));
   const auto r = floats(upper);

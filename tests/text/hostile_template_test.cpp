@@ -149,13 +149,18 @@ TEST(HostileTemplate, KeptValuesStayWhatTheyWere) {
 }
 
 TEST(HostileTemplate, LongChatsAreNotHostile) {
+#ifdef LQUANT_SANITIZED  // ten times slower, and the work is the square of the messages
+  constexpr int count = 300;
+#else
+  constexpr int count = 1000;
+#endif
   Json messages = Json::array();
-  for (int i = 0; i < 1000; ++i) messages.push_back({{"role", i % 2 ? "assistant" : "user"}, {"content", "message " + std::to_string(i)}});
+  for (int i = 0; i < count; ++i) messages.push_back({{"role", i % 2 ? "assistant" : "user"}, {"content", "message " + std::to_string(i)}});
   const auto text = render(
       "{% set ns = namespace(seen=[]) %}{% for m in messages %}{% set ns.seen = ns.seen + [m] %}{% for n in messages[loop.index:] %}"
       "{% if n.role == 'none' %}x{% endif %}{% endfor %}{{ m.content }}\n{% endfor %}{{ ns.seen|length }}",
       messages);
-  EXPECT_TRUE(text.ends_with("message 999\n1000"));
+  EXPECT_TRUE(text.ends_with("message " + std::to_string(count - 1) + "\n" + std::to_string(count)));
 }
 
 TEST(HostileTemplate, MessagesAreShort) {

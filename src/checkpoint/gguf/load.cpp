@@ -6,14 +6,11 @@
 #include <mlx/types/half_types.h>
 
 #include <algorithm>
-#include <atomic>
 #include <bit>
-#include <exception>
-#include <mutex>
-#include <thread>
 #include <vector>
 
 #include "base/error.h"
+#include "base/on_threads.h"
 #include "checkpoint/safetensors.h"
 
 namespace lquant::checkpoint::gguf {
@@ -22,7 +19,6 @@ namespace {
 // Values in a piece: 256 KiB of floats, a second-level cache's size with room for the bytes. A single longer row is a piece of its own.
 constexpr std::size_t kPiece = std::size_t{1} << 16;
 // More threads do not help: some twenty saturate the memory of any machine.
-constexpr std::size_t kThreads = 16;
 
 /// A tensor as a list of rows, and where each goes.
 struct Rows {
@@ -85,32 +81,6 @@ void round_to(mx::Dtype dtype, const float* in, std::size_t n, char* out) {
   } else {
     std::transform(in, in + n, reinterpret_cast<mx::float16_t*>(out), [](float v) { return static_cast<mx::float16_t>(v); });
   }
-}
-
-/// Calls body(i) for every i below `count` on up to kThreads threads; the first exception is thrown again when all have stopped.
-template <class Body>
-void on_threads(std::size_t count, const Body& body) {
-  std::atomic<std::size_t> next{0};
-  std::exception_ptr error;
-  std::mutex mutex;
-  const auto work = [&] {
-    for (std::size_t i; (i = next++) < count;) {
-      try {
-        body(i);
-      } catch (...) {
-        const std::lock_guard lock(mutex);
-        if (!error) error = std::current_exception();
-        next = count;
-      }
-    }
-  };
-  const auto threads = std::min({count, kThreads, std::max<std::size_t>(1, std::thread::hardware_concurrency())});
-  {
-    std::vector<std::jthread> others;
-    for (std::size_t t = 1; t < threads; ++t) others.emplace_back(work);
-    work();
-  }
-  if (error) std::rethrow_exception(error);
 }
 
 }  // namespace
