@@ -1,4 +1,4 @@
-# Device code that MLX compiles when it is first called goes into the program as text: src/ROOM/NAME.cu as NAME_cu(),
+# Device code that is compiled when it is first called (kernels/cuda_module.h) goes into the program as text: src/ROOM/NAME.cu as NAME_cu(),
 # declared in src/ROOM/cuda_text.h.
 function(lquant_embed_cuda room)
   file(GLOB sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/src/${room}/*.cu")

@@ -51,7 +51,8 @@ template <class Bits>
 std::size_t count_on_threads(const Bits* bits, std::size_t size, Bits exponent) {
   constexpr std::size_t kPart = std::size_t{1} << 21;
   std::atomic<std::size_t> count{0};
-  on_threads((size + kPart - 1) / kPart, [&](std::size_t i) { count += count_full_exponents(bits + i * kPart, std::min(kPart, size - i * kPart), exponent); });
+  on_threads((size + kPart - 1) / kPart,
+             [&](std::size_t i) { count += count_full_exponents(bits + i * kPart, std::min(kPart, size - i * kPart), exponent); });
   return count;
 }
 

@@ -157,7 +157,9 @@ mx::array values_of(const Coded& coded, const Format& format) {
   return kernels::dequantize_affine(pack_codes(coded.codes, format.bits), coded.scales, coded.biases, format.bits, format.group_size, mx::float32);
 }
 
-double feedback_error(const mx::array& w, const mx::array& quantized, const mx::array& hessian) { return feedback_errors(w, {quantized}, hessian)[0]; }
+double feedback_error(const mx::array& w, const mx::array& quantized, const mx::array& hessian) {
+  return feedback_errors(w, {quantized}, hessian)[0];
+}
 
 std::vector<double> feedback_errors(const mx::array& w, const std::vector<mx::array>& quantized, const mx::array& hessian) {
   std::vector<double> errors;

@@ -6,7 +6,7 @@
 
 // Codes that answer for each other's errors: the inner loops of GPTQ and of coordinate descent (docs/methods/gptq.md). What they make
 // small is Σ_rows e · H · eᵀ with e = w − ŵ and H the second moments of the layer's inputs. Weights, factors and moments are f32
-// row-major and finite; scales and biases are affine ones [N, K/group] of one float dtype. All compute at once and throw
+// row-major and finite; scales and biases are affine ones [N, K/group] of one float dtype. All but take_columns compute at once and throw
 // std::invalid_argument when shapes disagree. On a GPU they run there: on NVIDIA's in kernels of their own, on others by MLX's ops.
 namespace lquant::codec {
 
@@ -18,7 +18,7 @@ namespace lquant::codec {
 mx::array round_with_feedback(const mx::array& w, const mx::array& unit_upper, const mx::array& scales, const mx::array& biases,
                               const std::vector<int>& group, const Format& format);
 
-/// x [N, K] (f32 or u8) with its columns in another order: column j of the result is column order[j] of x. Computes at once.
+/// x [N, K] (f32 or u8) with its columns in another order: column j of the result is column order[j] of x. Lazy but on a CPU.
 mx::array take_columns(const mx::array& x, const std::vector<int>& order);
 
 /// Codes u8 [N, K] with their scales and biases, columns in their natural order.
@@ -34,7 +34,7 @@ Coded refine(const mx::array& w, const mx::array& hessian, const Coded& start, c
 /// What codes stand for, f32 [N, K]: as dequantization rounds.
 mx::array values_of(const Coded& coded, const Format& format);
 
-/// Σ_rows (w − ŵ) · H · (w − ŵ)ᵀ, in double from f32 products.
+/// Σ_rows (w − ŵ) · H · (w − ŵ)ᵀ, from f32 products, which a CPU adds in double and a GPU in f32.
 double feedback_error(const mx::array& w, const mx::array& quantized, const mx::array& hessian);
 /// Of several ŵ; on a GPU all at once.
 std::vector<double> feedback_errors(const mx::array& w, const std::vector<mx::array>& quantized, const mx::array& hessian);

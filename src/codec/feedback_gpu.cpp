@@ -55,8 +55,9 @@ mx::array round_with_feedback(const mx::array& w, const mx::array& unit_upper, c
   for (int begin = 0; begin < k; begin += kBlock) {
     const int end = std::min(k, begin + kBlock), n = end - begin;
     const auto before = [&](const mx::array& u) { return mx::slice(u, {0, begin}, {begin, end}); };
-    const auto fed = begin > 0 ? kernels::precise_product({mx::concatenate(high, 1), mx::concatenate(low, 1)}, {before(upper.high), before(upper.low)})
-                               : mx::zeros({rows, n}, mx::float32);
+    const auto fed = begin > 0
+                         ? kernels::precise_product({mx::concatenate(high, 1), mx::concatenate(low, 1)}, {before(upper.high), before(upper.low)})
+                         : mx::zeros({rows, n}, mx::float32);
     const auto inside = mx::slice(unit_upper, {begin, begin}, {end, end});
     const auto made = launch("feedback", "w, fed, inside, scales, biases, group, top, rows, groups, codes, high, low",
                              {{"w", columns(w, begin, end)},
@@ -100,7 +101,10 @@ Coded refine(const mx::array& w, const mx::array& hessian, const Coded& start, c
            {"old_codes", made.codes},
            {"old_scales", made.scales},
            {"old_biases", made.biases}},
-          {{"codes", {rows, k}, mx::uint8}, {"parts", {rows, 3 * k}, mx::float32}, {"scales", {rows, groups}, dtype}, {"biases", {rows, groups}, dtype}},
+          {{"codes", {rows, k}, mx::uint8},
+           {"parts", {rows, 3 * k}, mx::float32},
+           {"scales", {rows, groups}, dtype},
+           {"biases", {rows, groups}, dtype}},
           {{"first", first}, {"count", count}, {"top", top_of(format)}, {"k", k}}, rows, n, dtype, n * n + kThreads / kLanesPerRow * (kWidth + n));
       made = {next[0], next[2], next[3]}, parts = next[1];
       kernels::settle({parts, made.codes, made.scales, made.biases});

@@ -97,7 +97,8 @@ void each_part(const mx::array& w, const Packed& packed, const Format& format, c
 
 RangeSearchResult range_search(const mx::array& w, const Format& format, const std::optional<mx::array>& importance, mx::Dtype scale_dtype) {
   const Importance h(w, importance);
-  auto call = over_groups("range_search", "w, h, n, bits, columns, share, unit, groups, codes, scales, biases, plain_error, error", w, scale_dtype, format);
+  auto call =
+      over_groups("range_search", "w, h, n, bits, columns, share, unit, groups, codes, scales, biases, plain_error, error", w, scale_dtype, format);
   const auto groups = with_columns(w, w.shape(-1) / format.group_size);
   call.inputs.push_back({"h", h.values});
   call.outputs = {{"codes", with_columns(w, w.shape(-1) * format.bits / 32), mx::uint32},

@@ -58,11 +58,16 @@ mx::array joined(const mx::array& v1, const mx::array& r12, const mx::array& v2)
 mx::array inverse_of(const mx::array& upper) {
   const int k = upper.shape(0), padded = (k + kTriangle - 1) / kTriangle * kTriangle;
   auto r = upper;
-  if (padded > k)
-    r = mx::slice_update(mx::eye(padded), upper, mx::Shape{0, 0}, mx::Shape{k, k});
+  if (padded > k) r = mx::slice_update(mx::eye(padded), upper, mx::Shape{0, 0}, mx::Shape{k, k});
   r = mx::contiguous(r);
-  auto blocks = call({"lquant_invert_triangles", triangle_cu(), "lquant::invert_triangles(upper, k, out);", {{"upper", r}},
-                      {{"out", {padded / kTriangle, kTriangle, kTriangle}, mx::float32}}, {{"k", padded}}, padded / kTriangle, kTriangle})[0];
+  auto blocks = call({"lquant_invert_triangles",
+                      triangle_cu(),
+                      "lquant::invert_triangles(upper, k, out);",
+                      {{"upper", r}},
+                      {{"out", {padded / kTriangle, kTriangle, kTriangle}, mx::float32}},
+                      {{"k", padded}},
+                      padded / kTriangle,
+                      kTriangle})[0];
   while (blocks.shape(0) % 2 == 0) {
     const int pairs = blocks.shape(0) / 2, size = blocks.shape(1);
     const std::int64_t step = 2 * static_cast<std::int64_t>(size) * (padded + 1);

@@ -4,8 +4,8 @@
 
 #include <optional>
 
-// Factorisations of the symmetric matrices that methods meet. They compute at once, on the device that holds the data where that device
-// can: LAPACK from OpenBLAS on a CPU, MLX's own on CUDA.
+// Factorisations of the symmetric matrices that methods meet, made at once: by LAPACK from OpenBLAS on a CPU, by MLX's own (cuSOLVER) on CUDA. There
+// a solution is two products with the inverse of the triangle, which is made when first needed (cholesky.cpp says how); lazy.
 namespace lquant::kernels {
 
 namespace mx = mlx::core;

@@ -13,8 +13,8 @@
 extern "C" {
 void scipy_openblas_set_num_threads(int threads);
 void scipy_spotrf_(const char* uplo, const int* n, float* a, const int* lda, int* info, std::size_t);
-void scipy_strsm_(const char* side, const char* uplo, const char* trans, const char* diag, const int* m, const int* n, const float* alpha, const float* a,
-                  const int* lda, float* b, const int* ldb, std::size_t, std::size_t, std::size_t, std::size_t);
+void scipy_strsm_(const char* side, const char* uplo, const char* trans, const char* diag, const int* m, const int* n, const float* alpha,
+                  const float* a, const int* lda, float* b, const int* ldb, std::size_t, std::size_t, std::size_t, std::size_t);
 }
 
 namespace lquant::kernels::cpu {

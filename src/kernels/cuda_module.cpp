@@ -80,7 +80,8 @@ const std::string& module_of(const CudaCall& call, const std::string& parameters
   auto key = std::tuple(call.text, call.name, call.body, parameters);
   auto it = all.find(key);
   if (it == all.end()) {
-    const auto source = fmt::format("{}{}\nextern \"C\" __global__ void {}({}) {{\n{}\n}}\n", numbers_cu(), call.text, call.name, parameters, call.body);
+    const auto source =
+        fmt::format("{}{}\nextern \"C\" __global__ void {}({}) {{\n{}\n}}\n", numbers_cu(), call.text, call.name, parameters, call.body);
     it = all.emplace(std::move(key), compiled(call.name, source)).first;
   }
   return it->second;

@@ -59,9 +59,7 @@ bool cpu_kernels() {
 #endif
 }
 
-bool cuda_kernels() {
-  return mlx_ops_only == 0 && mx::default_device() == mx::Device::gpu && mx::cu::is_available() && !mlx_ops_by_environment();
-}
+bool cuda_kernels() { return mlx_ops_only == 0 && mx::default_device() == mx::Device::gpu && mx::cu::is_available() && !mlx_ops_by_environment(); }
 
 void settle(std::vector<mx::array> arrays) {
   constexpr std::size_t kLarge = std::size_t{1} << 28;

@@ -9,9 +9,9 @@
 #include <string>
 
 #include "base/figures.h"
-#include "run/context.h"
 #include "codec/format.h"
 #include "quantize/dwq.h"
+#include "run/context.h"
 
 namespace lquant::pipeline {
 

@@ -106,7 +106,8 @@ std::vector<double> errors_of(const model::Edge& edge, const Matrix& m, const ca
                                  : codec::quantize(mx::astype(scaled, dtype), m.format);
     const auto back = mx::divide(codec::dequantize(packed, m.format, mx::float32), wide);
     std::vector<mx::array> each;
-    for (int c = 0; c < back.shape(0); ++c) each.push_back(mx::reshape(mx::slice(back, {c, 0, 0}, {c + 1, back.shape(1), back.shape(2)}), m.weight.shape()));
+    for (int c = 0; c < back.shape(0); ++c)
+      each.push_back(mx::reshape(mx::slice(back, {c, 0, 0}, {c + 1, back.shape(1), back.shape(2)}), m.weight.shape()));
     const auto found = codec::feedback_errors(m.weight, each, h.moment);
     errors.insert(errors.end(), found.begin(), found.end());
   }

@@ -73,8 +73,8 @@ std::vector<int> inverse(const std::vector<int>& order) {
 
 /// w · S · (H + λI)⁻¹: the whole step of the correction.
 mx::array correction_step(const mx::array& weight, const FactoredHessian& h) {
-  const auto shifted =
-      product(mx::multiply(weight, mx::array(static_cast<float>(1 / std::max(1.0, h.source.tokens)))), mx::contiguous(mx::transpose(*h.source.shift)));
+  const auto shifted = product(mx::multiply(weight, mx::array(static_cast<float>(1 / std::max(1.0, h.source.tokens)))),
+                               mx::contiguous(mx::transpose(*h.source.shift)));
   return codec::take_columns(h.factor.solve(codec::take_columns(shifted, h.order)), inverse(h.order));
 }
 

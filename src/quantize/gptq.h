@@ -52,10 +52,10 @@ struct FactoredHessian {
   kernels::PositiveSolver factor;       ///< of `damped`, rows and columns in that order
 };
 
-/// Quantizes one matrix [N, K] (f32, bf16, f16) to an affine format with the group size of `hessian`; scales and biases have its dtype. With `correction`
-/// c the aim is not w but w* = w + c · w · S · (H + λI)⁻¹, the least-squares weight for which the quantized model's inputs give the full-precision
-/// outputs (the closed form behind GPTAQ, arXiv 2504.02692, and Qronos, arXiv 2505.11695). A Hessian of nothing but zeros gives range-searched or
-/// plain rounding. Throws Error naming `path` when weights are not finite.
+/// Quantizes one matrix [N, K] (f32, bf16, f16) to an affine format with the group size of `hessian`; scales and biases have its dtype. With
+/// `correction` c the aim is not w but w* = w + c · w · S · (H + λI)⁻¹, the least-squares weight for which the quantized model's inputs give the
+/// full-precision outputs (the closed form behind GPTAQ, arXiv 2504.02692, and Qronos, arXiv 2505.11695). A Hessian of nothing but zeros gives
+/// range-searched or plain rounding. Throws Error naming `path` when weights are not finite.
 GptqResult gptq(const std::string& path, const mx::array& weight, const FactoredHessian& hessian, const codec::Format& format,
                 const GptqOptions& options);
 

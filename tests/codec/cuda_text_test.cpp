@@ -110,7 +110,7 @@ void search_equals() {
   std::vector<float> plain(groups), found(groups);
   launch(2, kThreads, [&] {
     of_search::lquant::range_search<S, S>(w.data(), h.data(), group, bits, columns, rows, 0.25f, groups, codes.data(), scales.data(), biases.data(),
-                                                       plain.data(), found.data());
+                                          plain.data(), found.data());
   });
   const Packed packed{mx::array(codes.data(), {rows, columns * bits / 32}, mx::uint32), as_array(scales, {rows, 2}), as_array(biases, {rows, 2})};
   const auto reference = range_search(weight, format, importance);
@@ -123,8 +123,7 @@ void search_equals() {
   EXPECT_NEAR(error, reference.error, 60 * group * kEps * reference.error);
   for (int i = 0; i < groups; ++i) EXPECT_LE(found[i], plain[i]);
   std::vector<unsigned> again(codes.size());
-  launch(1, kThreads,
-         [&] { of_search::lquant::nearest_codes<S, S>(w.data(), scales.data(), biases.data(), group, bits, groups, again.data()); });
+  launch(1, kThreads, [&] { of_search::lquant::nearest_codes<S, S>(w.data(), scales.data(), biases.data(), group, bits, groups, again.data()); });
   EXPECT_EQ(again, values<std::uint32_t>(requantize_codes(weight, packed.scales, *packed.biases, format)));
 }
 
@@ -148,7 +147,7 @@ TEST_F(CudaText, RangeSearchKeepsThePlainRuleWhereNothingCanBeJudged) {
   std::vector<float> scales(3), biases(3), plain(3), found(3);
   launch(1, 32, [&] {
     of_search::lquant::range_search<float, float>(w.data(), h.data(), 64, 4, columns, 3, 1, 3, codes.data(), scales.data(), biases.data(),
-                                                         plain.data(), found.data());
+                                                  plain.data(), found.data());
   });
   const auto reference = quantize(mx::array(w.data(), {3, columns}, mx::float32), {Mode::affine, 4, 64});
   const auto reference_codes = values<std::uint32_t>(reference.codes);

@@ -218,7 +218,8 @@ TEST(RequantizeCodes, NoOtherCodeIsNearer) {
       const auto scales = plain.scales * mx::array(0.7f, dtype), biases = *plain.biases * mx::array(0.8f, dtype);
       const auto codes = requantize_codes(w, scales, biases, f);
       const auto distance = [&](const mx::array& words) {
-        return mx::abs(mx::astype(w, mx::float32) - mx::dequantize(words, scales, biases, 32, bits, "affine", std::nullopt, mx::float32, mx::Device::cpu));
+        return mx::abs(mx::astype(w, mx::float32) -
+                       mx::dequantize(words, scales, biases, 32, bits, "affine", std::nullopt, mx::float32, mx::Device::cpu));
       };
       const auto found = distance(codes);
       for (int q = 0; q < 1 << bits; ++q) {

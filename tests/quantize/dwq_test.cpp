@@ -96,6 +96,7 @@ INSTANTIATE_TEST_SUITE_P(Dtypes, DwqTest, ::testing::ValuesIn(oracle::kDtypes), 
 /// compiling.
 TEST_P(DwqTest, CompiledStepsEndInTheSameBytes) {
   const kernels::MlxOpsOnly gpu_like;
+  batches.erase(batches.begin() + 8, batches.end());
   DwqOptions options;
   const auto plain = train(options);
   mx::set_compile_mode(mx::CompileMode::no_fuse);  // fusing needs a compiler at run time on a CPU
@@ -167,6 +168,7 @@ TEST_P(DwqTest, CheckpointedGradientsAreTheSame) {
 }
 
 TEST_P(DwqTest, InterruptedAndContinuedIsUninterruptedBitForBit) {
+  batches.erase(batches.begin() + 12, batches.end());
   const auto whole = train(options);
   auto first = fresh();
   const auto begun = train(first, options, {}, 7);
@@ -216,18 +218,18 @@ TEST_P(DwqTest, LossThatIsNoNumberIsAnError) {
 // The same texts, the same model, rounded. Roundings make other codes of some weights, and training goes its own way from there: over eight models
 // f32 took off 15 % of the divergence on average, bf16 16 % and f16 17 %; of one model the three differ by a fifth.
 TEST_P(DwqTest, LearnsAboutAsMuchAsInSinglePrecision) {
-  double learned = 0, wanted = 0;
-  for (const int seed : {1, 2}) {
-    const auto gain = [&](mx::Dtype dtype) {
+  const auto gain = [&](mx::Dtype dtype) {
+    double sum = 0;
+    for (const int seed : {1, 2}) {
       pair = oracle::TinyPair(3, seed, dtype);
       const auto progress = train(options).progress;
-      return 1 - progress.best / progress.start;
-    };
-    learned += gain(GetParam());
-    wanted += gain(mx::float32);
-  }
+      sum += 1 - progress.best / progress.start;
+    }
+    return sum;
+  };
+  static const double wanted = gain(mx::float32);  // once for all dtypes
   EXPECT_GT(wanted, 0.3);
-  EXPECT_GT(learned, 0.75 * wanted);
+  if (GetParam() != mx::float32) EXPECT_GT(gain(GetParam()), 0.75 * wanted);
 }
 
 // Tokens that count little have small gradients. A multiple of f16's smallest number is all that is left of those of hidden states, of some 2^-7, at
