@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import mlx.core as mx
-from bench import ROOT, Table, dynamic_round, method_round, ours, peer, rows_of_ids, weights_in_products
+from bench import ROOT, Table, dynamic_round, method_round, ours, peer, rows_of_ids, run, weights_in_products
 
 SHAPES = {
     "qwen3-0.6b": dict(model_type="qwen3", hidden_size=1024, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8, head_dim=128,
@@ -35,7 +35,7 @@ def make_model(shape, tokenizer, folder):
     hidden, wide, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     queries, keys = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
     mx.random.seed(0)
-    matrix = lambda *size: (mx.random.normal(size, mx.bfloat16) * 0.02).astype(mx.bfloat16)
+    matrix = lambda *size: mx.random.normal(size, mx.bfloat16, scale=0.02)
     ones = lambda size: mx.ones(size, mx.bfloat16)
     weights = {"model.embed_tokens.weight": matrix(config["vocab_size"], hidden), "model.norm.weight": ones(hidden)}
     if not config["tie_word_embeddings"]:
@@ -128,8 +128,8 @@ def gptq_round(table, args, model):
         for name, switches in {"": [], " without correction": ["--asymmetric", "off"]}.items():
             start = time.perf_counter()
             with card_memory(table, group, f"lquant{name}"):
-                subprocess.run([args.build / "lquant", "gptq", "--model", model, "--mlx-path", Path(folder, f"ours{name}"), "--data-path", Path(folder, "rows.jsonl"),
-                                "--num-samples", "128", "--sequence-length", "512", "--bits", str(args.bits), *switches], check=True, capture_output=True)
+                run([args.build / "lquant", "gptq", "--model", model, "--mlx-path", Path(folder, f"ours{name}"), "--data-path", Path(folder, "rows.jsonl"),
+                     "--num-samples", 128, "--sequence-length", 512, "--bits", args.bits, *switches])
             table.add(group, f"lquant{name}", time.perf_counter() - start, "s")
 
 

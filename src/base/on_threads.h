@@ -14,7 +14,7 @@ namespace lquant {
 /// has OpenMP (kernels/parallel.h).
 template <class Body>
 void on_threads(std::size_t count, const Body& body) {
-  constexpr std::size_t kThreads = 16;
+  constexpr std::size_t kThreads = 16;  // more do not help: some twenty saturate the memory of any machine
   std::atomic<std::size_t> next{0};
   std::exception_ptr error;
   std::mutex mutex;

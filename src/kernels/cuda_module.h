@@ -29,7 +29,7 @@ struct CudaScalar {
 
 struct CudaCall {
   std::string name;  ///< of the kernel, different for each body
-  const char* text;  ///< device functions, a .cu file of this folder; numbers.cu is put before it
+  const char* text;  ///< device functions, a .cu file of the room that calls; numbers.cu is put before it
   std::string body;  ///< of the kernel: calls a function of the text. Arrays are pointers to float, lquant::bf16, lquant::f16, unsigned int …
   std::vector<CudaInput> inputs;
   std::vector<CudaOutput> outputs;

@@ -43,19 +43,19 @@ const quantize::FactoredHessian& GptqLinears::factored(const std::string& path, 
   return made;
 }
 
-const std::shared_ptr<GptqLinears::Moments>& GptqLinears::moments_of(const std::string& path) {
+GptqLinears::Moments& GptqLinears::moments_of(const std::string& path) {
   const auto& owner = hessians.owner(path);
-  if (moments_ && owner_ == owner) return moments_;
+  if (moments_ && owner_ == owner) return *moments_;
   owner_ = owner;
   moments_.reset();  // before the next are made
   const auto& train = hessians.of(path);
   if (held_hessians.has(path)) {
     const auto& held = held_hessians.of(path);
-    moments_ = std::make_shared<Moments>(Moments{calibration::together(train, held), train, held, {}, {}});
+    moments_ = Moments{calibration::together(train, held), train, held, {}, {}};
   } else {
-    moments_ = std::make_shared<Moments>(Moments{train, std::nullopt, std::nullopt, {}, {}});
+    moments_ = Moments{train, std::nullopt, std::nullopt, {}, {}};
   }
-  return moments_;
+  return *moments_;
 }
 
 quantize::GptqResult GptqLinears::quantize_matrix(const std::string& path, const mx::array& weight, Moments& moments, const codec::Format& format) {
@@ -119,9 +119,9 @@ void GptqLinears::quantize_together(std::vector<Task>& tasks, const WeightOf& we
       in_.context.check();
     });
   } else {
-    const auto moments = moments_of(first.path);
+    auto& moments = moments_of(first.path);
     for (auto& task : tasks)
-      for (int e = 0; e < std::max(1, task.linear->experts); ++e) quantize_matrix(task, e, *moments);
+      for (int e = 0; e < std::max(1, task.linear->experts); ++e) quantize_matrix(task, e, moments);
   }
   for (auto& task : tasks) {
     task.weight.reset();

@@ -4,7 +4,6 @@
 
 #include <functional>
 #include <map>
-#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -79,7 +78,7 @@ class GptqLinears {
   };
   const quantize::FactoredHessian& factored(const std::string& path, const calibration::Hessian& hessian,
                                             std::map<int, quantize::FactoredHessian>& known, int group_size);
-  const std::shared_ptr<Moments>& moments_of(const std::string& path);
+  Moments& moments_of(const std::string& path);
   quantize::GptqResult quantize_matrix(const std::string& path, const mx::array& weight, Moments& moments, const codec::Format& format);
   void quantize_matrix(Task& task, int e, Moments& moments);
   void quantize_together(std::vector<Task>& tasks, const WeightOf& weight_of);
@@ -88,8 +87,8 @@ class GptqLinears {
   const model::Edge* scaled_edge(const model::LinearSpec& linear) const;
 
   Inputs in_;
-  std::string owner_;                 ///< of the input that was met last, and
-  std::shared_ptr<Moments> moments_;  ///< its Hessians: linears that read one input stand together
+  std::string owner_;               ///< of the input that was met last, and
+  std::optional<Moments> moments_;  ///< its Hessians: linears that read one input stand together
   GptqResult& result_;
   std::vector<model::Edge> edges_;
   model::Folds chosen_;

@@ -141,9 +141,8 @@ GptqResult joined(const std::vector<GptqResult>& parts) {
   return all;
 }
 
-double mean_of(const calibration::Hessian& h) {
-  const auto diagonal = diagonal_of(h.moment);
-  return std::accumulate(diagonal.begin(), diagonal.end(), 0.0) / std::max(1.0, h.tokens) / static_cast<double>(diagonal.size());
+double mean_of(const std::vector<float>& diagonal, double tokens) {
+  return std::accumulate(diagonal.begin(), diagonal.end(), 0.0) / std::max(1.0, tokens) / static_cast<double>(diagonal.size());
 }
 
 /// The diagonal grows until the matrix factors: damp is what it took.
@@ -178,12 +177,16 @@ std::optional<mx::array> importance_of(const std::vector<float>& moments) {
 }  // namespace
 
 FactoredHessian::FactoredHessian(const std::string& path, const calibration::Hessian& h, int group_size, const GptqOptions& options)
-    : source((check_moments(path, h.moment), h)),
+    : FactoredHessian(path, h, (check_moments(path, h.moment), diagonal_of(h.moment)), group_size, options) {}
+
+FactoredHessian::FactoredHessian(const std::string& path, const calibration::Hessian& h, const std::vector<float>& diagonal, int group_size,
+                                 const GptqOptions& options)
+    : source(h),
       damp(options.damp),
       damped(h.moment),
-      order(visiting_order(options.act_order, diagonal_of(h.moment), group_size)),
-      importance(importance_of(diagonal_of(h.moment))),
-      factor(factored(path, h, order, mean_of(h), damp, damped)) {}
+      order(visiting_order(options.act_order, diagonal, group_size)),
+      importance(importance_of(diagonal)),
+      factor(factored(path, h, order, mean_of(diagonal, h.tokens), damp, damped)) {}
 
 GptqResult gptq(const std::string& path, const mx::array& weight, const FactoredHessian& h, const codec::Format& format, const GptqOptions& options) {
   const auto w = mx::astype(weight, mx::float32);

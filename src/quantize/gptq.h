@@ -50,6 +50,10 @@ struct FactoredHessian {
   std::vector<int> order;               ///< of visits: order[j] is the column that is visited as the j-th
   std::optional<mx::array> importance;  ///< H's diagonal f32 [K]; absent when it is all zeros
   kernels::PositiveSolver factor;       ///< of `damped`, rows and columns in that order
+
+ private:
+  FactoredHessian(const std::string& path, const calibration::Hessian& source, const std::vector<float>& diagonal, int group_size,
+                  const GptqOptions& options);
 };
 
 /// Quantizes one matrix [N, K] (f32, bf16, f16) to an affine format with the group size of `hessian`; scales and biases have its dtype. With

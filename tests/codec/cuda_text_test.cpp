@@ -9,7 +9,7 @@
 #include "codec/feedback_testing.h"
 #include "codec/quantize.h"
 #include "codec/range_search.h"
-#include "kernels/cuda_on_host.h"
+#include "kernels/cuda_text_testing.h"
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunknown-pragmas"
@@ -34,28 +34,12 @@ namespace of_triangles {
 namespace lquant::codec {
 namespace {
 
-using cuda_on_host::launch;
+using cuda_on_host::floats, cuda_on_host::launch, cuda_on_host::values;
 
-/// The text runs on the CPU, and so does what it is held to.
-class CudaText : public ::testing::Test {
- protected:
-  CudaText() : before_(mx::default_device()) { mx::set_default_device(mx::Device::cpu); }
-  ~CudaText() override { mx::set_default_device(before_); }
-
- private:
-  mx::Device before_;
-};
+class CudaText : public cuda_on_host::OnCpu {};
 
 constexpr double kEps = 0x1p-24;  // of one rounding in f32
 constexpr int kThreads = 64;
-
-template <class T>
-std::vector<T> values(mx::array x) {
-  x = mx::contiguous(x);
-  x.eval();
-  return {x.data<T>(), x.data<T>() + x.size()};
-}
-std::vector<float> floats(const mx::array& x) { return values<float>(mx::astype(x, mx::float32)); }
 
 /// Rows of different kinds: Gaussian, heavy-tailed, one-sided, constant, zero, one outlier.
 std::vector<float> rows_of(int columns) {

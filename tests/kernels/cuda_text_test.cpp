@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "kernels/activation.h"
-#include "kernels/cuda_on_host.h"
+#include "kernels/cuda_text_testing.h"
 #include "kernels/gated.h"
 #include "kernels/latent.h"
 #include "kernels/latent_cpu.h"
@@ -37,18 +37,13 @@ namespace of_heads {
 namespace lquant::kernels {
 namespace {
 
-using cuda_on_host::launch;
+using cuda_on_host::floats, cuda_on_host::launch, cuda_on_host::values;
+
+class CudaText : public cuda_on_host::OnCpu {};
 
 constexpr double kEps = std::numeric_limits<float>::epsilon() / 2;  // of one rounding
 constexpr int kThreads = 64;
 
-template <class T>
-std::vector<T> values(mx::array x) {
-  x = mx::contiguous(x);
-  x.eval();
-  return {x.data<T>(), x.data<T>() + x.size()};
-}
-std::vector<float> floats(const mx::array& x) { return values<float>(mx::astype(x, mx::float32)); }
 mx::array normal(const mx::Shape& shape, std::uint64_t seed, float deviation = 1) {
   return mx::random::normal(shape, mx::float32, 0, deviation, mx::random::key(seed));
 }
@@ -122,7 +117,7 @@ void weights_equal(std::uint64_t seed) {
       << bits << " bits, group " << group;
 }
 
-TEST(CudaText, WeightsAreThoseThatWillBeStored) {
+TEST_F(CudaText, WeightsAreThoseThatWillBeStored) {
   const MlxOpsOnly composition;  // rounds the product before the sum
   weights_equal<2, 32>(1);
   weights_equal<3, 64>(2);
@@ -153,7 +148,7 @@ void gradients_equal(std::uint64_t seed) {
   }
 }
 
-TEST(CudaText, GradientsAreTheSumsOverGroups) {
+TEST_F(CudaText, GradientsAreTheSumsOverGroups) {
   gradients_equal<2, 32>(11);
   gradients_equal<4, 64>(12);
   gradients_equal<5, 128>(13);
@@ -210,7 +205,7 @@ void step_follows(std::uint64_t seed) {
   }
 }
 
-TEST(CudaText, StepsFollowTheFormula) {
+TEST_F(CudaText, StepsFollowTheFormula) {
   step_follows<2, 32>(21);
   step_follows<3, 64>(22);
   step_follows<4, 128>(23);
@@ -245,7 +240,7 @@ void gates_equal(int n_columns) {
   near(dup, gradients[1], "up");
 }
 
-TEST(CudaText, GatesAndTheirGradientsEqualTheComposition) {
+TEST_F(CudaText, GatesAndTheirGradientsEqualTheComposition) {
   for (const int columns : {37, 72}) {
     gates_equal<Activation::silu>(columns);
     gates_equal<Activation::gelu>(columns);
@@ -257,7 +252,7 @@ TEST(CudaText, GatesAndTheirGradientsEqualTheComposition) {
   }
 }
 
-TEST(CudaText, RowsOfLogitsGiveTheirDivergenceAndItsSlopes) {
+TEST_F(CudaText, RowsOfLogitsGiveTheirDivergenceAndItsSlopes) {
   namespace h = of_heads::lquant;
   for (const bool wide : {false, true})
     for (const float softcap : {0.0f, 5.0f}) {

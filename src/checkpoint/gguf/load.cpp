@@ -18,7 +18,6 @@ namespace {
 
 // Values in a piece: 256 KiB of floats, a second-level cache's size with room for the bytes. A single longer row is a piece of its own.
 constexpr std::size_t kPiece = std::size_t{1} << 16;
-// More threads do not help: some twenty saturate the memory of any machine.
 
 /// A tensor as a list of rows, and where each goes.
 struct Rows {
