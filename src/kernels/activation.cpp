@@ -11,6 +11,8 @@
 
 #include "kernels/activation_paths.h"
 #include "kernels/elementwise_cpu.h"
+#include "kernels/gated_cuda.h"
+#include "kernels/primitive.h"
 
 namespace lquant::kernels {
 namespace {
@@ -67,6 +69,7 @@ mx::array activate(const mx::array& x, Activation activation) {
   if constexpr (cpu::built) {
     if (cpu::serves(x.dtype())) return cpu::activate(x, activation);
   }
+  if (cuda_kernels() && x.ndim() > 0) return cuda::activate(x, activation);
   return mx::astype(activate_mlx(mx::astype(x, mx::float32), activation), x.dtype());
 }
 

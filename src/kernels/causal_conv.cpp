@@ -61,6 +61,7 @@ mx::array causal_conv(const mx::array& x, const mx::array& taps, const std::opti
 #ifdef LQUANT_ONEDNN
   if (cpu_kernels() && x.dtype() != mx::float16) return causal_conv_cpu(x, wide, segments);
 #endif
+  if (cuda_kernels()) return causal_conv_cuda(x, wide, segments);
   return causal_conv_mlx(x, wide, segments);
 }
 

@@ -1,5 +1,5 @@
 // Device code of gated_cuda.cpp: y = act(g) · u and its gradients, from g and u alone, so that the backward pass keeps
-// nothing else. Eight elements belong to a thread where rows divide by eight, else one.
+// nothing else; and the same without u. Eight elements belong to a thread where rows divide by eight, else one.
 namespace lquant {
 
 enum Act { silu, gelu, gelu_tanh, gelu_quick, relu, relu2, sigmoid };
@@ -59,6 +59,28 @@ __device__ void gated_gradients(const T* gate, const T* up, const T* dy, int cou
   }
   store(dg, dgate, i);
   store(du, dup, i);
+}
+
+template <class T, int act, int n>
+__device__ void activate(const T* x, int count, T* y) {
+  const long i = thread_index();
+  if (i >= count) return;
+  const Several<T, n> v = load<n>(x, i);
+  Several<T, n> out;
+#pragma unroll
+  for (int k = 0; k < n; ++k) out.at[k] = static_cast<T>(activated<act>(static_cast<float>(v.at[k])).x);
+  store(out, y, i);
+}
+
+template <class T, int act, int n>
+__device__ void activate_gradient(const T* x, const T* dy, int count, T* dx) {
+  const long i = thread_index();
+  if (i >= count) return;
+  const Several<T, n> v = load<n>(x, i), d = load<n>(dy, i);
+  Several<T, n> out;
+#pragma unroll
+  for (int k = 0; k < n; ++k) out.at[k] = static_cast<T>(static_cast<float>(d.at[k]) * activated<act>(static_cast<float>(v.at[k])).y);
+  store(out, dx, i);
 }
 
 }  // namespace lquant

@@ -19,6 +19,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/chunk_carry.h"
 #include "kernels/chunks.h"
 #include "kernels/gated_delta_paths.h"
 #include "kernels/half.h"
@@ -62,27 +63,33 @@ mx::array part(const mx::array& x, int axis, int first, int count) {
 }
 
 /// Token × token masks of a chunk, f32 0 or 1.
-mx::array chunk_mask(int length, const std::function<mx::array(const mx::array& row, const mx::array& column)>& holds) {
-  const auto places = mx::arange(length, mx::int32);
-  return mx::astype(holds(mx::expand_dims(places, 1), mx::expand_dims(places, 0)), mx::float32);
+mx::array chunk_mask(int length, const std::function<bool(int row, int column)>& holds) {
+  std::vector<float> mask;
+  for (int i = 0; i < length; ++i)
+    for (int j = 0; j < length; ++j) mask.push_back(holds(i, j));
+  return mx::array(mask.data(), {length, length});
 }
 
 /// (I + a)⁻¹ of strictly lower triangular a [..., C, C]: the inverses of diagonal blocks of 1, 2, 4 … rows, two of which and what stands below the
-/// first make one of twice the size.
+/// first make one of twice the size. Its gradient needs none of them: that of a is −Xᵀ · dX · Xᵀ.
 mx::array unit_inverse(const mx::array& a) {
-  const int length = a.shape(-1);
-  const auto number = [](int value) { return mx::array(value, mx::int32); };
-  auto inverse = mx::eye(length);
-  for (int block = 1; block < length; block *= 2) {
-    const auto below = chunk_mask(length, [&](const mx::array& i, const mx::array& j) {
-      const auto pair = [&](const mx::array& x) { return mx::floor_divide(x, number(2 * block)); };
-      const auto second = [&](const mx::array& x) { return mx::greater_equal(mx::remainder(x, number(2 * block)), number(block)); };
-      return mx::logical_and(mx::equal(pair(i), pair(j)), mx::logical_and(second(i), mx::logical_not(second(j))));
-    });
-    const auto between = mx::multiply(a, below);
-    inverse = mx::subtract(inverse, block == 1 ? between : mx::matmul(mx::matmul(inverse, between), inverse));
-  }
-  return inverse;
+  const auto forward = [](const std::vector<mx::array>& in) {
+    const int length = in[0].shape(-1);
+    auto inverse = chunk_mask(length, [](int i, int j) { return i == j; });
+    for (int block = 1; block < length; block *= 2) {
+      const auto below = chunk_mask(length, [block](int i, int j) {
+        return i / (2 * block) == j / (2 * block) && i % (2 * block) >= block && j % (2 * block) < block;
+      });
+      const auto between = mx::multiply(in[0], below);
+      inverse = mx::subtract(inverse, block == 1 ? between : mx::matmul(mx::matmul(inverse, between), inverse));
+    }
+    return std::vector<mx::array>{mx::broadcast_to(inverse, in[0].shape())};
+  };
+  const auto backward = [](const std::vector<mx::array>&, const std::vector<mx::array>& cotangents, const std::vector<mx::array>& out) {
+    const auto transposed = mx::swapaxes(out[0], -1, -2);
+    return std::vector<mx::array>{mx::negative(mx::matmul(mx::matmul(transposed, cotangents[0]), transposed))};
+  };
+  return mx::custom_vjp(forward, backward)({a})[0];
 }
 
 }  // namespace
@@ -90,7 +97,7 @@ mx::array unit_inverse(const mx::array& a) {
 std::pair<mx::array, mx::array> gated_delta_mlx(const mx::array& q, const mx::array& k, const mx::array& v, const mx::array& log_decay,
                                                 const mx::array& beta, const std::optional<mx::array>& segments,
                                                 const std::optional<mx::array>& state) {
-  const int batch = q.shape(0), tokens = q.shape(1), key_heads = q.shape(2), value_heads = v.shape(2), repeats = value_heads / key_heads;
+  const int batch = q.shape(0), tokens = q.shape(1), key_heads = q.shape(2), value_heads = v.shape(2);
   const bool by_channel = log_decay.ndim() == 4;
   const int keys = q.shape(3), values = v.shape(3), length = std::min(tokens, by_channel ? kChunkOfChannels : kChunk);
   const int chunks = (tokens + length - 1) / length;
@@ -106,8 +113,7 @@ std::pair<mx::array, mx::array> gated_delta_mlx(const mx::array& q, const mx::ar
   };
   const auto queries = in_chunks(q), all_keys = in_chunks(k), strengths = mx::expand_dims(in_chunks(beta), -1);
   const auto logs = in_chunks(by_channel ? log_decay : mx::expand_dims(log_decay, -1));  // [B, Hk, heads / Hk, N, C, Dk or 1]
-  const auto lower = chunk_mask(length, [](const auto& i, const auto& j) { return mx::greater_equal(i, j); });
-  const auto strictly = chunk_mask(length, [](const auto& i, const auto& j) { return mx::greater(i, j); });
+  const auto lower = chunk_mask(length, std::greater_equal<int>()), strictly = chunk_mask(length, std::greater<int>());
 
   // Σ of the logarithms over the tokens behind j up to i, […, i, j, Dk or 1]; from the chunk's beginning up to i.
   const auto between = mx::cumsum(mx::multiply(mx::expand_dims(logs, -2), mx::expand_dims(strictly, -1)), -3);
@@ -133,21 +139,17 @@ std::pair<mx::array, mx::array> gated_delta_mlx(const mx::array& q, const mx::ar
   const auto written = mx::matmul(solved, mx::multiply(in_chunks(v), strengths));
   const auto read = mx::matmul(solved, mx::multiply(weighted, from_front));
   const auto seen = against_keys(queries);
-  const auto asked = mx::multiply(queries, from_front), told = mx::swapaxes(mx::multiply(all_keys, to_end), -1, -2);
+  const auto asked = mx::multiply(queries, from_front), told = mx::multiply(all_keys, to_end);
 
-  auto memory =
-      state ? mx::swapaxes(mx::unflatten(*state, 1, {key_heads, repeats}), -1, -2) : mx::zeros({batch, key_heads, repeats, keys, values});  // Sᵀ
-  std::vector<mx::array> results;
-  for (int n = 0; n < chunks; ++n) {
-    const auto of = [&](const mx::array& x) { return mx::squeeze(part(x, 3, n, 1), 3); };
-    const auto corrected = mx::subtract(of(written), mx::matmul(of(read), memory));
-    results.push_back(mx::add(mx::matmul(of(asked), memory), mx::matmul(of(seen), corrected)));
-    memory = mx::add(mx::multiply(of(kept), memory), mx::matmul(of(told), corrected));
-  }
-  // [B, Hk, heads / Hk, T, Dv] → [B, T, Hv, Dv]
-  const auto all = chunks == 1 ? results[0] : part(mx::concatenate(results, 3), 3, 0, tokens);
-  const auto y = mx::reshape(mx::transpose(all, {0, 3, 1, 2, 4}), {batch, tokens, value_heads, values});
-  return {mx::astype(y, q.dtype()), mx::flatten(mx::swapaxes(memory, -1, -2), 1, 2)};
+  // One after the other: the state, and what is written when it is known. [G, …] for G = B · Hk · heads / Hk.
+  const auto together = [](const mx::array& x) { return mx::flatten(x, 0, 2); };
+  const int groups = batch * value_heads;
+  const auto memory = state ? mx::swapaxes(mx::flatten(*state, 0, 1), -1, -2) : mx::zeros({groups, keys, values});  // Sᵀ
+  const auto carried = carry_chunks(together(written), together(read), together(told), together(kept), memory);
+  const auto results = mx::add(mx::matmul(together(asked), carried.states), mx::matmul(together(seen), carried.corrected));
+  // [G, N, C, Dv] → [B, T, Hv, Dv]
+  const auto all = part(mx::reshape(results, {batch, value_heads, chunks * length, values}), 2, 0, tokens);
+  return {mx::astype(mx::swapaxes(all, 1, 2), q.dtype()), mx::unflatten(mx::swapaxes(carried.last, -1, -2), 0, {batch, value_heads})};
 }
 
 std::pair<mx::array, mx::array> gated_delta(const mx::array& q, const mx::array& k, const mx::array& v, const mx::array& log_decay,

@@ -11,6 +11,7 @@
 #include <string>
 #include <string_view>
 
+#include "kernels/grouped_product.h"
 #include "kernels/half.h"
 #include "kernels/primitive.h"
 #ifdef LQUANT_ONEDNN
@@ -166,6 +167,7 @@ mx::array grouped_linear(const mx::array& x, const mx::array& weight, const std:
     return mx::astype(y, mx::float16);
   }
 #endif
+  if (fused_grouped_product(weight) && x.size() > 0) return grouped_product(x, weight, bias, offsets);
   return grouped_mlx(x, weight, bias, offsets);
 }
 

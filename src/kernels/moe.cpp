@@ -7,6 +7,8 @@
 #include <stdexcept>
 
 #include "kernels/elementwise_cpu.h"
+#include "kernels/moe_cuda.h"
+#include "kernels/primitive.h"
 
 namespace lquant::kernels {
 namespace {
@@ -35,6 +37,7 @@ Routing sort_by_expert(const mx::array& experts, int num_experts) {
   }
   const int n = static_cast<int>(experts.size());
   if (n == 0) return {mx::zeros({0}, mx::int32), mx::zeros({num_experts + 1}, mx::int32)};
+  if (cuda_kernels()) return cuda::sort_by_expert(experts, num_experts);
   const auto flat = mx::flatten(experts), length = mx::array(static_cast<std::int64_t>(n), mx::int64);
   const auto keys = mx::sort(mx::add(mx::multiply(mx::astype(flat, mx::int64), length), mx::arange(n, mx::int64)));
   const auto bounds = mx::reshape(mx::arange(num_experts + 1, mx::int32), {num_experts + 1, 1});
@@ -46,6 +49,7 @@ mx::array gather_rows(const mx::array& x, const Routing& routing, int k) {
   if constexpr (cpu::built) {
     if (cpu::serves(x.dtype())) return cpu::gather_rows(x, routing, k);
   }
+  if (cuda_kernels() && x.size() > 0) return cuda::gather_rows(x, routing, k);
   return mx::take(x, mx::floor_divide(routing.order, mx::array(k)), 0);
 }
 
@@ -58,6 +62,7 @@ mx::array combine_rows(const mx::array& y, const mx::array& weights, const Routi
   if constexpr (cpu::built) {
     if (cpu::serves(y.dtype())) return cpu::combine_rows(y, exact, routing, k);
   }
+  if (cuda_kernels() && y.size() > 0) return cuda::combine_rows(y, exact, routing, k);
   const auto chosen = mx::astype(mx::take(y, mx::reshape(inverse(routing.order), weights.shape()), 0), mx::float32);
   return mx::astype(mx::sum(mx::multiply(chosen, mx::expand_dims(exact, 2)), 1), y.dtype());
 }

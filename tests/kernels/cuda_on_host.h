@@ -1,6 +1,8 @@
 #pragma once
 
+#include <algorithm>
 #include <barrier>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -20,6 +22,9 @@
 
 struct uint4 {
   unsigned int x, y, z, w;
+};
+struct int2 {
+  int x, y;
 };
 struct float2 {
   float x, y;
@@ -92,8 +97,16 @@ inline bool __any_sync(unsigned int, bool x) {
   for (int other = cuda_on_host::kWarp / 2; other > 0; other /= 2) any |= __shfl_xor_sync(0u, any, other);
   return any != 0;
 }
+inline unsigned int __ballot_sync(unsigned int, bool x) {
+  unsigned int all = static_cast<unsigned int>(x) << threadIdx.x % cuda_on_host::kWarp;
+  for (int other = cuda_on_host::kWarp / 2; other > 0; other /= 2) all |= __shfl_xor_sync(0u, all, other);
+  return all;
+}
+inline int __popc(unsigned int x) { return std::popcount(x); }
 inline void __syncwarp() { cuda_on_host::block->warps[threadIdx.x / cuda_on_host::kWarp]->arrive_and_wait(); }
 inline void __syncthreads() { cuda_on_host::block->all.arrive_and_wait(); }
+
+using std::max, std::min;
 
 // Each rounded by itself: a volatile result is never joined with the next operation.
 inline float __fmul_rn(float a, float b) {
