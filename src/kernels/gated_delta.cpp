@@ -2,9 +2,6 @@
 //   V′ = (I + A)⁻¹ (β V − β D_i0 K S₀ᵀ),  A_ij = β_i D_ij k_i·k_j for j < i,
 // so that Y = D_i0 Q S₀ᵀ + (D ⊙ Q Kᵀ) V′ and S = D_C0 S₀ + Σ_j D_Cj v′_j k_jᵀ (arXiv 2406.06484, 2412.06464). All but S₀ is made of all chunks at
 // once; one chunk after the other has three products with the state. Texts are kept apart by masks: a logarithm of 0 is −∞, and −∞ − −∞ no number.
-// D is made of sums over the tokens between j and i: differences of sums from the chunk's beginning would lose what small decays say behind large
-// ones. The inverse is made block by block, which is substitution: the powers of A, whose alternating sum it also is, grow beyond f32 where keys
-// repeat.
 //
 // Decays of each key channel stand inside the products, A_ij = β_i Σ_d k_id D_ijd k_jd. Taking them apart, into a factor of k_i and one of k_j, would
 // overflow where they are strong: here all D_ijd of a chunk are made, so chunks are shorter.
@@ -21,6 +18,7 @@
 
 #include "kernels/chunk_carry.h"
 #include "kernels/chunks.h"
+#include "kernels/delta_chunks.h"
 #include "kernels/gated_delta_paths.h"
 #include "kernels/half.h"
 #include "kernels/primitive.h"
@@ -62,36 +60,6 @@ mx::array part(const mx::array& x, int axis, int first, int count) {
   return mx::slice(x, start, stop);
 }
 
-/// Token × token masks of a chunk, f32 0 or 1.
-mx::array chunk_mask(int length, const std::function<bool(int row, int column)>& holds) {
-  std::vector<float> mask;
-  for (int i = 0; i < length; ++i)
-    for (int j = 0; j < length; ++j) mask.push_back(holds(i, j));
-  return mx::array(mask.data(), {length, length});
-}
-
-/// (I + a)⁻¹ of strictly lower triangular a [..., C, C]: the inverses of diagonal blocks of 1, 2, 4 … rows, two of which and what stands below the
-/// first make one of twice the size. Its gradient needs none of them: that of a is −Xᵀ · dX · Xᵀ.
-mx::array unit_inverse(const mx::array& a) {
-  const auto forward = [](const std::vector<mx::array>& in) {
-    const int length = in[0].shape(-1);
-    auto inverse = chunk_mask(length, [](int i, int j) { return i == j; });
-    for (int block = 1; block < length; block *= 2) {
-      const auto below = chunk_mask(length, [block](int i, int j) {
-        return i / (2 * block) == j / (2 * block) && i % (2 * block) >= block && j % (2 * block) < block;
-      });
-      const auto between = mx::multiply(in[0], below);
-      inverse = mx::subtract(inverse, block == 1 ? between : mx::matmul(mx::matmul(inverse, between), inverse));
-    }
-    return std::vector<mx::array>{mx::broadcast_to(inverse, in[0].shape())};
-  };
-  const auto backward = [](const std::vector<mx::array>&, const std::vector<mx::array>& cotangents, const std::vector<mx::array>& out) {
-    const auto transposed = mx::swapaxes(out[0], -1, -2);
-    return std::vector<mx::array>{mx::negative(mx::matmul(mx::matmul(transposed, cotangents[0]), transposed))};
-  };
-  return mx::custom_vjp(forward, backward)({a})[0];
-}
-
 }  // namespace
 
 std::pair<mx::array, mx::array> gated_delta_mlx(const mx::array& q, const mx::array& k, const mx::array& v, const mx::array& log_decay,
@@ -103,21 +71,18 @@ std::pair<mx::array, mx::array> gated_delta_mlx(const mx::array& q, const mx::ar
   const int chunks = (tokens + length - 1) / length;
   // [B, T, heads, …] → [B, Hk, heads / Hk, N, C, …]; the tokens that fill the last chunk have k = 0, β = 0 and no decay, and change nothing.
   const auto in_chunks = [&](const mx::array& x) {
-    const auto padded = mx::pad(mx::astype(x, mx::float32), std::vector<int>{1}, {0}, {chunks * length - tokens});
+    auto padded = mx::astype(x, mx::float32);
+    if (chunks * length > tokens) padded = mx::pad(padded, std::vector<int>{1}, {0}, {chunks * length - tokens});
     auto shape = x.shape();
     shape.erase(shape.begin() + 1, shape.begin() + 3);
     shape.insert(shape.begin() + 1, {chunks, length, key_heads, x.shape(2) / key_heads});
     std::vector<int> axes = {0, 3, 4, 1, 2};
     for (int axis = 5; axis < static_cast<int>(shape.size()); ++axis) axes.push_back(axis);
-    return mx::transpose(mx::reshape(padded, shape), axes);
+    return mx::contiguous(mx::transpose(mx::reshape(padded, shape), axes));
   };
   const auto queries = in_chunks(q), all_keys = in_chunks(k), strengths = mx::expand_dims(in_chunks(beta), -1);
   const auto logs = in_chunks(by_channel ? log_decay : mx::expand_dims(log_decay, -1));  // [B, Hk, heads / Hk, N, C, Dk or 1]
-  const auto lower = chunk_mask(length, std::greater_equal<int>()), strictly = chunk_mask(length, std::greater<int>());
-
-  // Σ of the logarithms over the tokens behind j up to i, […, i, j, Dk or 1]; from the chunk's beginning up to i.
-  const auto between = mx::cumsum(mx::multiply(mx::expand_dims(logs, -2), mx::expand_dims(strictly, -1)), -3);
-  auto decay = mx::multiply(mx::exp(between), mx::expand_dims(lower, -1)), from_front = mx::exp(mx::cumsum(logs, -2));
+  auto [decay, from_front] = chunk_decays(logs);
   if (segments) {
     const auto masks = chunk_masks(segments, chunks, length);
     const auto by_chunk = [](const mx::array& mask) {
@@ -135,7 +100,7 @@ std::pair<mx::array, mx::array> gated_delta_mlx(const mx::array& q, const mx::ar
   const auto against_keys = [&](const mx::array& x) {
     return by_channel ? mx::squeeze(mx::matmul(decayed, mx::expand_dims(x, -1)), -1) : mx::multiply(mx::matmul(x, across), decayed);
   };
-  const auto solved = unit_inverse(mx::multiply(against_keys(weighted), strictly));
+  const auto solved = unit_inverse(mx::multiply(against_keys(weighted), lower_mask(length, /*diagonal=*/false)));
   const auto written = mx::matmul(solved, mx::multiply(in_chunks(v), strengths));
   const auto read = mx::matmul(solved, mx::multiply(weighted, from_front));
   const auto seen = against_keys(queries);

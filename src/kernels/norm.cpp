@@ -1,4 +1,4 @@
-// Norms on MLX's own ops, for the devices that have fast forms of them, behind the checks that every device shares. MLX's fast
+// Norms on MLX's own ops, for the devices that have fast forms of them, or on CUDA's, behind the checks that every device shares. MLX's fast
 // rms_norm is differentiable and rounds as the header says, so nothing more is needed here than the composition.
 #include "kernels/norm.h"
 
@@ -8,6 +8,8 @@
 #include <string>
 
 #include "kernels/elementwise_cpu.h"
+#include "kernels/norm_rope_cuda.h"
+#include "kernels/primitive.h"
 
 namespace lquant::kernels {
 namespace {
@@ -20,7 +22,8 @@ void check(const char* op, const mx::array& x, const std::optional<mx::array>& w
   }
 }
 
-mx::array norm_on_mlx(const mx::array& x, const std::optional<mx::array>& weight, float eps, float weight_offset) {
+mx::array norm_elsewhere(const mx::array& x, const std::optional<mx::array>& weight, float eps, float weight_offset) {
+  if (cuda_kernels() && x.size() > 0) return cuda::rms_norm(x, weight, eps, weight_offset);
   if (!weight) return mx::fast::rms_norm(x, std::nullopt, eps);
   const auto scale = weight_offset == 0 ? *weight : mx::add(*weight, mx::array(weight_offset, weight->dtype()));
   return mx::astype(mx::fast::rms_norm(x, scale, eps), x.dtype());
@@ -37,7 +40,7 @@ mx::array rms_norm(const mx::array& x, const std::optional<mx::array>& weight, f
   if constexpr (cpu::built) {
     if (on_cpu(x, weight)) return cpu::rms_norm(x, weight, eps, weight_offset);
   }
-  return norm_on_mlx(x, weight, eps, weight_offset);
+  return norm_elsewhere(x, weight, eps, weight_offset);
 }
 
 std::pair<mx::array, mx::array> residual_norm(const mx::array& x, const mx::array& weight, float eps, float weight_offset) {
@@ -45,7 +48,7 @@ std::pair<mx::array, mx::array> residual_norm(const mx::array& x, const mx::arra
   if constexpr (cpu::built) {
     if (on_cpu(x, weight)) return cpu::residual_norm(x, weight, eps, weight_offset);
   }
-  return {x, norm_on_mlx(x, weight, eps, weight_offset)};
+  return {x, norm_elsewhere(x, weight, eps, weight_offset)};
 }
 
 mx::array add_norm(const mx::array& residual, const mx::array& y, const mx::array& weight, float eps, float weight_offset) {
@@ -56,7 +59,7 @@ mx::array add_norm(const mx::array& residual, const mx::array& y, const mx::arra
   if constexpr (cpu::built) {
     if (on_cpu(y, weight)) return cpu::add_norm(residual, y, weight, eps, weight_offset);
   }
-  return mx::add(residual, norm_on_mlx(y, weight, eps, weight_offset));
+  return mx::add(residual, norm_elsewhere(y, weight, eps, weight_offset));
 }
 
 }  // namespace lquant::kernels

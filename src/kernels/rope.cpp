@@ -7,6 +7,8 @@
 #include <stdexcept>
 
 #include "kernels/elementwise_cpu.h"
+#include "kernels/norm_rope_cuda.h"
+#include "kernels/primitive.h"
 
 namespace lquant::kernels {
 namespace {
@@ -53,6 +55,7 @@ mx::array rope(const mx::array& x, const mx::array& inv_freq, int offset, float 
   if constexpr (cpu::built) {
     if (cpu::serves(x.dtype())) return cpu::rope(x, inv_freq, offset, magnitude, interleaved, positions);
   }
+  if (cuda_kernels()) return cuda::rope(x, inv_freq, offset, magnitude, interleaved, positions);
   if (!positions && magnitude == 1) return fast_rope(x, inv_freq, offset, interleaved);
   return composed_rope(x, inv_freq, offset, magnitude, interleaved, positions);
 }

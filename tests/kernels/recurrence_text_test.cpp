@@ -19,6 +19,10 @@ namespace of_carries {
 #include "kernels/numbers.cu"
 #include "kernels/chunk_carry.cu"
 }  // namespace of_carries
+namespace of_chunks {
+#include "kernels/numbers.cu"
+#include "kernels/delta_chunks.cu"
+}  // namespace of_chunks
 namespace of_taps {
 #include "kernels/numbers.cu"
 #include "kernels/causal_conv.cu"
@@ -86,6 +90,56 @@ TEST_F(CarryText, ForwardFollowsTheFormula) {
 TEST_F(CarryText, BackwardFollowsTheFormula) {
   steps_follow<true>(false);
   steps_follow<true>(true);
+}
+
+TEST_F(CarryText, DecaysAndTheirGradientFollowTheFormula) {
+  constexpr int chunks = 2, threads = 96;
+  for (const int length : {5, 64}) {
+    auto logs = normal(chunks * length, 21, 0.5f);
+    for (auto& x : logs) x = -std::abs(x);
+    const auto dbetween = normal(chunks * length * length, 22, 1), dfront = normal(chunks * length, 23, 1);
+    std::vector<float> between(dbetween.size()), front(dfront.size()), dlogs(logs.size());
+    launch(chunks, threads, [&] { of_chunks::lquant::decays(logs.data(), length, between.data(), front.data()); });
+    launch(chunks, threads, [&] {
+      of_chunks::lquant::decay_gradients(between.data(), front.data(), dbetween.data(), dfront.data(), length, dlogs.data());
+    });
+    for (int n = 0; n < chunks; ++n) {
+      const auto sum = [&](int first, int last) {  // of the logarithms
+        double s = 0;
+        for (int t = first; t <= last; ++t) s += logs[n * length + t];
+        return s;
+      };
+      std::vector<double> gradient(length), size(length);
+      for (int i = 0; i < length; ++i) {
+        for (int j = -1; j < length; ++j) {
+          const double want = j > i ? 0 : std::exp(sum(j + 1, i)), got = j < 0 ? front[n * length + i] : between[(n * length + i) * length + j];
+          const double slope = j < 0 ? dfront[n * length + i] : dbetween[(n * length + i) * length + j];
+          // The sum is off by its roundings, `length` of a number of at most its size, and so is the logarithm of the result.
+          ASSERT_NEAR(got, want, want * (length * -sum(j + 1, i) + 4) * testing::kF32) << i << ", " << j;
+          for (int t = j + 1; t <= i; ++t) gradient[t] += want * slope, size[t] += std::abs(want * slope);
+        }
+      }
+      for (int t = 0; t < length; ++t) ASSERT_NEAR(dlogs[n * length + t], gradient[t], (3 * length + 4 + length * -sum(0, length - 1)) * testing::kF32 * size[t]);
+    }
+  }
+}
+
+TEST_F(CarryText, InversesSubstitute) {
+  constexpr int count = 2, threads = 96;
+  for (const int length : {5, 64}) {
+    const auto a = normal(count * length * length, 31, 0.2f);
+    std::vector<float> x(a.size());
+    launch(count, threads, [&] { of_chunks::lquant::unit_inverse(a.data(), length, x.data()); });
+    for (int n = 0; n < count; ++n)
+      for (int i = 0; i < length; ++i)
+        for (int j = 0; j < length; ++j) {
+          // Row i of (I + a) · x; what is above a's diagonal is not read. A row's sums were rounded once a term.
+          const auto at = [&](int row) { return double{x[(n * length + row) * length + j]}; };
+          double sum = at(i), size = std::abs(at(i));
+          for (int k = 0; k < i; ++k) sum += a[(n * length + i) * length + k] * at(k), size += std::abs(a[(n * length + i) * length + k] * at(k));
+          ASSERT_NEAR(sum, i == j ? 1 : 0, (i + 1) * testing::kF32 * (size + 1)) << i << ", " << j;
+        }
+  }
 }
 
 template <int n, int count>
