@@ -400,6 +400,24 @@ STEP3P5 = dict(
 MUSE = dict(
     model_type="muse_glimmer", sliding_window=8, layer_types=["sliding_attention", "full_attention", "sliding_attention"], qk_scale_factor=2.0
 )
+# Layers with a window and positions, and one without either; the experts of the layer between the first and the last alone are packed.
+MUSE_SPARK = dict(
+    wrapper="muse_spark",
+    model_type="muse_spark_text",
+    post_norm_eps=1e-4,
+    sliding_window=8,
+    layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    layer_rope_theta=[20000.0, 0, 20000.0],
+    rope_parameters=dict(rope_theta=20000.0),
+    qk_scale_factor=2.0,
+    num_local_experts=6,
+    num_experts_per_tok=2,
+    moe_hidden_size=128,
+    moe_intermediate_size=128,
+    routed_scaling_factor=1.5,
+    output_multiplier=0.6,
+    final_logit_softcapping=8.0,
+)
 LAGUNA = dict(
     model_type="laguna",
     sliding_window=8,
@@ -1100,6 +1118,19 @@ FAMILIES = {
     ),
     "muse_glimmer": dict(MUSE, tie_word_embeddings=False),
     "muse_glimmer-tied-positions-by-layer": dict(MUSE, layer_rope_theta=[0, 10000.0, 10000.0], rope_parameters=dict(rope_theta=500.0)),
+    "muse_spark": MUSE_SPARK,
+    "muse_spark-all-positions-one-expert-published": dict(
+        MUSE_SPARK,
+        unstacked=True,
+        num_hidden_layers=4,
+        layer_types=["full_attention"] * 4,
+        layer_rope_theta=[20000.0] * 4,
+        rope_parameters=dict(rope_theta=500.0),
+        qk_scale_factor=None,
+        num_experts_per_tok=1,
+        routed_scaling_factor=None,
+        moe_hidden_size=64,
+    ),
     "step3p5": STEP3P5,
     "step3p5-original-names": dict(STEP3P5, unstacked=True, moe_layers_enum="0,2", norm_expert_weight=False, attention_other_setting=None),
     "step3p5-no-gates-no-types": dict(STEP3P5, use_head_wise_attn_gate=False, layer_types=None, yarn_only_types=None, rope_theta=10000.0, swiglu_limits=None),
@@ -1297,6 +1328,7 @@ REPRESENTATIVES = {
     "rwkv7": "linears of one stage that read inputs of their own, values of the first layer in all others",
     "falcon_h1": "a recurrence by head behind taps and an attention that read one norm",
     "nemotron_h-mixtures-latents": "one op a block, norms in groups, experts without a gate between latents, a bare router, an MLP that every token meets",
+    "muse_spark": "a residual in f32 with factors by feature, norms that weigh what they norm, norms of each head's and of each expert's result",
     "gpt_oss": "sinks, experts with biases and gates between limits, a softmax over the chosen",
     "glm4_moe-groups-unstacked": "corrected sigmoids in groups, experts that every token meets, routers that are never packed",
     "deepseek-v32": "linears that only choose, which no gradient reaches",
@@ -1354,6 +1386,7 @@ FLOAT32_ALONE = {
     "minimax_m3_vl",
     "mistral4",
     "mixtral",
+    "muse_spark",
     "olmoe",
     "phi-msft",
     "phimoe",
@@ -1377,6 +1410,10 @@ LEFT_DENSE = {
         *("word_embeddings", "lm_head", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa"),
         *("embed_q", "unembed_out", "b_proj", "attention.q_proj", "attention.g_proj"),
     ),
+    "muse_spark": (
+        *("embed_tokens", "lm_head", "qkvg_proj", "o_proj", "pre_expert_proj", "post_expert_proj"),
+        *(f"layers.{i}.mlp.experts.{kind}_proj" for i in (0, 2, 3) for kind in ("gate", "up", "down")),
+    ),
 }
 # What a reader of docs/families.md should know of a model type beside the table's figures.
 NOTES = {
@@ -1388,6 +1425,7 @@ NOTES = {
     "glm": "whole heads turn, as in mlx_lm; in transformers half of each",
     "ernie4_5_moe": "corrections of the routers' choices are left out, as in mlx_lm",
     "minimax": "MiniMax-M2; MiniMax-Text-01 is refused",
+    "muse_spark": "its Metal kernels in plain ops for these tests (`tests/metal_kernels.py`); the head stays dense: mlx_lm does not run it packed",
     "nanochat": "transformers' names are read; eps and the logits' bound are mlx_lm's",
 }
 

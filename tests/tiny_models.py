@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import metal_kernels
 import mlx.core as mx
 import numpy as np
 from families import BASE, FAMILIES
@@ -18,6 +19,7 @@ LQUANT = os.environ.get("LQUANT", "lquant")
 # Threads that wait by spinning make tiny models crawl where the machine is shared, as test machines are.
 ENVIRONMENT = dict(os.environ, OMP_WAIT_POLICY="passive")
 TINY = Path(__file__).parents[1] / "models" / "tiny"
+metal_kernels.replace()
 
 
 def is_embedding(path):
@@ -43,7 +45,7 @@ def build(name, seed, **changes):
     model = model_class(args_class.from_dict(config))
     rng = np.random.default_rng(seed)
     # Norms whose weight in use is 1 + w.
-    offset = config["model_type"].startswith(("gemma", "muse", "recurrent_gemma")) or config["model_type"] == "nemotron"
+    offset = config["model_type"].startswith(("gemma", "muse_glimmer", "recurrent_gemma")) or config["model_type"] == "nemotron"
     offset = offset or (wrapper == "minimax_m3_vl" and config["text_config"].get("use_gemma_norm", True))
 
     def draw(path, old):
@@ -56,6 +58,8 @@ def build(name, seed, **changes):
             return mx.array(np.sqrt(old.size) * (1 + 0.3 * noise))
         if path.endswith("per_expert_scale"):
             return mx.array(1 + 0.3 * noise)
+        if path.endswith(("_alpha", "_beta")):  # of a residual and of what is added to it
+            return mx.array(0.7 + 0.1 * noise)
         if path.endswith("e_score_correction_bias"):  # below 0 an expert could be worth less than those of lost groups, which all tie at 0
             return mx.array(0.3 * np.abs(noise))
         own = path.replace("norm_attn_norm.", "")  # DBRX has linears below such a name
@@ -229,6 +233,24 @@ def fused_pairs(weights, stacks, experts, axis, down=None, suffix=""):
         weights[prefix + down + suffix] = mx.contiguous(parts["down"])
 
 
+def publish_muse_spark(weights, config):
+    """Norms less 1, a gate for each pair of factors, q, k, v and gate apart, halves of a head that turn together, gate and up of the experts in one."""
+    text = config["text_config"]
+    size, heads, kv_heads = text["head_dim"], text["num_attention_heads"], text["num_key_value_heads"]
+    for name in [n for n in weights if n.endswith("norm.weight") and ".layers." in n]:
+        weights[name] = weights[name] - 1
+    for ours, theirs in dict(add_attn="post_attention_residual_gate", add_ffn="post_feedforward_residual_gate").items():
+        for name in [n for n in weights if n.endswith(f"{ours}_alpha")]:
+            del weights[name]
+            weights[name.replace(f"{ours}_alpha", f"{theirs}.gate")] = weights.pop(name.replace("_alpha", "_beta")) - 0.7
+    apart = lambda w: mx.contiguous(w.reshape(-1, size // 2, 2, w.shape[-1]).swapaxes(1, 2).reshape(w.shape))
+    for name in [n for n in weights if n.endswith("qkvg_proj.weight")]:
+        rows = [heads * size, (heads + kv_heads) * size, (heads + 2 * kv_heads) * size]
+        for part, w in zip(("q", "k", "v", "gate"), mx.split(weights.pop(name), rows)):
+            weights[name.replace("qkvg", part)] = apart(w) if part in "qk" else mx.contiguous(w)
+    fused_pairs(weights, "mlp.experts.", "mlp.experts.gate_up_proj", 1, "mlp.experts.down_proj")
+
+
 def published(weights, config):
     """The tensors as Hugging Face's checkpoints have them: experts one by one or fused, names as there."""
     kind = config["model_type"]
@@ -240,6 +262,8 @@ def published(weights, config):
         weights = {k: v - 1 if "norm" in k else v for k, v in weights.items()}
     elif kind == "gpt_oss":
         publish_gpt_oss(weights, config)
+    elif kind == "muse_spark":
+        publish_muse_spark(weights, config)
     elif kind == "qwen3_vl_moe":
         fused_pairs(weights, "mlp.switch_mlp.", "mlp.experts.gate_up_proj", 2, "mlp.experts.down_proj")
     elif kind == "llama4":

@@ -86,10 +86,16 @@ mx::array integers(const Linear& l, const TensorOf& tensor) {
 
 mx::array nvfp4(const Linear& l, const TensorOf& tensor) {
   const auto& s = l.scheme;
-  const auto scales = e4m3(get(tensor, {".weight_scale"}), mx::float32);
+  const auto scales = e4m3(get(tensor, names_of(s.layout).scales), mx::float32);
   const auto* global = tensor(".weight_global_scale");
-  const auto shaped = [&](const mx::array& x) { return mx::reshape(mx::astype(x, mx::float32), x.size() == 1 ? mx::Shape{1, 1} : l.shape({1, 1})); };
-  const auto whole = global != nullptr ? mx::divide(scales, shaped(*global)) : mx::multiply(scales, shaped(get(tensor, {".weight_scale_2"})));
+  const auto shaped = [&](const mx::array& x) {
+    const auto wide = mx::astype(x, mx::float32);
+    if (x.size() == 1) return mx::reshape(wide, {1, 1});
+    const int parts = static_cast<int>(x.size()) / l.stack;
+    return mx::repeat(mx::reshape(wide, {l.stack, parts, 1}), parts == 1 ? 1 : l.out / parts, 1);
+  };
+  const auto whole =
+      global != nullptr ? mx::divide(scales, shaped(*global)) : mx::multiply(scales, shaped(get(tensor, {".weight_scale_2", "_weight_scale_2"})));
   return times_blocks(unpack_e2m1(get(tensor, names_of(s.layout).codes), mx::float32), whole, 1, 16);
 }
 

@@ -42,7 +42,8 @@ const Names& names_of(Layout layout) {
   static const Names fp8{{".weight", ""}, {".weight_scale_inv", ".weight_scale", ".scale", "_scale_inv"}, {}};
   static const Names ints{{".weight"}, {".weight_scale"}, {".weight_zero_point"}};
   static const Names packed{{".weight_packed"}, {".weight_scale"}, {".weight_zero_point", ".weight_shape", ".weight_g_idx"}};
-  static const Names nvfp4{{".weight_packed", ".weight"}, {".weight_scale"}, {".weight_global_scale", ".weight_scale_2"}};
+  static const Names nvfp4{
+      {".weight_packed", ".weight", ""}, {".weight_scale", "_weight_scale"}, {".weight_global_scale", ".weight_scale_2", "_weight_scale_2"}};
   static const Names mxfp4{{".weight_packed"}, {".weight_scale"}, {".weight_shape"}};
   static const Names awq{{".qweight"}, {".scales"}, {".qzeros"}};
   static const Names gptq{{".qweight"}, {".scales"}, {".qzeros", ".g_idx"}};
@@ -204,12 +205,14 @@ void check_layout(const Linear& l) {
     case Layout::nvfp4: {
       l.expect_whole_groups(16);
       l.expect(codes, l.shape({l.out, l.in / 2}), is_byte, "bytes");
-      l.expect(l.need({".weight_scale"}), l.shape({l.out, l.in / 16}), is_fp8, "fp8 scales");
+      l.expect(l.need(names_of(s.layout).scales), l.shape({l.out, l.in / 16}), is_fp8, "fp8 scales");
       const auto global = l.need(names_of(s.layout).rest);
       l.expect_dtype(global, is_float, "a floating-point scale");
       const auto shape = l.stored(global)->shape;
       const auto size = size_of(shape);
-      if (size != 1 && !(l.stack > 0 && size == l.stack && shape.front() == l.stack)) l.wrong(global, "one scale");
+      // A stack of fused matrices has one for each of these: a column for an equal part of their rows.
+      const bool by_matrix = l.stack > 0 && size >= l.stack && shape.front() == l.stack && l.out % (size / l.stack) == 0;
+      if (size != 1 && !by_matrix) l.wrong(global, "one scale");
       return;
     }
     case Layout::mxfp4:
@@ -261,8 +264,8 @@ std::vector<std::string> foreign_tensor_names(const Foreign& foreign, const std:
 
 std::vector<std::string> foreign_unused_names(const std::string& path) {
   std::vector<std::string> names;
-  for (const char* suffix : {".activation_scale", "_activation_scale", ".input_scale", ".input_scale_ub", ".input_zero_point", ".input_global_scale",
-                             ".output_scale", ".output_zero_point", ".k_scale", ".v_scale"})
+  for (const char* suffix : {".activation_scale", "_activation_scale", ".input_scale", "_input_scale", ".input_scale_ub", ".input_zero_point",
+                             ".input_global_scale", ".output_scale", ".output_zero_point", ".k_scale", ".v_scale"})
     names.push_back(path + suffix);
   return names;
 }

@@ -9,6 +9,7 @@
 
 #include "kernels/elementwise.h"
 #include "model/norm.h"
+#include "model/ops/exact.h"
 
 namespace lquant::model {
 namespace {
@@ -63,10 +64,18 @@ Halted enter(Scope scope, const Step& step, const mx::array& x) {
   return at;
 }
 
+/// A residual of f32 numbers in columns and what branches add to it, each times its factors.
+mx::array mixed(const Scope& scope, const ResidualFactors& factors, const mx::array& residual, const mx::array& sum) {
+  const auto f32 = [](const mx::array& x) { return mx::astype(x, mx::float32); };
+  const auto kept = mx::multiply(f32(scope.tensor(factors.of_residual.path)), out_of_columns(residual, kNumberColumns));
+  const auto added = mx::multiply(f32(scope.tensor(factors.of_branches.path)), f32(sum));
+  return in_columns(mx::add(kept, added), kNumberColumns, scope.dtype);
+}
+
 /// x and the branches' results: added, or summed and normed first. A product itself adds what is there already.
 mx::array sum_of(const Scope& scope, const Step& step, const Halted& at) {
   std::optional<mx::array> sum;
-  if (!step.after && !step.replaces && !step.instead) sum = at.residual;
+  if (!step.after && !step.replaces && !step.instead && !step.factors) sum = at.residual;
   for (std::size_t b = 0; b < step.branches.size(); ++b) {
     const auto& branch = step.branches[b];
     if (branch.late) continue;
@@ -83,6 +92,7 @@ mx::array sum_of(const Scope& scope, const Step& step, const Halted& at) {
     y = scaled(y, branch.scale);
     sum = sum ? kernels::add(*sum, y) : y;
   }
+  if (step.factors) return mixed(scope, *step.factors, at.residual, step.after ? normed(scope.tensors, *step.after, *sum) : *sum);
   return scaled(step.after ? add_norm(scope.tensors, *step.after, at.residual, *sum) : *sum, step.scale);
 }
 

@@ -87,7 +87,11 @@ mx::array residual_of(const ModelSpec& spec, const mx::array& x) {
 }
 
 mx::array final_norm(const ModelSpec& spec, const Tensors& tensors, const mx::array& x, const Formats& formats, const Context& context) {
-  const auto state = spec.tail ? block(spec, static_cast<int>(spec.blocks.size()), tensors, formats, x, context) : residual_of(spec, x);
+  auto state = x;
+  if (spec.tail)
+    state = block(spec, static_cast<int>(spec.blocks.size()), tensors, formats, x, context);
+  else if (!spec.final_norm.reads_f32)
+    state = residual_of(spec, x);
   auto h = normed(tensors, spec.final_norm, state);
   return spec.head_input_divisor == 1 ? h : mx::divide(h, mx::array(spec.head_input_divisor, h.dtype()));
 }

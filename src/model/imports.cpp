@@ -64,6 +64,9 @@ std::optional<mx::Shape> shape_after(const Change& change, mx::Shape shape) {
     case Kind::reshape:
       if (entries(shape) != entries(change.shape)) return std::nullopt;
       return change.shape;
+    case Kind::interleave:
+      if (shape.empty() || shape[0] < change.first || change.first % change.count != 0 || change.count % 2 != 0) return std::nullopt;
+      return shape;
     case Kind::unit_rows:
     case Kind::unit_columns:
       if (shape.size() < 2) return std::nullopt;
@@ -71,6 +74,13 @@ std::optional<mx::Shape> shape_after(const Change& change, mx::Shape shape) {
     default:
       return shape;
   }
+}
+
+mx::array interleaved(const mx::array& x, int rows, int head) {
+  const auto at = mx::Shape{rows};
+  auto turned = mx::unflatten(mx::split(x, at, 0)[0], 0, {rows / head, 2, head / 2});
+  turned = mx::flatten(mx::swapaxes(turned, 1, 2), 0, 2);
+  return rows == x.shape(0) ? turned : mx::concatenate({turned, mx::split(x, at, 0)[1]}, 0);
 }
 
 mx::array value_after(const Change& change, const mx::array& x) {
@@ -96,6 +106,18 @@ mx::array value_after(const Change& change, const mx::array& x) {
       return mx::reshape(x, change.shape);
     case Kind::add_one:
       return mx::add(x, mx::array(1.0f, x.dtype()));
+    case Kind::add_one_bf16:
+      return mx::astype(mx::add(mx::array(1.0f), mx::astype(x, mx::float32)), mx::bfloat16);
+    case Kind::interleave:
+      return interleaved(x, change.first, change.count);
+    case Kind::gate_beta:
+    case Kind::gate_alpha: {
+      const auto w = mx::divide(mx::astype(x, mx::float32), mx::array(change.factor));
+      const auto beta = mx::sigmoid(w);
+      if (change.kind == Kind::gate_beta) return beta;
+      const auto square = mx::multiply(mx::sigmoid(mx::negative(w)), mx::add(mx::array(1.0f), beta));
+      return mx::sqrt(mx::maximum(square, mx::array(change.floor)));
+    }
     case Kind::multiply: {
       auto factor = mx::array(change.factor, x.dtype());
       if (change.parts.empty()) return mx::multiply(x, factor);

@@ -27,13 +27,18 @@ struct Change {
     unit_columns,  ///< each column is (Bailing's head)
     reshape,       ///< to `shape`, of as many entries
     add_one,       ///< to every number, in its own dtype (a norm's w, where 1 + w is the weight)
-    multiply,      ///< rows of the first axis by `factor` and the factor of their part, each rounded to the tensor's dtype (Falcon H1)
-    zeros,         ///< no source at all: zeros of `shape`, for what mlx_lm wants to be there and nothing reads
+    add_one_bf16,  ///< in f32, and the sum is rounded to bf16 (Muse Spark's norms)
+    interleave,    ///< of the first `first` rows, those of `count` (a head's) at a time: row i is followed by row i + count / 2, its partner
+    /// Of a stored gate g in f32, with t = `factor` (Muse Spark): β = σ(g / t), and α = √max(σ(−g / t) (1 + β), `floor`).
+    gate_beta,
+    gate_alpha,
+    multiply,  ///< rows of the first axis by `factor` and the factor of their part, each rounded to the tensor's dtype (Falcon H1)
+    zeros,     ///< no source at all: zeros of `shape`, for what mlx_lm wants to be there and nothing reads
   };
   Kind kind;
   int axis = 0, first = 0, count = 0, stride = 1;
   mx::Shape shape = {};
-  float factor = 1;
+  float factor = 1, floor = 0;
   std::vector<std::pair<int, float>> parts = {};  ///< how many rows each has, and their factor; none: `factor` alone
 };
 

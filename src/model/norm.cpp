@@ -4,6 +4,7 @@
 
 #include "kernels/elementwise.h"
 #include "kernels/layer_norm.h"
+#include "model/ops/exact.h"
 #include "model/weights.h"
 
 namespace lquant::model {
@@ -36,7 +37,8 @@ mx::array l2(const NormSpec& norm, const mx::array& x) {
 }
 
 bool plain_rms(const NormSpec& norm) {
-  return norm.kind == NormSpec::Kind::rms && norm.weight && !by_head(norm) && norm.factor == 1 && norm.groups == 1;
+  return norm.kind == NormSpec::Kind::rms && norm.weight && !by_head(norm) && norm.factor == 1 && norm.groups == 1 && !norm.weighs_input &&
+         !norm.reads_f32;
 }
 
 /// The weight meets what has been rounded.
@@ -45,9 +47,18 @@ mx::array in_groups(const Tensors& tensors, const NormSpec& norm, const mx::arra
   return norm.weight ? mx::multiply(*weight_of(tensors, norm), y) : y;
 }
 
+/// Of numbers of f32: norm and weight are f32 too, and what comes of them is rounded once.
+mx::array of_f32(const Tensors& tensors, const NormSpec& norm, const mx::array& x) {
+  auto weight = weight_of(tensors, norm);
+  if (weight) weight = mx::astype(*weight, mx::float32);
+  return mx::astype(kernels::rms_norm(out_of_columns(x, kNumberColumns), weight, norm.eps, norm.offset), x.dtype());
+}
+
 }  // namespace
 
 mx::array normed(const Tensors& tensors, const NormSpec& norm, const mx::array& x) {
+  if (norm.reads_f32) return of_f32(tensors, norm, x);
+  if (norm.weighs_input) return kernels::rms_norm(mx::multiply(x, *weight_of(tensors, norm)), std::nullopt, norm.eps);
   if (plain_rms(norm)) return kernels::rms_norm(x, tensor(tensors, norm.weight_name()), norm.eps, norm.offset);
   if (norm.groups > 1) return in_groups(tensors, norm, x);
   auto y = norm.kind == NormSpec::Kind::rms     ? kernels::rms_norm(x, by_head(norm) ? std::nullopt : weight_of(tensors, norm), norm.eps, norm.offset)

@@ -7,7 +7,8 @@
 #include "model/spec.h"
 #include "model/tensors.h"
 
-// A NormSpec applied with its tensors. x [..., size]; of a norm with a weight a head [..., rows, size].
+// A NormSpec applied with its tensors. x [..., size]; of a norm with a weight a head [..., rows, size]; of one that reads f32 [..., kNumberColumns ·
+// size]. The result is in x's dtype.
 namespace lquant::model {
 
 mx::array normed(const Tensors& tensors, const NormSpec& norm, const mx::array& x);

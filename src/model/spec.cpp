@@ -68,6 +68,8 @@ Contents BlockSpec::contents() const {
       if (branch.after) all.norms.push_back(&*branch.after);
     }
     if (step.after) all.norms.push_back(&*step.after);
+    if (step.factors)
+      for (const auto* parameter : {&step.factors->of_residual, &step.factors->of_branches}) all.parameters.push_back(parameter);
   }
   // Stage by stage, as they are applied; within one in the order of the branches.
   std::stable_sort(all.readings.begin(), all.readings.end(), [](const auto& a, const auto& b) { return a.stage < b.stage; });
@@ -146,8 +148,9 @@ std::vector<std::vector<const LinearSpec*>> ModelSpec::shared_inputs() const {
 namespace {
 
 std::optional<Edge> norm_edge(const std::optional<NormSpec>& norm, std::vector<std::string> consumers) {
-  // Of a norm without weight nothing can be divided; a weight a head is not one a channel.
-  if (!norm || !norm->weight || norm->rows > 0 || norm->pieces > 0 || norm->suffix != ".weight" || consumers.empty()) return std::nullopt;
+  // Of a norm without weight nothing can be divided, and what is weighed before it is normed keeps no scale; a weight a head is not one a channel.
+  if (!norm || !norm->weight || norm->weighs_input || norm->rows > 0 || norm->pieces > 0 || norm->suffix != ".weight" || consumers.empty())
+    return std::nullopt;
   Edge edge;
   edge.producer = norm->path;
   edge.norm = norm;

@@ -88,7 +88,10 @@ struct NormSpec {
   int groups = 1;  ///< an RMS over each of so many equal parts of the row; the weight is one over all of it
   int pieces = 0;  ///< above 0: a weight for each head in a tensor each, path + ".norms.0.weight" … [size] (StableLM)
   std::string suffix = ".weight";
-  bool keeps_dtype = false;  ///< as LinearSpec's
+  bool keeps_dtype = false;   ///< as LinearSpec's
+  bool weighs_input = false;  ///< an RMS norm of weight ⊙ x, with nothing behind it (Muse Spark)
+  /// x is a residual in f32, in kNumberColumns · size columns (ops/exact.h); the result has `size`, in the state's dtype.
+  bool reads_f32 = false;
 
   std::string weight_name(int piece = 0) const { return pieces > 0 ? path + ".norms." + std::to_string(piece) + ".weight" : path + suffix; }
   std::string bias_name() const { return path + ".bias"; }
@@ -122,6 +125,12 @@ struct Branch {
   bool late = false;  ///< its result is added behind the block's last step (LongCat-Flash)
 };
 
+/// A residual in f32 with factors for each feature (Muse Spark): x ← of_residual ⊙ x + of_branches ⊙ Σ branches, all in f32. The step's columns are
+/// numbers of f32 (ops/exact.h), and the norms that read them say so (NormSpec::reads_f32).
+struct ResidualFactors {
+  ParameterSpec of_residual, of_branches;  ///< [hidden]
+};
+
 /// Branches that all read the residual as it stands: x ← x + after(Σ branches). A norm that several branches read stands once, as `before`.
 struct Step {
   std::optional<NormSpec> before = std::nullopt;
@@ -132,6 +141,8 @@ struct Step {
   bool replaces = false;  ///< the one branch's result is the state from here on
   bool instead = false;   ///< the branches' sum takes the place of x, to which it is not added (hyper-connections)
   Columns drops = {};     ///< columns of the state that nobody reads from here on; none by default
+  /// Of x and of what is added to it; the scale is not used then.
+  std::optional<ResidualFactors> factors = std::nullopt;
 };
 
 /// A linear of a block, and which input it reads: linears with equal op, stage and input read the same array (but experts, who read rows of it).

@@ -339,16 +339,21 @@ def test_a_default_target_out_of_reach_gives_way(tmp_path):
     assert {f["bits"] for f in json.loads((tmp_path / "one.json").read_text()).values() if isinstance(f, dict)} == {3}, uniform.stderr
 
 
+# Of models of which mlx_lm leaves nearly all dense: in f32, in which they are stored.
+TARGETS = {"muse_spark": 29.5}
+
+
 @pytest.mark.parametrize("name", families.REPRESENTATIVES)
 def test_every_op_and_topology(name, tmp_path, ran):
     """Random models, mixtures too, get a plan of three widths, load, and have the size that was asked for."""
     tiny_models.representative(tmp_path / "model", name)
     rows = text_rows(tmp_path / "rows.jsonl", count=24)
-    done = run("dynamic-quant", "--model", tmp_path / "model", "--data-path", rows, "--mlx-path", tmp_path / "out", *ROWS, "--widths", 3, 4, 6, "--target-bpw", 5, "--json",
+    target = TARGETS.get(name, 5)
+    done = run("dynamic-quant", "--model", tmp_path / "model", "--data-path", rows, "--mlx-path", tmp_path / "out", *ROWS, "--widths", 3, 4, 6, "--target-bpw", target, "--json",
                cwd=tmp_path)
     figures = json.loads(done.stdout)
     # To the nearest byte.
-    assert np.isfinite(figures["kl"]) and figures["bits_per_weight"] <= 5 * (1 + 0.5 / (figures["bytes"] - 0.5))
+    assert np.isfinite(figures["kl"]) and figures["bits_per_weight"] <= target * (1 + 0.5 / (figures["bytes"] - 0.5))
     assert np.isfinite(tiny_models.mlx_lm_logits(tmp_path / "out", encode(["the old river walks"]), mx.float32)).all()
     ran("dynamic_quant", name)
 

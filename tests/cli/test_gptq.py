@@ -78,7 +78,7 @@ def test_options_change_what_they_say(model, rows, quantized, tmp_path):
 
 
 # With training of blocks behind the solve too: gradients through every op are dwq's to show, on the same models.
-TRAINED = {"llama", "gemma4", "qwen3_5", "deepseek-v3", "rwkv7", "nemotron_h-mixtures-latents", "gpt_oss", "longcat-flash", "qwen3-moe"}
+TRAINED = {"llama", "gemma4", "qwen3_5", "deepseek-v3", "rwkv7", "nemotron_h-mixtures-latents", "gpt_oss", "longcat-flash", "muse_spark", "qwen3-moe"}
 
 
 @pytest.mark.parametrize("name", families.REPRESENTATIVES)

@@ -8,6 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from mlx_lm import utils
 from support import run
 from tiny_models import assert_close, family_folder, lquant_logits, mlx_lm_logits, token_ids
@@ -337,3 +338,54 @@ def test_deepseek_v41_as_published(tmp_path):
     assert len(fp8) > 10
     ids = token_ids(config["vocab_size"])
     assert_close(lquant_logits(source, ids, "float32"), mlx_lm_logits(source, ids))
+
+
+def test_muse_spark_as_published(tmp_path):
+    """Experts in nvfp4 with a scale for each matrix, gate and up in one tensor, but for the first and the last layer's; names without ".weight"."""
+    source = family_folder(tmp_path / "model", "muse_spark-all-positions-one-expert-published")
+    config = json.loads((source / "config.json").read_text())
+    stored, dense = {}, {}
+    for name, weight in mx.load(str(source / "model.safetensors")).items():
+        stored[name] = dense[name] = weight
+        parts = 2 if name.endswith("experts.gate_up_proj") else 1 if name.endswith("experts.down_proj") else 0
+        if parts == 0 or ".layers.0." in name or ".layers.3." in name:
+            continue
+        found = [[], [], [], []]
+        for matrix in np.array(weight).reshape(-1, weight.shape[1] // parts, weight.shape[2]):
+            whole = np.float32(np.abs(matrix).max() / (6 * 448))
+            scales, numbers = fp8_of(np.abs(groups_of(matrix, 16)).max(-1) / 6 / whole)
+            codes, values = e2m1(matrix, numbers * whole)
+            for one, all_of_them in zip((codes, scales, whole, values), found):
+                all_of_them.append(one)
+        codes, scales, whole, values = (np.stack(one) for one in found)
+        stored[name] = codes.reshape(*weight.shape[:2], -1)
+        stored[name + "_weight_scale"] = scales.reshape(*weight.shape[:2], -1)
+        stored[name + "_weight_scale_2"] = whole.reshape(-1, parts) if parts == 2 else whole
+        stored[name + "_input_scale"] = np.ones(1, np.float32)
+        dense[name] = mx.array(values.reshape(weight.shape))
+    twin = shutil.copytree(source, tmp_path / "dense")
+    save(twin, dense, config)
+    save(source, stored, dict(config, quantization_config=dict(quant_method="modelopt", quant_algo="NVFP4", group_size=16)))
+    name_fp8(source / "model.safetensors", "_weight_scale")
+    ids = token_ids(config["vocab_size"])
+    assert_close(lquant_logits(source, ids, "float32"), mlx_lm_logits(twin, ids))
+    # MLX multiplies codes with a scale of a matrix on a GPU alone: what mlx_lm loads stands for the same numbers, up to the rounding of their products.
+    model, _ = utils.load_model(source)
+    packed, plain = (dict(tree_flatten(m.parameters())) for m in (model, utils.load_model(twin)[0]))
+    paths = [name.removesuffix(".global_scale") for name in packed if name.endswith(".global_scale")]
+    assert len(paths) == 6
+    for path in paths:
+        codes, scales, whole = (packed[f"{path}.{part}"] for part in ("weight", "scales", "global_scale"))
+        numbers = mx.dequantize(codes, scales, group_size=16, bits=4, mode="nvfp4", dtype=mx.float32) * (whole / (6 * 448))[:, None, None]
+        assert mx.allclose(numbers, plain[f"{path}.weight"], rtol=2**-21, atol=0)
+    # It is a model like others to quantize: from the numbers that the codes stand for.
+    for folder, name in ((source, "ours"), (twin, "same")):
+        run("convert", "--hf-path", folder, "-q", "--q-group-size", 32, "--mlx-path", tmp_path / name)
+    ours, same = (mx.load(str(tmp_path / name / "model.safetensors")) for name in ("ours", "same"))
+    assert ours.keys() == same.keys() and all(mx.array_equal(ours[name], same[name]) for name in ours)
+    assert_close(lquant_logits(tmp_path / "ours", ids, "float32"), mlx_lm_logits(tmp_path / "ours", ids))
+    # What mlx_lm itself makes of it has codes and a scale of each matrix in its own names, which are refused.
+    mx.save_safetensors(str(source / "model.safetensors"), packed, metadata={"format": "mlx"})
+    (source / "config.json").write_text(json.dumps(dict(config, quantization=dict(group_size=16, bits=4, mode="nvfp4"))))
+    said = run("convert", "--hf-path", source, "-q", "--mlx-path", tmp_path / "out", code=1).stderr
+    assert said.count("\n") == 1 and "experts.gate_proj.global_scale: NVFP4 with a scale of the whole tensor is not supported" in said

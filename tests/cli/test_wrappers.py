@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from support import quantization, run, write_rows
-from tiny_models import TINY, assert_close, lquant_logits, mlx_lm_logits, token_ids
+from tiny_models import TINY, assert_close, family_folder, lquant_logits, mlx_lm_logits, token_ids
 
 FIXTURES = Path(__file__).parents[1] / "model" / "fixtures"
 # Where an output has what begins with these names in the fixture; the text model comes under "language_model." everywhere.
@@ -171,3 +171,42 @@ def test_messages_name_the_field_inside(tmp_path):
     (source / "config.json").write_text(json.dumps(config))
     refused = run("convert", "--model", source, "--mlx-path", tmp_path / "out", code=1).stderr
     assert '"text_config.hidden_size" is missing' in refused
+
+
+def test_a_tower_that_mlx_lm_runs(tmp_path):
+    """Muse Spark's tower and projectors, under their published names, of which mlx_lm makes its own whenever it loads them."""
+    source = family_folder(tmp_path / "source", "muse_spark-all-positions-one-expert-published")
+    config = json.loads((source / "config.json").read_text())
+    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, patch_size=4, pos_emb_height=4, pos_emb_width=4)
+    (source / "config.json").write_text(json.dumps(dict(config, vision_config=sizes)))
+    model_class, args_class = mlx_lm.utils._get_classes(config)
+    parts = tree_flatten(model_class(args_class.from_dict(dict(config, vision_config=sizes))).parameters())
+    tower = {}
+    for name, old in parts:
+        if not name.startswith("model.vision_"):
+            continue
+        new = mx.random.normal(old.shape, key=mx.random.key(len(tower)))
+        if "qkv_proj" in name:
+            tower.update({name.replace("qkv_", f"{part}_"): mx.contiguous(w) for part, w in zip("qkv", mx.split(new, 3))})
+        else:
+            tower[name] = new
+    assert {name.split(".")[1] for name in tower} == {"vision_tower", "vision_adapter", "vision_projection"}
+    mx.save_safetensors(str(source / "model-tower.safetensors"), tower, metadata={"format": "pt"})
+    mx.save_safetensors(str(source / "model-audio.safetensors"), {"model.audio_tower.weight": mx.ones(3)}, metadata={"format": "pt"})
+
+    said = run("convert", "--model", source, "-q", "--q-group-size", 32, "--mlx-path", tmp_path / "out").stderr
+    assert "kept as they are: the vision tower, " in said
+    before, after = stored(source), stored(tmp_path / "out")
+    assert {name for name in after if ".vision_" in name} == tower.keys() and all(after[name] == before[name] for name in tower)
+    assert not any("audio_tower" in name for name in after)
+    one, other = (dict(tree_flatten(mlx_lm.utils.load_model(folder)[0].parameters())) for folder in (source, tmp_path / "out"))
+    seen = [name for name in one if ".vision_" in name]
+    assert any("qkv_proj" in name for name in seen) and all(mx.array_equal(one[name], other[name]) for name in seen)
+    ids = token_ids(config["vocab_size"])
+    assert_close(lquant_logits(tmp_path / "out", ids, "float32"), mlx_lm_logits(tmp_path / "out", ids))
+
+    # Without its description nobody knows what the tower is: mlx_lm drops it, and so does an output.
+    (source / "config.json").write_text(json.dumps(config))
+    run("convert", "--model", source, "-q", "--q-group-size", 32, "--mlx-path", tmp_path / "text")
+    assert not any(".vision_" in name for name in stored(tmp_path / "text"))
+    mlx_lm.utils.load_model(tmp_path / "text")

@@ -233,6 +233,24 @@ TEST(Foreign, ReadsModelOptAndFbgemm) {
   }
 }
 
+// A stack under a name without ".weight", of matrices whose halves have a scale each.
+TEST(Foreign, ReadsNvfp4WithAScaleForEachPartOfAStack) {
+  const auto foreign = *foreign_of({{"quantization_config", {{"quant_method", "modelopt"}, {"quant_algo", "NVFP4"}}}});
+  const auto bytes = mx::random::randint(0, 256, {3, 6, 16}, mx::uint8, mx::random::key(1));
+  const auto scales = mx::to_fp8(mx::random::uniform(mx::array(0.5f), mx::array(2.0f), {3, 6, 2}, mx::float32, mx::random::key(2)));
+  const auto whole = mx::array({1.0f, 2.0f, 0.3f, 0.7f, 5.0f, 0.01f}, {3, 2});
+  Packing p{"stack", foreign, 6, 32, 3, {{"", bytes}, {"_weight_scale", scales}, {"_weight_scale_2", whole}}, bytes};
+  const auto numbers = [&](const mx::array& all) {
+    return mx::multiply(foreign::unpack_e2m1(bytes, mx::float32), mx::repeat(mx::multiply(mx::from_fp8(scales, mx::float32), all), 16, -1));
+  };
+  EXPECT_EQ(shape_of_weight(foreign, "a.b", p.stored()), (mx::Shape{3, 6, 32}));
+  expect_same(p.decoded(mx::float32), numbers(mx::reshape(mx::repeat(whole, 3, -1), {3, 6, 1})));
+  p.tensors.at("_weight_scale_2") = mx::array({1.0f, 2.0f, 0.3f}, {3});
+  expect_same(p.decoded(mx::float32), numbers(mx::array({1.0f, 2.0f, 0.3f}, {3, 1, 1})));
+  p.tensors.at("_weight_scale_2") = mx::ones({3, 4});  // six rows have no four equal parts
+  EXPECT_NE(message([&] { p.decoded(mx::float32); }).find("_weight_scale_2 has the shape [3, 4]"), std::string::npos);
+}
+
 TEST(Foreign, ReadsShuffledGroupsOfCompressedTensors) {
   auto p = packing("compressed-tensors: 4 bits, groups of 32");
   p.foreign.schemes[0].act_order = true;

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 #include <mlx/mlx.h>
 
+#include "model/ops/exact.h"
+
 namespace lquant::model {
 namespace {
 
@@ -56,6 +58,35 @@ TEST(Norm, AWeightForEachHeadMayLieInOneTensorOrInMany) {
   const auto wanted = mx::multiply(weight, mx::divide(centred, size));
   expect_alike(normed(tensors, rows, x), wanted);
   expect_alike(normed(tensors, pieces, x), wanted);
+}
+
+TEST(Norm, AWeightMayMultiplyWhatIsNormed) {
+  auto norm = norm_of(NormSpec::Kind::rms);
+  norm.weighs_input = true;
+  const auto x = random({2, 6}, 6), weight = random({6}, 7), weighed = mx::multiply(x, weight);
+  const auto size = over_last(mx::sqrt(mx::add(mx::mean(mx::square(weighed), -1), mx::array(norm.eps))));
+  expect_alike(normed({{"n.weight", weight}}, norm, x), mx::divide(weighed, size));
+  const auto residual = random({2, 6}, 8);
+  expect_alike(add_norm({{"n.weight", weight}}, norm, residual, x), mx::add(residual, mx::divide(weighed, size)));
+}
+
+// These numbers are what rounding to bf16 takes from others; a norm of what bf16 holds of one number alone would err by 2^-9 of it.
+TEST(Norm, NumbersOfF32AreReadWhole) {
+  auto norm = norm_of(NormSpec::Kind::rms);
+  norm.reads_f32 = true;
+  const auto x = random({2, 3, 6}, 9), weight = mx::astype(random({6}, 10), mx::bfloat16);
+  const auto less = mx::subtract(x, mx::astype(mx::astype(x, mx::bfloat16), mx::float32));
+  const auto size = over_last(mx::sqrt(mx::add(mx::mean(mx::square(less), -1), mx::array(norm.eps))));
+  for (const auto dtype : {mx::float32, mx::bfloat16}) {
+    const auto got = normed({{"n.weight", weight}}, norm, in_columns(less, kNumberColumns, dtype));
+    EXPECT_EQ(got.dtype(), dtype);
+    const auto want = mx::multiply(mx::divide(less, size), mx::astype(weight, mx::float32));
+    const float near = dtype == mx::float32 ? kRounding : 0x1p-8f;
+    EXPECT_LE(mx::max(mx::abs(mx::subtract(mx::astype(got, mx::float32), want))).item<float>(), near * mx::max(mx::abs(want)).item<float>());
+  }
+  norm.weight = false;
+  expect_alike(normed({}, norm, in_columns(x, kNumberColumns, mx::float32)),
+               mx::divide(x, over_last(mx::sqrt(mx::add(mx::mean(mx::square(x), -1), mx::array(norm.eps))))));
 }
 
 }  // namespace

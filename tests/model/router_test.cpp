@@ -152,6 +152,7 @@ struct Subject {
       for (int e = 0; e < kExperts; ++e) {
         for (int h = 0; h < kHidden; ++h) logits[e] += x[t * kHidden + h] * weight[e * kHidden + h];
         if (!bias.empty()) logits[e] += bias[e];
+        logits[e] *= router.logit_factor;
       }
       rows.push_back(reference.weights(logits));
     }
@@ -184,6 +185,13 @@ TEST(Router, ABiasOfTheLinearCounts) {
   Subject subject(Router::Score::softmax_chosen);
   subject.router.linear.bias = true;
   subject.tensors.emplace("router.bias", mx::random::normal({kExperts}, mx::float32, 0, 1, mx::random::key(4)));
+  subject.expect_as_defined();
+}
+
+TEST(Router, LogitsHaveAFactor) {
+  Subject subject(Router::Score::sigmoid);
+  subject.router.logit_factor = 0.3f;
+  subject.correct();  // so that the choice depends on the scores' size too
   subject.expect_as_defined();
 }
 

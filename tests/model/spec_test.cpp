@@ -828,6 +828,34 @@ TEST(Spec, WhatMlxLmCannotRunIsRefused) {
   refused("nemotron-nas", {{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}}}, "rope_type");
 }
 
+json muse_spark_with(const json& changes) {
+  auto text = oracle::tiny_config("muse_spark").at("text_config");
+  text.update(changes);
+  return {{"text_config", text}};
+}
+
+TEST(Spec, MuseSparkPacksTheExpertsBetweenTheFirstAndTheLastLayer) {
+  auto config = oracle::tiny_config("muse_spark");
+  config.update(muse_spark_with({{"num_hidden_layers", 4},
+                                 {"layer_rope_theta", {1.0, 1.0, 1.0, 1.0}},
+                                 {"layer_types", json::array({"full_attention", "full_attention", "full_attention", "full_attention"})}}));
+  const auto spec = spec_from_config(config);
+  for (const auto* linear : spec.linears()) {
+    const bool packed = linear->experts > 0 && (linear->block == 1 || linear->block == 2);
+    EXPECT_EQ(linear->dense_why.empty(), packed) << linear->path;
+    EXPECT_EQ(linear->must_stay_dense(), linear->role == Role::head || linear->role == Role::router) << linear->path;
+  }
+  // Scales pass from a norm to what reads it and from up to down; not through a norm of each head's or of each expert's result.
+  std::set<std::string> producers;
+  const std::string layer = "model.language_model.layers.1.";
+  for (const auto& edge : spec.edges_of(1)) producers.insert(edge.producer.substr(layer.size()));
+  EXPECT_EQ(producers, (std::set<std::string>{"input_layernorm", "pre_feedforward_layernorm", "mlp.pre_expert_norm", "mlp.experts.up_proj"}));
+  // Towers that the config describes are kept, the others are left out, as mlx_lm has it.
+  EXPECT_TRUE(spec.imports.kept.empty());
+  config["vision_config"] = {{"hidden_size", 16}};
+  EXPECT_EQ(spec_from_config(config).imports.kept.size(), 3u);
+}
+
 TEST(Spec, WhatMlxLmDoesNotRunIsRefused) {
   const std::vector<std::tuple<const char*, json, const char*>> faults = {
       {"cohere2", {{"head_dim", 8}}, "are not the hidden size 64"},
@@ -851,6 +879,10 @@ TEST(Spec, WhatMlxLmDoesNotRunIsRefused) {
       {"kimi_k3", {{"mla_use_nope", false}}, "without positions alone"},
       {"kimi_k3", {{"topk_group", 4}}, "no 4 of 3 groups"},
       {"kimi_k3", {{"activation_situ_linear_beta", 0.0}}, "is not above 0"},
+      {"muse_spark", muse_spark_with({{"num_shared_experts", 1}}), "\"text_config.num_shared_experts\" asks for MLPs"},
+      {"muse_spark", muse_spark_with({{"mlp_layer_types", {"sparse", "dense"}}}), "\"text_config.mlp_layer_types\" asks for MLPs"},
+      {"muse_spark", muse_spark_with({{"layer_types", {"full_attention"}}}), "layer_types\" has 1 entries"},
+      {"muse_spark", muse_spark_with({{"layer_rope_theta", {0, 0, 0}}}), "layer_rope_theta\" has 3 entries"},
       {"nemotron", {{"rope_scaling", {{"type", "yarn"}, {"factor", 2.0}}}}, "not linear, which is what mlx_lm knows"},
       {"nemotron", {{"rope_scaling", {{"type", "linear"}}}}, "\"factor\""},
   };

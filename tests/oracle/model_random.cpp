@@ -59,6 +59,14 @@ json tiny_config(const std::string& model_type) {
     text.update({{"rope_local_base_freq", 1000.0}, {"final_logit_softcapping", 8.0}});
     return {{"model_type", model_type}, {"text_config", text}};
   }
+  if (model_type == "muse_spark") {
+    auto text = tiny_config("llama");
+    text.update({{"post_norm_eps", 1e-4}, {"layer_rope_theta", {10000.0, 0}}, {"rope_parameters", {{"rope_theta", 10000.0}}}});
+    text.update({{"layer_types", {"sliding_attention", "full_attention"}}, {"sliding_window", 5}, {"final_logit_softcapping", 8.0}});
+    text.update({{"output_multiplier", 0.7}, {"num_local_experts", 5}, {"num_experts_per_tok", 2}, {"moe_hidden_size", 32}});
+    text.update({{"moe_intermediate_size", 32}, {"routed_scaling_factor", 1.5}, {"qk_scale_factor", 2.0}});
+    return {{"model_type", model_type}, {"text_config", text}};
+  }
   json config = {{"model_type", model_type}, {"hidden_size", 64},
                  {"num_hidden_layers", 2},   {"intermediate_size", 96},
                  {"num_attention_heads", 4}, {"num_key_value_heads", 2},
@@ -382,9 +390,11 @@ model::Tensors random_tensors(const model::ModelSpec& spec, std::uint64_t seed) 
     for (const auto* parameter : contents.parameters) {
       const bool factor = parameter->shape == mx::Shape{1}, limit = parameter->path.ends_with(".eps");
       const bool step = parameter->path.find(".quant_") != std::string::npos;
-      tensors.emplace(parameter->path, limit  ? mx::array(-1e-6f)
-                                       : step ? mx::array(0.5f)
-                                              : normal(parameter->shape, factor ? 1 : 0, factor ? 0.1f : 0.3f));
+      const bool share = parameter->path.ends_with("_alpha") || parameter->path.ends_with("_beta");  // of a residual and of what is added to it
+      tensors.emplace(parameter->path, limit   ? mx::array(-1e-6f)
+                                       : step  ? mx::array(0.5f)
+                                       : share ? normal(parameter->shape, 0.7f, 0.1f)
+                                               : normal(parameter->shape, factor ? 1 : 0, factor ? 0.1f : 0.3f));
     }
   }
   if (spec.embedding_norm) add_norm(*spec.embedding_norm);

@@ -102,6 +102,7 @@ const std::map<std::string, Family>& families() {
       {"mistral4", family::mistral4},
       {"mixtral", family::mixtral},
       {"muse_glimmer", family::muse_glimmer},
+      {"muse_spark", family::muse_spark},
       {"nanochat", family::nanochat},
       {"nemotron", family::nemotron},
       {"nemotron-nas", family::nemotron_nas},

@@ -91,6 +91,7 @@ ModelSpec mistral3(const Config& config);
 ModelSpec mistral4(const Config& config);
 ModelSpec mixtral(const Config& config);
 ModelSpec muse_glimmer(const Config& config);
+ModelSpec muse_spark(const Config& config);
 ModelSpec nanochat(const Config& config);
 ModelSpec nemotron(const Config& config);
 ModelSpec nemotron_h(const Config& config);

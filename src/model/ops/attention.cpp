@@ -240,6 +240,7 @@ Flow Attention::attend(const Scope& scope, const mx::array& h) const {
     const auto [keys, values] = carried_by(scope, again->first, batch, length);
     out = mixed(scope, *again, q, look(keys, values, window), out);
   }
+  if (result_norm) out = normed(scope.tensors, *result_norm, out);
   const auto together = mx::reshape(out, {batch, length, heads * width_of_values()});
   next.inputs.push_back(gate ? gated(*gate, together, projected.back(), heads) : together);
   return next;
@@ -267,9 +268,9 @@ std::vector<std::string> Attention::readers() const {
 }
 
 std::vector<Edge> Attention::edges() const {
-  // A norm on the values takes their scale away, steps and limits do not bear one; what later blocks read, or keys read too, keeps its own. A
-  // later run of this block reads them for the same output.
-  if (limit > 0 || v_norm || v_step || shared || (gives && !again) || values_from_keys) return {};
+  // A norm on the values or of what is made of them takes their scale away, steps and limits do not bear one; what later blocks read, or keys read
+  // too, keeps its own. A later run of this block reads them for the same output.
+  if (limit > 0 || v_norm || result_norm || v_step || shared || (gives && !again) || values_from_keys) return {};
   Edge edge;
   edge.producer = inputs.back().path;
   edge.rows = inputs.size() == 1 ? inputs[0].parts[2] : Part::piece(Role::v, 0, inputs.back().out);

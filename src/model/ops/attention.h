@@ -26,8 +26,8 @@ struct OutputGate {
     softplus,  ///< made in f32 and rounded
   };
   Activation activation = Activation::sigmoid;
-  /// [heads · head_dim, H], a factor for each feature, or [heads, H], one for each head. None: the second part of the queries' linear, whose first
-  /// are the queries, a factor for each feature.
+  /// [heads · head_dim, H], a factor for each feature, or [heads, H], one for each head. None: a factor for each feature, the second part of the
+  /// queries' linear, whose first are the queries, or the last part of the one linear of queries, keys, values and gate.
   std::optional<LinearSpec> linear = std::nullopt;
 };
 
@@ -53,9 +53,10 @@ struct Attention final : Op {
   std::optional<RopeSpec> rope;  ///< none: no positions (NoPE layers)
   /// Over each head (size head_dim) or over all heads together (size heads · head_dim); a norm without weight is one too. v_norm is over each head.
   std::optional<NormSpec> q_norm, k_norm, v_norm;
-  bool norms_behind_rope = false;  ///< Hunyuan, nanochat
-  bool wide = false;               ///< queries and keys of f16 are taken to f32, for their products may not fit (Phi, StableLM)
-  bool tiled = false;              ///< query head i reads key and value head i mod kv_heads (PLaMo), not i / (heads / kv_heads)
+  std::optional<NormSpec> result_norm;  ///< of each head's result, before gate and output; without weight (Muse Spark)
+  bool norms_behind_rope = false;       ///< Hunyuan, nanochat
+  bool wide = false;                    ///< queries and keys of f16 are taken to f32, for their products may not fit (Phi, StableLM)
+  bool tiled = false;                   ///< query head i reads key and value head i mod kv_heads (PLaMo), not i / (heads / kv_heads)
   /// Keys and values are another block's, behind its norms and positions: those of `block`'s cache or, without one, these columns of the state. Then
   /// q is the only input.
   struct Shared {
@@ -80,7 +81,7 @@ struct Attention final : Op {
   std::optional<ParameterSpec> k_taps, v_taps;
   /// []: keys and values are rounded, last of all, to whole multiples of it from −128 to 127 times (AFM).
   std::optional<ParameterSpec> k_step, v_step;
-  /// q, k, v; or one linear with three parts, in this order.
+  /// q, k, v; or one linear with three parts, in this order, and a fourth where the gate is its own.
   std::vector<LinearSpec> inputs;
   std::optional<OutputGate> gate;
   /// With neither window, chunks, softcap, sinks nor tiles.

@@ -75,7 +75,7 @@ void Experts::contents(int op, int first_stage, Contents& all) const {
   for (const auto* linear : inputs()) all.readings.push_back({linear, op, first_stage});
   all.readings.push_back({&down, op, first_stage + 1});
   if (out_of) all.readings.push_back({&*out_of, op, first_stage + 2});
-  for (const auto* norm : {&router_norm, &out_norm})
+  for (const auto* norm : {&router_norm, &in_norm, &expert_norm, &out_norm})
     if (*norm) all.norms.push_back(&**norm);
   for (const auto* parameter : {&router.correction, &router.expert_factors})
     if (*parameter) all.parameters.push_back(&**parameter);
@@ -109,7 +109,9 @@ Flow Experts::expand(const Scope& scope, const mx::array& input, const mx::array
 
 mx::array Experts::sum(const Scope& scope, const Flow& at) const {
   const kernels::Routing routing{at.kept[0], at.kept[1]};
-  auto all = kernels::combine_rows(product(scope, down, at.inputs[0], routing), at.kept[2], routing, router.top_k);
+  auto rows = product(scope, down, at.inputs[0], routing);
+  if (expert_norm) rows = normed(scope.tensors, *expert_norm, rows);
+  auto all = kernels::combine_rows(rows, at.kept[2], routing, router.top_k);
   if (identities > 0) all = mx::add(all, mx::multiply(by_token(at.kept[3]), mx::astype(at.kept[4], all.dtype())));
   return mx::reshape(all, at.kept[3].shape());
 }
@@ -117,7 +119,8 @@ mx::array Experts::sum(const Scope& scope, const Flow& at) const {
 Flow Experts::advance(const Scope& scope, int stage, const Flow& at) const {
   if (!into) return expand(scope, at.inputs[0], at.inputs.back());
   if (stage == 1) {
-    Flow next{{kernels::linear(at.inputs[0], scope.weight(*into))}, {at.inputs.back()}};
+    const auto latent = kernels::linear(at.inputs[0], scope.weight(*into));
+    Flow next{{in_norm ? normed(scope.tensors, *in_norm, latent) : latent}, {at.inputs.back()}};
     if (scope.observed()) {
       const auto routed = route(scope, *this, next.inputs[0], next.kept[0]);
       scope.observe_experts(inputs(), routed.rows, routed.seen, router.top_k, routed.source);
@@ -154,14 +157,20 @@ std::vector<std::string> Experts::readers() const {
 /// Limits and an added 1 let no scale through; of the activations of a plain MLP relu² alone does.
 std::vector<Edge> Experts::edges() const {
   std::vector<Edge> all;
-  if (out_norm) {
+  const auto add_norm = [&](const NormSpec& norm, std::vector<std::string> consumers) {
     Edge edge;
-    edge.producer = out_norm->path;
-    edge.norm = out_norm;
-    edge.consumers = {out_of->path};
-    edge.channels = edge.head_dim = out_norm->size;
+    edge.producer = norm.path;
+    edge.norm = norm;
+    edge.consumers = std::move(consumers);
+    edge.channels = edge.head_dim = norm.size;
     all.push_back(std::move(edge));
+  };
+  if (in_norm) {
+    std::vector<std::string> readers;
+    for (const auto* linear : inputs()) readers.push_back(linear->path);
+    add_norm(*in_norm, std::move(readers));
   }
+  if (out_norm) add_norm(*out_norm, {out_of->path});
   if (clamp || (situ && situ->linear > 0) || (!gate && activation != kernels::Activation::relu2)) return all;
   auto edge = gated_edge(up, Part::piece(Role::expert_up, 0, up.out), down);
   if (!gate) edge.degree = 2;

@@ -26,6 +26,8 @@ struct Experts final : Op {
   std::optional<LinearSpec> gate;  ///< none: down(activation(up(x)))
   LinearSpec up, down;
   std::optional<LinearSpec> into, out_of;  ///< both or none
+  std::optional<NormSpec> in_norm;         ///< of what into makes, which the experts read
+  std::optional<NormSpec> expert_norm;     ///< of each expert's result, before they are weighed and summed
   std::optional<NormSpec> out_norm;        ///< of what out_of reads
   std::optional<LinearSpec> result_gate;   ///< as GatedMlp's, row 0
 

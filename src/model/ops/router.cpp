@@ -88,6 +88,7 @@ Choice choose(const Scope& scope, const Router& router, const mx::array& input) 
   }
   auto logits = kernels::linear(router.f32_product ? in_f32(input) : input, weight);
   if (router.f32) logits = in_f32(logits);
+  if (router.logit_factor != 1) logits = mx::multiply(logits, mx::array(router.logit_factor, logits.dtype()));
   if (router.softcap > 0) {
     const mx::array cap(router.softcap, logits.dtype());
     logits = mx::multiply(mx::tanh(mx::divide(logits, cap)), cap);

@@ -31,6 +31,7 @@ struct Router {
   LinearSpec linear;
   int experts = 0, top_k = 0;
   Score score = Score::softmax;
+  float logit_factor = 1;                   ///< of the logits, before anything is made of them
   float softcap = 0;                        ///< above 0: the logits become softcap · tanh(logit / softcap) first (Laguna)
   float temperature = 1;                    ///< the logits are divided by it
   bool f32 = false;                         ///< scores and weights are f32, else of the compute dtype
