@@ -42,9 +42,8 @@ mx::Shape shape_of_weight(const Foreign& foreign, const std::string& path, const
 /// arithmetic:
 /// - fp8 beside weight_scale_inv: number · scale in the wider of bfloat16 and the scale's dtype, as mlx_lm's sanitize does; in bfloat16 equal to it
 ///   bit for bit. (mlx_lm's ministral3 multiplies bytes that it has not decoded; here they are decoded.)
-/// - compressed-tensors: (code − zero point) · scale in the scale's dtype; the scale of nvfp4 is first divided by the global one, in float32
-/// (ModelOpt:
-///   multiplied). Each matrix of a stack may have a global scale, or one for each of several equal parts of its rows.
+/// - compressed-tensors: (code − zero point) · scale in the scale's dtype; the scale of nvfp4 is first divided by the global one, in float32 (in
+///   ModelOpt's files multiplied by it). Each matrix of a stack may have a global scale, or one for each of several equal parts of its rows.
 /// - AWQ: as the affine weights that mlx_lm makes of it: scale · code + bias, rounded after each in the scale's dtype.
 /// - GPTQ: (code − zero point) · scale in the scale's dtype.
 /// - mxfp4: as mx.dequantize.

@@ -6,21 +6,21 @@ enum Act { silu, gelu, gelu_tanh, gelu_quick, relu, relu2, sigmoid };
 
 __device__ float logistic(float x) { return 1 / (1 + expf(-x)); }
 
-// act(g) and its derivative.
+// act(g) and its derivative; sums are rounded by themselves, so that every function here gets the same numbers.
 template <int act>
 __device__ float2 activated(float g) {
   if constexpr (act == silu || act == gelu_quick) {
     constexpr float k = act == silu ? 1.0f : 1.702f;
     const float s = logistic(k * g);
-    return {g * s, s + k * g * s * (1 - s)};
+    return {g * s, __fadd_rn(s, k * g * s * (1 - s))};
   } else if constexpr (act == gelu) {
     const float phi = 0.5f * (1 + erff(g * 0.70710678118654752f));
-    return {g * phi, phi + g * 0.3989422804014327f * expf(-0.5f * g * g)};
+    return {g * phi, __fadd_rn(phi, g * 0.3989422804014327f * expf(-0.5f * g * g))};
   } else if constexpr (act == gelu_tanh) {
     // (1 + tanh v) / 2 = σ(2 v), v = √(2/π) (g + 0.044715 g³)
     constexpr float twice = 1.5957691216057308f;
     const float s = logistic(twice * (g + 0.044715f * g * g * g));
-    return {g * s, s + g * s * (1 - s) * twice * (1 + 3 * 0.044715f * g * g)};
+    return {g * s, __fadd_rn(s, g * s * (1 - s) * twice * (1 + 3 * 0.044715f * g * g))};
   } else if constexpr (act == relu) {
     return {g < 0 ? 0.0f : g, g > 0 ? 1.0f : 0.0f};  // NaN stays NaN
   } else if constexpr (act == relu2) {

@@ -50,7 +50,7 @@ __device__ void rms_norm_gradient(const T* x, const W* weight, const T* dy, floa
     for (int c = 0; c < n; ++c) {
       const float value = static_cast<float>(v.at[c]);
       squares += value * value;
-      dot += value * static_cast<float>(d.at[c]) * factor(weight, offset, part * n + c);
+      dot += value * __fmul_rn(static_cast<float>(d.at[c]), factor(weight, offset, part * n + c));
     }
   }
   const float scale = 1 / sqrtf(sum_of_warp(squares) / width + eps), back = sum_of_warp(dot) / width * scale * scale;
@@ -58,8 +58,11 @@ __device__ void rms_norm_gradient(const T* x, const W* weight, const T* dy, floa
     const Several<T, n> v = load<n>(from, part), d = load<n>(slopes, part);
     Several<T, n> out;
 #pragma unroll
-    for (int c = 0; c < n; ++c)
-      out.at[c] = static_cast<T>(scale * (static_cast<float>(d.at[c]) * factor(weight, offset, part * n + c) - static_cast<float>(v.at[c]) * back));
+    for (int c = 0; c < n; ++c) {
+      // Rounded by itself, so that factors of 1 give what no factors give.
+      const float slope = __fmul_rn(static_cast<float>(d.at[c]), factor(weight, offset, part * n + c));
+      out.at[c] = static_cast<T>(scale * (slope - static_cast<float>(v.at[c]) * back));
+    }
     store(out, dx + static_cast<long>(row) * width, part);
   }
 }
