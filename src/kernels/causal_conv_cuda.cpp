@@ -21,11 +21,17 @@ mx::array launch(const mx::array& x, const mx::array& taps, const std::optional<
   const int rows = x.shape(0), tokens = x.shape(1), channels = x.shape(2), n = channels % kWide == 0 ? kWide : 1;
   std::vector<CudaInput> inputs{{"x", x}, {"taps", taps}};
   if (segments) inputs.push_back({"segments", *segments});
-  const auto body = fmt::format("lquant::causal_conv<{}, {}, {}, {}>(x, taps, {}, rows, tokens, channels, y);", cuda_type(x.dtype()), n, taps.shape(1),
-                                backward, segments ? "segments" : "nullptr");
+  const auto body = fmt::format("lquant::causal_conv<{}, {}, {}, {}>(x, taps, {}, rows, tokens, channels, y);", cuda_type(x.dtype()), n,
+                                taps.shape(1), backward, segments ? "segments" : "nullptr");
   const auto threads = static_cast<std::size_t>(rows) * ((tokens + kRun - 1) / kRun) * (channels / n);
-  return call({backward ? "lquant_causal_conv_back" : "lquant_causal_conv", causal_conv_cu(), body, inputs, {{"y", x.shape(), x.dtype()}},
-               {{"rows", rows}, {"tokens", tokens}, {"channels", channels}}, blocks_for(threads, kThreads), kThreads})[0];
+  return call({backward ? "lquant_causal_conv_back" : "lquant_causal_conv",
+               causal_conv_cu(),
+               body,
+               inputs,
+               {{"y", x.shape(), x.dtype()}},
+               {{"rows", rows}, {"tokens", tokens}, {"channels", channels}},
+               blocks_for(threads, kThreads),
+               kThreads})[0];
 }
 
 }  // namespace

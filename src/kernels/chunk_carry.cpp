@@ -1,7 +1,8 @@
-// The gradient has the same form as what it is the gradient of, from the last chunk to the first: with D_n for that of S_n and E_n for what other uses
-// of S_n give it,
+// The gradient has the same form as what it is the gradient of, from the last chunk to the first: with D_n for that of S_n and E_n for what other
+// uses of S_n give it,
 //   dwritten_n = dcorrected_n + told_n · D_{n+1},   D_n = E_n + kept_n ⊙ D_{n+1} − read_nᵀ · dwritten_n,
-// and what is left are products of all chunks at once. So one function makes both, as a kernel on CUDA, where it is one launch instead of some ten a chunk.
+// and what is left are products of all chunks at once. So one function makes both, as a kernel on CUDA, where it is one launch instead of some ten a
+// chunk.
 #include "kernels/chunk_carry.h"
 
 #include <mlx/mlx.h>
@@ -23,8 +24,9 @@ using Arrays = std::vector<mx::array>;
 constexpr int kColumns = 16;
 constexpr int kThreads = 256;
 constexpr int kPadding = 4;
-// What a block may have on any device with tensor cores of 2020 and later (compute capability 8.0 and up have at least 99 KB).
+// What a block may have: devices of compute capability 8.0 and up have at least 99 KB.
 constexpr int kSharedBytes = 96 * 1024;
+constexpr int kCapability = 80;
 
 /// Both directions. Forward: c = first − x · S, then S ← kept ⊙ S + yᵀ · c. Backward (`added` is given): c = first + x · S, then
 /// S ← added + kept ⊙ S − yᵀ · c, from the last chunk to the first. Gives c, S in front of each step, and the last S.
@@ -61,7 +63,8 @@ int shared_bytes(int length, int keys) { return 4 * (2 * length * (keys + kPaddi
 
 bool serves(const Steps& s) {
   const int length = s.x.shape(2), keys = s.x.shape(3), values = s.first.shape(3);
-  return cuda_kernels() && s.first.size() > 0 && keys % 4 == 0 && values % 4 == 0 && shared_bytes(length, keys) <= kSharedBytes;
+  return cuda_kernels() && s.first.size() > 0 && keys % 4 == 0 && values % 4 == 0 && shared_bytes(length, keys) <= kSharedBytes &&
+         compute_capability() >= kCapability;
 }
 
 Arrays on_cuda(const Steps& s) {
@@ -71,11 +74,17 @@ Arrays on_cuda(const Steps& s) {
   const std::string body = std::string("extern __shared__ float4 shared[];\nlquant::carry<") + (s.added ? "true" : "false") +
                            ">(reinterpret_cast<float*>(shared), x, y, kept, first, " + (s.added ? "added" : "nullptr") +
                            ", start, chunks, length, keys, values, each_key, corrected, states, last);";
-  return call({s.added ? "lquant_carry_back" : "lquant_carry", chunk_carry_cu(), body, inputs,
-               {{"corrected", {groups, chunks, length, values}, mx::float32}, {"states", {groups, chunks, keys, values}, mx::float32},
+  return call({s.added ? "lquant_carry_back" : "lquant_carry",
+               chunk_carry_cu(),
+               body,
+               inputs,
+               {{"corrected", {groups, chunks, length, values}, mx::float32},
+                {"states", {groups, chunks, keys, values}, mx::float32},
                 {"last", {groups, keys, values}, mx::float32}},
                {{"chunks", chunks}, {"length", length}, {"keys", keys}, {"values", values}, {"each_key", s.kept.shape(2) > 1}},
-               groups * ((values + kColumns - 1) / kColumns), kThreads, shared_bytes(length, keys)});
+               groups * ((values + kColumns - 1) / kColumns),
+               kThreads,
+               shared_bytes(length, keys)});
 }
 
 Arrays run(const Steps& s) { return serves(s) ? on_cuda(s) : on_mlx(s); }
@@ -90,8 +99,8 @@ Carried carry_chunks(const mx::array& written, const mx::array& read, const mx::
     const auto &dwritten = back[0], &behind = back[1];  // behind: the gradient of the state behind each chunk
     auto dkept = mx::sum(mx::multiply(behind, states), -1, /*keepdims=*/true);
     if (kept.shape(2) == 1) dkept = mx::sum(dkept, 2, /*keepdims=*/true);
-    return Arrays{dwritten, mx::negative(mx::matmul(dwritten, mx::swapaxes(states, -1, -2))), mx::matmul(corrected, mx::swapaxes(behind, -1, -2)), dkept,
-                  back[2]};
+    return Arrays{dwritten, mx::negative(mx::matmul(dwritten, mx::swapaxes(states, -1, -2))), mx::matmul(corrected, mx::swapaxes(behind, -1, -2)),
+                  dkept, back[2]};
   };
   const auto made = mx::custom_vjp(forward, backward)({written, read, told, kept, memory});
   return {made[0], made[1], made[2]};

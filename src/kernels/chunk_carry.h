@@ -2,8 +2,8 @@
 
 #include <mlx/array.h>
 
-// What a linear recurrence with corrections hands from chunk to chunk of its tokens (gated_delta.cpp): the only part of it that has an order. Internal
-// to this folder.
+// What a linear recurrence with corrections hands from chunk to chunk of its tokens (gated_delta.cpp): the only part of it that has an order.
+// Internal to this folder.
 namespace lquant::kernels {
 
 namespace mx = mlx::core;

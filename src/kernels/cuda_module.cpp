@@ -114,6 +114,8 @@ std::string cuda_type(mx::Dtype dtype) {
   }
 }
 
+int compute_capability() { return std::stoi(architecture().substr(std::string("sm_").size())); }
+
 int blocks_for(std::size_t count, int threads) { return static_cast<int>((count + threads - 1) / threads); }
 
 std::vector<mx::array> call(const CudaCall& c) {

@@ -44,6 +44,9 @@ std::vector<mx::array> call(const CudaCall& call);
 /// The name of a dtype in the device's text, such as "lquant::bf16".
 std::string cuda_type(mx::Dtype dtype);
 
+/// Of the default device, 90 for sm_90: what it can do (docs.nvidia.com/cuda, compute capabilities). Only where cuda_kernels().
+int compute_capability();
+
 /// Blocks of so many threads for `count` of them.
 int blocks_for(std::size_t count, int threads);
 

@@ -32,9 +32,8 @@ mx::array inverse_on_mlx(const mx::array& a) {
   auto inverse = mask_of(length, std::equal_to<int>());
   // The inverses of diagonal blocks of 1, 2, 4 … rows, two of which and what stands below the first make one of twice the size.
   for (int block = 1; block < length; block *= 2) {
-    const auto below = mask_of(length, [block](int i, int j) {
-      return i / (2 * block) == j / (2 * block) && i % (2 * block) >= block && j % (2 * block) < block;
-    });
+    const auto below =
+        mask_of(length, [block](int i, int j) { return i / (2 * block) == j / (2 * block) && i % (2 * block) >= block && j % (2 * block) < block; });
     const auto between = mx::multiply(a, below);
     inverse = mx::subtract(inverse, block == 1 ? between : mx::matmul(mx::matmul(inverse, between), inverse));
   }
@@ -43,8 +42,14 @@ mx::array inverse_on_mlx(const mx::array& a) {
 
 mx::array inverse_on_cuda(const mx::array& a) {
   const int length = a.shape(-1);
-  return call({"lquant_unit_inverse", delta_chunks_cu(), "lquant::unit_inverse(a, length, x);", {{"a", a}}, {{"x", a.shape(), mx::float32}},
-               {{"length", length}}, static_cast<int>(a.size()) / (length * length), kThreads})[0];
+  return call({"lquant_unit_inverse",
+               delta_chunks_cu(),
+               "lquant::unit_inverse(a, length, x);",
+               {{"a", a}},
+               {{"x", a.shape(), mx::float32}},
+               {{"length", length}},
+               static_cast<int>(a.size()) / (length * length),
+               kThreads})[0];
 }
 
 bool serves(const mx::array& x, int length) { return cuda_kernels() && x.size() > 0 && length <= kLongest; }
@@ -61,13 +66,24 @@ ChunkDecays decays_on_cuda(const mx::array& logs) {
   auto shape = logs.shape();
   shape.insert(shape.end() - 1, length);
   const auto forward = [=](const Arrays& in) {
-    return call({"lquant_chunk_decays", delta_chunks_cu(), "lquant::decays(logs, length, between, from_front);", {{"logs", in[0]}},
-                 {{"between", shape, mx::float32}, {"from_front", in[0].shape(), mx::float32}}, {{"length", length}}, chunks, kThreads});
+    return call({"lquant_chunk_decays",
+                 delta_chunks_cu(),
+                 "lquant::decays(logs, length, between, from_front);",
+                 {{"logs", in[0]}},
+                 {{"between", shape, mx::float32}, {"from_front", in[0].shape(), mx::float32}},
+                 {{"length", length}},
+                 chunks,
+                 kThreads});
   };
   const auto backward = [=](const Arrays& in, const Arrays& cotangents, const Arrays& out) {
-    return call({"lquant_chunk_decays_back", delta_chunks_cu(), "lquant::decay_gradients(between, from_front, dbetween, dfront, length, dlogs);",
+    return call({"lquant_chunk_decays_back",
+                 delta_chunks_cu(),
+                 "lquant::decay_gradients(between, from_front, dbetween, dfront, length, dlogs);",
                  {{"between", out[0]}, {"from_front", out[1]}, {"dbetween", cotangents[0]}, {"dfront", cotangents[1]}},
-                 {{"dlogs", in[0].shape(), mx::float32}}, {{"length", length}}, chunks, kThreads});
+                 {{"dlogs", in[0].shape(), mx::float32}},
+                 {{"length", length}},
+                 chunks,
+                 kThreads});
   };
   const auto made = mx::custom_vjp(forward, backward)({logs});
   return {made[0], made[1]};

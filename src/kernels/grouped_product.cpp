@@ -20,6 +20,7 @@ using Arrays = std::vector<mx::array>;
 // As in grouped_product.cu.
 constexpr int kTile = 128;
 constexpr int kThreads = 256;
+constexpr int kCapability = 80;  // of the instructions in tensor_core.cu
 constexpr int kSharedBytes = 4 * 2 * kTile * 32 * 2;  // stages, operands, vectors, depth, bytes
 
 int tiles(int count) { return (count + kTile - 1) / kTile; }
@@ -43,8 +44,8 @@ mx::array by_rows(const mx::array& x, const mx::array& w, const std::optional<mx
   if (bias) inputs.push_back({"bias", *bias});
   const auto expression = fmt::format("lquant::rows_by_experts<{0}, {1}>(shared, x, w, {2}, offsets, experts, row_tiles, k, n, y);", type, by_vector,
                                       bias ? "bias" : fmt::format("static_cast<const {}*>(nullptr)", type));
-  return launch(fmt::format("lquant_rows_by_experts_{}{}", by_vector ? "nk" : "kn", bias ? "_bias" : ""), expression, inputs, {"y", {rows, n}, x.dtype()},
-                {{"experts", experts}, {"row_tiles", row_tiles}, {"k", k}, {"n", n}}, row_tiles * tiles(n));
+  return launch(fmt::format("lquant_rows_by_experts_{}{}", by_vector ? "nk" : "kn", bias ? "_bias" : ""), expression, inputs,
+                {"y", {rows, n}, x.dtype()}, {{"experts", experts}, {"row_tiles", row_tiles}, {"k", k}, {"n", n}}, row_tiles * tiles(n));
 }
 
 mx::array weight_gradient(const mx::array& dy, const mx::array& x, const mx::array& offsets) {
@@ -64,7 +65,8 @@ mx::array bias_gradient(const mx::array& dy, const mx::array& offsets) {
 }  // namespace
 
 bool fused_grouped_product(const mx::array& weight) {
-  return cuda_kernels() && weight.dtype().size() == 2 && weight.size() > 0 && weight.shape(1) % 8 == 0 && weight.shape(2) % 8 == 0;
+  return cuda_kernels() && weight.dtype().size() == 2 && weight.size() > 0 && weight.shape(1) % 8 == 0 && weight.shape(2) % 8 == 0 &&
+         compute_capability() >= kCapability;
 }
 
 mx::array grouped_product(const mx::array& x, const mx::array& weight, const std::optional<mx::array>& bias, const mx::array& offsets) {

@@ -24,7 +24,8 @@ std::vector<mx::array> linears(const mx::array& x, const std::vector<LinearWeigh
 mx::array linear(const mx::array& x, const LinearWeight& weight, const std::optional<mx::array>& residual = std::nullopt);
 
 /// Products over rows sorted by expert: rows offsets[e] … offsets[e+1] of x [R, K] meet W[e] of W [E, N, K] (+ b [E, N]).
-/// offsets [E+1] int32, ascending from 0 to R. Result [R, N]. Gradients flow to x, W and b (dtype of dW: f32; that of W where grouped_product.h serves).
+/// offsets [E+1] int32, ascending from 0 to R. Result [R, N]. Gradients flow to x, W and b (dtype of dW: f32; that of W where grouped_product.h
+/// serves).
 mx::array grouped_linear(const mx::array& x, const mx::array& weight, const std::optional<mx::array>& bias, const mx::array& offsets);
 
 /// The gradient of a grouped_linear's weight before it is evaluated: of expert e Σ dyᵀx over its rows. What is wanted of it can then be had without

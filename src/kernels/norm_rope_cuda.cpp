@@ -25,11 +25,16 @@ mx::array norm(const mx::array& x, const std::optional<mx::array>& weight, const
   std::vector<CudaInput> inputs{{"x", x}};
   if (weight) inputs.push_back({"weight", *weight});
   if (dy) inputs.push_back({"dy", *dy});
-  const auto body = fmt::format("lquant::{}<{}, {}, {}>(x, {}, {}eps, offset, rows, width, y);", dy ? "rms_norm_gradient" : "rms_norm", cuda_type(x.dtype()),
-                                weight ? cuda_type(weight->dtype()) : "float", width % kWide == 0 ? kWide : 1,
+  const auto body = fmt::format("lquant::{}<{}, {}, {}>(x, {}, {}eps, offset, rows, width, y);", dy ? "rms_norm_gradient" : "rms_norm",
+                                cuda_type(x.dtype()), weight ? cuda_type(weight->dtype()) : "float", width % kWide == 0 ? kWide : 1,
                                 weight ? "weight" : "static_cast<const float*>(nullptr)", dy ? "dy, " : "");
-  return call({dy ? "lquant_rms_norm_gradient" : "lquant_rms_norm", norm_cu(), body, inputs, {{"y", x.shape(), x.dtype()}},
-               {{"eps", eps}, {"offset", offset}, {"rows", rows}, {"width", width}}, blocks_for(static_cast<std::size_t>(rows) * kWarp, kThreads),
+  return call({dy ? "lquant_rms_norm_gradient" : "lquant_rms_norm",
+               norm_cu(),
+               body,
+               inputs,
+               {{"y", x.shape(), x.dtype()}},
+               {{"eps", eps}, {"offset", offset}, {"rows", rows}, {"width", width}},
+               blocks_for(static_cast<std::size_t>(rows) * kWarp, kThreads),
                kThreads})[0];
 }
 
@@ -47,10 +52,21 @@ mx::array rotated(const mx::array& x, const Rotation& r, float sign) {
   if (r.positions) inputs.push_back({"positions", *r.positions});
   const auto body = fmt::format("lquant::rotate<{}, {}, {}>(x, inv_freq, {}, offset, magnitude, sign, tokens, length, heads, width, pairs, y);",
                                 cuda_type(x.dtype()), r.interleaved, n, r.positions ? "positions" : "nullptr");
-  return call({"lquant_rotate", rope_cu(), body, inputs, {{"y", x.shape(), x.dtype()}},
-               {{"offset", r.offset}, {"magnitude", r.magnitude}, {"sign", sign}, {"tokens", tokens}, {"length", x.shape(1)}, {"heads", x.shape(2)},
-                {"width", width}, {"pairs", pairs}},
-               blocks_for(static_cast<std::size_t>(tokens) * (pairs / n), kThreads), kThreads})[0];
+  return call({"lquant_rotate",
+               rope_cu(),
+               body,
+               inputs,
+               {{"y", x.shape(), x.dtype()}},
+               {{"offset", r.offset},
+                {"magnitude", r.magnitude},
+                {"sign", sign},
+                {"tokens", tokens},
+                {"length", x.shape(1)},
+                {"heads", x.shape(2)},
+                {"width", width},
+                {"pairs", pairs}},
+               blocks_for(static_cast<std::size_t>(tokens) * (pairs / n), kThreads),
+               kThreads})[0];
 }
 
 }  // namespace
@@ -73,7 +89,8 @@ mx::array rms_norm(const mx::array& x, const std::optional<mx::array>& weight, f
   return mx::custom_vjp(forward, backward)(inputs)[0];
 }
 
-mx::array rope(const mx::array& x, const mx::array& inv_freq, int offset, float magnitude, bool interleaved, const std::optional<mx::array>& positions) {
+mx::array rope(const mx::array& x, const mx::array& inv_freq, int offset, float magnitude, bool interleaved,
+               const std::optional<mx::array>& positions) {
   const Rotation r{inv_freq, offset, magnitude, interleaved, positions};
   const auto forward = [r](const Arrays& in) { return Arrays{rotated(in[0], r, 1)}; };
   const auto backward = [r](const Arrays& in, const Arrays& cotangents, const Arrays&) {

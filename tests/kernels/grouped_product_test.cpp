@@ -37,7 +37,8 @@ TEST(GroupedProduct, ValuesAndGradients) {
   const int experts = 5, all = 560;
   for (const auto dtype : {mx::bfloat16, mx::float16})
     for (const auto& [n, k] : {std::pair{24, 40}, std::pair{200, 136}, std::pair{8, 512}}) {
-      const auto x = normal({all, k}, dtype, 1), w = normal({experts, n, k}, dtype, 2), b = normal({experts, n}, dtype, 3), dy = normal({all, n}, dtype, 4);
+      const auto x = normal({all, k}, dtype, 1), w = normal({experts, n, k}, dtype, 2), b = normal({experts, n}, dtype, 3),
+                 dy = normal({all, n}, dtype, 4);
       const mx::array offsets(at.data(), {experts + 1}, mx::int32);
       const auto plain = [&](const Arrays& in) { return Arrays{grouped_linear(in[0], in[1], std::nullopt, offsets)}; };
       const auto [y, gradients] = mx::vjp(plain, {x, w}, {dy});

@@ -61,7 +61,8 @@ struct Products : MixtureText {
   static constexpr int kRows = 137, kExperts = 3, kOut = 24, kIn = 40, kThreads = 256;
   const std::vector<int> offsets{0, 130, 130, kRows};
   std::vector<uint4> shared = std::vector<uint4>(device::kStages * 2 * device::kTileChunks);
-  const std::vector<B> x = normal(kRows * kIn, 1), w = normal(kExperts * kOut * kIn, 2), dy = normal(kRows * kOut, 3), bias = normal(kExperts * kOut, 4);
+  const std::vector<B> x = normal(kRows * kIn, 1), w = normal(kExperts * kOut * kIn, 2), dy = normal(kRows * kOut, 3),
+                       bias = normal(kExperts * kOut, 4);
   const std::vector<double> xd = doubles(x), wd = doubles(w), dyd = doubles(dy), biasd = doubles(bias);
   static constexpr int kRowTiles = kRows / device::kTile + kExperts;
 };
@@ -74,21 +75,23 @@ TEST_F(Products, RowsMeetTheirExpertsMatrix) {
   for (int e = 0; e < kExperts; ++e)
     for (int r = offsets[e]; r < offsets[e + 1]; ++r)
       for (int n = 0; n < kOut; ++n)
-        expect_sum(static_cast<float>(y[r * kOut + n]), kIn + 1, [&](int d) { return d == kIn ? 1.0 : xd[r * kIn + d]; },
-                   [&](int d) { return d == kIn ? biasd[e * kOut + n] : wd[(e * kOut + n) * kIn + d]; }, "row " + std::to_string(r));
+        expect_sum(
+            static_cast<float>(y[r * kOut + n]), kIn + 1, [&](int d) { return d == kIn ? 1.0 : xd[r * kIn + d]; },
+            [&](int d) { return d == kIn ? biasd[e * kOut + n] : wd[(e * kOut + n) * kIn + d]; }, "row " + std::to_string(r));
 }
 
 TEST_F(Products, GradientsOfRowsMeetTheTransposedMatrix) {
   std::vector<B> dx(kRows * kIn);
   launch(kRowTiles, kThreads, [&] {
-    device::rows_by_experts<B, false>(shared.data(), dy.data(), w.data(), static_cast<const B*>(nullptr), offsets.data(), kExperts, kRowTiles, kOut, kIn,
-                                      dx.data());
+    device::rows_by_experts<B, false>(shared.data(), dy.data(), w.data(), static_cast<const B*>(nullptr), offsets.data(), kExperts, kRowTiles, kOut,
+                                      kIn, dx.data());
   });
   for (int e = 0; e < kExperts; ++e)
     for (int r = offsets[e]; r < offsets[e + 1]; ++r)
       for (int i = 0; i < kIn; ++i)
-        expect_sum(static_cast<float>(dx[r * kIn + i]), kOut, [&](int d) { return dyd[r * kOut + d]; },
-                   [&](int d) { return wd[(e * kOut + d) * kIn + i]; }, "row " + std::to_string(r));
+        expect_sum(
+            static_cast<float>(dx[r * kIn + i]), kOut, [&](int d) { return dyd[r * kOut + d]; }, [&](int d) { return wd[(e * kOut + d) * kIn + i]; },
+            "row " + std::to_string(r));
 }
 
 TEST_F(Products, GradientsOfMatricesAreSumsOverTheirRows) {
@@ -97,8 +100,9 @@ TEST_F(Products, GradientsOfMatricesAreSumsOverTheirRows) {
   for (int e = 0; e < kExperts; ++e)
     for (int n = 0; n < kOut; ++n)
       for (int i = 0; i < kIn; ++i)
-        expect_sum(static_cast<float>(dw[(e * kOut + n) * kIn + i]), offsets[e + 1] - offsets[e], [&](int d) { return dyd[(offsets[e] + d) * kOut + n]; },
-                   [&](int d) { return xd[(offsets[e] + d) * kIn + i]; }, "expert " + std::to_string(e));
+        expect_sum(
+            static_cast<float>(dw[(e * kOut + n) * kIn + i]), offsets[e + 1] - offsets[e], [&](int d) { return dyd[(offsets[e] + d) * kOut + n]; },
+            [&](int d) { return xd[(offsets[e] + d) * kIn + i]; }, "expert " + std::to_string(e));
 }
 
 std::vector<int> choices(int count, int experts) {
@@ -151,7 +155,8 @@ void combination_follows(int width) {
     for (int c = 0; c < width; ++c) {
       const double slope = doutd[token * width + c];
       dot += yd[r * width + c] * slope, size += std::abs(yd[r * width + c] * slope);
-      expect_sum(static_cast<float>(dy[r * width + c]), 1, [&](int) { return double{weights[choice]}; }, [&](int) { return slope; }, "gradient of a row");
+      expect_sum(
+          static_cast<float>(dy[r * width + c]), 1, [&](int) { return double{weights[choice]}; }, [&](int) { return slope; }, "gradient of a row");
     }
     EXPECT_NEAR(dweights[choice], dot, (width + 1) * kF32 * size);
   }

@@ -38,7 +38,9 @@ class NormText : public cuda_on_host::OnCpu {};
 constexpr float kEps = 1e-5f;
 constexpr int kThreads = 64;
 
-std::vector<float> numbers(const mx::Shape& shape, int seed, float scale = 1, float mean = 0) { return floats(normal(shape, mx::float32, seed, scale, mean)); }
+std::vector<float> numbers(const mx::Shape& shape, int seed, float scale = 1, float mean = 0) {
+  return floats(normal(shape, mx::float32, seed, scale, mean));
+}
 Values wide(const std::vector<float>& x) { return Values(x.begin(), x.end()); }
 
 template <int n>
@@ -49,7 +51,8 @@ void norms_follow(int width, bool weighted) {
   std::vector<float> y(x.size()), dx(x.size());
   const int blocks = (rows * 32 + kThreads - 1) / kThreads;
   launch(blocks, kThreads, [&] { of_norms::lquant::rms_norm<float, float, n>(x.data(), weight, kEps, 1, rows, width, y.data()); });
-  launch(blocks, kThreads, [&] { of_norms::lquant::rms_norm_gradient<float, float, n>(x.data(), weight, dy.data(), kEps, 1, rows, width, dx.data()); });
+  launch(blocks, kThreads,
+         [&] { of_norms::lquant::rms_norm_gradient<float, float, n>(x.data(), weight, dy.data(), kEps, 1, rows, width, dx.data()); });
   Values scale(width, 1.0);
   for (int c = 0; weighted && c < width; ++c) scale[c] = stored[c] + 1.0f;  // rounded, as in the text
   const auto want = oracle::rms_norm(wide(x), scale, kEps), terms = oracle::rms_norm_gradient_terms(wide(x), scale, wide(dy), kEps);
@@ -105,8 +108,8 @@ void rotations_follow(int width, int pairs, bool own_positions) {
   std::vector<float> y(x.size()), dx(x.size());
   const auto run = [&](const std::vector<float>& from, float sign, std::vector<float>& to) {
     launch((tokens * (pairs / n) + kThreads - 1) / kThreads, kThreads, [&] {
-      of_rotations::lquant::rotate<float, interleaved, n>(from.data(), inv_freq.data(), own_positions ? positions.data() : nullptr, offset, magnitude, sign,
-                                                          tokens, length, heads, width, pairs, to.data());
+      of_rotations::lquant::rotate<float, interleaved, n>(from.data(), inv_freq.data(), own_positions ? positions.data() : nullptr, offset, magnitude,
+                                                          sign, tokens, length, heads, width, pairs, to.data());
     });
   };
   run(x, 1, y);

@@ -1,5 +1,5 @@
-// The CUDA text of recurrent layers, run thread by thread on the CPU (cuda_on_host.h): a state that goes from chunk to chunk, a few taps of each channel,
-// in both directions.
+// The CUDA text of recurrent layers, run thread by thread on the CPU (cuda_on_host.h): a state that goes from chunk to chunk, a few taps of each
+// channel, in both directions.
 #include <gtest/gtest.h>
 #include <mlx/mlx.h>
 
@@ -52,8 +52,8 @@ void steps_follow(bool each_key) {
   std::vector<float> corrected(first.size()), states(added.size()), last(start.size());
   std::vector<float4> shared((2 * length * (keys + device::kPadding) + (keys + length) * device::kColumns) / 4);
   launch(groups * parts, threads, [&] {
-    device::carry<backward>(reinterpret_cast<float*>(shared.data()), x.data(), y.data(), kept.data(), first.data(), added.data(), start.data(), chunks, length,
-                            keys, values, each_key, corrected.data(), states.data(), last.data());
+    device::carry<backward>(reinterpret_cast<float*>(shared.data()), x.data(), y.data(), kept.data(), first.data(), added.data(), start.data(),
+                            chunks, length, keys, values, each_key, corrected.data(), states.data(), last.data());
   });
   const double sign = backward ? 1 : -1;
   for (int g = 0; g < groups; ++g) {
@@ -100,9 +100,8 @@ TEST_F(CarryText, DecaysAndTheirGradientFollowTheFormula) {
     const auto dbetween = normal(chunks * length * length, 22, 1), dfront = normal(chunks * length, 23, 1);
     std::vector<float> between(dbetween.size()), front(dfront.size()), dlogs(logs.size());
     launch(chunks, threads, [&] { of_chunks::lquant::decays(logs.data(), length, between.data(), front.data()); });
-    launch(chunks, threads, [&] {
-      of_chunks::lquant::decay_gradients(between.data(), front.data(), dbetween.data(), dfront.data(), length, dlogs.data());
-    });
+    launch(chunks, threads,
+           [&] { of_chunks::lquant::decay_gradients(between.data(), front.data(), dbetween.data(), dfront.data(), length, dlogs.data()); });
     for (int n = 0; n < chunks; ++n) {
       const auto sum = [&](int first, int last) {  // of the logarithms
         double s = 0;
@@ -119,7 +118,8 @@ TEST_F(CarryText, DecaysAndTheirGradientFollowTheFormula) {
           for (int t = j + 1; t <= i; ++t) gradient[t] += want * slope, size[t] += std::abs(want * slope);
         }
       }
-      for (int t = 0; t < length; ++t) ASSERT_NEAR(dlogs[n * length + t], gradient[t], (3 * length + 4 + length * -sum(0, length - 1)) * testing::kF32 * size[t]);
+      for (int t = 0; t < length; ++t)
+        ASSERT_NEAR(dlogs[n * length + t], gradient[t], (3 * length + 4 + length * -sum(0, length - 1)) * testing::kF32 * size[t]);
     }
   }
 }
@@ -151,8 +151,8 @@ void taps_follow(int tokens, int channels, const std::vector<std::int32_t>& segm
   const auto run = [&]<bool backward>(const std::vector<float>& from, std::vector<float>& to) {
     const int threads = 2 * ((tokens + of_taps::lquant::kRun - 1) / of_taps::lquant::kRun) * (channels / n);
     launch((threads + 63) / 64, 64, [&] {
-      of_taps::lquant::causal_conv<float, n, count, backward>(from.data(), taps.data(), segments.empty() ? nullptr : segments.data(), 2, tokens, channels,
-                                                              to.data());
+      of_taps::lquant::causal_conv<float, n, count, backward>(from.data(), taps.data(), segments.empty() ? nullptr : segments.data(), 2, tokens,
+                                                              channels, to.data());
     });
   };
   run.template operator()<false>(x, y);

@@ -14,7 +14,8 @@ void wait_for_all_but() {}
 
 // A pointer's 48 bits fit into the double that lanes exchange.
 inline const std::uint16_t* row_of_lane(const void* own, int lane) {
-  return reinterpret_cast<const std::uint16_t*>(static_cast<std::uintptr_t>(cuda_on_host::from_lane(static_cast<double>(reinterpret_cast<std::uintptr_t>(own)), lane)));
+  return reinterpret_cast<const std::uint16_t*>(
+      static_cast<std::uintptr_t>(cuda_on_host::from_lane(static_cast<double>(reinterpret_cast<std::uintptr_t>(own)), lane)));
 }
 
 template <bool transposed>
