@@ -1,3 +1,5 @@
+#pragma once
+
 // The functions of tensor_core.cu on a CPU, from what PTX's manual says of them; included in its place, behind numbers.cu, in the same namespace.
 // Copies are done at once: the kernels' own waits and barriers keep what they read and write apart.
 namespace lquant {
