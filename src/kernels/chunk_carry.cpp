@@ -7,8 +7,8 @@
 
 #include <mlx/mlx.h>
 
-#include <algorithm>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "kernels/cuda_module.h"

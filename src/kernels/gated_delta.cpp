@@ -11,7 +11,6 @@
 #include <mlx/mlx.h>
 
 #include <algorithm>
-#include <functional>
 #include <stdexcept>
 #include <string>
 #include <vector>

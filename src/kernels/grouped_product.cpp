@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <mlx/mlx.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -20,7 +21,7 @@ using Arrays = std::vector<mx::array>;
 // As in grouped_product.cu.
 constexpr int kTile = 128;
 constexpr int kThreads = 256;
-constexpr int kCapability = 80;  // of the instructions in tensor_core.cu
+constexpr int kCapability = 80;                       // of the instructions in tensor_core.cu
 constexpr int kSharedBytes = 4 * 2 * kTile * 32 * 2;  // stages, operands, vectors, depth, bytes
 
 int tiles(int count) { return (count + kTile - 1) / kTile; }

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/elementwise_testing.h"
 #include "kernels/linear.h"
 #include "oracle/kernels_linear.h"
 
@@ -14,11 +15,8 @@ namespace lquant::kernels {
 namespace {
 
 using namespace oracle::linear;
+using testing::normal;
 using Arrays = std::vector<mx::array>;
-
-mx::array normal(const mx::Shape& shape, mx::Dtype dtype, int seed) {
-  return mx::astype(mx::random::normal(shape, mx::float32, mx::random::key(seed)), dtype);
-}
 
 /// A sum of `length` products in f32 is off by length · 2^-24 of its terms' sizes, and rounded once more (f16's smallest step is 2^-24).
 void expect_product(const mx::array& got, const Matrix& a, const Matrix& b, const char* what) {
