@@ -36,6 +36,19 @@ std::vector<CudaScalar> scalars_of(const TrainedMatrix& m, const DescentRates& r
   return all;
 }
 
+std::vector<CudaInput> inputs_of(const TrainedMatrix& m, std::vector<CudaInput> inputs) {
+  for (const auto& [name, x] :
+       {std::pair{"s0", &m.s0}, {"pivot", &m.pivot}, {"a", &m.a}, {"c", &m.c}, {"ma", &m.ma}, {"va", &m.va}, {"mc", &m.mc}, {"vc", &m.vc}})
+    inputs.push_back({name, *x});
+  return inputs;
+}
+
+std::vector<CudaOutput> next_scales(const TrainedMatrix& m) {
+  std::vector<CudaOutput> outputs;
+  for (const auto* name : {"next_a", "next_c", "next_ma", "next_va", "next_mc", "next_vc"}) outputs.push_back({name, m.a.shape(), mx::float32});
+  return outputs;
+}
+
 void take_scales(TrainedMatrix& next, const Arrays& made, std::size_t first) {
   for (auto* x : {&next.a, &next.c, &next.ma, &next.va, &next.mc, &next.vc}) *x = made[first++];
 }
@@ -59,31 +72,15 @@ std::pair<mx::array, mx::array> descent_gradients(const mx::array& dw, const mx:
 }
 
 TrainedMatrix descend(const TrainedMatrix& m, const mx::array& dw, const DescentRates& rates) {
-  const auto groups = m.a.shape();
-  const auto f32 = mx::float32;
+  auto inputs = inputs_of(m, {{"dw", dw}, {"u", m.latents}});
+  inputs.push_back({"v", m.v});
+  auto outputs = next_scales(m);
+  outputs.insert(outputs.begin(), {"next_u", m.latents.shape(), mx::uint16});
+  outputs.push_back({"next_v", m.a.shape(), mx::float32});
   const auto made = over_weights("step", cuda_type(dw.dtype()),
                                  "dw, u, s0, pivot, a, c, ma, va, mc, vc, v, inverse_spread, adam_step, code_step, correction, count, "
                                  "next_u, next_a, next_c, next_ma, next_va, next_mc, next_vc, next_v",
-                                 {{"dw", dw},
-                                  {"u", m.latents},
-                                  {"s0", m.s0},
-                                  {"pivot", m.pivot},
-                                  {"a", m.a},
-                                  {"c", m.c},
-                                  {"ma", m.ma},
-                                  {"va", m.va},
-                                  {"mc", m.mc},
-                                  {"vc", m.vc},
-                                  {"v", m.v}},
-                                 {{"next_u", m.latents.shape(), mx::uint16},
-                                  {"next_a", groups, f32},
-                                  {"next_c", groups, f32},
-                                  {"next_ma", groups, f32},
-                                  {"next_va", groups, f32},
-                                  {"next_mc", groups, f32},
-                                  {"next_vc", groups, f32},
-                                  {"next_v", groups, f32}},
-                                 scalars_of(m, rates, true), m.latents.size(), m.bits, m.group_size);
+                                 inputs, outputs, scalars_of(m, rates, true), m.latents.size(), m.bits, m.group_size);
   auto next = m;
   next.latents = made[0];
   take_scales(next, made, 1);
@@ -91,26 +88,24 @@ TrainedMatrix descend(const TrainedMatrix& m, const mx::array& dw, const Descent
   return next;
 }
 
+TrainedMatrix descend_scales(const TrainedMatrix& m, const mx::array& dw, const DescentRates& rates) {
+  const auto made =
+      over_weights("step_of_scales", cuda_type(dw.dtype()),
+                   "dw, u, s0, pivot, a, c, ma, va, mc, vc, inverse_spread, adam_step, correction, count, "
+                   "next_a, next_c, next_ma, next_va, next_mc, next_vc",
+                   inputs_of(m, {{"dw", dw}, {"u", m.latents}}), next_scales(m), scalars_of(m, rates, false), m.latents.size(), m.bits, m.group_size);
+  auto next = m;
+  take_scales(next, made, 0);
+  return next;
+}
+
 TrainedMatrix descend_scales(const TrainedMatrix& m, const mx::array& ds, const mx::array& db, const DescentRates& rates) {
-  const auto groups = m.a.shape();
-  const auto f32 = mx::float32;
   auto scalars = scalars_of(m, rates, false);
   scalars.push_back({"groups", static_cast<int>(m.a.size())});
-  const auto made = call(
-      {"lquant_descent_scales",
-       descent_cu(),
-       "lquant::step_scales(ds, db, s0, pivot, a, c, ma, va, mc, vc, inverse_spread, adam_step, correction, groups, "
-       "next_a, next_c, next_ma, next_va, next_mc, next_vc);",
-       {{"ds", ds}, {"db", db}, {"s0", m.s0}, {"pivot", m.pivot}, {"a", m.a}, {"c", m.c}, {"ma", m.ma}, {"va", m.va}, {"mc", m.mc}, {"vc", m.vc}},
-       {{"next_a", groups, f32},
-        {"next_c", groups, f32},
-        {"next_ma", groups, f32},
-        {"next_va", groups, f32},
-        {"next_mc", groups, f32},
-        {"next_vc", groups, f32}},
-       scalars,
-       blocks_for(m.a.size(), kThreads),
-       kThreads});
+  const auto made = call({"lquant_descent_from_sums", descent_cu(),
+                          "lquant::step_from_sums(ds, db, s0, pivot, a, c, ma, va, mc, vc, inverse_spread, adam_step, correction, groups, "
+                          "next_a, next_c, next_ma, next_va, next_mc, next_vc);",
+                          inputs_of(m, {{"ds", ds}, {"db", db}}), next_scales(m), scalars, blocks_for(m.a.size(), kThreads), kThreads});
   auto next = m;
   take_scales(next, made, 0);
   return next;

@@ -104,12 +104,22 @@ __device__ Adam adam(Adam now, float gradient, float step, float correction) {
   return {now.value - m * step / (sqrtf(v / correction) + kAdamTiny), m, v};
 }
 
+// Adam's step of the scales and biases of group g from its sums.
+__device__ void step_group(long g, const Sums& sums, const float* s0, const float* pivot, const float* a, const float* c, const float* ma,
+                           const float* va, const float* mc, const float* vc, float inverse_spread, float adam_step, float correction, float* next_a,
+                           float* next_c, float* next_ma, float* next_va, float* next_mc, float* next_vc) {
+  const Adam of_a = adam({a[g], ma[g], va[g]}, s0[g] * inverse_spread * (sums.scaled - pivot[g] * sums.plain), adam_step, correction);
+  const Adam of_c = adam({c[g], mc[g], vc[g]}, s0[g] * sums.plain, adam_step, correction);
+  next_a[g] = of_a.value, next_ma[g] = of_a.m, next_va[g] = of_a.v;
+  next_c[g] = of_c.value, next_mc[g] = of_c.m, next_vc[g] = of_c.v;
+}
+
 // adam_step = rate / (1 − β1^t); code_step in codes of these bits; correction = 1 − β2^t.
 template <class D, int bits, int group>
 __device__ void step(const D* dw, const unsigned short* u, const float* s0, const float* pivot, const float* a, const float* c, const float* ma,
                      const float* va, const float* mc, const float* vc, const float* v, float inverse_spread, float adam_step, float code_step,
-                     float correction, int count, unsigned short* next_u, float* next_a, float* next_c, float* next_ma, float* next_va, float* next_mc,
-                     float* next_vc, float* next_v) {
+                     float correction, int count, unsigned short* next_u, float* next_a, float* next_c, float* next_ma, float* next_va,
+                     float* next_mc, float* next_vc, float* next_v) {
   const long thread = thread_index();
   const bool inside = thread < count;
   float d[kPerThread];
@@ -130,23 +140,34 @@ __device__ void step(const D* dw, const unsigned short* u, const float* s0, cons
   }
   store(moved, next_u, thread);
   if (thread * kPerThread % group != 0) return;
-  const Adam of_a = adam({a[g], ma[g], va[g]}, s0[g] * inverse_spread * (sums.scaled - pivot[g] * sums.plain), adam_step, correction);
-  const Adam of_c = adam({c[g], mc[g], vc[g]}, s0[g] * sums.plain, adam_step, correction);
-  next_a[g] = of_a.value, next_ma[g] = of_a.m, next_va[g] = of_a.v;
-  next_c[g] = of_c.value, next_mc[g] = of_c.m, next_vc[g] = of_c.v;
+  step_group(g, sums, s0, pivot, a, c, ma, va, mc, vc, inverse_spread, adam_step, correction, next_a, next_c, next_ma, next_va, next_mc, next_vc);
   next_v[g] = mean_square;
 }
 
-// The same where codes stay: the sums over groups are there already.
-__device__ void step_scales(const float* ds, const float* db, const float* s0, const float* pivot, const float* a, const float* c, const float* ma,
-                            const float* va, const float* mc, const float* vc, float inverse_spread, float adam_step, float correction, int groups,
-                            float* next_a, float* next_c, float* next_ma, float* next_va, float* next_mc, float* next_vc) {
+// The same where codes stay.
+template <class D, int bits, int group>
+__device__ void step_of_scales(const D* dw, const unsigned short* u, const float* s0, const float* pivot, const float* a, const float* c,
+                               const float* ma, const float* va, const float* mc, const float* vc, float inverse_spread, float adam_step,
+                               float correction, int count, float* next_a, float* next_c, float* next_ma, float* next_va, float* next_mc,
+                               float* next_vc) {
+  const long thread = thread_index();
+  const bool inside = thread < count;
+  float d[kPerThread];
+  const Latents own = load_both(dw, u, thread, inside, d);
+  const Sums sums = sums_of_group<bits, group>(own, d);
+  if (!inside || thread * kPerThread % group != 0) return;
+  step_group(thread * kPerThread / group, sums, s0, pivot, a, c, ma, va, mc, vc, inverse_spread, adam_step, correction, next_a, next_c, next_ma,
+             next_va, next_mc, next_vc);
+}
+
+// The same from sums of several parts of a batch, a thread a group.
+__device__ void step_from_sums(const float* ds, const float* db, const float* s0, const float* pivot, const float* a, const float* c, const float* ma,
+                               const float* va, const float* mc, const float* vc, float inverse_spread, float adam_step, float correction, int groups,
+                               float* next_a, float* next_c, float* next_ma, float* next_va, float* next_mc, float* next_vc) {
   const long g = thread_index();
   if (g >= groups) return;
-  const Adam of_a = adam({a[g], ma[g], va[g]}, s0[g] * inverse_spread * (ds[g] - pivot[g] * db[g]), adam_step, correction);
-  const Adam of_c = adam({c[g], mc[g], vc[g]}, s0[g] * db[g], adam_step, correction);
-  next_a[g] = of_a.value, next_ma[g] = of_a.m, next_va[g] = of_a.v;
-  next_c[g] = of_c.value, next_mc[g] = of_c.m, next_vc[g] = of_c.v;
+  step_group(g, {ds[g], db[g], 0}, s0, pivot, a, c, ma, va, mc, vc, inverse_spread, adam_step, correction, next_a, next_c, next_ma, next_va, next_mc,
+             next_vc);
 }
 
 }  // namespace lquant

@@ -41,7 +41,10 @@ std::pair<mx::array, mx::array> descent_gradients(const mx::array& dw, const mx:
 /// One step from the gradient dw [..., K] (f32, bf16, f16) of the dense weight: scales, biases and latents.
 TrainedMatrix descend(const TrainedMatrix& matrix, const mx::array& dw, const DescentRates& rates);
 
-/// One step of scales and biases alone, from their gradients f32 [..., K / group_size].
+/// One step of scales and biases alone from the same, the codes as they are.
+TrainedMatrix descend_scales(const TrainedMatrix& matrix, const mx::array& dw, const DescentRates& rates);
+
+/// The same from gradients that are summed already f32 [..., K / group_size].
 TrainedMatrix descend_scales(const TrainedMatrix& matrix, const mx::array& ds, const mx::array& db, const DescentRates& rates);
 
 }  // namespace lquant::kernels

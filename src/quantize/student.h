@@ -3,6 +3,7 @@
 #include <mlx/array.h>
 
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -52,6 +53,7 @@ class TrainedLinear {
 
  private:
   bool fused() const;
+  void reduce_whole();
   kernels::TrainedMatrix matrix() const;
   float code_rate(const StepRates& rates) const;
   void step_fused(const StepRates& rates);
@@ -67,6 +69,7 @@ class TrainedLinear {
   float spread_;               // r above
   mx::array a_, c_, ma_, va_, mc_, vc_, v_;
   std::vector<mx::array> gradient_;  // Σ dW·q, Σ dW by group, and dW itself when codes move; that alone for kernels that sum as they step
+  std::optional<mx::array> whole_;   // dW of the first part, as long as nothing asks for its sums; where codes are fixed and kernels step
 };
 
 /// All trained linears of a model in the order of its forward pass, and the dense tensors around them.

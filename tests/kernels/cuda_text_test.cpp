@@ -178,6 +178,23 @@ void step_follows(std::uint64_t seed) {
                                                  next[0].data(), next[1].data(), next[2].data(), next[3].data(), next[4].data(), next[5].data(),
                                                  next[6].data());
   });
+  // Where codes stay, the same numbers: in one kernel, and from sums that another has made.
+  std::vector<std::vector<float>> still(6, std::vector<float>(groups)), summed = still;
+  std::vector<float> sums_scaled(groups), sums_plain(groups);
+  launch((count + kThreads - 1) / kThreads, kThreads, [&] {
+    of_descent::lquant::step_of_scales<float, bits, group>(dw.data(), u.data(), s0.data(), pivot.data(), a.data(), c.data(), ma.data(), va.data(),
+                                                           mc.data(), vc.data(), m.inverse_spread, adam_step, correction, count, still[0].data(),
+                                                           still[1].data(), still[2].data(), still[3].data(), still[4].data(), still[5].data());
+    of_descent::lquant::gradients<float, bits, group>(dw.data(), u.data(), count, sums_scaled.data(), sums_plain.data());
+  });
+  launch(static_cast<int>(groups + kThreads - 1) / kThreads, kThreads, [&] {
+    of_descent::lquant::step_from_sums(sums_scaled.data(), sums_plain.data(), s0.data(), pivot.data(), a.data(), c.data(), ma.data(), va.data(),
+                                       mc.data(), vc.data(), m.inverse_spread, adam_step, correction, static_cast<int>(groups), summed[0].data(),
+                                       summed[1].data(), summed[2].data(), summed[3].data(), summed[4].data(), summed[5].data());
+  });
+  const std::vector<std::vector<float>> moving(next.begin(), next.end() - 1);
+  EXPECT_EQ(still, moving);
+  EXPECT_EQ(summed, moving);
   for (std::size_t g = 0; g < groups; ++g) {
     double ds = 0, db = 0, squares = 0, size = 0;
     for (std::size_t i = g * group; i < (g + 1) * group; ++i) {
