@@ -44,7 +44,7 @@ TrainedMatrix descend(const TrainedMatrix& matrix, const mx::array& dw, const De
 /// One step of scales and biases alone from the same, the codes as they are.
 TrainedMatrix descend_scales(const TrainedMatrix& matrix, const mx::array& dw, const DescentRates& rates);
 
-/// The same from gradients that are summed already f32 [..., K / group_size].
+/// The same from the gradients of scales and biases, f32 [..., K / group_size].
 TrainedMatrix descend_scales(const TrainedMatrix& matrix, const mx::array& ds, const mx::array& db, const DescentRates& rates);
 
 }  // namespace lquant::kernels

@@ -108,14 +108,14 @@ mx::array TrainedLinear::weight() const {
 }
 
 void TrainedLinear::accumulate(const mx::array& dw) {
-  std::vector<mx::array> part;
-  if (fused() && !move_codes_ && gradient_.empty() && !whole_) {
-    whole_ = dw;  // a step of one part takes it as it is, in one launch
+  if (fused() && gradient_.empty()) {  // a step of one part takes it as it is
+    gradient_ = {dw};
     return;
   }
-  reduce_whole();
+  reduce_to_sums();
+  std::vector<mx::array> part;
   if (fused() && move_codes_) {
-    part = {gradient_.empty() ? dw : f32(dw)};
+    part = {f32(dw)};
   } else {
     const auto [ds, db] = kernels::latent_gradients(dw, latents_, format_.bits, format_.group_size);
     part = {ds, db};
@@ -130,15 +130,16 @@ void TrainedLinear::accumulate(const mx::array& dw) {
   if (kernels::cpu_kernels()) mx::eval(gradient_);
 }
 
-void TrainedLinear::reduce_whole() {
-  if (!whole_) return;
-  const auto [ds, db] = kernels::latent_gradients(*whole_, latents_, format_.bits, format_.group_size);
+bool TrainedLinear::holds_unreduced() const { return !move_codes_ && gradient_.size() == 1; }
+
+void TrainedLinear::reduce_to_sums() {
+  if (!holds_unreduced()) return;
+  const auto [ds, db] = kernels::latent_gradients(gradient_[0], latents_, format_.bits, format_.group_size);
   gradient_ = {ds, db};
-  whole_.reset();
 }
 
 std::vector<mx::array*> TrainedLinear::gradient() {
-  reduce_whole();
+  reduce_to_sums();
   if (gradient_.empty()) {  // this rank had no rows: it adds nothing, but takes part in the sum
     if (!fused() || !move_codes_) gradient_ = {mx::zeros_like(s0_), mx::zeros_like(s0_)};
     if (move_codes_) gradient_.push_back(mx::zeros(latents_.shape(), mx::float32));
@@ -153,9 +154,9 @@ float TrainedLinear::code_rate(const StepRates& rates) const { return rates.code
 
 void TrainedLinear::step_fused(const StepRates& rates) {
   const kernels::DescentRates own{rates.scales, code_rate(rates), rates.step};
-  const auto next = move_codes_ ? kernels::descend(matrix(), gradient_[0], own)
-                    : whole_    ? kernels::descend_scales(matrix(), *whole_, own)
-                                : kernels::descend_scales(matrix(), gradient_[0], gradient_[1], own);
+  const auto next = move_codes_         ? kernels::descend(matrix(), gradient_[0], own)
+                    : holds_unreduced() ? kernels::descend_scales(matrix(), gradient_[0], own)
+                                        : kernels::descend_scales(matrix(), gradient_[0], gradient_[1], own);
   latents_ = next.latents;
   a_ = next.a;
   c_ = next.c;
@@ -165,11 +166,10 @@ void TrainedLinear::step_fused(const StepRates& rates) {
   vc_ = next.vc;
   v_ = next.v;
   gradient_.clear();
-  whole_.reset();
 }
 
 void TrainedLinear::step(const StepRates& rates) {
-  if (gradient_.empty() && !whole_) return;
+  if (gradient_.empty()) return;
   if (fused()) return step_fused(rates);
   const auto &ds = gradient_[0], &db = gradient_[1];
   const auto scales_before = scales_f32();

@@ -3,7 +3,6 @@
 #include <mlx/array.h>
 
 #include <map>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -53,7 +52,8 @@ class TrainedLinear {
 
  private:
   bool fused() const;
-  void reduce_whole();
+  bool holds_unreduced() const;
+  void reduce_to_sums();
   kernels::TrainedMatrix matrix() const;
   float code_rate(const StepRates& rates) const;
   void step_fused(const StepRates& rates);
@@ -68,8 +68,9 @@ class TrainedLinear {
   mx::array s0_, b0_, pivot_;  // f32 [..., K/group]
   float spread_;               // r above
   mx::array a_, c_, ma_, va_, mc_, vc_, v_;
-  std::vector<mx::array> gradient_;  // Σ dW·q, Σ dW by group, and dW itself when codes move; that alone for kernels that sum as they step
-  std::optional<mx::array> whole_;   // dW of the first part, as long as nothing asks for its sums; where codes are fixed and kernels step
+  // Σ dW·q, Σ dW by group, and dW itself when codes move. For kernels that sum as they step, dW alone: always when codes move, else as long as
+  // there is one part and nobody has asked for the sums.
+  std::vector<mx::array> gradient_;
 };
 
 /// All trained linears of a model in the order of its forward pass, and the dense tensors around them.
